@@ -1,0 +1,29 @@
+"""What a compressed layer computes, costs and packs to."""
+
+from layers.compress import compress_layer, compress_model, compressed_layers
+from layers.conv import ChebConv2d, CompressedConv2d, CompressedLinear, CosConv2d, TemplateConv2d
+from layers.cost import Cost, layer_cost, network_cost, remaining_cost
+from layers.errors import OvertoneError, UsageError
+from layers.form import LayerForm, LayerShape
+from layers.pack import pack_state, unpack_state
+
+__all__ = [
+    "ChebConv2d",
+    "CompressedConv2d",
+    "CompressedLinear",
+    "CosConv2d",
+    "Cost",
+    "LayerForm",
+    "LayerShape",
+    "OvertoneError",
+    "TemplateConv2d",
+    "UsageError",
+    "compress_layer",
+    "compress_model",
+    "compressed_layers",
+    "layer_cost",
+    "network_cost",
+    "pack_state",
+    "remaining_cost",
+    "unpack_state",
+]

@@ -1,0 +1,130 @@
+"""Block floating point: values of a block share one exponent, each has a sign and a mantissa.
+
+Costain & Prisacariu, appendix C (7 exponent bits, block size 1, straight-through gradient), after Song et al. 2018
+and Drumond et al. 2018. A value is sign * m * 2^(e - b + 1) with a b-bit integer mantissa m < 2^b, written without
+hidden bits, so that b = 8 and block size 1 take 16 bits a value as in the paper's table 4.
+
+Our choices, where the paper is silent: rounding to nearest even; e is the exponent of the block's *rounded* largest
+magnitude, so that nothing saturates below 2^64 and block size 1 is ordinary rounding to b significant bits; exponents
+-64 .. 63, smaller values become subnormal and then zero, larger ones saturate; a block that holds NaN or infinity
+becomes NaN. Blocks are consecutive values of the flattened tensor. Quantising twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layers.errors import OvertoneError, UsageError
+
+__all__ = ["BlockFormat", "pack_blocks", "quantise", "unpack_blocks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFormat:
+    """How a tensor is held in block floating point."""
+
+    bits: int
+    """Mantissa bits, 2..16, sign not counted."""
+    block: int = 1
+    """Values that share an exponent, 1..128."""
+    exponent_bits: int = 7
+    """Bits of a shared exponent, 2..8."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("bits", 2, 16), ("block", 1, 128), ("exponent_bits", 2, 8)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}.")
+
+    @property
+    def lowest(self) -> int:
+        """The smallest shared exponent; the largest is -lowest - 1."""
+        return -(1 << (self.exponent_bits - 1))
+
+    def packed_bytes(self, values: int) -> tuple[int, int]:
+        """Bytes of `values` packed mantissas with signs, and of their shared exponents."""
+        blocks = -(-values // self.block)
+        return (values * (1 + self.bits) + 7) // 8, (blocks * self.exponent_bits + 7) // 8
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, form: BlockFormat) -> Tensor:
+        mantissas, exponents = _encode(x, form)
+        return _decode(mantissas, exponents, form, x.shape).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def quantise(x: Tensor, form: BlockFormat) -> Tensor:
+    """`x` rounded to block floating point, same shape and dtype; the gradient passes straight through."""
+    quantised: Tensor = _StraightThrough.apply(x, form)
+    return quantised
+
+
+def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
+    """Quantise and pack: uint8 bytes of the signed mantissas, and of the shared exponents, most significant bit first.
+
+    Raises `OvertoneError` where `x` holds a value that is not finite.
+    """
+    if not torch.isfinite(x).all():
+        raise OvertoneError("A tensor that is to be packed holds values that are not finite.")
+    mantissas, exponents = _encode(x.detach().float().cpu(), form)
+    flat = mantissas.flatten()[: x.numel()].to(torch.int64)
+    signed = flat.abs() | ((flat < 0).to(torch.int64) << form.bits)
+    return _to_bytes(signed, form.bits + 1), _to_bytes(exponents.long().flatten() - form.lowest, form.exponent_bits)
+
+
+def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:
+    """The float32 tensor of `shape` that `pack_blocks` packed."""
+    values = shape.numel()
+    signed = _from_bytes(mantissas, form.bits + 1, values)
+    magnitude = signed & ((1 << form.bits) - 1)
+    flat = torch.where(signed >> form.bits > 0, -magnitude, magnitude).float()
+    blocks = -(-values // form.block)
+    flat = F.pad(flat, (0, blocks * form.block - values)).view(blocks, form.block)
+    return _decode(flat, _from_bytes(exponents, form.exponent_bits, blocks)[:, None] + form.lowest, form, shape)
+
+
+def _encode(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
+    """Signed mantissas (blocks, block) as float32 integers, and exponents (blocks, 1)."""
+    flat = x.detach().float().flatten()
+    blocks = -(-flat.numel() // form.block)
+    flat = F.pad(flat, (0, blocks * form.block - flat.numel())).view(blocks, form.block)
+    largest = flat.abs().amax(1, keepdim=True) if form.block > 1 else flat.abs()
+    highest = -form.lowest - 1
+    exponents = (torch.frexp(largest).exponent - 1).masked_fill(largest == 0, form.lowest).clamp(form.lowest, highest)
+    rounds_up = torch.round(largest * _power_of_two(form.bits - 1 - exponents)) >= 2**form.bits
+    exponents = (exponents + rounds_up).clamp(max=highest)
+    top = 2**form.bits - 1
+    mantissas = torch.round(flat * _power_of_two(form.bits - 1 - exponents)).clamp(-top, top)
+    return mantissas.masked_fill(~torch.isfinite(largest), torch.nan), exponents
+
+
+def _decode(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:
+    return (mantissas * _power_of_two(exponents - form.bits + 1)).flatten()[: shape.numel()].view(shape)
+
+
+def _power_of_two(exponents: Tensor) -> Tensor:
+    """2^exponents in float32, exact: written into the exponent field, for exponents in -126..127."""
+    return ((exponents.to(torch.int32) + 127) << 23).view(torch.float32)
+
+
+def _to_bytes(codes: Tensor, width: int) -> Tensor:
+    shifts = np.arange(width - 1, -1, -1)
+    bits: npt.NDArray[np.uint8] = ((codes.numpy()[:, None] >> shifts) & 1).astype(np.uint8)
+    return torch.from_numpy(np.packbits(bits))
+
+
+def _from_bytes(packed: Tensor, width: int, count: int) -> Tensor:
+    bits = np.unpackbits(packed.numpy(), count=count * width).reshape(count, width).astype(np.int64)
+    return torch.from_numpy(bits @ (1 << np.arange(width - 1, -1, -1)))

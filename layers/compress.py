@@ -1,0 +1,42 @@
+"""Put a network's layers into their compressed forms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import nn
+
+from layers.conv import CompressedConv2d, CompressedLinear
+from layers.errors import UsageError
+from layers.form import LayerForm
+
+__all__ = ["CompressedLayer", "compress_layer", "compress_model", "compressed_layers"]
+
+CompressedLayer = CompressedConv2d | CompressedLinear
+
+
+def compress_layer(layer: nn.Module, form: LayerForm) -> CompressedLayer:
+    """The layer in the given form, started at the least-squares answer to its weights."""
+    if isinstance(layer, nn.Conv2d):
+        return CompressedConv2d(layer, form)
+    if isinstance(layer, nn.Linear):
+        return CompressedLinear(layer, form)
+    raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d or a Linear.")
+
+
+def compress_model(model: nn.Module, forms: Mapping[str, LayerForm]) -> nn.Module:
+    """A copy of the model with each layer named in `forms` in its form; the model itself stays as it is."""
+    compressed = copy.deepcopy(model)
+    modules = dict(compressed.named_modules())
+    for name, form in forms.items():
+        if name not in modules:
+            raise UsageError(f"layer (={name!r}) must be one of the model's layers.")
+        parent, _, child = name.rpartition(".")
+        setattr(modules[parent], child, compress_layer(modules[name], form))
+    return compressed
+
+
+def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
+    """The compressed layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, CompressedLayer)}

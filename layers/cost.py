@@ -1,0 +1,81 @@
+"""What a layer costs, from its shape and form alone: known before anything is built or trained.
+
+`size_bytes` is the payload of the packed file. `macs` are multiply-accumulates of one image in the cheapest exact
+form: dense; factored (a series convolution as basis convolutions and a mix, `layers.harmonic`); or two-stage (Miles &
+Mikolajczyk eq. 5, `layers.template`). Convolutions and linear layers count, as usual; norms, activations, additions
+and pooling do not, nor do the additions that join identity filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from layers.form import LayerForm, LayerShape, stored_tensors
+
+__all__ = ["Cost", "layer_cost", "network_cost", "remaining_cost"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters that train, bytes of the packed file, multiply-accumulates of one image."""
+
+    parameters: int = 0
+    size_bytes: int = 0
+    macs: int = 0
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two a multiply-accumulate."""
+        return 2 * self.macs
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.parameters + other.parameters, self.size_bytes + other.size_bytes, self.macs + other.macs)
+
+
+def layer_cost(shape: LayerShape, form: LayerForm) -> Cost:
+    """Cost of one layer; `UsageError` where the layer cannot take the form."""
+    tensors = stored_tensors(shape, form).values()
+    kept_mask = 0 if form.templates is None else (shape.out_channels + 7) // 8
+    return Cost(
+        parameters=sum(tensor.values for tensor in tensors),
+        size_bytes=sum(tensor.bytes for tensor in tensors) + kept_mask,
+        macs=sum(_macs(shape, form, source, target) for source, target in shape.calls),
+    )
+
+
+def network_cost(shapes: Mapping[str, LayerShape], forms: Mapping[str, LayerForm], rest: Cost) -> Cost:
+    """Cost of a network: its layers by name, each in its form (none: as it was), and what else it holds."""
+    return sum((layer_cost(shape, forms.get(name, LayerForm())) for name, shape in shapes.items()), rest)
+
+
+def remaining_cost(model: nn.Module, layers: Collection[str]) -> Cost:
+    """Cost of all parameters and buffers outside the named layers; batch counters of norms are not kept."""
+    inside = tuple(f"{name}." for name in layers)
+    state = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(inside) and not name.endswith("num_batches_tracked")
+    }
+    trainable = {name for name, _ in model.named_parameters()}
+    return Cost(
+        parameters=sum(value.numel() for name, value in state.items() if name in trainable),
+        size_bytes=sum(value.numel() * value.element_size() for value in state.values()),
+    )
+
+
+def _macs(shape: LayerShape, form: LayerForm, source: tuple[int, int], target: tuple[int, int]) -> int:
+    (k_y, k_x), outputs, channels = shape.kernel, shape.out_channels, shape.in_channels
+    places = target[0] * target[1]
+    forms = [places * k_y * k_x * shape.filter_channels * outputs]
+    if form.harmonics is not None and form.templates is None:
+        n_y, n_x = form.harmonics
+        rows = target[0] * source[1] * channels * n_y * k_y
+        columns = places * channels * n_y * n_x * k_x
+        forms.append(rows + columns + places * n_y * n_x * shape.filter_channels * outputs)
+    if form.templates is not None and shape.groups == 1:
+        pruned = outputs - form.templates
+        forms.append(places * k_y * k_x * (channels * form.templates + form.groups * pruned))
+    return min(forms)

@@ -1,0 +1,165 @@
+"""The compressed form of one layer: plain data that says which tensors are stored, and how.
+
+`stored_tensors` is the one place that knows their shapes. The layer allocates them, the cost model counts them, and
+the packed file holds them; so the three cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from torch import nn
+
+from layers.basis import FAMILIES, Family
+from layers.blockfloat import BlockFormat
+from layers.errors import UsageError
+
+__all__ = ["TRANSFORMS", "LayerForm", "LayerShape", "StoredTensor", "stored_tensors"]
+
+Transform = Literal["scalar"]
+TRANSFORMS: tuple[Transform, ...] = ("scalar",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerForm:
+    """What is done to one layer; every `None` leaves that step out, all `None` is the layer as it was."""
+
+    basis: Family | None = None
+    """Series family of the filters."""
+    harmonics: tuple[int, int] | None = None
+    """Harmonics in y and in x; given together with `basis`."""
+    templates: int | None = None
+    """Templates M (per group) that all filters are rebuilt from."""
+    groups: int = 1
+    """Channel groups G of the templates."""
+    transform: Transform | None = None
+    """How a template becomes a filter; given together with `templates`."""
+    bits: int | None = None
+    """Mantissa bits of stored weights (blocks of `exponent_block`) and of input activations (block size 1)."""
+    exponent_block: int = 1
+    """Stored weights that share one exponent."""
+    exponent_bits: int = 7
+    """Bits of a shared exponent."""
+
+    def __post_init__(self) -> None:
+        if (self.basis is None) != (self.harmonics is None):
+            raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together.")
+        if self.basis is not None and self.basis not in FAMILIES:
+            raise UsageError(f"basis (={self.basis!r}) must be one of {', '.join(FAMILIES)}.")
+        if (self.templates is None) != (self.transform is None):
+            raise UsageError(f"templates (={self.templates}) and transform (={self.transform!r}) go together.")
+        if self.transform is not None and self.transform not in TRANSFORMS:
+            raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}.")
+        if self.templates is None and self.groups != 1:
+            raise UsageError(f"groups (={self.groups}) must be 1 in a layer without templates.")
+        if self.bits is not None:
+            _ = self.weight_format
+
+    @property
+    def weight_format(self) -> BlockFormat | None:
+        """How stored weights are quantised."""
+        if self.bits is None:
+            return None
+        return BlockFormat(bits=self.bits, block=self.exponent_block, exponent_bits=self.exponent_bits)
+
+    @property
+    def activation_format(self) -> BlockFormat | None:
+        """How the layer's input is quantised: block size 1, as in the paper."""
+        return None if self.bits is None else BlockFormat(bits=self.bits, exponent_bits=self.exponent_bits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """Shape of a convolution or linear layer, and the places at which the network calls it."""
+
+    kind: Literal["conv2d", "linear"]
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    """Taps in y and x."""
+    groups: int = 1
+    """Groups of the convolution itself."""
+    bias: bool = False
+    calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
+    """Input and output (height, width) of every call in one forward pass of one image; (1, rows) for linear layers."""
+
+    @classmethod
+    def of(cls, layer: nn.Module, calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()) -> LayerShape:
+        """The shape of an `nn.Conv2d` or `nn.Linear`."""
+        bias = getattr(layer, "bias", None) is not None
+        if isinstance(layer, nn.Linear):
+            return cls(
+                kind="linear", in_channels=layer.in_features, out_channels=layer.out_features, bias=bias, calls=calls
+            )
+        if isinstance(layer, nn.Conv2d):
+            return cls(
+                kind="conv2d",
+                in_channels=layer.in_channels,
+                out_channels=layer.out_channels,
+                kernel=(layer.kernel_size[0], layer.kernel_size[1]),
+                groups=layer.groups,
+                bias=bias,
+                calls=calls,
+            )
+        raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d or a Linear.")
+
+    @property
+    def filter_channels(self) -> int:
+        """Input channels that one filter sees, C / groups."""
+        return self.in_channels // self.groups
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor that a layer stores: its shape, and its format where it is quantised (else float32)."""
+
+    shape: tuple[int, ...]
+    format: BlockFormat | None = None
+
+    @property
+    def values(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the packed file."""
+        return 4 * self.values if self.format is None else sum(self.format.packed_bytes(self.values))
+
+
+def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor]:
+    """The trainable tensors that a layer of this shape stores in this form, by name.
+
+    `coefficients` (G, M, C / G, n_y, n_x): series coefficients of the templates, or their taps where there is no
+    basis, or all filters (G = 1, M = N) where there are no templates. `gains` (N - M, G, K_y, K_x): scalar
+    transforms. `bias` (N,). A layer with templates also stores one bit a filter, see `layers.cost`. Raises
+    `UsageError` where form and shape clash.
+    """
+    _check(shape, form)
+    outputs = shape.out_channels
+    templates = outputs if form.templates is None else form.templates
+    taps = shape.kernel if form.harmonics is None else form.harmonics
+    channels = shape.filter_channels // form.groups
+    tensors = {"coefficients": StoredTensor((form.groups, templates, channels, *taps), form.weight_format)}
+    if form.templates is not None:
+        tensors["gains"] = StoredTensor((outputs - templates, form.groups, *shape.kernel), form.weight_format)
+    if shape.bias:
+        tensors["bias"] = StoredTensor((outputs,))
+    return tensors
+
+
+def _check(shape: LayerShape, form: LayerForm) -> None:
+    if shape.kind == "linear" and (form.basis or form.templates):
+        raise UsageError("A linear layer takes bits alone, neither harmonics nor templates.")
+    if form.harmonics is not None and not all(1 <= n <= k for n, k in zip(form.harmonics, shape.kernel, strict=True)):
+        raise UsageError(f"harmonics (={form.harmonics}) must be between 1 and the kernel's size {shape.kernel}.")
+    if form.templates is not None and not 1 <= form.templates <= shape.out_channels:
+        raise UsageError(
+            f"templates (={form.templates}) must be between 1 and the layer's {shape.out_channels} filters."
+        )
+    if shape.filter_channels % form.groups:
+        raise UsageError(
+            f"groups (={form.groups}) must divide the {shape.filter_channels} channels that a filter sees."
+        )

@@ -1,0 +1,1 @@
+"""Who asks, who runs, when to stop; the command line."""

@@ -1,0 +1,22 @@
+"""The networks by name, and which compressed forms of them can be asked for."""
+
+from spaces.config import BlockConfig, NetworkConfig
+from spaces.models import build_model
+from spaces.network import Network
+from spaces.packed import load_model, read_card, save_model
+from spaces.space import Space
+from spaces.weights import load_weights, save_weights, state_sha256
+
+__all__ = [
+    "BlockConfig",
+    "Network",
+    "NetworkConfig",
+    "Space",
+    "build_model",
+    "load_model",
+    "load_weights",
+    "read_card",
+    "save_model",
+    "save_weights",
+    "state_sha256",
+]

@@ -1,0 +1,76 @@
+"""The blocks and layers of any network, found by looking at it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from layers import LayerShape, UsageError
+
+__all__ = ["Granularity", "find_blocks", "trace_shapes"]
+
+Granularity = Literal["stage", "layer"]
+
+
+def find_blocks(model: nn.Module, granularity: Granularity = "stage") -> dict[str, tuple[str, ...]]:
+    """Names of the convolution and linear layers of each block, in network order.
+
+    A `stage` is a child of the network; where one child holds more than half of all layers (torchvision's
+    `features`), its own children are the stages instead. With `layer`, each layer is a block.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    if granularity == "layer":
+        return {name: (name,) for name in layers}
+    if granularity != "stage":
+        raise UsageError(f"blocks (={granularity!r}) must be 'stage' or 'layer'.")
+    blocks: dict[str, list[str]] = {}
+    for name in layers:
+        blocks.setdefault(_stage_of(name, layers), []).append(name)
+    return {block: tuple(names) for block, names in blocks.items()}
+
+
+def _stage_of(layer: str, layers: list[str]) -> str:
+    """The shortest prefix of the layer's path that holds at most half of all layers (or the layer itself)."""
+    parts = layer.split(".")
+    for depth in range(1, len(parts) + 1):
+        prefix = ".".join(parts[:depth])
+        if 2 * sum(name == prefix or name.startswith(f"{prefix}.") for name in layers) <= len(layers):
+            return prefix
+    return layer
+
+
+def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, LayerShape]:
+    """Shape of every convolution and linear layer, by one forward pass of one (channels, height, width) image.
+
+    Raises `UsageError` where the network cannot take such an image.
+    """
+    calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    hooks = [module.register_forward_hook(_recorder(calls.setdefault(name, []))) for name, module in layers.items()]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *image))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        size = "x".join(map(str, image))
+        raise UsageError(f"The network {type(model).__name__} cannot take {size} images: {reason}") from error
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {name: LayerShape.of(module, tuple(calls[name])) for name, module in layers.items()}
+
+
+def _recorder(calls: list[tuple[tuple[int, int], tuple[int, int]]]):  # type: ignore[no-untyped-def]
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            rows = output[0].numel() // module.out_features
+            calls.append(((1, rows), (1, rows)))
+        else:
+            height, width = inputs[0].shape[-2:]
+            calls.append(((height, width), (output.shape[-2], output.shape[-1])))
+
+    return record

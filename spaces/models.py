@@ -1,0 +1,68 @@
+"""Networks by name: our zoo, torchvision's classification models, or a factory of the user's."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+
+import torchvision
+from torch import nn
+
+from layers import UsageError
+from spaces.zoo import CifarResNet, CifarVGG16
+
+__all__ = ["RESNET_DEPTHS", "build_model", "is_factory"]
+
+RESNET_DEPTHS = (8, 20, 32, 44, 56)
+
+
+def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
+    """A freshly initialised network for (B, channels, H, W) images, giving (B, classes) logits.
+
+    `name` is resnet8/20/32/44/56 or vgg16 (for CIFAR-size images), a torchvision classification model (3 channels),
+    or `package.module:factory`, called as `factory(classes=..., channels=...)`. Raises `UsageError` for any other.
+    """
+    if name in _zoo():
+        return _zoo()[name](classes=classes, channels=channels)
+    if is_factory(name):
+        return _from_factory(name, classes=classes, channels=channels)
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise UsageError(_unknown(name))
+    if channels != 3:
+        raise UsageError(f"model (={name!r}) takes images of 3 channels, the data have {channels}.")
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return model
+
+
+def is_factory(name: str) -> bool:
+    """Whether the name says `package.module:factory`, which runs the user's own code."""
+    return ":" in name
+
+
+def _zoo() -> dict[str, Callable[..., nn.Module]]:
+    resnets = {f"resnet{depth}": _resnet(depth) for depth in RESNET_DEPTHS}
+    return {**resnets, "vgg16": CifarVGG16}
+
+
+def _resnet(depth: int) -> Callable[..., nn.Module]:
+    return lambda *, classes, channels: CifarResNet(depth, classes=classes, channels=channels)
+
+
+def _unknown(name: str) -> str:
+    known = [*_zoo(), *torchvision.models.list_models(module=torchvision.models)]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else "a torchvision model or package.module:factory."
+    return f"model (={name!r}) must be one of {', '.join(_zoo())}, a torchvision model or a factory; {hint}"
+
+
+def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"model (={name!r}) must be importable as package.module:factory; {error}.") from error
+    model = factory(classes=classes, channels=channels)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}.")
+    return model

@@ -1,0 +1,131 @@
+"""A network as the search sees it: its blocks, its layers' shapes, and what a `NetworkConfig` makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
+from layers.form import stored_tensors
+from layers.template import template_count
+from spaces.blocks import Granularity, find_blocks, trace_shapes
+from spaces.config import BlockConfig, NetworkConfig
+
+__all__ = ["Network"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Blocks and shapes of one network for one image size; plain data, made once by `Network.of`."""
+
+    blocks: Mapping[str, tuple[str, ...]]
+    """Layer names of each block, in network order."""
+    shapes: Mapping[str, LayerShape]
+    """Shape of each convolution and linear layer."""
+    rest: Cost
+    """Cost of everything that is not a convolution or linear layer."""
+
+    @classmethod
+    def of(cls, model: nn.Module, image: tuple[int, int, int], granularity: Granularity = "stage") -> Network:
+        """Look at a model that takes (channels, height, width) images."""
+        shapes = trace_shapes(model, image)
+        return cls(blocks=find_blocks(model, granularity), shapes=shapes, rest=remaining_cost(model, shapes))
+
+    def forms(self, config: NetworkConfig) -> dict[str, LayerForm]:
+        """The form of every layer that the config changes, by layer name.
+
+        This is what the config *means*: knobs without effect (as many harmonics as taps, a pruning rate that prunes
+        nothing) leave no trace here. Raises `UsageError` for an unknown block or a value that its layers cannot take.
+        """
+        forms = {}
+        for block, asked in config.blocks.items():
+            if block not in self.blocks:
+                close = difflib.get_close_matches(block, self.blocks, n=1) or list(self.blocks)
+                raise UsageError(f"block (={block!r}) must be a block of the network, such as {', '.join(close)}.")
+            forms.update(self.block_forms(block, asked, config.minimum_templates))
+        return forms
+
+    def block_forms(self, block: str, asked: BlockConfig, minimum_templates: int) -> dict[str, LayerForm]:
+        """The forms of one block's layers, without those that stay as they were."""
+        forms = {name: _layer_form(self.shapes[name], asked, minimum_templates) for name in self.blocks[block]}
+        return {name: form for name, form in forms.items() if form != LayerForm()}
+
+    def cost(self, config: NetworkConfig) -> Cost:
+        """What the compressed network costs, exactly, without building it."""
+        return network_cost(self.shapes, self.forms(config), self.rest)
+
+    def block_cost(self, block: str, asked: BlockConfig, minimum_templates: int) -> Cost:
+        """Cost of one block's layers."""
+        forms = self.block_forms(block, asked, minimum_templates)
+        costs = (layer_cost(self.shapes[name], forms.get(name, LayerForm())) for name in self.blocks[block])
+        return sum(costs, Cost())
+
+    def digest(self, config: NetworkConfig) -> str:
+        """Identity of the network that the config builds: equal for two spellings of one network."""
+        forms = {name: dataclasses.asdict(form) for name, form in self.forms(config).items()}
+        return hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
+
+    def canonical(self, config: NetworkConfig) -> NetworkConfig:
+        """The config without the knobs that change no layer, blocks in network order."""
+        self.forms(config)
+        blocks = {}
+        for block in self.blocks:
+            asked = config.blocks.get(block, BlockConfig())
+            for knobs in _INDEPENDENT:
+                without = dataclasses.replace(asked, **dict.fromkeys(knobs))
+                if self._same(block, asked, without, config.minimum_templates):
+                    asked = without
+            if asked != BlockConfig():
+                blocks[block] = asked
+        return NetworkConfig(blocks=blocks, minimum_templates=config.minimum_templates)
+
+    def _same(self, block: str, one: BlockConfig, other: BlockConfig, minimum: int) -> bool:
+        return self.block_forms(block, one, minimum) == self.block_forms(block, other, minimum)
+
+
+_INDEPENDENT = (
+    ("basis", "harmonics"),
+    ("pruning_rate", "groups", "transform"),
+    ("groups",),
+    ("transform",),
+    ("bits", "exponent_block"),
+    ("exponent_block",),
+)
+"""Knobs that can be left out together, tried in this order."""
+
+
+def _layer_form(shape: LayerShape, asked: BlockConfig, minimum_templates: int) -> LayerForm:
+    form = LayerForm()
+    if asked.bits is not None:
+        form = dataclasses.replace(form, bits=asked.bits, exponent_block=asked.exponent_block or 1)
+    if shape.kind == "conv2d":
+        form = _with_series(form, shape, asked)
+        form = _with_templates(form, shape, asked, minimum_templates)
+    stored_tensors(shape, form)
+    return form
+
+
+def _with_series(form: LayerForm, shape: LayerShape, asked: BlockConfig) -> LayerForm:
+    if asked.harmonics is None:
+        return form
+    harmonics = (min(asked.harmonics[0], shape.kernel[0]), min(asked.harmonics[1], shape.kernel[1]))
+    if harmonics == shape.kernel:
+        return form
+    basis = "cosine" if harmonics == (1, 1) else asked.basis
+    return dataclasses.replace(form, basis=basis, harmonics=harmonics)
+
+
+def _with_templates(form: LayerForm, shape: LayerShape, asked: BlockConfig, minimum: int) -> LayerForm:
+    if asked.pruning_rate is None:
+        return form
+    templates = template_count(asked.pruning_rate, shape.out_channels, minimum)
+    if templates == shape.out_channels:
+        return form
+    transform = asked.transform or "scalar"
+    return dataclasses.replace(form, templates=templates, groups=asked.groups or 1, transform=transform)

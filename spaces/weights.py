@@ -1,0 +1,89 @@
+"""Weights of uncompressed networks: reading, fitting, naming by content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from layers import OvertoneError, UsageError
+
+__all__ = ["load_weights", "save_weights", "state_sha256"]
+
+
+def load_weights(model: nn.Module, source: str, *, name: str) -> None:
+    """Fill the model called `name` from a safetensors file, a state dict (loaded without pickle's code), or a
+    torchvision weight name such as `IMAGENET1K_V1`.
+
+    Raises `UsageError` where the file is missing or does not fit, naming the first tensor at fault, and
+    `OvertoneError` where it cannot be read or downloaded.
+    """
+    state = _read_file(Path(source)) if Path(source).is_file() else _read_torchvision(name, source)
+    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    for key, value in wanted.items():
+        if key not in state:
+            raise UsageError(f"weights (={source!r}) do not fit the model {name!r}: they lack {key!r}.")
+        if state[key].shape != value.shape:
+            given, needed = tuple(state[key].shape), tuple(value.shape)
+            raise UsageError(f"weights (={source!r}) do not fit the model {name!r}: {key!r} is {given}, not {needed}.")
+    for key in state:
+        if key not in model.state_dict():
+            raise UsageError(f"weights (={source!r}) do not fit the model {name!r}, which has no {key!r}.")
+    model.load_state_dict(state, strict=False)
+
+
+def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Write the model's state dict as safetensors, all or nothing."""
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(state, scratch, dict(metadata))
+        os.replace(scratch, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        scratch.unlink(missing_ok=True)
+        raise OvertoneError(f"Weights cannot be written to {path}: {error}.") from error
+
+
+def state_sha256(model: nn.Module) -> str:
+    """Content hash of all parameters and buffers, independent of the file that they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise OvertoneError(f"Weights cannot be read from {path}: {reason}") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"weights (={str(path)!r}) must be a state dict, a mapping of names to tensors.")
+    return state
+
+
+def _read_torchvision(name: str, source: str) -> dict[str, Tensor]:
+    try:
+        weights = torchvision.models.get_model_weights(name)[source]
+    except (KeyError, ValueError):
+        raise UsageError(f"weights (={source!r}) must be a file or one of torchvision's names for {name!r}.") from None
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise OvertoneError(f"Weights {source!r} of {name!r} cannot be downloaded: {error}.") from error
+    return state
