@@ -5,9 +5,9 @@ and Drumond et al. 2018. A value is sign * m * 2^(e - b + 1) with a b-bit intege
 hidden bits, so that b = 8 and block size 1 take 16 bits a value as in the paper's table 4.
 
 Our choices, where the paper is silent: rounding to nearest even; e is the exponent of the block's *rounded* largest
-magnitude, so that nothing saturates below 2^64 and block size 1 is ordinary rounding to b significant bits; exponents
--64 .. 63, smaller values become subnormal and then zero, larger ones saturate; a block that holds NaN or infinity
-becomes NaN. Blocks are consecutive values of the flattened tensor. Quantising twice changes nothing.
+magnitude, so that nothing saturates and block size 1 is ordinary rounding to b significant bits. With 7 exponent bits
+e is -64 .. 63: a block whose largest magnitude is below 2^-64 becomes zero, one that holds NaN, infinity or what rounds
+to 2^64 becomes NaN. Blocks are consecutive values of the flattened tensor. Quantising twice changes nothing.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class BlockFormat:
     block: int = 1
     """Values that share an exponent, 1..128."""
     exponent_bits: int = 7
-    """Bits of a shared exponent, 2..8."""
+    """Bits of a shared exponent, 2..7."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("bits", 2, 16), ("block", 1, 128), ("exponent_bits", 2, 8)):
+        for name, low, high in (("bits", 2, 16), ("block", 1, 128), ("exponent_bits", 2, 7)):
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
                 raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}.")
@@ -57,6 +57,8 @@ class BlockFormat:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, form: BlockFormat) -> Tensor:
+        if form.block == 1:
+            return _round_each(x.float(), form).to(x.dtype)
         mantissas, exponents = _encode(x, form)
         return _decode(mantissas, exponents, form, x.shape).to(x.dtype)
 
@@ -100,14 +102,29 @@ def _encode(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
     flat = x.detach().float().flatten()
     blocks = -(-flat.numel() // form.block)
     flat = F.pad(flat, (0, blocks * form.block - flat.numel())).view(blocks, form.block)
-    largest = flat.abs().amax(1, keepdim=True) if form.block > 1 else flat.abs()
-    highest = -form.lowest - 1
-    exponents = (torch.frexp(largest).exponent - 1).masked_fill(largest == 0, form.lowest).clamp(form.lowest, highest)
-    rounds_up = torch.round(largest * _power_of_two(form.bits - 1 - exponents)) >= 2**form.bits
-    exponents = (exponents + rounds_up).clamp(max=highest)
-    top = 2**form.bits - 1
-    mantissas = torch.round(flat * _power_of_two(form.bits - 1 - exponents)).clamp(-top, top)
-    return mantissas.masked_fill(~torch.isfinite(largest), torch.nan), exponents
+    largest = flat.abs().amax(1, keepdim=True)
+    exponents = (torch.frexp(largest).exponent - 1).clamp(form.lowest, -form.lowest)
+    exponents += torch.round(largest * _power_of_two(form.bits - 1 - exponents)) >= 2**form.bits
+    mantissas = torch.round(flat * _power_of_two(form.bits - 1 - exponents))
+    mantissas = mantissas.masked_fill(largest < 2.0**form.lowest, 0.0)
+    return mantissas.masked_fill(~(largest < _overflow(form)), torch.nan), exponents.masked_fill(
+        largest < 2.0**form.lowest, form.lowest
+    )
+
+
+def _round_each(x: Tensor, form: BlockFormat) -> Tensor:
+    """Block size 1: float32 `x` rounded to b significant bits, by integer arithmetic on its bit patterns."""
+    drop = 24 - form.bits
+    rounded = F.hardshrink(x, 2.0**form.lowest * (1 - 2.0**-24))
+    patterns = rounded.view(torch.int32)
+    patterns += ((patterns >> drop) & 1).add_((1 << (drop - 1)) - 1)
+    patterns &= -(1 << drop)
+    return rounded.masked_fill_(~(x.abs() < _overflow(form)), torch.nan)
+
+
+def _overflow(form: BlockFormat) -> float:
+    """The least magnitude that rounds to more than the largest exponent can hold."""
+    return (2.0**form.bits - 0.5) * 2.0 ** (-form.lowest - form.bits)
 
 
 def _decode(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:

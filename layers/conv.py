@@ -54,10 +54,9 @@ class CompressedConv2d(nn.Module):
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
         with torch.no_grad():
             templates = conv.weight if kept is None else conv.weight[kept]
-            templates = templates.unflatten(1, (form.groups, -1)).transpose(0, 1)
-            coefficients = templates
+            coefficients = templates.unflatten(1, (form.groups, -1)).transpose(0, 1).flatten(0, 1)
             if self.phi_y is not None and self.phi_x is not None:
-                coefficients = least_squares_coefficients(templates, self.phi_y, self.phi_x)
+                coefficients = least_squares_coefficients(coefficients, self.phi_y, self.phi_x)
             self.coefficients = nn.Parameter(coefficients.detach().clone().contiguous())
             if kept is not None:
                 self.gains = nn.Parameter(least_squares_gains(conv.weight, self._templates(), kept))
@@ -97,7 +96,7 @@ class CompressedConv2d(nn.Module):
             templates, gains = self._templates(), self._stored(self.gains)
             return two_stage_conv2d(x, templates, gains, self.kept, stride=stride, padding=padding, dilation=dilation)
         if self.kept is None and self.execution == "factored" and self.phi_y is not None and self.phi_x is not None:
-            mix = self._stored(self.coefficients)[0]
+            mix = self._stored(self.coefficients)
             return factored_conv2d(
                 x, mix, self.phi_y, self.phi_x, stride=stride, padding=padding, dilation=dilation, groups=groups
             )
@@ -109,10 +108,10 @@ class CompressedConv2d(nn.Module):
 
     def _templates(self) -> Tensor:
         """Taps (G, M, C / G, K_y, K_x) of the templates."""
-        coefficients = self._stored(self.coefficients)
-        if self.phi_y is None or self.phi_x is None:
-            return coefficients
-        return series_taps(coefficients, self.phi_y, self.phi_x)
+        taps = self._stored(self.coefficients)
+        if self.phi_y is not None and self.phi_x is not None:
+            taps = series_taps(taps, self.phi_y, self.phi_x)
+        return taps.unflatten(0, (self.form.groups, -1))
 
     def extra_repr(self) -> str:
         """Shape and form in a line."""

@@ -132,7 +132,7 @@ class StoredTensor:
 def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor]:
     """The trainable tensors that a layer of this shape stores in this form, by name.
 
-    `coefficients` (G, M, C / G, n_y, n_x): series coefficients of the templates, or their taps where there is no
+    `coefficients` (G M, C / G, n_y, n_x): series coefficients of the templates, or their taps where there is no
     basis, or all filters (G = 1, M = N) where there are no templates. `gains` (N - M, G, K_y, K_x): scalar
     transforms. `bias` (N,). A layer with templates also stores one bit a filter, see `layers.cost`. Raises
     `UsageError` where form and shape clash.
@@ -142,7 +142,7 @@ def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor
     templates = outputs if form.templates is None else form.templates
     taps = shape.kernel if form.harmonics is None else form.harmonics
     channels = shape.filter_channels // form.groups
-    tensors = {"coefficients": StoredTensor((form.groups, templates, channels, *taps), form.weight_format)}
+    tensors = {"coefficients": StoredTensor((form.groups * templates, channels, *taps), form.weight_format)}
     if form.templates is not None:
         tensors["gains"] = StoredTensor((outputs - templates, form.groups, *shape.kernel), form.weight_format)
     if shape.bias:

@@ -43,17 +43,26 @@ class Network:
         This is what the config *means*: knobs without effect (as many harmonics as taps, a pruning rate that prunes
         nothing) leave no trace here. Raises `UsageError` for an unknown block or a value that its layers cannot take.
         """
-        forms = {}
+        forms, seen = {}, set[str]()
         for block, asked in config.blocks.items():
-            if block not in self.blocks:
-                close = difflib.get_close_matches(block, self.blocks, n=1) or list(self.blocks)
-                raise UsageError(f"block (={block!r}) must be a block of the network, such as {', '.join(close)}.")
+            layers = self.layers_of(block)
+            if seen.intersection(layers):
+                raise UsageError(f"block (={block!r}) holds layers that another block of the config holds too.")
+            seen.update(layers)
             forms.update(self.block_forms(block, asked, config.minimum_templates))
         return forms
 
+    def layers_of(self, block: str) -> tuple[str, ...]:
+        """Names of a block's layers; a block is any part of the network, a single layer too, by its module path."""
+        layers = tuple(name for name in self.shapes if name == block or name.startswith(f"{block}."))
+        if not layers:
+            close = difflib.get_close_matches(block, [*self.blocks, *self.shapes], n=1) or list(self.blocks)
+            raise UsageError(f"block (={block!r}) must be a part of the network, such as {', '.join(close)}.")
+        return layers
+
     def block_forms(self, block: str, asked: BlockConfig, minimum_templates: int) -> dict[str, LayerForm]:
         """The forms of one block's layers, without those that stay as they were."""
-        forms = {name: _layer_form(self.shapes[name], asked, minimum_templates) for name in self.blocks[block]}
+        forms = {name: _layer_form(self.shapes[name], asked, minimum_templates) for name in self.layers_of(block)}
         return {name: form for name, form in forms.items() if form != LayerForm()}
 
     def cost(self, config: NetworkConfig) -> Cost:
@@ -63,7 +72,7 @@ class Network:
     def block_cost(self, block: str, asked: BlockConfig, minimum_templates: int) -> Cost:
         """Cost of one block's layers."""
         forms = self.block_forms(block, asked, minimum_templates)
-        costs = (layer_cost(self.shapes[name], forms.get(name, LayerForm())) for name in self.blocks[block])
+        costs = (layer_cost(self.shapes[name], forms.get(name, LayerForm())) for name in self.layers_of(block))
         return sum(costs, Cost())
 
     def digest(self, config: NetworkConfig) -> str:
@@ -75,8 +84,8 @@ class Network:
         """The config without the knobs that change no layer, blocks in network order."""
         self.forms(config)
         blocks = {}
-        for block in self.blocks:
-            asked = config.blocks.get(block, BlockConfig())
+        for block in sorted(config.blocks, key=lambda name: list(self.shapes).index(self.layers_of(name)[0])):
+            asked = config.blocks[block]
             for knobs in _INDEPENDENT:
                 without = dataclasses.replace(asked, **dict.fromkeys(knobs))
                 if self._same(block, asked, without, config.minimum_templates):

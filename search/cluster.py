@@ -1,0 +1,79 @@
+"""The Ray cluster: connecting, and what one trial takes of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from layers import OvertoneError, UsageError
+
+__all__ = ["Resources", "connected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each trial takes, and how many run at once."""
+
+    cpus_per_trial: float = 1
+    gpus_per_trial: float | None = None
+    """`None`: one where the cluster has GPUs, else none."""
+    concurrency: int | None = None
+    """Most trials at once; `None`: as many as fit."""
+    address: str | None = None
+    """A running cluster, `auto` or `host:port`; `None` starts Ray on this machine (or uses RAY_ADDRESS)."""
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_trial <= 0:
+            raise UsageError(f"cpus_per_trial (={self.cpus_per_trial}) must be above 0.")
+        if self.gpus_per_trial is not None and self.gpus_per_trial < 0:
+            raise UsageError(f"gpus_per_trial (={self.gpus_per_trial}) must be at least 0.")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise UsageError(f"concurrency (={self.concurrency}) must be at least 1.")
+
+    def resolved(self) -> Resources:
+        """The same with every `None` decided by the connected cluster; `UsageError` where it has too little."""
+        have = ray.cluster_resources()
+        cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+        wanted = (1.0 if gpus else 0.0) if self.gpus_per_trial is None else self.gpus_per_trial
+        if wanted and not gpus:
+            raise UsageError(f"gpus_per_trial (={wanted:g}) asks for a GPU and the Ray cluster has none; allowed is 0.")
+        if wanted > gpus or self.cpus_per_trial > cpus:
+            raise UsageError(
+                f"A trial asks for {self.cpus_per_trial:g} CPUs and {wanted:g} GPUs, the Ray cluster has {cpus:g} and "
+                f"{gpus:g} in all."
+            )
+        fitting = int(cpus / self.cpus_per_trial)
+        if wanted:
+            fitting = min(fitting, int(gpus / wanted))
+        at_once = min(fitting, self.concurrency or fitting)
+        return Resources(
+            cpus_per_trial=self.cpus_per_trial, gpus_per_trial=wanted, concurrency=at_once, address=self.address
+        )
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Be connected to Ray; a connection that was there stays, one made here is given up at the end."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise OvertoneError(f"The Ray cluster at address {address or 'local'!r} cannot be reached: {reason}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,99 @@
+"""What a person sees while a search runs: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+from results.schema import TrialRow, TrialStatus
+
+__all__ = ["Progress", "Snapshot", "duration"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Where a study stands."""
+
+    wanted: int
+    done: int
+    """Ended trials, failed ones among them."""
+    failed: int
+    running: int
+    front: int
+    """Trials on the front."""
+    hypervolume: float
+    """Share of the box between the reference point and the ideal that the front dominates."""
+    seconds_left: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """All in a line."""
+        left = "" if self.seconds_left is None or self.done >= self.wanted else f", {duration(self.seconds_left)} left"
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.running} running{failed}, front {self.front}, hypervolume {self.hypervolume:.4f}{left}"
+
+
+class Progress:
+    """Shows snapshots, and each trial as it ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("trials", total=None, line="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, snapshot: Snapshot, row: TrialRow | None) -> None:
+        """Bring the display up to date; `row` is a trial that ended just now."""
+        self._bar.update(self._task, completed=snapshot.done, total=snapshot.wanted, line=snapshot.line())
+        if row is None:
+            return
+        if not self._console.is_terminal:
+            self._console.print(
+                f"[{snapshot.done}/{snapshot.wanted}] {_outcome(row)}; {snapshot.line()}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        elif row.status == TrialStatus.FAILED:
+            self._bar.console.print(_outcome(row), markup=False, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3 min 05 s or 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _outcome(row: TrialRow) -> str:
+    if row.status == TrialStatus.FAILED:
+        return f"{row.trial} failed: {(row.error or '').strip().splitlines()[-1]}"
+    size, compute = (row.size_bytes or 0) / 1e3, (row.flops or 0) / 1e6
+    return f"{row.trial} val_top1 {row.val_top1:.4f}, {size:.1f} kB, {compute:.2f} MFLOPs"

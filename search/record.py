@@ -1,0 +1,99 @@
+"""From what a trial reported to its row in the ledger."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from results.schema import TrialRow, TrialStatus
+from spaces import Network, NetworkConfig
+from trainers.spec import TrialSpec
+
+__all__ = ["failed_row", "finished_row", "network_config"]
+
+
+def finished_row(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], model_sha256: str) -> TrialRow:
+    """The row of a trial that ran to its end; `report` is the last one of its actor."""
+    result = json.loads(report["result"])
+    curve = result["curve"]
+    return TrialRow(
+        **_common(study, suggestion),
+        status=TrialStatus.FINISHED,
+        epochs_run=len(curve),
+        train_loss=curve[-1]["train_loss"] if curve else None,
+        **{name: result[name] for name in ("val_top1", "val_loss", "zero_shot_top1", "latency_ms")},
+        **result["cost"],
+        **{name: result[name] for name in ("config_digest", "spec_digest", "compress_s", "finetune_s", "evaluate_s")},
+        **_times(report.get("started")),
+        curve=tuple(curve),
+        device=report["device"],
+        host=report.get("hostname"),
+        model_sha256=model_sha256,
+    )
+
+
+def failed_row(
+    study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], error: str, network: Network
+) -> TrialRow:
+    """The row of a trial that failed, or whose worker died; its costs are known all the same."""
+    spec = TrialSpec.from_json(suggestion["spec"])
+    cost = network.cost(spec.config)
+    return TrialRow(
+        **_common(study, suggestion),
+        status=TrialStatus.FAILED,
+        error=error,
+        epochs_run=report.get("epochs_run", 0),
+        parameters=cost.parameters,
+        size_bytes=cost.size_bytes,
+        macs=cost.macs,
+        flops=cost.flops,
+        config_digest=network.digest(spec.config),
+        spec_digest=spec.digest(network),
+        **_times(report.get("started")),
+        device=report.get("device"),
+        host=report.get("hostname"),
+    )
+
+
+def network_config(row: Mapping[str, Any]) -> NetworkConfig:
+    """The config that a row of the ledger was run with."""
+    return TrialSpec.from_json(json.loads(row["spec"])).config
+
+
+def _common(study: str, suggestion: Mapping[str, Any]) -> dict[str, Any]:
+    spec = suggestion["spec"]
+    return {
+        "study": study,
+        "trial": suggestion["trial"],
+        "number": suggestion["number"],
+        "model": spec["model"],
+        "dataset": spec["data"]["name"],
+        "start": spec["start"],
+        "seed": spec["seed"],
+        "epochs": spec["epochs"],
+        "spec": json.dumps(spec),
+        "blocks": tuple(_block(name, block) for name, block in spec["config"]["blocks"].items()),
+        "versions": json.dumps(_versions()),
+    }
+
+
+def _block(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    y, x = block.get("harmonics") or (None, None)
+    knobs = ("basis", "pruning_rate", "groups", "transform", "bits", "exponent_block")
+    return {"block": name, "harmonics_y": y, "harmonics_x": x, **{knob: block.get(knob) for knob in knobs}}
+
+
+def _times(started: str | None) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    begin = datetime.fromisoformat(started) if started else now
+    return {"started_at": begin, "finished_at": now, "total_s": (now - begin).total_seconds()}
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("overtone", "torch", "ray", "optuna")}
+    return {**packages, "python": platform.python_version(), "driver": socket.gethostname()}

@@ -1,0 +1,77 @@
+"""A study as asked: plain settings that become the study's record, and come back from it to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from layers import UsageError
+from search.budget import Budget
+from spaces import NetworkConfig
+from spaces.blocks import Granularity
+from trainers.dataspec import DataSpec
+from trainers.schedule import Schedule
+from trainers.spec import TrialSpec
+
+__all__ = ["DEFAULT_OBJECTIVES", "StudyPlan"]
+
+DEFAULT_OBJECTIVES = ("val_top1", "size_bytes", "flops")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What a study asks: which network on which data, what to optimise, how a trial is run."""
+
+    model: str
+    weights: str
+    """Path or torchvision name of the trained weights."""
+    data: DataSpec = field(default_factory=DataSpec)
+    objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
+    budget: Budget = field(default_factory=Budget)
+    """Costs that no trial may exceed."""
+    blocks: Granularity = "stage"
+    """What counts as a block of the search space."""
+    space: Mapping[str, Any] = field(default_factory=dict)
+    """Limits of the search space, as `Space.restricted` takes them."""
+    minimum_templates: int = 8
+    schedule: Schedule = field(default_factory=Schedule)
+    start: str = "least_squares"
+    epochs: int = 5
+    seed: int = 0
+    """Seed of the sampler and of every trial."""
+    sampler: str = "tpe"
+    trials: int = 24
+    """Trials wanted in all."""
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise UsageError(f"trials (={self.trials}) must be at least 1.")
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain JSON data, the inverse of `from_record`."""
+        return {**asdict(self), "objectives": list(self.objectives)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> StudyPlan:
+        """The plan in a study's record, which may hold more."""
+        known = {name: record[name] for name in (f.name for f in fields(cls)) if name in record}
+        nested = {"data": DataSpec, "schedule": Schedule, "budget": Budget}
+        parsed = {name: parse(**known[name]) for name, parse in nested.items() if name in known}
+        return cls(**{**known, **parsed, "objectives": tuple(known["objectives"])})
+
+    def spec(self, config: NetworkConfig, *, weights_sha256: str, data_fingerprint: str) -> TrialSpec:
+        """The trial of one config."""
+        return TrialSpec(
+            model=self.model,
+            weights=self.weights,
+            weights_sha256=weights_sha256,
+            data=self.data,
+            data_fingerprint=data_fingerprint,
+            config=config,
+            schedule=self.schedule,
+            start=self.start,
+            epochs=self.epochs,
+            seed=self.seed,
+            latency="latency_ms" in self.objectives,
+        )
