@@ -1,0 +1,213 @@
+"""The ledger: studies, their trials, fronts and packed models, in one store.
+
+    studies/NAME.json                        the study record: what was asked
+    studies/NAME.progress.json               what the running search last said
+    trials/study=NAME/TRIAL-<uuid>.parquet   one file an append, never changed afterwards
+    fronts/study=NAME/front.parquet          the front, rewritten as trials end
+    models/<sha256>.safetensors              packed models, by content
+
+Files are only ever added or replaced whole, so a reader needs no lock and a crash leaves nothing half-written.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from layers.errors import OvertoneError, UsageError
+from results.cache import cached_file
+from results.front import front
+from results.objectives import Objective, parse_objectives
+from results.rows import decode, encode
+from results.schema import SCHEMA, SCHEMA_VERSION, TrialRow, TrialStatus, to_table
+from results.store import Store
+
+__all__ = ["Ledger"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+
+class Ledger:
+    """What is kept of all studies in a store.
+
+    A ledger object remembers the trial files it has read (they never change): asking again after each trial is cheap.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._read: dict[str, pa.Table] = {}
+
+    def create_study(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the record of a new study, plain JSON with `objectives` (names) in it; gives back what was written.
+
+        Read here, where given: `uncompressed`, the original network's val_top1, size_bytes, flops, macs, parameters and
+        latency_ms. Raises UsageError for a bad name, unknown objectives, or a study that is there already.
+        """
+        _check_name(name)
+        parse_objectives(record.get("objectives", ()))
+        if self.store.exists(_record(name)):
+            raise UsageError(f"study {name!r} exists already in store {self.store.label!r}")
+        stamp = {"name": name, "created_at": datetime.now(UTC).isoformat(), "schema_version": SCHEMA_VERSION}
+        return self._write_json(_record(name), {**record, **stamp})
+
+    def update_study(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Replaces some keys of a study's record (more trials asked for); objectives and name stay as they were."""
+        record = self.study(name)
+        for key in ("name", "objectives", "created_at", "schema_version"):
+            if key in changes and changes[key] != record.get(key):
+                raise UsageError(f"study {name!r} keeps its {key} (={record.get(key)!r}); {changes[key]!r} was given")
+        return self._write_json(_record(name), {**record, **changes})
+
+    def study(self, name: str) -> dict[str, Any]:
+        """The record of a study; UsageError with the closest names where there is none."""
+        _check_name(name)
+        if not self.store.exists(_record(name)):
+            raise UsageError(f"study {name!r} does not exist in store {self.store.label!r}; {self._alternatives(name)}")
+        record = self._read_json(_record(name))
+        version = record.get("schema_version")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            path = self.store.path_of(_record(name))
+            raise OvertoneError(f"{path!r} has schema version {version}, not up to {SCHEMA_VERSION}: update overtone")
+        return record
+
+    def studies(self) -> list[str]:
+        """The names of all studies, sorted."""
+        names = [Path(path).name.removesuffix(".json") for path in self.store.list("studies", ".json")]
+        return sorted(name for name in names if not name.endswith(".progress"))
+
+    def objectives(self, name: str) -> tuple[Objective, ...]:
+        """What a study improves, in the order in which it was asked."""
+        return parse_objectives(self.study(name)["objectives"])
+
+    def append(self, row: TrialRow) -> str:
+        """Adds one trial as one Parquet file, durable when this returns; gives back the file's name in the store."""
+        _check_name(row.study)
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", row.trial):
+            raise OvertoneError(f"trial id {row.trial!r} must be made of letters, digits, _ and -")
+        name = f"{_trials(row.study)}/{row.trial}-{uuid.uuid4().hex}.parquet"
+        self.store.write_bytes(name, encode(to_table([row])))
+        return name
+
+    def trials(self, study: str) -> pa.Table:
+        """One row for each trial id, by number; an empty table of the same schema while there is none.
+
+        Where a trial id was written more than once (a trial that was retried, or run by two), a finished row wins over
+        one that is not, then the newest `finished_at`. An unreadable, foreign or newer file is an OvertoneError naming
+        it.
+        """
+        self.study(study)
+        names = self.store.list(_trials(study), ".parquet")
+        new = [name for name in names if name not in self._read]
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            tables = pool.map(lambda name: self._read_rows(name, study), new)
+            self._read.update(zip(new, tables, strict=True))
+        return _one_row_a_trial(pa.concat_tables([SCHEMA.empty_table(), *(self._read[name] for name in names)]))
+
+    def front(self, study: str) -> pa.Table:
+        """The front of a study's trials as they are now."""
+        return front(self.trials(study), self.objectives(study))
+
+    def write_front(self, study: str) -> pa.Table:
+        """Computes the front, keeps it as Parquet beside the trials, and gives it back."""
+        table = self.front(study)
+        self.store.write_bytes(f"fronts/study={study}/front.parquet", encode(table))
+        return table
+
+    def put_model(self, model: str | os.PathLike[str] | bytes) -> str:
+        """Keeps a packed model (a path or its bytes) under its SHA-256, once however often it is put; gives that."""
+        data = model if isinstance(model, bytes) else Store(Path(model).parent).read_bytes(Path(model).name)
+        digest = hashlib.sha256(data).hexdigest()
+        if not self.store.exists(_model(digest)):
+            self.store.write_bytes(_model(digest), data)
+        return digest
+
+    def model_path(self, sha256: str) -> Path:
+        """A local file that holds the model: the store's own where it is local, a checked copy where it is not."""
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise UsageError(f"model {sha256!r} must be named by the 64 hexadecimal digits of its SHA-256")
+        if self.store.local_root is None:
+            return cached_file(self.store, _model(sha256), sha256)
+        if not self.store.exists(_model(sha256)):
+            raise OvertoneError(f"cannot read {self.store.path_of(_model(sha256))!r}: it does not exist")
+        return self.store.local_root / _model(sha256)
+
+    def write_progress(self, study: str, progress: Mapping[str, Any]) -> None:
+        """Replaces what the running search last said, plain JSON."""
+        _check_name(study)
+        self._write_json(_progress(study), dict(progress))
+
+    def read_progress(self, study: str) -> dict[str, Any] | None:
+        """What the search last said of this study, None where none has run."""
+        _check_name(study)
+        return self._read_json(_progress(study)) if self.store.exists(_progress(study)) else None
+
+    def _read_rows(self, name: str, study: str) -> pa.Table:
+        return decode(self.store.read_bytes(name), study=study, path=self.store.path_of(name))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads(self.store.read_bytes(name))
+        except ValueError as error:
+            raise OvertoneError(f"{self.store.path_of(name)!r} is not readable JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise OvertoneError(f"{self.store.path_of(name)!r} holds {type(value).__name__} where an object belongs")
+        return value
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            text = json.dumps(value, indent=2, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise OvertoneError(f"cannot write {self.store.path_of(name)!r}: it must be plain JSON: {error}") from None
+        self.store.write_bytes(name, text.encode())
+        return value
+
+    def _alternatives(self, name: str) -> str:
+        known = self.studies()
+        if not known:
+            return "it holds no study"
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        return f"the closest are {', '.join(close)}" if close else f"it holds {', '.join(known[:5])}"
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or name.endswith(".progress"):
+        raise UsageError(
+            f"study name {name!r} must be 1 to 128 letters, digits, '.', '_' or '-', not start with '.' "
+            "and not end with '.progress'"
+        )
+
+
+def _one_row_a_trial(table: pa.Table) -> pa.Table:
+    """Keeps, of each trial id, the row that `Ledger.trials` promises."""
+    finished = np.asarray(table.column("status").to_pylist()) == TrialStatus.FINISHED.value
+    ended = table.column("finished_at").cast(pa.int64()).fill_null(0).to_numpy()
+    preferred = np.lexsort((-ended, ~finished))
+    trials = np.asarray(table.column("trial").to_pylist(), dtype=str)
+    _, first = np.unique(trials[preferred], return_index=True)
+    return table.take(preferred[first]).sort_by([("number", "ascending"), ("trial", "ascending")])
+
+
+def _record(study: str) -> str:
+    return f"studies/{study}.json"
+
+
+def _progress(study: str) -> str:
+    return f"studies/{study}.progress.json"
+
+
+def _trials(study: str) -> str:
+    return f"trials/study={study}"
+
+
+def _model(sha256: str) -> str:
+    return f"models/{sha256}.safetensors"

@@ -1,0 +1,59 @@
+"""A network block by block, as short text for people: `layer1: cosine 2x3, 50 % templates, G=2, 8 bits`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["block_records", "block_text", "network_text"]
+
+
+def block_records(config: Mapping[str, Any], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """A `NetworkConfig`'s JSON as the ledger's column `blocks`: one record a block, null where nothing is done.
+
+    `names` are all blocks of the network, in order; without them only the blocks that the config names are recorded.
+    """
+    blocks = config.get("blocks", {})
+    return [_record(name, blocks.get(name, {})) for name in dict.fromkeys([*(names or ()), *blocks])]
+
+
+def network_text(blocks: Sequence[Mapping[str, Any]], separator: str = "; ") -> str:
+    """All blocks of a ledger row (its `blocks` column), first to last; templates are the share that is kept."""
+    texts = [block_text(block) for block in blocks]
+    return separator.join(texts) if any(not text.endswith("uncompressed") for text in texts) else "uncompressed"
+
+
+def block_text(block: Mapping[str, Any]) -> str:
+    """One block; a knob that is null is left out, a block without any is `uncompressed`."""
+    parts = (_basis(block), _templates(block), _groups(block), _bits(block))
+    return f"{block['block']}: {', '.join(part for part in parts if part) or 'uncompressed'}"
+
+
+def _record(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    y, x = knobs.get("harmonics") or (None, None)
+    plain = {key: knobs.get(key) for key in ("pruning_rate", "groups", "transform", "bits", "exponent_block")}
+    return {"block": name, "basis": knobs.get("basis"), "harmonics_y": y, "harmonics_x": x, **plain}
+
+
+def _basis(block: Mapping[str, Any]) -> str:
+    if block.get("basis") is None:
+        return ""
+    return f"{block['basis']} {int(block['harmonics_y'])}x{int(block['harmonics_x'])}"
+
+
+def _templates(block: Mapping[str, Any]) -> str:
+    rate, transform = block.get("pruning_rate"), block.get("transform")
+    if rate is None:
+        return ""
+    kind = "" if transform in (None, "scalar") else f" ({transform})"
+    return f"{100 * (1 - rate):.3g} % templates{kind}"
+
+
+def _groups(block: Mapping[str, Any]) -> str:
+    groups = block.get("groups")
+    return "" if groups is None or groups == 1 else f"G={int(groups)}"
+
+
+def _bits(block: Mapping[str, Any]) -> str:
+    bits, shared = block.get("bits"), block.get("exponent_block")
+    if bits is None:
+        return ""
+    return f"{int(bits)} bits" + ("" if shared is None else f" in blocks of {int(shared)}")

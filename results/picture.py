@@ -1,0 +1,86 @@
+"""The front as a still picture for papers and pages: accuracy against size and against compute, side by side."""
+
+import io
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from layers.errors import OvertoneError, UsageError
+from results.front import front
+from results.ledger import Ledger
+from results.objectives import OBJECTIVES
+from results.store import Store
+from results.summary import Summary, summarise
+from results.units import cost_axis
+
+__all__ = ["write_picture"]
+
+_FRONT, _OTHER, _BASELINE, _KNEE = "#2563eb", "#b4b4b4", "#e08a00", "#d6336c"
+
+
+def write_picture(ledger: Ledger, study: str, out: str | os.PathLike[str]) -> Path:
+    """Draws a study's front into a `.png` or `.svg` file, whole or not at all; gives back its path.
+
+    The same trials give the same bytes with the same libraries.
+    """
+    path = Path(out)
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError(f"out (={os.fspath(out)!r}) must end in .png or .svg")
+    summary = summarise(ledger, study)
+    if not summary.finished.num_rows:
+        raise OvertoneError(f"study {study!r} has no finished trial to draw")
+    Store(path.parent).write_bytes(path.name, _drawn(summary, path.suffix.removeprefix(".")))
+    return path
+
+
+def _drawn(summary: Summary, kind: str) -> bytes:
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _draw(left, summary, "size_bytes")
+    _draw(right, summary, "flops")
+    left.set_ylabel("validation accuracy (%)")
+    model, dataset = (str(summary.record.get(key, "?")) for key in ("model", "dataset"))
+    figure.suptitle(f"{model} on {dataset}: {summary.finished.num_rows} trials", parse_math=False, fontsize=12)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    sink = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": summary.study, "svg.fonttype": "path"}):
+        figure.savefig(sink, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+    return sink.getvalue()
+
+
+def _draw(axes: Axes, summary: Summary, cost: str) -> None:
+    title, unit = cost_axis(cost)
+    stairs = front(summary.finished, [OBJECTIVES["val_top1"], OBJECTIVES[cost]]).sort_by(cost)
+    axes.scatter(*_points(summary.finished, cost), s=16, color=_OTHER, label="trials", linewidths=0)
+    axes.step(*_points(stairs, cost), where="post", color=_FRONT, linewidth=1, linestyle=":")
+    axes.scatter(*_points(summary.front, cost), s=34, color=_FRONT, label="front", zorder=3)
+    if summary.knee is not None:
+        place = summary.knee[cost] / unit, 100 * summary.knee["val_top1"]
+        axes.scatter(*place, s=150, facecolors="none", edgecolors=_KNEE, linewidths=2, label="knee", zorder=4)
+    if cost in summary.baseline and "val_top1" in summary.baseline:
+        place = summary.baseline[cost] / unit, 100 * summary.baseline["val_top1"]
+        axes.scatter(*place, s=70, marker="D", color=_BASELINE, label="uncompressed", zorder=3)
+    _style(axes, title)
+
+
+def _points(table: pa.Table, cost: str) -> tuple[list[float], list[float]]:
+    unit = cost_axis(cost)[1]
+    accuracy = [100 * value for value in table.column("val_top1").to_pylist()]
+    return [value / unit for value in table.column(cost).to_pylist()], accuracy
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(title)
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

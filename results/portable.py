@@ -1,0 +1,101 @@
+"""A compressed network in the few operations that every exchange format has.
+
+Filters are rebuilt once and become ordinary weights. Inputs that are rounded to block floating point stay rounded,
+exactly as `layers.quantise` does it, but without reading a number's bits: the exponent is guessed by a logarithm,
+corrected by comparing with exact powers of two, and powers of two come from a table. So the exported graph computes
+what was measured, up to the order in which a runtime adds.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers import CompressedConv2d, CompressedLinear, compressed_layers
+from layers.blockfloat import BlockFormat
+
+__all__ = ["PortableRounding", "portable_model"]
+
+
+class PortableRounding(nn.Module):
+    """`layers.quantise` for blocks of one value, any shape, as plain arithmetic."""
+
+    powers: Tensor
+
+    def __init__(self, form: BlockFormat) -> None:
+        super().__init__()
+        if form.block != 1:
+            raise ValueError(f"block (={form.block}) must be 1: activations share no exponents")
+        self.bits, self.lowest, self.highest = form.bits, form.lowest, -form.lowest - 1
+        self.overflow = (2.0**form.bits - 0.5) * 2.0 ** (self.highest + 1 - form.bits)
+        self.reach = form.bits - form.lowest
+        exponents = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
+        self.register_buffer("powers", torch.exp2(exponents).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each value rounded to `bits` significant bits, ties to even; out of range it becomes zero or NaN."""
+        size = x.abs()
+        exponent = self._exponent(size).clamp(self.lowest, -self.lowest)
+        carries = torch.round(size * self._power(self.bits - 1 - exponent)) >= 2**self.bits
+        exponent = exponent + carries.to(torch.int64)
+        rounded = torch.round(x * self._power(self.bits - 1 - exponent)) * self._power(exponent - self.bits + 1)
+        rounded = torch.where(size < 2.0**self.lowest, 0.0, rounded)
+        return torch.where(rounded.abs() < 2.0**-self.lowest, rounded, torch.nan)
+
+    def _exponent(self, size: Tensor) -> Tensor:
+        """floor(log2(size)) as int64, exact between the format's lowest and highest exponent, its ends beyond."""
+        safe = size.clamp(2.0**self.lowest, 2.0**self.highest)
+        guess = torch.log2(safe).floor().to(torch.int64).clamp(self.lowest, self.highest)
+        guess = guess - (self._power(guess) > safe).to(torch.int64)
+        return guess + (self._power(guess + 1) <= safe).to(torch.int64)
+
+    def _power(self, exponent: Tensor) -> Tensor:
+        return self.powers[exponent + self.reach]
+
+
+def portable_model(model: nn.Module) -> nn.Module:
+    """A copy in eval mode with each compressed layer replaced; float32, the same predictions bit for bit in PyTorch."""
+    portable = copy.deepcopy(model).eval()
+    for name, layer in compressed_layers(portable).items():
+        frozen = _Linear(layer) if isinstance(layer, CompressedLinear) else _Conv2d(layer)
+        parent, _, attribute = name.rpartition(".")
+        setattr(portable.get_submodule(parent), attribute, frozen)
+    return portable
+
+
+class _Frozen(nn.Module):
+    bias: Tensor | None
+
+    def __init__(self, layer: CompressedConv2d | CompressedLinear) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer.filters().detach().clone())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        form = layer.form.activation_format
+        self.rounding = nn.Identity() if form is None else PortableRounding(form)
+
+
+class _Linear(_Frozen):
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.rounding(x), self.weight, self.bias)
+
+
+class _Conv2d(_Frozen):
+    weight: Tensor
+
+    def __init__(self, layer: CompressedConv2d) -> None:
+        super().__init__(layer)
+        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.shape.groups
+        left, right, top, bottom = layer.margins
+        uneven = layer.padding_mode != "zeros" or (left, top) != (right, bottom)
+        self.padding = (0, 0) if uneven else (top, left)
+        self.margins = layer.margins if uneven else None
+        self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rounding(x)
+        if self.margins is not None:
+            x = F.pad(x, self.margins, mode=self.mode)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

@@ -1,0 +1,128 @@
+"""Rows and ledgers with fresh random content for the tests of results."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from results.ledger import Ledger
+from results.schema import TrialRow, TrialStatus
+from results.store import Store
+
+RowMaker = Callable[..., TrialRow]
+
+UNCOMPRESSED = {
+    "val_top1": 0.97,
+    "size_bytes": 312_000,
+    "flops": 25_000_000,
+    "macs": 12_500_000,
+    "parameters": 78_000,
+}
+BLOCKS = (
+    {"block": "conv1", "basis": None, "harmonics_y": None, "harmonics_x": None, "pruning_rate": None, "groups": None}
+    | {"transform": None, "bits": None, "exponent_block": None},
+    {"block": "layer1", "basis": "cosine", "harmonics_y": 2, "harmonics_x": 3, "pruning_rate": 0.5, "groups": 2}
+    | {"transform": "scalar", "bits": 8, "exponent_block": None},
+)
+CURVE = (
+    {"epoch": 0, "train_loss": 1.2, "val_top1": 0.5, "val_loss": 1.1, "lr": 0.1, "seconds": 0.4},
+    {"epoch": 1, "train_loss": 0.6, "val_top1": 0.8, "val_loss": 0.7, "lr": 0.01, "seconds": 0.4},
+)
+
+
+@pytest.fixture(scope="session")
+def rng() -> np.random.Generator:
+    return np.random.default_rng()
+
+
+@pytest.fixture(scope="session")
+def make_row() -> RowMaker:
+    """A finished row; the keywords replace its values."""
+
+    def make(**changes: Any) -> TrialRow:
+        number = changes.get("number", 0)
+        start = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
+        values: dict[str, Any] = {
+            "study": "demo",
+            "trial": f"t{number:09d}",
+            "number": number,
+            "status": TrialStatus.FINISHED,
+            "model": "resnet8",
+            "dataset": "digits",
+            "start": "least-squares",
+            "seed": 0,
+            "epochs": 5,
+            "epochs_run": 2,
+            "config_digest": f"c{number}",
+            "spec_digest": f"s{number}",
+            "spec": "{}",
+            "started_at": start,
+            "finished_at": start + timedelta(seconds=30),
+            "val_top1": 0.9,
+            "val_loss": 0.3,
+            "parameters": 10_000,
+            "size_bytes": 20_000,
+            "macs": 1_000_000,
+            "flops": 2_000_000,
+            "blocks": BLOCKS,
+            "curve": CURVE,
+        }
+        return TrialRow(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_rows(make_row: RowMaker, rng: np.random.Generator) -> Callable[[int], list[TrialRow]]:
+    """Rows with ties and duplicates in every objective, some failed, shuffled."""
+
+    def make(count: int) -> list[TrialRow]:
+        rows = []
+        for number in rng.permutation(count):
+            flops = int(rng.integers(1, 12)) * 1_000_000
+            values = {
+                "number": int(number),
+                "val_top1": round(float(rng.uniform(0.3, 1.0)), 2),
+                "size_bytes": int(rng.integers(1, 40)) * 5_000,
+                "macs": flops // 2,
+                "flops": flops,
+                "latency_ms": float(rng.integers(1, 9)) if rng.random() < 0.8 else float("nan"),
+            }
+            if rng.random() < 0.15:
+                values |= {"status": TrialStatus.FAILED, "error": "out of memory", "val_top1": None}
+            rows.append(make_row(**values))
+        return rows
+
+    return make
+
+
+RECORD = {
+    "objectives": ["val_top1", "size_bytes", "flops"],
+    "uncompressed": UNCOMPRESSED,
+    "model": "resnet8",
+    "dataset": "digits",
+    "epochs": 5,
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """A ledger with the study `demo`, which has no trials yet."""
+    ledger = Ledger(Store(tmp_path / "runs"))
+    ledger.create_study("demo", RECORD)
+    return ledger
+
+
+@pytest.fixture(scope="session")
+def full_ledger(tmp_path_factory: pytest.TempPathFactory, random_rows: Callable[[int], list[TrialRow]]) -> Ledger:
+    """A ledger whose study `demo` has 40 trials and a stored model; shared, so tests only read it."""
+    ledger = Ledger(Store(tmp_path_factory.mktemp("full") / "runs"))
+    ledger.create_study("demo", RECORD)
+    digest = ledger.put_model(b"a packed model")
+    for row in random_rows(40):
+        ledger.append(TrialRow.from_record({**row.to_record(), "model_sha256": digest}))
+    return ledger

@@ -1,0 +1,28 @@
+from results.network import block_records, network_text
+from spaces.config import BlockConfig, NetworkConfig
+from tests.results.conftest import BLOCKS
+
+
+def test_each_block_says_what_was_done_to_it():
+    assert network_text(BLOCKS) == "conv1: uncompressed; layer1: cosine 2x3, 50 % templates, G=2, 8 bits"
+    assert network_text(BLOCKS, "\n").count("\n") == 1
+
+
+def test_knobs_that_do_nothing_are_left_out():
+    block = {"block": "fc", "bits": 4, "exponent_block": 16, "groups": 1, "pruning_rate": None}
+    assert network_text([block]) == "fc: 4 bits in blocks of 16"
+    assert network_text([{"block": "a", "pruning_rate": 0.75, "transform": "affine"}]) == "a: 25 % templates (affine)"
+
+
+def test_network_without_any_knob_is_uncompressed():
+    assert network_text(BLOCKS[:1]) == "uncompressed"
+    assert network_text([]) == "uncompressed"
+
+
+def test_config_becomes_the_rows_of_the_ledger():
+    block = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, transform="scalar", bits=8)
+    config = NetworkConfig(blocks={"layer1": block}).to_json()
+    assert block_records(config, ["conv1", "layer1"]) == list(BLOCKS)
+    assert block_records(config) == [BLOCKS[1]]
+    assert [record["block"] for record in block_records(config, ["layer2"])] == ["layer2", "layer1"]
+    assert block_records({}) == []

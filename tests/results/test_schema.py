@@ -1,0 +1,69 @@
+import dataclasses
+from datetime import datetime
+
+import pytest
+
+from layers.errors import OvertoneError
+from results.schema import SCHEMA, SCHEMA_VERSION, TrialRow, TrialStatus, to_table
+
+
+def test_dataclass_and_schema_have_the_same_columns():
+    assert {field.name for field in dataclasses.fields(TrialRow)} == set(SCHEMA.names)
+
+
+def test_rows_come_back_from_the_table_as_they_went_in(make_row, random_rows):
+    rows = [*random_rows(20), make_row(number=99, blocks=(), curve=(), latency_ms=1.5)]
+    rows = [dataclasses.replace(row, latency_ms=None) if row.latency_ms != row.latency_ms else row for row in rows]
+    table = to_table(rows)
+    assert table.schema == SCHEMA
+    assert [TrialRow.from_record(record) for record in table.to_pylist()] == rows
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, -0.1, 1.01])
+def test_finished_row_needs_a_true_accuracy(make_row, value):
+    with pytest.raises(OvertoneError, match=r"'t000000007' is finished: val_top1 \(="):
+        make_row(number=7, val_top1=value)
+
+
+@pytest.mark.parametrize("name", ["parameters", "size_bytes", "macs", "flops"])
+def test_finished_row_needs_its_costs(make_row, name):
+    with pytest.raises(OvertoneError, match=rf"{name} \(=None\) must be a count"):
+        make_row(**{name: None})
+
+
+def test_failed_row_needs_an_error_text(make_row):
+    with pytest.raises(OvertoneError, match="error text must say why"):
+        make_row(status=TrialStatus.FAILED, val_top1=None)
+    assert make_row(status=TrialStatus.FAILED, val_top1=None, error="diverged").to_record()["status"] == "failed"
+
+
+def test_pruned_row_needs_no_result(make_row):
+    row = make_row(status=TrialStatus.PRUNED, val_top1=None, size_bytes=None)
+    assert to_table([row]).column("status").to_pylist() == ["pruned"]
+
+
+def test_other_status_and_naive_time_are_refused(make_row):
+    with pytest.raises(OvertoneError, match="status 'running'; allowed are finished, failed, pruned"):
+        make_row(status="running")
+    with pytest.raises(OvertoneError, match=r"finished_at .* must carry a time zone"):
+        make_row(finished_at=datetime(2025, 1, 1))
+
+
+def test_nan_is_kept_as_null_in_columns_and_curves(make_row):
+    row = make_row(val_loss=float("nan"), latency_ms=float("inf"), curve=[{"epoch": 0, "train_loss": float("nan")}])
+    record = to_table([row]).to_pylist()[0]
+    assert record["val_loss"] is None
+    assert record["latency_ms"] is None
+    assert record["curve"][0]["train_loss"] is None
+    assert record["curve"][0]["lr"] is None
+
+
+def test_record_without_a_column_is_refused(make_row):
+    record = make_row().to_record()
+    del record["seed"]
+    with pytest.raises(OvertoneError, match="lacks the columns seed"):
+        TrialRow.from_record(record)
+
+
+def test_version_is_one():
+    assert SCHEMA_VERSION == 1
