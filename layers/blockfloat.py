@@ -76,11 +76,11 @@ def quantise(x: Tensor, form: BlockFormat) -> Tensor:
 def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
     """Quantise and pack: uint8 bytes of the signed mantissas, and of the shared exponents, most significant bit first.
 
-    Raises `OvertoneError` where `x` holds a value that is not finite.
+    Raises `OvertoneError` where `x` holds a value that is not finite or too large for the exponent.
     """
-    if not torch.isfinite(x).all():
-        raise OvertoneError("A tensor that is to be packed holds values that are not finite.")
     mantissas, exponents = _encode(x.detach().float().cpu(), form)
+    if not torch.isfinite(mantissas).all():
+        raise OvertoneError("A tensor that is to be packed holds values that are not finite, or too large.")
     flat = mantissas.flatten()[: x.numel()].to(torch.int64)
     signed = flat.abs() | ((flat < 0).to(torch.int64) << form.bits)
     return _to_bytes(signed, form.bits + 1), _to_bytes(exponents.long().flatten() - form.lowest, form.exponent_bits)

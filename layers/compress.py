@@ -30,7 +30,7 @@ def compress_model(model: nn.Module, forms: Mapping[str, LayerForm]) -> nn.Modul
     compressed = copy.deepcopy(model)
     modules = dict(compressed.named_modules())
     for name, form in forms.items():
-        if name not in modules:
+        if name not in modules or not name:
             raise UsageError(f"layer (={name!r}) must be one of the model's layers.")
         parent, _, child = name.rpartition(".")
         setattr(modules[parent], child, compress_layer(modules[name], form))

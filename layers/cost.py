@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from layers.form import LayerForm, LayerShape, stored_tensors
 
@@ -52,7 +53,7 @@ def network_cost(shapes: Mapping[str, LayerShape], forms: Mapping[str, LayerForm
 
 
 def remaining_cost(model: nn.Module, layers: Collection[str]) -> Cost:
-    """Cost of all parameters and buffers outside the named layers; batch counters of norms are not kept."""
+    """Cost of all parameters and buffers outside the named layers, as `layers.pack` keeps them."""
     inside = tuple(f"{name}." for name in layers)
     state = {
         name: value
@@ -62,8 +63,12 @@ def remaining_cost(model: nn.Module, layers: Collection[str]) -> Cost:
     trainable = {name for name, _ in model.named_parameters()}
     return Cost(
         parameters=sum(value.numel() for name, value in state.items() if name in trainable),
-        size_bytes=sum(value.numel() * value.element_size() for value in state.values()),
+        size_bytes=sum(_packed_bytes(value) for value in state.values()),
     )
+
+
+def _packed_bytes(value: Tensor) -> int:
+    return (value.numel() + 7) // 8 if value.dtype == torch.bool else value.numel() * value.element_size()
 
 
 def _macs(shape: LayerShape, form: LayerForm, source: tuple[int, int], target: tuple[int, int]) -> int:

@@ -52,6 +52,8 @@ class LayerForm:
             raise UsageError(f"templates (={self.templates}) and transform (={self.transform!r}) go together.")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}.")
+        if not isinstance(self.groups, int) or self.groups < 1:
+            raise UsageError(f"groups (={self.groups!r}) must be a whole number of at least 1.")
         if self.templates is None and self.groups != 1:
             raise UsageError(f"groups (={self.groups}) must be 1 in a layer without templates.")
         if self.bits is not None:

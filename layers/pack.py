@@ -1,7 +1,7 @@
 """The packed state of a model: what the exported file holds, byte for byte what `layers.cost` counts.
 
-A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat`); the kept
-filters of a template layer become `NAME.kept`, one bit a filter, most significant first; all else stays as the state
+A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat`); truth values,
+such as the kept filters of a template layer, become one bit each, most significant first; all else stays as the state
 dict has it. Batch counters of norms are left out.
 """
 
@@ -22,12 +22,18 @@ __all__ = ["pack_state", "unpack_state"]
 
 
 def pack_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors to store, on the CPU. Their bytes add up to the cost model's `size_bytes`."""
+    """The tensors to store, on the CPU. Their bytes add up to the cost model's `size_bytes`.
+
+    Raises `OvertoneError` naming the first tensor that block floating point cannot hold.
+    """
     quantised, packed = _formats(model), {}
     for name, value in _kept_state(model).items():
         value = value.detach().cpu().contiguous()
         if name in quantised:
-            packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, quantised[name])
+            try:
+                packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, quantised[name])
+            except OvertoneError as error:
+                raise OvertoneError(f"The tensor {name!r} cannot be packed: {error}") from error
         elif value.dtype == torch.bool:
             packed[name] = torch.from_numpy(np.packbits(value.numpy()))
         else:
@@ -50,7 +56,8 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
             state[name] = unpack_blocks(mantissas, exponents, form, value.shape)
         elif value.dtype == torch.bool:
             bits = _take(left, name, torch.Size([(value.numel() + 7) // 8]), torch.uint8)
-            state[name] = torch.from_numpy(np.unpackbits(bits.numpy(), count=value.numel()).astype(bool))
+            flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=value.numel()).astype(bool))
+            state[name] = flat.view(value.shape)
         else:
             state[name] = _take(left, name, value.shape, value.dtype)
     if left:

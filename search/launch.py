@@ -95,7 +95,8 @@ def start_study(ledger: Ledger, name: str, plan: StudyPlan, resources: Resources
         _check_same(name, record, {**plan.to_record(), **subject.identity()})
         plan = StudyPlan.from_record(record)
     else:
-        record = {**plan.to_record(), **subject.identity(), "uncompressed": subject.reference()}
+        about = {"dataset": plan.data.name, "uncompressed": subject.reference()}
+        record = {**plan.to_record(), **subject.identity(), **about}
         with connected(resources.address):
             resources.resolved()
             ledger.create_study(name, record)

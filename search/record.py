@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from results.network import block_records
 from results.schema import TrialRow, TrialStatus
 from spaces import Network, NetworkConfig
 from trainers.spec import TrialSpec
@@ -77,15 +78,9 @@ def _common(study: str, suggestion: Mapping[str, Any]) -> dict[str, Any]:
         "seed": spec["seed"],
         "epochs": spec["epochs"],
         "spec": json.dumps(spec),
-        "blocks": tuple(_block(name, block) for name, block in spec["config"]["blocks"].items()),
+        "blocks": tuple(block_records(spec["config"])),
         "versions": json.dumps(_versions()),
     }
-
-
-def _block(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
-    y, x = block.get("harmonics") or (None, None)
-    knobs = ("basis", "pruning_rate", "groups", "transform", "bits", "exponent_block")
-    return {"block": name, "harmonics_y": y, "harmonics_x": x, **{knob: block.get(knob) for knob in knobs}}
 
 
 def _times(started: str | None) -> dict[str, Any]:

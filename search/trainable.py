@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ class TrialActor(tune.Trainable):
         self._config = new_config
         self._started = datetime.now(UTC)
         self._trial: Trial | None = None
+        self._packed: bytes | None = None
         self._epochs: Iterator[Epoch] = iter(())
         if self._device == "cuda":
             torch.cuda.empty_cache()
@@ -61,9 +63,9 @@ class TrialActor(tune.Trainable):
             return self._failed(traceback.format_exc(limit=-3))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Leave the packed model."""
-        if self._trial is not None:
-            self._trial.save(Path(checkpoint_dir) / MODEL_FILE)
+        """Leave the packed model, written by the last step, where a failure is the trial's."""
+        if self._packed is not None:
+            (Path(checkpoint_dir) / MODEL_FILE).write_bytes(self._packed)
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """A trial whose worker died begins again: its checkpoint is its end."""
@@ -79,6 +81,9 @@ class TrialActor(tune.Trainable):
         if epoch is not None and epoch.epoch < self._trial.spec.epochs:
             return {"epoch": epoch.epoch, "val_top1": epoch.val_top1}
         result = self._trial.result().to_json()
+        with tempfile.TemporaryDirectory() as folder:
+            self._trial.save(Path(folder) / MODEL_FILE)
+            self._packed = (Path(folder) / MODEL_FILE).read_bytes()
         objectives = {"val_top1": result["val_top1"], "latency_ms": result["latency_ms"], **result["cost"]}
         return {**self._report("finished"), **objectives, "result": json.dumps(result), SHOULD_CHECKPOINT: True}
 

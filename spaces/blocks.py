@@ -53,8 +53,8 @@ def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, Lay
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, *image))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # all that torchvision's networks raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         size = "x".join(map(str, image))
         raise UsageError(f"The network {type(model).__name__} cannot take {size} images: {reason}") from error
     finally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from layers import UsageError
-from layers.basis import Family
-from layers.form import Transform
+from layers.basis import FAMILIES, Family
+from layers.form import TRANSFORMS, Transform
 
 __all__ = ["BlockConfig", "NetworkConfig"]
 
@@ -33,26 +33,24 @@ class BlockConfig:
     """Stored weights that share one exponent; 1 where bits are given without it."""
 
     def __post_init__(self) -> None:
+        for name, choices in (("basis", FAMILIES), ("transform", TRANSFORMS)):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise UsageError(f"{name} (={value!r}) must be one of {', '.join(choices)}, or left out.")
+        for name, low, high in (("groups", 1, 1 << 16), ("bits", 2, 16), ("exponent_block", 1, 128)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not low <= value <= high):
+                raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}, or left out.")
         if self.harmonics is not None:
-            pair = tuple(self.harmonics)
+            pair = tuple(self.harmonics) if isinstance(self.harmonics, Sequence) else ()
             if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair):
                 raise UsageError(f"harmonics (={self.harmonics}) must be two whole numbers of at least 1, (y, x).")
             object.__setattr__(self, "harmonics", pair)
         if (self.basis is None) != (self.harmonics is None):
             raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together.")
-        if self.pruning_rate is not None and not 0 < self.pruning_rate < 1:
-            raise UsageError(f"pruning_rate (={self.pruning_rate}) must be between 0 and 1, or left out.")
-
-    def describe(self) -> str:
-        """The block in a few words."""
-        words = []
-        if self.basis is not None and self.harmonics is not None:
-            words.append(f"{self.basis} {self.harmonics[0]}x{self.harmonics[1]}")
-        if self.pruning_rate is not None:
-            words.append(f"{self.pruning_rate:.0%} pruned" + (f" in {self.groups} groups" if self.groups else ""))
-        if self.bits is not None:
-            words.append(f"{self.bits} bits")
-        return ", ".join(words) or "uncompressed"
+        rate = self.pruning_rate
+        if rate is not None and not (isinstance(rate, int | float) and 0 < rate < 1):
+            raise UsageError(f"pruning_rate (={rate!r}) must be between 0 and 1, or left out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +63,8 @@ class NetworkConfig:
     """Fewest templates (per group) that pruning leaves in a layer; the papers use 8 for CIFAR, 32 for ImageNet."""
 
     def __post_init__(self) -> None:
-        if self.minimum_templates < 1:
-            raise UsageError(f"minimum_templates (={self.minimum_templates}) must be at least 1.")
+        if type(self.minimum_templates) is not int or self.minimum_templates < 1:
+            raise UsageError(f"minimum_templates (={self.minimum_templates!r}) must be a whole number of at least 1.")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, without the knobs that are `None`."""
@@ -82,14 +80,13 @@ class NetworkConfig:
         _only(data, {"blocks", "minimum_templates"}, "config")
         knobs = {f.name for f in fields(BlockConfig)}
         blocks = {}
-        for name, block in data.get("blocks", {}).items():
+        asked = data.get("blocks", {})
+        if not isinstance(asked, Mapping):
+            raise UsageError(f"blocks (={asked!r}) must be a mapping of block names to knobs.")
+        for name, block in asked.items():
             _only(block, knobs, f"block {name!r}")
             blocks[name] = BlockConfig(**block)
         return cls(blocks=blocks, minimum_templates=data.get("minimum_templates", 8))
-
-    def describe(self) -> str:
-        """The network block by block, in a line."""
-        return "; ".join(f"{name}: {block.describe()}" for name, block in self.blocks.items()) or "uncompressed"
 
 
 def _only(data: object, allowed: set[str], what: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable
 
-import torchvision
 from torch import nn
 
 from layers import UsageError
@@ -27,8 +27,10 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
         return _zoo()[name](classes=classes, channels=channels)
     if is_factory(name):
         return _from_factory(name, classes=classes, channels=channels)
+    import torchvision  # slow to import, and most commands do without
+
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise UsageError(_unknown(name))
+        raise UsageError(_unknown(name, torchvision.models.list_models(module=torchvision.models)))
     if channels != 3:
         raise UsageError(f"model (={name!r}) takes images of 3 channels, the data have {channels}.")
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
@@ -49,8 +51,8 @@ def _resnet(depth: int) -> Callable[..., nn.Module]:
     return lambda *, classes, channels: CifarResNet(depth, classes=classes, channels=channels)
 
 
-def _unknown(name: str) -> str:
-    known = [*_zoo(), *torchvision.models.list_models(module=torchvision.models)]
+def _unknown(name: str, torchvision_names: list[str]) -> str:
+    known = [*_zoo(), *torchvision_names]
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "a torchvision model or package.module:factory."
     return f"model (={name!r}) must be one of {', '.join(_zoo())}, a torchvision model or a factory; {hint}"
@@ -60,8 +62,12 @@ def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
     module, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UsageError(f"model (={name!r}) must be importable as package.module:factory; {error}.") from error
+    try:
+        inspect.signature(factory).bind(classes=classes, channels=channels)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model (={name!r}) must be callable as factory(classes=..., channels=...); {error}.") from error
     model = factory(classes=classes, channels=channels)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}.")

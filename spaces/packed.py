@@ -24,7 +24,7 @@ from spaces.models import build_model, is_factory
 __all__ = ["PACKED_VERSION", "load_model", "read_card", "save_model"]
 
 PACKED_VERSION = 1
-_REQUIRED = ("model", "classes", "channels", "forms")
+_REQUIRED = ("version", "model", "classes", "channels", "forms")
 
 
 def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -> None:
@@ -50,12 +50,12 @@ def read_card(path: str | Path) -> dict[str, Any]:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
         card = json.loads(metadata["overtone"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise OvertoneError(f"{path} is not a packed model of Overtone: {error}.") from error
+    if isinstance(card, dict) and card.get("version", PACKED_VERSION) != PACKED_VERSION:
+        raise OvertoneError(f"{path} has version {card['version']!r}, this Overtone reads {PACKED_VERSION}.")
     if not isinstance(card, dict) or any(key not in card for key in _REQUIRED):
         raise OvertoneError(f"{path} is not a packed model of Overtone: its card lacks one of {', '.join(_REQUIRED)}.")
-    if card.get("version") != PACKED_VERSION:
-        raise OvertoneError(f"{path} has version {card.get('version')!r}, this Overtone reads {PACKED_VERSION}.")
     return card
 
 

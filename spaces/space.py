@@ -159,6 +159,8 @@ def _axes(knobs: Any, block: str) -> Iterator[tuple[str, tuple[Value, ...]]]:
         raise UsageError(f"space.{block} (={knobs!r}) must be a mapping of knobs to lists of values.")
     for knob, values in knobs.items():
         values = tuple(values) if isinstance(values, list | tuple) else (values,)
+        if not all(value is None or isinstance(value, str | int | float) for value in values):
+            raise UsageError(f"space.{block}.{knob} (={list(values)}) must be a list of plain values.")
         for name in ("harmonics_y", "harmonics_x") if knob == "harmonics" else (knob,):
             if name not in KNOBS:
                 close = difflib.get_close_matches(name, KNOBS, n=1) or KNOBS

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from layers import OvertoneError, UsageError
@@ -68,9 +67,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise OvertoneError(f"Weights cannot be read from {path}: {reason}") from error
+    except pickle.UnpicklingError as error:
+        raise OvertoneError(
+            f"Weights cannot be read from {path}: it holds more than a state dict of tensors."
+        ) from error
+    except (OSError, RuntimeError, safetensors.SafetensorError, EOFError) as error:
+        raise OvertoneError(f"Weights cannot be read from {path}: {str(error).splitlines()[0]}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"weights (={str(path)!r}) must be a state dict, a mapping of names to tensors.")
@@ -78,6 +80,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torchvision(name: str, source: str) -> dict[str, Tensor]:
+    import torchvision  # slow to import, and most commands do without
+
     try:
         weights = torchvision.models.get_model_weights(name)[source]
     except (KeyError, ValueError):

@@ -1,0 +1,413 @@
+"""The command line: a thin skin over plain functions. Ray and Optuna are imported by the commands that search."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from layers import OvertoneError, UsageError
+from results.ledger import Ledger
+from results.query import query as query_trials
+from results.query import sql as query_sql
+from results.render import render
+from results.report import write_report
+from results.store import Store as OpenStore
+from results.summary import summarise
+from search import options
+from search.amount import parse_amount
+from search.tables import show_survey, show_trials
+from spaces import Network, Space, build_model, save_weights, state_sha256
+from spaces.blocks import Granularity
+from spaces.models import RESNET_DEPTHS
+from trainers.data import DataSpec, load_data
+from trainers.schedule import Schedule
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Find the best trade-offs between accuracy, size and compute that a trained CNN can be compressed to.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_out = Console(width=None if sys.stdout.isatty() else 140)
+_err = Console(stderr=True)
+
+_ALIVE_S = 60
+"""A search that has said nothing for so long is taken for stopped."""
+
+
+@app.command()
+def inspect(
+    model: options.Model,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data that fix image size and classes; default: the network's usual ones.")
+    ] = None,
+    data_dir: options.DataDir = "data",
+    image: Annotated[str | None, typer.Option(help="Image as CHANNELSxHEIGHTxWIDTH, such as 3x224x224.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
+    space: options.SpaceFile = None,
+    blocks: options.Blocks = "stage",
+    epochs: options.Epochs = 5,
+    as_json: options.Json = False,
+) -> None:
+    """Show a network's blocks, what each can legally take, and the sizes and FLOPs in reach. Trains nothing.
+
+    Example: overtone inspect --model resnet20
+    """
+    from search.survey import survey
+
+    images, shape, count = 0, _usual_image(model), _usual_classes(model)
+    if dataset is not None:
+        data = load_data(DataSpec(name=dataset, data_dir=data_dir))
+        images, count = len(data.train), data.classes
+        shape = (data.channels, data.val.images.shape[2], data.val.images.shape[3])
+    shape, count = _parse_image(image) if image else shape, classes or count
+    network = Network.of(build_model(model, classes=count, channels=shape[0]), shape, _granularity(blocks))
+    found = survey(Space.default(network).restricted(options.read_space(space)), train_images=images, epochs=epochs)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        show_survey(_out, found, f"{model} on {'x'.join(map(str, shape))} images, {count} classes")
+
+
+@app.command()
+def train(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(help="Safetensors file to write the weights to.")],
+    dataset: options.Dataset = "digits",
+    data_dir: options.DataDir = "data",
+    train_limit: options.TrainLimit = None,
+    validation_from: options.ValidationFrom = "train",
+    epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 15,
+    seed: options.Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    as_json: options.Json = False,
+) -> None:
+    """Train an uncompressed baseline, where you have no weights yet.
+
+    Example: overtone train --model resnet8 --dataset digits --out resnet8.safetensors
+    """
+    from trainers.baseline import train_baseline
+
+    spec = DataSpec(name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from)
+    if out.suffix != ".safetensors":
+        raise UsageError(f"out (={str(out)!r}) must end in .safetensors.")
+    data = load_data(spec)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build_model(model, classes=data.classes, channels=data.channels)
+    Network.of(network, (data.channels, data.val.images.shape[2], data.val.images.shape[3]))
+    curve = train_baseline(
+        network,
+        data,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+        on_epoch=lambda e: _err.print(
+            f"epoch {e.epoch}/{epochs}: train_loss {e.train_loss:.4f}, val_top1 {e.val_top1:.4f}, {e.seconds:.1f} s",
+            highlight=False,
+        ),
+    )
+    about = {"model": model, "dataset": dataset, "seed": str(seed), "val_top1": f"{curve[-1].val_top1:.6f}"}
+    save_weights(network, out, about)
+    found = {"out": str(out), "val_top1": curve[-1].val_top1, "epochs": epochs, "weights_sha256": state_sha256(network)}
+    _say(found, f"{out}: val_top1 {curve[-1].val_top1:.4f} after {epochs} epochs", as_json)
+
+
+@app.command()
+def search(
+    model: options.Model,
+    weights: Annotated[str, typer.Option(help="Trained weights: safetensors, a state dict, or torchvision's name.")],
+    study: options.Study,
+    dataset: options.Dataset = "digits",
+    data_dir: options.DataDir = "data",
+    train_limit: options.TrainLimit = None,
+    validation_from: options.ValidationFrom = "train",
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeat for each: val_top1, size_bytes, flops, latency_ms. Default: the first three."),
+    ] = None,
+    max_size: Annotated[str | None, typer.Option(help="Try no network above this size, such as 40kB.")] = None,
+    max_flops: Annotated[str | None, typer.Option(help="Try no network above this compute, such as 5M.")] = None,
+    space: options.SpaceFile = None,
+    blocks: options.Blocks = "stage",
+    minimum_templates: Annotated[int, typer.Option(help="Fewest templates a layer; 32 suits ImageNet.")] = 8,
+    trials: Annotated[int, typer.Option(help="Trials to run in all.")] = 24,
+    epochs: options.Epochs = 5,
+    lr: Annotated[float, typer.Option(help="Highest learning rate of fine-tuning.")] = Schedule().lr,
+    batch_size: Annotated[int, typer.Option(help="Images a step of fine-tuning.")] = Schedule().batch_size,
+    shape: Annotated[str, typer.Option(help="Learning rate over time: cosine, step, one-cycle, constant.")] = "cosine",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 where the device is fast at it.")] = "fp32",
+    sampler: Annotated[str, typer.Option(help="tpe, nsga2 or random.")] = "tpe",
+    seed: options.Seed = 0,
+    store: options.Store = "runs",
+    gpus_per_trial: options.GpusPerTrial = None,
+    cpus_per_trial: options.CpusPerTrial = 1,
+    concurrency: options.Concurrency = None,
+    address: options.Address = None,
+    as_json: options.Json = False,
+) -> None:
+    """Search a network's compressed forms on Ray, and keep every trial and the front in the store.
+
+    Stopped by Ctrl-C or a crash, the same command or `overtone resume` goes on.
+    Example: overtone search --model resnet8 --weights resnet8.safetensors --dataset digits --study demo --trials 24
+    """
+    from search.budget import Budget
+    from search.cluster import Resources
+    from search.launch import start_study
+    from search.study import DEFAULT_OBJECTIVES, StudyPlan
+
+    plan = StudyPlan(
+        model=model,
+        weights=str(Path(weights).resolve()) if Path(weights).exists() else weights,
+        data=DataSpec(name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from),
+        objectives=tuple(objective or DEFAULT_OBJECTIVES),
+        budget=Budget(
+            max_size=parse_amount(max_size, name="max_size") if max_size else None,
+            max_flops=parse_amount(max_flops, name="max_flops") if max_flops else None,
+        ),
+        blocks=_granularity(blocks),
+        space=options.read_space(space),
+        minimum_templates=minimum_templates,
+        schedule=Schedule(lr=lr, batch_size=batch_size, shape=shape, precision=precision),
+        epochs=epochs,
+        seed=seed,
+        sampler=sampler,
+        trials=trials,
+    )
+    resources = Resources(
+        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, concurrency=concurrency, address=address
+    )
+    ledger = Ledger(OpenStore(store))
+    _tell_outcome(ledger, study, store, start_study(ledger, study, plan, resources, _err), as_json)
+
+
+@app.command()
+def resume(
+    study: options.Study,
+    trials: Annotated[int | None, typer.Option(help="Run this many trials more than asked for so far.")] = None,
+    store: options.Store = "runs",
+    gpus_per_trial: options.GpusPerTrial = None,
+    cpus_per_trial: options.CpusPerTrial = 1,
+    concurrency: options.Concurrency = None,
+    address: options.Address = None,
+    as_json: options.Json = False,
+) -> None:
+    """Go on with a study that stopped, or run more trials than it has asked for.
+
+    Example: overtone resume --study demo --trials 12
+    """
+    from search.cluster import Resources
+    from search.launch import resume_study
+
+    resources = Resources(
+        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, concurrency=concurrency, address=address
+    )
+    ledger = Ledger(OpenStore(store))
+    _tell_outcome(ledger, study, store, resume_study(ledger, study, trials, resources, _err), as_json)
+
+
+@app.command()
+def status(study: options.Study, store: options.Store = "runs", as_json: options.Json = False) -> None:
+    """Say where a study stands, from any terminal: running, done and failed trials, front, hypervolume, time left.
+
+    Example: overtone status --study demo
+    """
+    ledger = Ledger(OpenStore(store))
+    summary, said = summarise(ledger, study), ledger.read_progress(study) or {}
+    statuses = summary.trials.column("status").to_pylist()
+    silent = (datetime.now(UTC) - datetime.fromisoformat(said["updated_at"])).total_seconds() if said else 0.0
+    running = said.get("state") == "running" and silent < _ALIVE_S
+    state = "running" if running else "finished" if len(statuses) >= summary.record["trials"] else "stopped"
+    found = {
+        "study": study,
+        "state": state,
+        "wanted": summary.record["trials"],
+        **{name: statuses.count(name) for name in ("finished", "failed", "pruned")},
+        "running": said.get("running", 0) if running else 0,
+        "front": summary.front.num_rows,
+        "hypervolume": summary.hypervolume,
+        "seconds_left": said.get("seconds_left") if running else None,
+    }
+    _say(found, _status_line(found), as_json)
+
+
+@app.command()
+def query(
+    study: options.Study,
+    front: Annotated[bool, typer.Option("--front", help="Only trials that no other beats in every objective.")] = False,
+    where: options.Where = None,
+    sort: Annotated[str | None, typer.Option(help="Column to sort by; accuracies come highest first.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Show at most so many.")] = None,
+    sql: Annotated[
+        str | None, typer.Option(help="One SELECT over the tables trials, front, epochs and blocks, instead.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="table, json, csv or parquet.")] = "table",
+    store: options.Store = "runs",
+) -> None:
+    """Ask a study for its trials.
+
+    Example: overtone query --study demo --front --where "size_bytes < 20000" --sort val_top1 --limit 10
+    """
+    ledger = Ledger(OpenStore(store))
+    if sql is not None and (front or where or sort or limit is not None):
+        raise UsageError(f"sql (={sql!r}) stands alone: front, where, sort and limit belong inside the SELECT.")
+    if sql is None:
+        frame = query_trials(ledger, study, front=front, where=where, sort=sort, limit=limit)
+    else:
+        frame = query_sql(ledger, study, sql)
+    if format != "table":
+        sys.stdout.buffer.write(render(frame, format))
+        sys.stdout.buffer.flush()
+    elif sql is None:
+        show_trials(_out, frame, f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}")
+    else:
+        _out.print(frame.to_string(index=False), markup=False, highlight=False)
+
+
+@app.command()
+def report(
+    study: options.Study,
+    out: Annotated[Path, typer.Option(help="File to write: .html (one file, opens offline), .png or .svg.")],
+    store: options.Store = "runs",
+) -> None:
+    """Write the study's front as a page to look at, or as a picture.
+
+    Example: overtone report --study demo --out report.html
+    """
+    _out.print(f"{write_report(Ledger(OpenStore(store)), study, out)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    study: options.Study,
+    out: Annotated[Path, typer.Option(help="New folder to write to.")],
+    pick: Annotated[str, typer.Option(help="best (highest val_top1), knee (of the front), or a trial's id.")] = "knee",
+    where: options.Where = None,
+    format: Annotated[str, typer.Option(help="safetensors (packed), onnx or pt2.")] = "safetensors",
+    store: options.Store = "runs",
+    as_json: options.Json = False,
+) -> None:
+    """Write a trial's model to a folder, after proving that the file gives the trial's predictions.
+
+    Example: overtone export --study demo --pick best --where "size_bytes < 20000" --out model
+    """
+    from search.verify import export_trial
+
+    card = export_trial(Ledger(OpenStore(store)), study, pick, where=where, format=format, out=out)
+    line = (
+        f"{out}: trial {card['trial']}, {card['size_bytes'] / 1e3:.1f} kB, {card['flops'] / 1e6:.2f} MFLOPs, "
+        f"val_top1 {card['val_top1']:.4f}, test_top1 {card['test_top1']:.4f} (n = {card['test_n']}); the exported file "
+        f"gives the trial's class for all {card['val_n']} validation images"
+    )
+    _say({"out": str(out), **card}, line, as_json)
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 failed, 2 wrong use."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    warnings.simplefilter("ignore")
+    try:
+        app(arguments, standalone_mode=False)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except OvertoneError as error:
+        return _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("Interrupted.", 1)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's own errors; their class is private to it
+            raise
+        message = error.format_message()
+        if not arguments:
+            print(message)
+            return 2
+        return _fail(message, 2)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    text = " ".join(message.split())
+    print(f"overtone: {text}", file=sys.stderr)
+    return code
+
+
+def _say(found: dict[str, Any], line: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+    else:
+        _out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    print(json.dumps(found, indent=2, default=str))
+
+
+def _tell_outcome(ledger: Ledger, study: str, store: str, outcome: Any, as_json: bool) -> None:
+    summary = summarise(ledger, study)
+    found = {**asdict(outcome), "study": study, "front": summary.front.num_rows, "hypervolume": summary.hypervolume}
+    if as_json:
+        _print_json(found)
+        return
+    show_trials(_out, query_trials(ledger, study, front=True), f"{study}: the front of {outcome.done} trials")
+    at = "" if store == "runs" else f" --store {store}"
+    if outcome.exhausted:
+        next_step = "no further network was found in the space"
+    elif outcome.done < outcome.wanted:
+        next_step = f"stopped at {outcome.done} of {outcome.wanted}; go on with: overtone resume --study {study}{at}"
+    else:
+        next_step = f"all {outcome.wanted} trials done; more with: overtone resume --study {study} --trials 24{at}"
+    _out.print(f"hypervolume {summary.hypervolume:.4f}; {next_step}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _status_line(found: dict[str, Any]) -> str:
+    from search.progress import duration
+
+    left = "" if found["seconds_left"] is None else f", {duration(found['seconds_left'])} left"
+    return (
+        f"{found['study']}: {found['state']}; {found['finished']} finished, {found['failed']} failed, "
+        f"{found['pruned']} pruned, {found['running']} running of {found['wanted']}{left}; "
+        f"front {found['front']}, hypervolume {found['hypervolume']:.4f}"
+    )
+
+
+def _granularity(blocks: str) -> Granularity:
+    if blocks not in ("stage", "layer"):
+        raise UsageError(f"blocks (={blocks!r}) must be stage or layer.")
+    return "stage" if blocks == "stage" else "layer"
+
+
+def _usual_image(model: str) -> tuple[int, int, int]:
+    return (3, 32, 32) if _is_small(model) else (3, 224, 224)
+
+
+def _usual_classes(model: str) -> int:
+    return 10 if _is_small(model) else 1000
+
+
+def _is_small(model: str) -> bool:
+    return model in ("vgg16", *(f"resnet{depth}" for depth in RESNET_DEPTHS))
+
+
+def _parse_image(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"image (={text!r}) must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32.")
+    channels, height, width = map(int, parts)
+    return channels, height, width

@@ -1,0 +1,110 @@
+"""The command line's options: each declared once, with its help, and turned into the settings it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from layers import UsageError
+
+__all__ = [
+    "Address",
+    "Blocks",
+    "Concurrency",
+    "CpusPerTrial",
+    "DataDir",
+    "Dataset",
+    "Epochs",
+    "GpusPerTrial",
+    "Json",
+    "Model",
+    "Seed",
+    "SpaceFile",
+    "Store",
+    "Study",
+    "TrainLimit",
+    "ValidationFrom",
+    "Where",
+    "read_space",
+]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="resnet8, resnet20, resnet32, resnet44, resnet56 or vgg16 for small images, a torchvision classification "
+        "model by its name, or package.module:factory."
+    ),
+]
+Dataset = Annotated[
+    str,
+    typer.Option(
+        help="digits (inside scikit-learn, no download), cifar10, parquet:DIR (Hugging Face image layout) or "
+        "imagefolder:DIR (ImageNet's layout)."
+    ),
+]
+DataDir = Annotated[str, typer.Option(help="Folder that cifar10 is kept in, or downloaded to.")]
+TrainLimit = Annotated[int | None, typer.Option(help="Use at most so many training images, for short runs.")]
+ValidationFrom = Annotated[
+    str,
+    typer.Option(
+        help="train: hold validation images out of the training images. test: take half of the test images for "
+        "validation and keep the other half as the test set, for weights that have seen all training images."
+    ),
+]
+SpaceFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--space",
+        help="YAML file that limits the search space, such as `all: {bits: [8, 4]}` or `layer3: {harmonics: [1, 2]}`; "
+        "`overtone inspect` shows blocks and knobs.",
+    ),
+]
+Blocks = Annotated[str, typer.Option(help="What is one block of the space: stage, or layer for single layers.")]
+Epochs = Annotated[int, typer.Option(help="Epochs of fine-tuning in a trial.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+Store = Annotated[str, typer.Option(help="Where studies are kept: a folder, NFS, or s3://bucket/prefix.")]
+Study = Annotated[str, typer.Option(help="Name of the study.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Where = Annotated[
+    str | None,
+    typer.Option(help='Condition on columns of the ledger, in SQL: "size_bytes < 20000 and val_top1 > 0.9".'),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster to use, auto or host:port; without it Ray starts on this machine.", show_default=False
+    ),
+]
+CpusPerTrial = Annotated[float, typer.Option(help="CPUs that each trial takes.")]
+GpusPerTrial = Annotated[
+    float | None,
+    typer.Option(
+        help="GPUs that each trial takes; 0.25 packs four on one. Default: 1 where the cluster has GPUs, else 0.",
+        show_default=False,
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        help="Most trials at once; 1 makes a study reproducible from its seed. Default: as many as fit.",
+        show_default=False,
+    ),
+]
+
+
+def read_space(path: Path | None) -> Mapping[str, Any]:
+    """The limits in a space file, none without a file."""
+    if path is None:
+        return {}
+    try:
+        limits = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"space (={str(path)!r}) must be a readable YAML file; {reason}.") from error
+    if not isinstance(limits, Mapping):
+        raise UsageError(f"space (={str(path)!r}) must map blocks, or `all`, to knobs and their values.")
+    return limits

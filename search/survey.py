@@ -1,0 +1,70 @@
+"""What `overtone inspect` tells of a network before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spaces import BlockConfig, NetworkConfig, Space
+
+__all__ = ["Survey", "survey"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Blocks, choices, reachable costs."""
+
+    blocks: tuple[Mapping[str, Any], ...]
+    """Of each block: `block`, `layers`, `parameters`, `size_bytes`, `flops`, `choices` (knob to values)."""
+    space_size: int
+    """Points of the space, before spellings of one network collapse."""
+    uncompressed: Mapping[str, int]
+    least: Mapping[str, int]
+    """Least `size_bytes` and least `flops` in the space, each by itself."""
+    trial_flops: int
+    """Arithmetic of one trial's fine-tuning of the uncompressed network, 0 where no data are named."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "blocks": [dict(block) for block in self.blocks],
+            "space_size": self.space_size,
+            "uncompressed": dict(self.uncompressed),
+            "least": dict(self.least),
+            "trial_flops": self.trial_flops,
+        }
+
+
+def survey(space: Space, *, train_images: int, epochs: int) -> Survey:
+    """Count everything from shapes alone; a backward pass counts as two forward ones."""
+    network = space.network
+    whole = network.cost(NetworkConfig())
+    costs = {block: space.block_costs(block).values() for block in space.choices}
+    return Survey(
+        blocks=tuple(_block(space, block) for block in space.choices),
+        space_size=space.size,
+        uncompressed={
+            "parameters": whole.parameters,
+            "size_bytes": whole.size_bytes,
+            "macs": whole.macs,
+            "flops": whole.flops,
+        },
+        least={
+            "size_bytes": network.rest.size_bytes + sum(min(c.size_bytes for c in block) for block in costs.values()),
+            "flops": network.rest.flops + sum(min(c.flops for c in block) for block in costs.values()),
+        },
+        trial_flops=3 * whole.flops * train_images * epochs,
+    )
+
+
+def _block(space: Space, block: str) -> dict[str, Any]:
+    cost = space.network.block_cost(block, BlockConfig(), space.minimum_templates)
+    return {
+        "block": block,
+        "layers": list(space.network.layers_of(block)),
+        "parameters": cost.parameters,
+        "size_bytes": cost.size_bytes,
+        "flops": cost.flops,
+        "choices": {knob: list(values) for knob, values in space.choices[block].items()},
+    }

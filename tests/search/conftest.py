@@ -1,0 +1,66 @@
+"""A small network on few digits, and one Ray for all tests that search."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from results.ledger import Ledger
+from results.store import Store
+from search.cluster import Resources
+from search.study import StudyPlan
+from spaces import Network, Space, build_model, save_weights
+from trainers.data import DataSpec
+
+DIGITS = DataSpec(name="digits", train_limit=96)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "resnet8.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        save_weights(build_model("resnet8", classes=10, channels=1), path, {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    return Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+
+
+@pytest.fixture(scope="session")
+def space(network: Network) -> Space:
+    return Space.default(network)
+
+
+@pytest.fixture
+def plan(weights: Path) -> StudyPlan:
+    return StudyPlan(model="resnet8", weights=str(weights), data=DIGITS, epochs=1, trials=4)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(Store(tmp_path / "runs"))
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(stderr=True)
+
+
+@pytest.fixture
+def resources() -> Resources:
+    return Resources(gpus_per_trial=0)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray on this machine, with one GPU that is only a number."""
+    import ray
+
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

@@ -1,0 +1,33 @@
+import dataclasses
+import json
+
+import pytest
+
+from layers import UsageError
+from search.budget import Budget
+from search.study import StudyPlan
+from spaces import NetworkConfig
+from trainers.schedule import Schedule
+
+
+def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
+    rich = dataclasses.replace(
+        plan,
+        budget=Budget(max_size=40_000),
+        objectives=("val_top1", "latency_ms"),
+        space={"all": {"bits": [8, 4]}},
+        schedule=Schedule(lr=0.02, shape="step"),
+        seed=11,
+    )
+    assert StudyPlan.from_record({**json.loads(json.dumps(rich.to_record())), "name": "x", "uncompressed": {}}) == rich
+
+
+def test_latency_is_measured_where_it_is_an_objective(plan: StudyPlan) -> None:
+    timed = dataclasses.replace(plan, objectives=("val_top1", "latency_ms"))
+    specs = [p.spec(NetworkConfig(), weights_sha256="w", data_fingerprint="d") for p in (plan, timed)]
+    assert [spec.latency for spec in specs] == [False, True]
+
+
+def test_a_study_has_trials(plan: StudyPlan) -> None:
+    with pytest.raises(UsageError, match=r"trials \(=0\) must be at least 1"):
+        dataclasses.replace(plan, trials=0)
