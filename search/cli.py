@@ -8,7 +8,7 @@ import warnings
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -30,6 +30,9 @@ from spaces.blocks import Granularity
 from spaces.models import RESNET_DEPTHS
 from trainers.data import DataSpec, load_data
 from trainers.schedule import Schedule
+
+if TYPE_CHECKING:
+    from search.launch import Outcome
 
 __all__ = ["app", "main"]
 
@@ -315,14 +318,14 @@ def export(
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 failed, 2 wrong use."""
+    """Run the command line: 0 done, 1 failed or stopped early, 2 wrong use."""
     sys.exit(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
     warnings.simplefilter("ignore")
     try:
-        app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except UsageError as error:
         return _fail(str(error), 2)
     except OvertoneError as error:
@@ -339,7 +342,7 @@ def _run(arguments: list[str]) -> int:
             print(message)
             return 2
         return _fail(message, 2)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
@@ -359,21 +362,28 @@ def _print_json(found: dict[str, Any]) -> None:
     print(json.dumps(found, indent=2, default=str))
 
 
-def _tell_outcome(ledger: Ledger, study: str, store: str, outcome: Any, as_json: bool) -> None:
+def _tell_outcome(ledger: Ledger, study: str, store: str, outcome: Outcome, as_json: bool) -> None:
+    """Print the front and how to go on; a study that was stopped early exits with 1."""
     summary = summarise(ledger, study)
     found = {**asdict(outcome), "study": study, "front": summary.front.num_rows, "hypervolume": summary.hypervolume}
     if as_json:
         _print_json(found)
-        return
-    show_trials(_out, query_trials(ledger, study, front=True), f"{study}: the front of {outcome.done} trials")
+    else:
+        show_trials(_out, query_trials(ledger, study, front=True), f"{study}: the front of {outcome.done} trials")
+        line = f"hypervolume {summary.hypervolume:.4f}; {_next_step(study, store, outcome)}"
+        _out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if outcome.done < outcome.wanted and not outcome.exhausted:
+        raise typer.Exit(1)
+
+
+def _next_step(study: str, store: str, outcome: Outcome) -> str:
+    resume = f"overtone resume --study {study}"
     at = "" if store == "runs" else f" --store {store}"
     if outcome.exhausted:
-        next_step = "no further network was found in the space"
-    elif outcome.done < outcome.wanted:
-        next_step = f"stopped at {outcome.done} of {outcome.wanted}; go on with: overtone resume --study {study}{at}"
-    else:
-        next_step = f"all {outcome.wanted} trials done; more with: overtone resume --study {study} --trials 24{at}"
-    _out.print(f"hypervolume {summary.hypervolume:.4f}; {next_step}", markup=False, highlight=False, soft_wrap=True)
+        return f"{outcome.done} trials done, no further network was found in the space"
+    if outcome.done < outcome.wanted:
+        return f"stopped at {outcome.done} of {outcome.wanted} trials; go on with: {resume}{at}"
+    return f"all {outcome.wanted} trials done; more with: {resume} --trials {outcome.wanted}{at}"
 
 
 def _status_line(found: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
     try:
         inspect.signature(factory).bind(classes=classes, channels=channels)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"model (={name!r}) must be callable as factory(classes=..., channels=...); {error}.") from error
+        raise UsageError(f"model (={name!r}) must take classes=... and channels=...; {error}.") from error
     model = factory(classes=classes, channels=channels)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}.")

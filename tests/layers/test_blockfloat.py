@@ -1,0 +1,264 @@
+import math
+import random
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from layers import OvertoneError, UsageError
+from layers.blockfloat import BlockFormat, pack_blocks, quantise, unpack_blocks
+
+BITS = range(2, 17)
+BLOCKS = (1, 2, 3, 7, 16, 31, 128)
+
+
+def oracle_block(values: list[float], form: BlockFormat) -> list[float]:
+    """One block in exact rational arithmetic, straight from the definition."""
+    if not all(math.isfinite(value) for value in values):
+        return [math.nan] * len(values)
+    largest = max(abs(value) for value in values)
+    if largest < 2.0**form.lowest:
+        return [0.0] * len(values)
+    exponent = math.frexp(largest)[1] - 1
+
+    def mantissa(value: float) -> int:
+        return round(Fraction(value) / Fraction(2) ** (exponent - form.bits + 1))  # to even
+
+    if mantissa(largest) >= 2**form.bits:
+        exponent += 1
+    if exponent > -form.lowest - 1:
+        return [math.nan] * len(values)
+    return [float(mantissa(value) * Fraction(2) ** (exponent - form.bits + 1)) for value in values]
+
+
+def oracle(x: Tensor, form: BlockFormat) -> Tensor:
+    flat = x.flatten().tolist()
+    found = [v for i in range(0, len(flat), form.block) for v in oracle_block(flat[i : i + form.block], form)]
+    return torch.tensor(found, dtype=x.dtype).view(x.shape)
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Equal values, NaN where the other is NaN."""
+    return bool(torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num()))
+
+
+def hard_values(rng: random.Random, form: BlockFormat, count: int) -> Tensor:
+    """Float32 values at which roundings go wrong: ties, limits of the exponent, subnormals, zeros."""
+    top, bottom = -form.lowest - 1, form.lowest
+    limit = (2.0**form.bits - 0.5) * 2.0 ** (top + 1 - form.bits)
+    edges = [0.0, -0.0, 2.0**bottom, -(2.0**bottom), math.nextafter(2.0**bottom, 0), 2.0**top, 1e-45, -1e-38]
+    edges += [limit, math.nextafter(limit, 0), -limit, 2.0**bottom * (1 - 2.0**-24), 1.5 * 2.0**bottom]
+
+    def one() -> float:
+        kind = rng.random()
+        if kind < 0.2:
+            return rng.choice(edges)
+        if kind < 0.5:
+            return rng.choice([1, -1]) * (rng.randrange(2**form.bits) + 0.5) * 2.0 ** rng.randint(-form.bits, 2)
+        return rng.gauss(0, 1) * 2.0 ** rng.choice([0, 0, rng.randint(bottom - 3, top)])
+
+    return torch.tensor([one() for _ in range(count)], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("exponent_bits", range(2, 8))
+def test_quantised_values_are_those_of_rational_arithmetic(bits, exponent_bits, rng):
+    for block in (1, rng.choice(BLOCKS), rng.randint(2, 128)):
+        form = BlockFormat(bits=bits, block=block, exponent_bits=exponent_bits)
+        x = hard_values(rng, form, rng.randint(1, 150))
+        assert equal(quantise(x, form), oracle(x, form)), (form, x)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks_are_consecutive_values_of_the_flattened_tensor(block, rng, normal):
+    form = BlockFormat(bits=rng.choice(BITS), block=block)
+    x = normal(3, 5, 7, dtype=torch.float32) * 2.0 ** torch.arange(-3, 4)
+    assert equal(quantise(x, form), oracle(x, form))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=40),
+    bits=st.integers(2, 16),
+    block=st.integers(1, 128),
+    exponent_bits=st.integers(2, 7),
+)
+def test_any_float32_values_agree_with_rational_arithmetic_and_stay_when_quantised_again(
+    values, bits, block, exponent_bits
+):
+    form = BlockFormat(bits=bits, block=block, exponent_bits=exponent_bits)
+    x = torch.tensor(values, dtype=torch.float32)
+    once = quantise(x, form)
+    assert equal(once, oracle(x, form))
+    assert equal(quantise(once, form), once)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_block_of_one_rounds_to_significant_bits_ties_to_even(bits, rng):
+    for _ in range(30):
+        odd = 2 * rng.randrange(2 ** (bits - 2), 2 ** (bits - 1)) + 1
+        scale = 2.0 ** rng.randint(-20, 20)
+        x = torch.tensor([(odd - 0.5) * scale, (odd + 0.5) * scale, odd * scale])
+        assert quantise(x, BlockFormat(bits=bits)).tolist() == [(odd - 1) * scale, (odd + 1) * scale, odd * scale]
+
+
+def test_error_is_at_most_half_a_step_of_the_blocks_largest_value(rng, normal):
+    for block in BLOCKS:
+        bits = rng.choice(BITS)
+        x = normal(512, dtype=torch.float32)
+        error = (quantise(x, BlockFormat(bits=bits, block=block)) - x).abs()
+        for start in range(0, 512, block):
+            part = slice(start, start + block)
+            step = 2.0 ** (math.frexp(x[part].abs().max().item())[1] - bits)
+            assert error[part].max() <= step  # twice half a step, where the largest value rounds up to a power of two
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_what_cannot_be_held_becomes_zero_or_nan(block):
+    form = BlockFormat(bits=8, block=block)
+    tiny = 2.0**-64 * (1 - 2.0**-24)
+    assert quantise(torch.full((4,), tiny), form).tolist() == [0.0] * 4
+    assert quantise(torch.full((4,), 2.0**-64), form).tolist() == [2.0**-64] * 4
+    assert quantise(torch.full((4,), 255.4 * 2.0**56), form).tolist() == [255 * 2.0**56] * 4
+    for bad in (math.nan, math.inf, -math.inf, 2.0**64, -255.5 * 2.0**56, 3e38):
+        assert quantise(torch.full((4,), bad), form).isnan().all()
+
+
+def test_one_bad_value_spoils_its_block_and_no_other():
+    x = torch.ones(10)
+    x[5] = math.inf
+    found = quantise(x, BlockFormat(bits=4, block=4))
+    assert found.isnan().tolist() == [False] * 4 + [True] * 4 + [False] * 2
+    assert quantise(x, BlockFormat(bits=4)).isnan().tolist() == [False] * 5 + [True] + [False] * 4
+
+
+def test_zeros_of_either_sign_stay_zero():
+    for block in (1, 3, 128):
+        found = quantise(torch.tensor([0.0, -0.0, 0.0, -0.0]), BlockFormat(bits=4, block=block))
+        assert found.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_fast_path_of_block_one_equals_the_general_path(bits, generator):
+    form = BlockFormat(bits=bits)
+    patterns = torch.randint(-(2**31), 2**31, (20_000,), generator=generator).to(torch.int32)
+    x = patterns.view(torch.float32)
+    x = x[x.abs() < (2.0**bits - 0.5) * 2.0 ** (64 - bits)]
+    assert len(x) > 10_000
+    assert torch.equal(quantise(x, form), unpack_blocks(*pack_blocks(x, form), form, x.shape))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_unpacked_is_what_was_quantised(bits, block, rng, normal):
+    form = BlockFormat(bits=bits, block=block, exponent_bits=rng.randint(4, 7))
+    shape = torch.Size([rng.randint(1, 5), rng.randint(1, 9), rng.randint(1, 9)])
+    x = normal(*shape, dtype=torch.float32)
+    mantissas, exponents = pack_blocks(x, form)
+    assert mantissas.dtype == exponents.dtype == torch.uint8
+    assert (mantissas.numel(), exponents.numel()) == form.packed_bytes(x.numel())
+    found = unpack_blocks(mantissas, exponents, form, shape)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, quantise(x, form))
+    again = pack_blocks(found, form)
+    assert torch.equal(again[0], mantissas)
+    assert torch.equal(again[1], exponents)
+
+
+@pytest.mark.parametrize("_", range(10))
+def test_packed_bits_are_sign_and_mantissa_then_exponent_offset_most_significant_first(_, rng, normal):
+    form = BlockFormat(bits=rng.choice(BITS), block=rng.choice(BLOCKS), exponent_bits=rng.randint(4, 7))
+    x = normal(rng.randint(1, 200), dtype=torch.float32)
+    mantissas, exponents = ("".join(f"{byte:08b}" for byte in part.tolist()) for part in pack_blocks(x, form))
+    expected = oracle(x, form).tolist()
+    for i, value in enumerate(expected):
+        code = mantissas[i * (form.bits + 1) : (i + 1) * (form.bits + 1)]
+        block = i // form.block
+        exponent = int(exponents[block * form.exponent_bits : (block + 1) * form.exponent_bits], 2) + form.lowest
+        assert (-1) ** int(code[0]) * int(code[1:], 2) * 2.0 ** (exponent - form.bits + 1) == value
+
+
+def test_packed_bytes_of_the_papers_formats():
+    # Table 4 of Costain & Prisacariu: 16 bits a weight at 8 mantissa bits, 12 at 4, block size 1.
+    assert sum(BlockFormat(bits=8).packed_bytes(1000)) == 2000
+    assert sum(BlockFormat(bits=4).packed_bytes(1000)) == 1500
+    assert BlockFormat(bits=4, block=16).packed_bytes(1000) == (625, (63 * 7 + 7) // 8)
+    assert BlockFormat(bits=7, block=128, exponent_bits=2).packed_bytes(129) == (129, 1)
+    assert BlockFormat(bits=2).packed_bytes(0) == (0, 0)
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_empty_tensors_pack_and_come_back(block):
+    form = BlockFormat(bits=5, block=block)
+    empty = torch.zeros(0, 2, 3)
+    assert quantise(empty, form).shape == empty.shape
+    packed = pack_blocks(empty, form)
+    assert [part.numel() for part in packed] == [0, 0]
+    assert unpack_blocks(*packed, form, empty.shape).shape == empty.shape
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38, 4.0])
+def test_what_is_not_finite_or_too_large_does_not_pack(bad):
+    x = torch.tensor([1.0, bad])
+    with pytest.raises(OvertoneError, match=r"holds values that are not finite, or too large\."):
+        pack_blocks(x, BlockFormat(bits=4, exponent_bits=2))
+
+
+@pytest.mark.parametrize("block", [1, 5])
+def test_gradient_passes_straight_through(block, normal):
+    x = normal(4, 9, dtype=torch.float32)
+    x[0, 0], x[1, 1], x[2, 2] = math.nan, 1e-30, 0.0
+    x.requires_grad_()
+    upstream = normal(4, 9, dtype=torch.float32)
+    quantise(x, BlockFormat(bits=3, block=block)).backward(upstream)
+    assert torch.equal(x.grad, upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("block", [1, 6])
+def test_dtype_is_kept_and_the_values_are_those_of_float32(dtype, block, rng, normal):
+    form = BlockFormat(bits=rng.choice(BITS), block=block)
+    x = normal(5, 7, dtype=torch.float32).to(dtype)
+    found = quantise(x, form)
+    assert found.dtype == dtype
+    assert torch.equal(found, oracle(x.float(), form).to(dtype))
+
+
+@pytest.mark.parametrize("block", [1, 6])
+def test_any_memory_layout_gives_the_same_values_and_leaves_its_input_alone(block, rng, normal):
+    form = BlockFormat(bits=rng.choice(BITS), block=block)
+    dense = normal(2, 4, 6, 5, dtype=torch.float32)
+    expected = oracle(dense, form)
+    wide = dense.repeat_interleave(2, 3)
+    layouts = (dense.contiguous(memory_format=torch.channels_last), wide[..., ::2], dense.mT.contiguous().mT)
+    for x in layouts:
+        before = x.clone()
+        assert torch.equal(quantise(x, form), expected)
+        assert torch.equal(x, before)
+    assert torch.equal(quantise(dense[:1].expand(3, -1, -1, -1), form), oracle(dense[:1].expand(3, -1, -1, -1), form))
+    assert quantise(dense[0, 0, 0, 0], form).shape == ()
+
+
+def test_block_of_one_keeps_channels_last(normal):
+    x = normal(2, 4, 6, 5, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
+    assert quantise(x, BlockFormat(bits=4)).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16\."),
+        ({"bits": 17}, r"bits \(=17\) must be"),
+        ({"bits": 8.0}, r"bits \(=8\.0\) must be"),
+        ({"bits": 8, "block": 0}, r"block \(=0\) must be a whole number from 1 to 128\."),
+        ({"bits": 8, "block": 129}, r"block \(=129\) must be"),
+        ({"bits": 8, "exponent_bits": 1}, r"exponent_bits \(=1\) must be a whole number from 2 to 7\."),
+        ({"bits": 8, "exponent_bits": 8}, r"exponent_bits \(=8\) must be"),
+    ],
+)
+def test_formats_outside_the_limits_are_refused(asked, message):
+    with pytest.raises(UsageError, match=message):
+        BlockFormat(**asked)

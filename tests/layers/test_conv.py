@@ -1,0 +1,334 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers import (
+    ChebConv2d,
+    CompressedConv2d,
+    CompressedLinear,
+    CosConv2d,
+    LayerForm,
+    TemplateConv2d,
+    UsageError,
+)
+from layers.basis import basis_matrix
+from layers.blockfloat import BlockFormat, quantise
+
+SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))
+TEMPLATES = LayerForm(templates=3, groups=2, transform="scalar")
+ALL = LayerForm(basis="cosine", harmonics=(2, 2), templates=3, groups=2, transform="scalar", bits=5, exponent_block=16)
+
+
+@pytest.fixture
+def conv(fill):
+    return fill(nn.Conv2d(4, 8, 3, padding=1))
+
+
+@pytest.fixture
+def x(normal):
+    return normal(2, 4, 9, 8, dtype=torch.float32)
+
+
+def oracle_filters(layer: CompressedConv2d) -> Tensor:
+    """Filter by filter, tap by tap, from the stored tensors of a layer."""
+    form, kernel = layer.form, layer.shape.kernel
+
+    def stored(tensor: Tensor) -> Tensor:
+        return tensor.detach() if form.weight_format is None else quantise(tensor.detach(), form.weight_format)
+
+    templates = stored(layer.coefficients).double()
+    if form.basis is not None:
+        sizes = zip(kernel, form.harmonics, strict=True)
+        phi_y, phi_x = (basis_matrix(form.basis, k, n) for k, n in sizes)
+        templates = torch.einsum("yi,mcij,xj->mcyx", phi_y, templates, phi_x)
+    if form.templates is None:
+        return templates
+    filters, used, rebuilt = [], 0, 0
+    for kept in layer.kept.tolist():
+        index = used if kept else rebuilt % form.templates
+        parts = [templates[g * form.templates + index] for g in range(form.groups)]
+        if not kept:
+            gains = stored(layer.gains).double()[rebuilt]
+            parts = [part * gain for part, gain in zip(parts, gains, strict=True)]
+        filters.append(torch.cat(parts))
+        used, rebuilt = used + kept, rebuilt + (not kept)
+    return torch.stack(filters)
+
+
+@pytest.mark.parametrize("_", range(40))
+def test_layer_is_the_dense_convolution_with_the_filters_that_its_tensors_stand_for(
+    _, random_conv, random_form, images
+):
+    conv = random_conv()
+    form, x = random_form(conv), images(conv)
+    layer = CompressedConv2d(conv, form)
+    expected_filters = oracle_filters(layer)
+    assert torch.allclose(layer.filters(), expected_filters, atol=1e-10)
+    rounded = x if form.bits is None else quantise(x, BlockFormat(bits=form.bits, exponent_bits=form.exponent_bits))
+    expected = F.conv2d(rounded, expected_filters, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    found = layer(x)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("_", range(20))
+def test_start_is_the_least_squares_answer(_, random_conv, random_form):
+    conv = random_conv()
+    form = random_form(conv)
+    layer = CompressedConv2d(conv, form)
+    kept = torch.ones(conv.out_channels, dtype=torch.bool) if form.templates is None else layer.kept
+    templates = conv.weight.detach()[kept].unflatten(1, (form.groups, -1)).transpose(0, 1).flatten(0, 1)
+    if form.basis is not None:
+        sizes = zip(conv.kernel_size, form.harmonics, strict=True)
+        system = torch.kron(*(basis_matrix(form.basis, k, n) for k, n in sizes))
+        columns = templates.flatten(2).flatten(0, 1).mT
+        templates = torch.linalg.lstsq(system, columns).solution.mT.reshape(layer.coefficients.shape)
+    assert torch.allclose(layer.coefficients, templates, atol=1e-9)
+    if form.templates is None or kept.all():
+        return
+
+    def error(gains: Tensor) -> Tensor:
+        unquantised = copy.deepcopy(layer)
+        object.__setattr__(unquantised, "_stored", lambda tensor: gains if tensor is unquantised.gains else quantised)
+        return (unquantised.filters() - conv.weight).square().sum()
+
+    with torch.no_grad():
+        quantised = layer._stored(layer.coefficients)
+        best = error(layer.gains)
+        for scale in (1e-3, 1e-1):
+            assert error(layer.gains + scale * torch.randn(layer.gains.shape, dtype=torch.float64)) > best
+
+
+@pytest.mark.parametrize("_", range(5))
+def test_kept_filters_stay_exactly_and_the_rest_is_nearer_than_zero(_, random_conv, rng):
+    conv = random_conv(in_channels=4, out_channels=9, groups=1, dtype=torch.float32)
+    form = LayerForm(templates=rng.randint(1, 8), groups=rng.choice([1, 2, 4]), transform="scalar")
+    layer = CompressedConv2d(conv, form)
+    assert int(layer.kept.sum()) == form.templates
+    assert torch.equal(layer.filters()[layer.kept], conv.weight[layer.kept])
+    assert (layer.filters() - conv.weight).square().sum() < conv.weight[~layer.kept].square().sum()
+
+
+PADDINGS: list[tuple[Any, str]] = [
+    ("same", "zeros"),
+    ("valid", "zeros"),
+    (2, "zeros"),
+    ((1, 3), "zeros"),
+    ((1, 3), "reflect"),
+    (2, "replicate"),
+    ((2, 1), "circular"),
+    ("same", "reflect"),
+    ("same", "circular"),
+    ("valid", "replicate"),
+]
+
+
+@pytest.mark.parametrize(("padding", "mode"), PADDINGS)
+@pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (1, 5), (2, 1)])
+def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, rng, normal):
+    stride = 1 if padding == "same" else (rng.randint(1, 2), rng.randint(1, 2))
+    conv = random_conv(kernel_size=kernel, padding=padding, padding_mode=mode, stride=stride, dtype=torch.float32)
+    x = normal(2, conv.in_channels, 11, 10, dtype=torch.float32)
+    assert torch.equal(CompressedConv2d(conv, LayerForm())(x), conv(x))
+    form = random_form(conv)
+    layer = CompressedConv2d(conv.double(), form)
+    with torch.no_grad():
+        conv.weight.copy_(oracle_filters(layer))
+    x = x.double()
+    expected = conv(x if form.bits is None else quantise(x, form.activation_format))
+    executions = ["dense"]
+    executions += ["factored"] if form.basis is not None and form.templates is None else []
+    executions += ["two_stage"] if form.templates is not None and conv.groups == 1 else []
+    for execution in executions:
+        layer.execution = execution
+        assert torch.allclose(layer(x), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("form", "groups", "execution"),
+    [
+        (LayerForm(), 1, "factored"),
+        (LayerForm(), 1, "two_stage"),
+        (SERIES, 1, "two_stage"),
+        (TEMPLATES, 1, "factored"),
+        (LayerForm(templates=3, transform="scalar"), 4, "two_stage"),
+        (LayerForm(), 1, "fastest"),
+    ],
+)
+def test_executions_that_a_form_does_not_have_are_refused(form, groups, execution, x):
+    layer = CompressedConv2d(nn.Conv2d(4, 8, 3, groups=groups), form)
+    layer.execution = execution
+    with pytest.raises(UsageError, match=rf"execution \(='{execution}'\) does not exist for a layer in the form"):
+        layer(x)
+
+
+@pytest.mark.parametrize(("kind", "family"), [(CosConv2d, "cosine"), (ChebConv2d, "chebyshev")])
+def test_series_constructors_take_what_conv2d_takes(kind, family, fill, normal):
+    options: dict[str, Any] = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2, "bias": False}
+    layer = fill(kind(4, 6, (5, 3), (3, 2), padding_mode="replicate", **options))
+    assert layer.form == LayerForm(basis=family, harmonics=(3, 2))
+    assert [tuple(parameter.shape) for parameter in layer.parameters()] == [(6, 2, 3, 2)]
+    dense = nn.Conv2d(4, 6, (5, 3), padding_mode="replicate", **options)
+    with torch.no_grad():
+        dense.weight.copy_(oracle_filters(layer))
+    x = normal(2, 4, 9, 9, dtype=torch.float32)
+    assert torch.allclose(layer(x), dense(x), atol=1e-4)
+    square = kind(4, 6, 3, 2)
+    assert square.form.harmonics == (2, 2)
+    assert square.bias is not None
+    with pytest.raises(UsageError, match=r"harmonics \(=\(4, 4\)\) must be between 1 and"):
+        kind(4, 6, 3, 4)
+
+
+def test_template_constructor(fill, normal):
+    layer = fill(TemplateConv2d(4, 6, 3, 2, template_groups=2, stride=2, padding="valid", dilation=2, bias=False))
+    assert layer.form == LayerForm(templates=2, groups=2, transform="scalar")
+    assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {
+        "coefficients": (4, 2, 3, 3),
+        "gains": (4, 2, 3, 3),
+    }
+    x = normal(2, 4, 9, 9, dtype=torch.float32)
+    expected = F.conv2d(x, oracle_filters(layer).float(), stride=2, dilation=2)
+    for layer.execution in ("dense", "two_stage"):
+        assert torch.allclose(layer(x), expected, atol=1e-4)
+    with pytest.raises(UsageError, match=r"templates \(=7\) must be between 1 and"):
+        TemplateConv2d(4, 6, 3, 7)
+
+
+@pytest.mark.parametrize("form", [SERIES, TEMPLATES, LayerForm(**{**vars(ALL), "bits": None})])
+def test_gradients_of_a_whole_layer(form, conv, normal):
+    layer = CompressedConv2d(conv.double(), form)
+    names, values = zip(*layer.named_parameters(), strict=True)
+    x = normal(1, 4, 4, 5).requires_grad_()
+
+    def call(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *values))
+
+
+def test_gradient_of_quantised_layer_is_that_of_the_dense_one_at_the_rounded_values(conv, x):
+    form = LayerForm(bits=3, exponent_block=16)
+    layer, dense = CompressedConv2d(conv, form), copy.deepcopy(conv)
+    with torch.no_grad():
+        dense.weight.copy_(quantise(conv.weight, form.weight_format))
+    rounded = quantise(x, form.activation_format).requires_grad_()
+    x.requires_grad_()
+    layer(x).square().sum().backward()
+    dense(rounded).square().sum().backward()
+    assert not torch.equal(dense.weight, conv.weight)
+    assert torch.equal(layer.coefficients.grad, dense.weight.grad)
+    assert torch.equal(x.grad, rounded.grad)
+    assert torch.equal(layer.bias.grad, dense.bias.grad)
+
+
+@pytest.mark.parametrize("form", [LayerForm(), SERIES, TEMPLATES, ALL])
+def test_state_dict_carries_the_whole_layer(form, conv, fill, x):
+    layer, other = CompressedConv2d(conv, form), CompressedConv2d(fill(copy.deepcopy(conv)), form)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    expected = {"coefficients", "bias"} | ({"gains", "kept"} if form.templates else set())
+    assert set(state) == expected
+    assert not torch.equal(other(x), layer(x))
+    other.load_state_dict(state)
+    assert torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize("form", [SERIES, TEMPLATES, ALL])
+def test_copies_are_independent(form, conv, x):
+    layer = CompressedConv2d(conv, form)
+    before, twin = layer(x), copy.deepcopy(layer)
+    assert torch.equal(twin(x), before)
+    with torch.no_grad():
+        for value in twin.parameters():
+            value.mul_(2.0)
+    assert torch.equal(layer(x), before)
+    assert not torch.equal(twin(x), before)
+    conv.weight.data.zero_()
+    assert torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("form", [LayerForm(), SERIES, TEMPLATES, ALL])
+def test_channels_last_layer_and_input(form, conv, x):
+    layer = CompressedConv2d(conv, form)
+    expected = layer(x)
+    layer = layer.to(memory_format=torch.channels_last)
+    found = layer(x.contiguous(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(found, expected, atol=1e-4)
+    if form.basis is not None and form.templates is None:
+        layer.execution = "factored"
+        assert torch.allclose(layer(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("form", "execution"),
+    [(SERIES, "dense"), (SERIES, "factored"), (TEMPLATES, "dense"), (TEMPLATES, "two_stage"), (ALL, "dense")],
+)
+def test_autocast_to_bfloat16(form, execution, conv, x):
+    layer = CompressedConv2d(conv, form)
+    layer.execution = execution
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(x)
+    found.float().square().sum().backward()
+    assert (found.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    assert layer.coefficients.grad.dtype == torch.float32
+    assert execution == "two_stage" or found.dtype == torch.bfloat16
+
+
+def test_layers_of_other_precisions_keep_theirs(random_conv, random_form, images):
+    for dtype in (torch.float64, torch.bfloat16):
+        conv = random_conv(dtype=torch.float32).to(dtype)
+        layer = CompressedConv2d(conv, random_form(conv))
+        assert layer(images(conv)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("form", "execution"), [(LayerForm(**{**vars(ALL), "bits": None}), "dense"), (SERIES, "factored"), (ALL, "dense")]
+)
+def test_traces_into_one_graph(form, execution, conv, x):
+    check_compiled(form, execution, conv, x, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("form", "execution"),
+    [(SERIES, "factored"), (TEMPLATES, "dense"), (TEMPLATES, "two_stage"), (ALL, "dense")],
+)
+def test_compiles_into_one_graph(form, execution, conv, x):
+    check_compiled(form, execution, conv, x, "inductor")
+
+
+def check_compiled(form: LayerForm, execution: Any, conv: nn.Conv2d, x: Tensor, backend: str) -> None:
+    torch._dynamo.reset()
+    layer = CompressedConv2d(conv, form)
+    layer.execution = execution
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend=backend)
+    for module in (layer, compiled):
+        module(x).square().sum().backward()
+    assert torch.allclose(compiled(x), layer(x), atol=1e-4)
+    gradients = zip(layer.parameters(), compiled.parameters(), strict=True)
+    assert all(torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-3) for one, other in gradients)
+
+
+def test_linear_layer_rounds_weights_and_inputs(fill, rng, normal):
+    linear = fill(nn.Linear(rng.randint(1, 20), 7, bias=rng.random() < 0.5))
+    x = normal(3, 4, 2, linear.in_features, dtype=torch.float32)
+    assert torch.equal(CompressedLinear(linear, LayerForm())(x), linear(x))
+    form = LayerForm(bits=3, exponent_block=5)
+    layer = CompressedLinear(linear, form)
+    weight = quantise(linear.weight, form.weight_format)
+    assert torch.equal(layer.filters(), weight)
+    assert torch.equal(layer(x), F.linear(quantise(x, form.activation_format), weight, linear.bias))
+    assert torch.equal(layer.to(memory_format=torch.channels_last).filters(), weight)
+
+
+def test_layers_say_what_they_are(conv):
+    text = repr(CompressedConv2d(conv, ALL))
+    assert "4, 8, kernel=(3, 3), stride=(1, 1)" in text
+    assert "harmonics=(2, 2), templates=3, groups=2" in text

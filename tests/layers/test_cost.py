@@ -1,0 +1,127 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from layers import (
+    Cost,
+    LayerForm,
+    LayerShape,
+    UsageError,
+    compress_layer,
+    compress_model,
+    layer_cost,
+    network_cost,
+    pack_state,
+    remaining_cost,
+)
+
+
+def packed_bytes(model: nn.Module) -> int:
+    return sum(value.nbytes for value in pack_state(model).values())
+
+
+def trained_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_costs_add_up_and_flops_are_twice_the_macs(rng):
+    first, second = (Cost(*(rng.randint(0, 1000) for _ in range(3))) for _ in range(2))
+    total = first + second
+    assert dataclasses.astuple(total) == tuple(
+        a + b for a, b in zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True)
+    )
+    assert total.flops == 2 * (first.macs + second.macs)
+
+
+@pytest.mark.parametrize("_", range(40))
+def test_cost_of_a_convolution_is_that_of_the_built_and_packed_layer(_, random_conv, random_form, images, count_macs):
+    conv = random_conv(dtype=torch.float32)
+    x = images(conv, 1)
+    form = random_form(conv)
+    shape = LayerShape.of(conv, ((tuple(x.shape[2:]), tuple(conv(x).shape[2:])),))
+    cost = layer_cost(shape, form)
+    layer = compress_layer(conv, form)
+    assert cost.parameters == trained_parameters(layer)
+    assert cost.size_bytes == packed_bytes(nn.Sequential(layer))
+    macs = [count_macs(conv, x)]
+    if form.harmonics is not None and form.templates is None:
+        layer.execution = "factored"
+        macs.append(count_macs(layer, x))
+    if form.templates is not None and conv.groups == 1:
+        taps, places = math.prod(conv.kernel_size), conv(x)[0, 0].numel()
+        stages = form.templates * conv.in_channels, (conv.out_channels - form.templates) * form.groups
+        macs.append(places * taps * sum(stages))
+    assert cost.macs == min(macs)
+
+
+def test_calls_are_summed_and_a_layer_never_called_costs_no_macs():
+    calls = (((8, 8), (4, 4)), ((6, 6), (3, 3)))
+    shape = LayerShape(kind="conv2d", in_channels=3, out_channels=5, kernel=(3, 3), calls=calls)
+    assert layer_cost(shape, LayerForm()).macs == (16 + 9) * 27 * 5
+    assert layer_cost(dataclasses.replace(shape, calls=()), LayerForm()) == Cost(135, 540, 0)
+
+
+@pytest.mark.parametrize("_", range(10))
+def test_cost_of_a_linear_layer(_, rng, fill, normal, count_macs):
+    linear = fill(nn.Linear(rng.randint(1, 30), rng.randint(1, 30), bias=rng.random() < 0.5))
+    form = rng.choice([LayerForm(), LayerForm(bits=rng.randint(2, 16), exponent_block=rng.randint(1, 128))])
+    rows = rng.randint(1, 5)
+    cost = layer_cost(LayerShape.of(linear, (((1, rows), (1, rows)),)), form)
+    layer = compress_layer(linear, form)
+    assert cost.parameters == trained_parameters(layer)
+    assert cost.size_bytes == packed_bytes(nn.Sequential(layer))
+    assert cost.macs == count_macs(layer, normal(rows, linear.in_features, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("_", range(10))
+def test_cost_of_a_network_is_that_of_the_built_and_packed_network(_, rng, fill, random_form):
+    layers: list[nn.Module] = []
+    channels, size, shapes, forms = rng.choice([1, 3, 4]), 12, {}, {}
+    for _ in range(rng.randint(1, 4)):
+        kernel, bias, width = rng.choice([1, 3, 5]), rng.random() < 0.5, rng.randint(1, 12)
+        conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=bias)
+        name = str(len(layers))
+        shapes[name] = LayerShape.of(conv, (((size, size), (size, size)),))
+        if rng.random() < 0.8:
+            forms[name] = random_form(conv)
+        layers += [conv, nn.BatchNorm2d(width), nn.PReLU(width)]
+        channels = width
+    model = fill(nn.Sequential(*layers))
+    assert isinstance(model, nn.Sequential)
+    model.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
+    model.register_buffer("mask", torch.ones(3, 5, dtype=torch.bool))
+    cost = network_cost(shapes, forms, remaining_cost(model, shapes))
+    compressed = compress_model(model, forms)
+    assert cost.parameters == trained_parameters(compressed)
+    assert cost.size_bytes == packed_bytes(compressed)
+    assert cost.macs == sum(layer_cost(shape, forms.get(name, LayerForm())).macs for name, shape in shapes.items())
+
+
+def test_what_remains_leaves_out_named_layers_and_batch_counters():
+    model = nn.ModuleDict({"a": nn.Conv2d(2, 3, 3), "ab": nn.Conv2d(2, 3, 1), "norm": nn.BatchNorm2d(3)})
+    rest = remaining_cost(model, ["a"])
+    assert rest == Cost(parameters=9 + 6, size_bytes=4 * (9 + 6 + 6), macs=0)
+
+
+def test_ratio_of_template_macs_is_that_of_the_paper(rng):
+    """Miles & Mikolajczyk eqs. 5-7: M/N + G/C - G M/(C N) of the dense layer."""
+    for _ in range(100):
+        groups = rng.choice([1, 2, 4, 8])
+        channels, filters = groups * rng.randint(1, 32), rng.randint(1, 256)
+        templates = rng.randint(1, filters)
+        calls = (((9, 9), (7, 7)),)
+        shape = LayerShape(kind="conv2d", in_channels=channels, out_channels=filters, kernel=(3, 3), calls=calls)
+        dense = layer_cost(shape, LayerForm())
+        cost = layer_cost(shape, LayerForm(templates=templates, groups=groups, transform="scalar"))
+        ratio = templates / filters + groups / channels - groups * templates / (channels * filters)
+        assert cost.macs / dense.macs == pytest.approx(min(1.0, ratio), rel=1e-12)
+        assert cost.parameters / dense.parameters == pytest.approx(ratio, rel=1e-12)
+
+
+def test_forms_that_do_not_fit_are_refused_here_too():
+    shape = LayerShape(kind="conv2d", in_channels=3, out_channels=4, kernel=(3, 3))
+    with pytest.raises(UsageError, match=r"harmonics \(=\(4, 3\)\) must be between 1 and"):
+        layer_cost(shape, LayerForm(basis="cosine", harmonics=(4, 3)))

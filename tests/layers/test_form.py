@@ -1,0 +1,91 @@
+import pytest
+from torch import nn
+
+from layers import LayerForm, LayerShape, UsageError
+from layers.form import stored_tensors
+
+SHAPE = LayerShape(kind="conv2d", in_channels=12, out_channels=20, kernel=(5, 3), groups=2, bias=True)
+LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"basis": "cosine"}, r"basis \(='cosine'\) and harmonics \(=None\) must be given together\."),
+        ({"harmonics": (2, 2)}, r"basis \(=None\) and harmonics \(=\(2, 2\)\) must be given together\."),
+        ({"basis": "sine", "harmonics": (2, 2)}, r"basis \(='sine'\) must be one of cosine, chebyshev\."),
+        ({"templates": 4}, r"templates \(=4\) and transform \(=None\) go together\."),
+        ({"transform": "scalar"}, r"templates \(=None\) and transform \(='scalar'\) go together\."),
+        ({"templates": 4, "transform": "spin"}, r"transform \(='spin'\) must be one of scalar\."),
+        ({"groups": 2}, r"groups \(=2\) must be 1 in a layer without templates\."),
+        ({"templates": 4, "transform": "scalar", "groups": 0}, r"groups \(=0\) must be a whole number of at least 1\."),
+        ({"templates": 4, "transform": "scalar", "groups": -2}, r"groups \(=-2\) must be a whole number"),
+        ({"templates": 4, "transform": "scalar", "groups": 2.0}, r"groups \(=2\.0\) must be a whole number"),
+        ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16\."),
+        ({"bits": 4, "exponent_block": 0}, r"block \(=0\) must be a whole number from 1 to 128\."),
+        ({"bits": 4, "exponent_bits": 9}, r"exponent_bits \(=9\) must be a whole number from 2 to 7\."),
+    ],
+)
+def test_forms_that_contradict_themselves_are_refused(asked, message):
+    with pytest.raises(UsageError, match=message):
+        LayerForm(**asked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "message"),
+    [
+        (
+            SHAPE,
+            {"basis": "cosine", "harmonics": (6, 1)},
+            r"harmonics \(=\(6, 1\)\) must be between 1 and .*\(5, 3\)",
+        ),
+        (SHAPE, {"basis": "cosine", "harmonics": (5, 0)}, r"harmonics \(=\(5, 0\)\) must be between 1"),
+        (SHAPE, {"templates": 21, "transform": "scalar"}, r"templates \(=21\) must be between 1 and .* 20 filters\."),
+        (SHAPE, {"templates": 0, "transform": "scalar"}, r"templates \(=0\) must be between 1 and"),
+        (SHAPE, {"templates": 4, "transform": "scalar", "groups": 4}, r"groups \(=4\) must divide the 6 channels"),
+        (LINEAR, {"basis": "cosine", "harmonics": (1, 1)}, r"A linear layer takes bits alone"),
+        (LINEAR, {"templates": 4, "transform": "scalar"}, r"A linear layer takes bits alone"),
+    ],
+)
+def test_forms_that_the_layer_cannot_take_are_refused(shape, asked, message):
+    with pytest.raises(UsageError, match=message):
+        stored_tensors(shape, LayerForm(**asked))
+
+
+def test_stored_tensors_of_every_step():
+    assert {k: v.shape for k, v in stored_tensors(SHAPE, LayerForm()).items()} == {
+        "coefficients": (20, 6, 5, 3),
+        "bias": (20,),
+    }
+    form = LayerForm(basis="chebyshev", harmonics=(4, 2), templates=7, groups=3, transform="scalar", bits=6)
+    tensors = stored_tensors(SHAPE, form)
+    assert {k: v.shape for k, v in tensors.items()} == {
+        "coefficients": (21, 2, 4, 2),
+        "gains": (13, 3, 5, 3),
+        "bias": (20,),
+    }
+    assert tensors["coefficients"].format == tensors["gains"].format == form.weight_format
+    assert tensors["bias"].format is None
+    assert tensors["bias"].bytes == 80
+    assert tensors["gains"].values == 13 * 3 * 15
+    assert tensors["gains"].bytes == (585 * 7 + 7) // 8 + (585 * 7 + 7) // 8
+
+
+def test_weights_share_exponents_and_activations_do_not():
+    form = LayerForm(bits=6, exponent_block=32, exponent_bits=5)
+    weights, activations = form.weight_format, form.activation_format
+    assert (weights.bits, weights.block, weights.exponent_bits) == (6, 32, 5)
+    assert (activations.bits, activations.block, activations.exponent_bits) == (6, 1, 5)
+    assert LayerForm().weight_format is LayerForm().activation_format is None
+
+
+def test_shape_is_read_off_the_layer():
+    conv = nn.Conv2d(12, 20, (5, 3), groups=2)
+    assert LayerShape.of(conv) == SHAPE
+    assert SHAPE.filter_channels == 6
+    calls = (((1, 4), (1, 4)),)
+    assert LayerShape.of(nn.Linear(3, 2, bias=False), calls) == LayerShape(
+        kind="linear", in_channels=3, out_channels=2, calls=calls
+    )
+    with pytest.raises(UsageError, match=r"layer \(=ReLU\) must be a Conv2d or a Linear\."):
+        LayerShape.of(nn.ReLU())

@@ -1,0 +1,197 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layers import UsageError
+from layers.template import (
+    choose_templates,
+    least_squares_gains,
+    rebuild_filters,
+    template_count,
+    two_stage_conv2d,
+)
+
+
+@pytest.fixture
+def setting(rng, normal):
+    """Random templates (G, M, C / G, K_y, K_x), gains and the mask of the kept filters, M of N in random places."""
+
+    def draw(kernel: tuple[int, int] | None = None, **fixed: int) -> tuple[Tensor, Tensor, Tensor]:
+        groups, channels = fixed.get("groups", rng.randint(1, 4)), fixed.get("channels", rng.randint(1, 4))
+        filters = fixed.get("filters", rng.randint(1, 13))
+        count = fixed.get("count", rng.randint(1, filters))
+        kernel = kernel or rng.choice([(1, 1), (3, 3), (2, 4), (1, 5), (5, 2)])
+        kept = torch.zeros(filters, dtype=torch.bool)
+        kept[rng.sample(range(filters), count)] = True
+        return normal(groups, count, channels, *kernel), normal(filters - count, groups, *kernel), kept
+
+    return draw
+
+
+def oracle_filters(templates: Tensor, gains: Tensor, kept: Tensor) -> Tensor:
+    """Filter by filter: the next template, or the r-th gains times template r mod M, groups side by side."""
+    groups, count = templates.shape[:2]
+    filters, used, rebuilt = [], 0, 0
+    for is_kept in kept.tolist():
+        if is_kept:
+            filters.append(torch.cat([templates[g, used] for g in range(groups)]))
+            used += 1
+        else:
+            source = rebuilt % count
+            filters.append(torch.cat([templates[g, source] * gains[rebuilt, g] for g in range(groups)]))
+            rebuilt += 1
+    return torch.stack(filters)
+
+
+@pytest.mark.parametrize("_", range(20))
+def test_filters_are_kept_templates_and_gains_times_template_r_mod_m(_, setting):
+    templates, gains, kept = setting()
+    assert torch.equal(rebuild_filters(templates, gains, kept), oracle_filters(templates, gains, kept))
+
+
+@pytest.mark.parametrize("_", range(30))
+def test_two_stages_equal_the_dense_convolution(_, setting, rng, normal):
+    templates, gains, kept = setting()
+    groups, _, channels, *kernel = templates.shape
+    dilation = rng.randint(1, 2), rng.randint(1, 2)
+    stride, padding = (rng.randint(1, 3), rng.randint(1, 3)), (rng.randint(0, 2), rng.randint(0, 2))
+    size = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) + rng.choice([0, 1, 4]) for i in (0, 1)]
+    x = normal(2, groups * channels, *size)
+    where = {"stride": stride, "padding": padding, "dilation": dilation}
+    expected = F.conv2d(x, oracle_filters(templates, gains, kept), **where)
+    found = two_stage_conv2d(x, templates, gains, kept, **where)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-10)
+
+
+def test_gradients_of_both_executions(setting, normal):
+    templates, gains, kept = setting(groups=2, channels=2, filters=5, count=2)
+    x = normal(1, 4, 6, 6).requires_grad_()
+    templates.requires_grad_()
+    gains.requires_grad_()
+
+    def two_stage(x: Tensor, templates: Tensor, gains: Tensor) -> Tensor:
+        return two_stage_conv2d(x, templates, gains, kept, stride=(2, 1), padding=(1, 0), dilation=(1, 1))
+
+    assert torch.autograd.gradcheck(two_stage, (x, templates, gains))
+    assert torch.autograd.gradcheck(lambda t, g: rebuild_filters(t, g, kept), (templates, gains))
+
+
+@pytest.mark.parametrize("_", range(10))
+def test_gains_are_the_least_squares_answer_of_each_tap(_, setting, normal):
+    templates, gains, kept = setting()
+    groups, count, channels, k_y, k_x = templates.shape
+    weight = normal(len(kept), groups * channels, k_y, k_x)
+    found = least_squares_gains(weight, templates, kept)
+    assert found.shape == gains.shape
+    pruned = weight[~kept]
+    for r in range(len(gains)):
+        for g in range(groups):
+            for y in range(k_y):
+                for x in range(k_x):
+                    basis = templates[g, r % count, :, y, x, None]
+                    wanted = pruned[r, g * channels : (g + 1) * channels, y, x, None]
+                    expected = torch.linalg.lstsq(basis, wanted).solution
+                    assert torch.allclose(found[r, g, y, x], expected, atol=1e-9)
+
+
+def test_no_perturbation_of_the_gains_is_nearer(setting, normal):
+    templates, _, kept = setting(filters=9, count=3)
+    weight = normal(9, templates.shape[0] * templates.shape[2], *templates.shape[3:])
+    gains = least_squares_gains(weight, templates, kept)
+
+    def error(gains: Tensor) -> Tensor:
+        return (rebuild_filters(templates, gains, kept) - weight).square().sum()
+
+    best = error(gains)
+    assert all(error(gains + scale * normal(*gains.shape)) > best for scale in (1e-3, 0.1, 1.0) for _ in range(10))
+
+
+def test_gain_of_a_tap_at_which_the_template_is_zero_is_zero(normal):
+    templates, weight = normal(1, 1, 2, 3, 3), normal(2, 2, 3, 3)
+    templates[0, 0, :, 1, 2] = 0.0
+    gains = least_squares_gains(weight, templates, torch.tensor([True, False]))
+    assert gains[0, 0, 1, 2] == 0.0
+    assert torch.count_nonzero(gains) == 8
+
+
+@pytest.mark.parametrize("_", range(5))
+def test_kept_filters_are_rebuilt_exactly(_, rng, normal):
+    filters, groups = rng.randint(2, 12), rng.choice([1, 2, 4])
+    weight = normal(filters, 8, 3, 3)
+    kept = choose_templates(weight, rng.randint(1, filters))
+    templates = weight[kept].unflatten(1, (groups, -1)).transpose(0, 1)
+    rebuilt = rebuild_filters(templates, least_squares_gains(weight, templates, kept), kept)
+    assert torch.equal(rebuilt[kept], weight[kept])
+    assert (rebuilt - weight).square().sum() < weight[~kept].square().sum() or kept.all()
+
+
+@pytest.mark.parametrize("_", range(5))
+def test_templates_are_the_filters_of_largest_norm(_, rng, normal):
+    weight = normal(rng.randint(1, 40), 3, 2, 2)
+    weight *= normal(len(weight), 1, 1, 1)
+    count = rng.randint(1, len(weight))
+    norms = [sum(v * v for v in row) for row in weight.flatten(1).tolist()]
+    expected = sorted(range(len(weight)), key=lambda n: -norms[n])[:count]
+    assert choose_templates(weight, count).nonzero().flatten().tolist() == sorted(expected)
+
+
+def test_ties_go_to_the_lower_index():
+    weight = torch.ones(300, 1, 3, 3)
+    weight[250:] *= -1
+    weight[7] *= 2
+    kept = choose_templates(weight, 5)
+    assert kept.nonzero().flatten().tolist() == [0, 1, 2, 3, 7]
+
+
+@pytest.mark.parametrize(
+    ("rate", "filters", "minimum", "expected"),
+    [
+        (0.5, 64, 8, 32),
+        (0.75, 64, 8, 16),
+        (0.875, 64, 8, 8),
+        (0.9, 64, 8, 8),
+        (0.9, 64, 1, 6),
+        (0.99, 64, 1, 1),
+        (0.999, 64, 1, 1),
+        (0.0, 64, 8, 64),
+        (0.5, 6, 8, 6),
+        (0.25, 10, 1, 8),
+        (0.3, 512, 32, 358),
+    ],
+)
+def test_pruning_rate_leaves_max_of_minimum_and_rounded_share(rate, filters, minimum, expected):
+    assert template_count(rate, filters, minimum) == expected
+
+
+def test_template_count_falls_with_the_rate_and_stays_in_its_limits(rng):
+    for _ in range(200):
+        filters, minimum = rng.randint(1, 600), rng.randint(1, 40)
+        rates = sorted(rng.random() for _ in range(5))
+        counts = [template_count(rate, filters, minimum) for rate in rates]
+        assert counts == sorted(counts, reverse=True)
+        assert all(min(minimum, filters) <= count <= filters for count in counts)
+        for rate, count in zip(rates, counts, strict=True):
+            assert count in (filters, minimum) or abs(count - (1 - rate) * filters) <= 0.5
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
+def test_pruning_rate_outside_its_range_is_refused(rate):
+    with pytest.raises(UsageError, match=r"pruning_rate \(=.*\) must be in \[0, 1\)\."):
+        template_count(rate, 64, 8)
+
+
+@pytest.mark.parametrize("_", range(10))
+def test_macs_of_the_two_stages_are_equation_5(_, rng, setting, normal, count_macs):
+    # One channel or one tap would make a plain product of a sum, which PyTorch's counter leaves out.
+    templates, gains, kept = setting((2, rng.randint(1, 4)), channels=rng.randint(2, 4))
+    groups, count, channels, k_y, k_x = templates.shape
+    x = normal(2, groups * channels, k_y + 3, k_x + 2)
+
+    def call() -> Tensor:
+        return two_stage_conv2d(x, templates, gains, kept, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+
+    places, total_channels = 4 * 3, groups * channels
+    expected = places * k_y * k_x * (total_channels * count + groups * (len(kept) - count))
+    assert count_macs(call, images=2) == expected

@@ -1,0 +1,46 @@
+import pytest
+
+from layers.errors import OvertoneError, UsageError
+from trainers.dataspec import DataSpec
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "parquet:/some/dir", "imagefolder:relative/dir"])
+def test_the_four_forms_are_taken(name):
+    assert DataSpec(name=name).name == name
+
+
+@pytest.mark.parametrize("name", ["", "cifar100", "Digits", "parquet", "parquet:", "imagefolder:", "digits:x", ":x"])
+def test_an_unknown_name_is_answered_with_the_allowed_forms(name):
+    with pytest.raises(UsageError, match=r"is unknown; allowed are 'digits', 'cifar10', 'parquet:DIR' or 'imagefolder"):
+        DataSpec(name=name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"name": 5}, r"dataset 5 is unknown; allowed are"),
+        ({"seed": -1}, r"data seed \(=-1\) must be a whole number of at least 0"),
+        ({"seed": 1.5}, r"data seed \(=1.5\) must be a whole number"),
+        ({"seed": 2**32}, r"data seed \(=4294967296\) must be a whole number of at least 0 and below 2\*\*32"),
+        ({"train_limit": 1}, r"train_limit \(=1\) must be a whole number of at least 2"),
+        ({"train_limit": 10.5}, r"train_limit \(=10.5\) must be a whole number"),
+        ({"validation_from": "val"}, r"validation_from \(='val'\) must be 'train' or 'test'"),
+        ({"image_size": 32}, r"image_size \(=32\) is for 'imagefolder:DIR' alone, not for 'digits'"),
+        ({"name": "imagefolder:x", "image_size": 0}, r"image_size \(=0\) must be a whole number of at least 1"),
+        ({"name": "imagefolder:x", "image_size": 8.0}, r"image_size \(=8.0\) must be a whole number"),
+    ],
+)
+def test_wrong_values_are_named(wrong, match):
+    with pytest.raises(UsageError, match=match):
+        DataSpec(**wrong)
+
+
+def test_usage_errors_are_overtone_errors():
+    assert issubclass(UsageError, OvertoneError)
+
+
+def test_kind_and_folder_are_the_two_sides_of_the_first_colon(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    spec = DataSpec(name="parquet:~/a:b")
+    assert (spec.kind, spec.folder) == ("parquet", "/home/someone/a:b")
+    assert (DataSpec().kind, DataSpec().folder) == ("digits", "")

@@ -1,0 +1,306 @@
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from layers.errors import OvertoneError, UsageError
+from trainers.data import Data, Split
+from trainers.evaluate import evaluate
+from trainers.finetune import Schedule, finetune
+
+MEAN, STD = (0.5,), (0.25,)
+
+
+def network(dropout: float = 0.0, norm: bool = True) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.BatchNorm2d(6) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(24, 4),
+        )
+
+
+def split(n: int, seed: int) -> Split:
+    """Images whose brightest quadrant is their label, under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (n,), generator=generator)
+    images = torch.randint(120, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = 4 * (label // 2), 4 * (label % 2)
+        image[:, row : row + 4, column : column + 4] += 80
+    return Split(images=images, labels=labels)
+
+
+def data(train: int = 50, augment: str = "none") -> Data:
+    return Data(
+        train=split(train, 0), val=split(40, 1), test=split(40, 2), classes=4, mean=MEAN, std=STD, augment=augment
+    )
+
+
+def run(model: nn.Module, found: Data, schedule: Schedule, epochs: int = 2, seed: int = 0):
+    return list(finetune(model, found, schedule, epochs=epochs, seed=seed, device="cpu"))
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def untimed(curve):
+    return [replace(epoch, seconds=0) for epoch in curve]
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "crop-flip"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_seed_gives_the_same_bits(augment, precision):
+    schedule = Schedule(batch_size=16, precision=precision)
+    runs = []
+    for seed in (3, 3, 4):
+        model = network(dropout=0.3)
+        torch.rand(7)  # what the caller draws in between makes no difference
+        runs.append((untimed(run(model, data(augment=augment), schedule, seed=seed)), state(model)))
+    assert runs[0][0] == runs[1][0]
+    assert same(runs[0][1], runs[1][1])
+    assert not same(runs[0][1], runs[2][1])
+
+
+def test_the_callers_random_state_is_untouched():
+    before = torch.get_rng_state()
+    run(network(dropout=0.5), data(augment="shift"), Schedule(batch_size=16))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_happens_between_two_epochs_does_not_change_the_next():
+    schedule = Schedule(batch_size=16)
+    expected = network(dropout=0.3)
+    run(expected, data(), schedule, epochs=3)
+    model = network(dropout=0.3)
+    for _ in finetune(model, data(), schedule, epochs=3, seed=0, device="cpu"):
+        torch.manual_seed(torch.seed() % 1000)
+        model.eval()
+    assert same(state(model), state(expected))
+
+
+def by_hand(model: nn.Module, found: Data, schedule: Schedule, orders: list[list[torch.Tensor]]) -> list[float]:
+    """SGD written out: v = m v + g + wd w; w -= lr v; the mean loss of each epoch."""
+    model.train()
+    velocity = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    losses = []
+    for epoch, batches in enumerate(orders):
+        total = 0.0
+        for step, rows in enumerate(batches):
+            images = (found.train.images[rows].float() / 255 - MEAN[0]) / STD[0]
+            logits = model(images)
+            loss = F.cross_entropy(logits, found.train.labels[rows], label_smoothing=schedule.label_smoothing)
+            model.zero_grad()
+            loss.backward()
+            rate = schedule.lr_at(epoch + step / len(batches), len(orders))
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    decay = schedule.weight_decay if weight.dim() > 1 else 0
+                    velocity[name] = schedule.momentum * velocity[name] + weight.grad + decay * weight
+                    weight -= rate * velocity[name]
+            total += loss.item() * len(rows)
+        losses.append(total / sum(len(rows) for rows in batches))
+    return losses
+
+
+class Recorder(nn.Module):
+    """Passes images on and remembers which came: each carries its row in its first pixels."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.batches = inner, []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            rows = (images[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255
+            self.batches.append(rows.detach().round().long())
+        return self.inner(images)
+
+
+def numbered(train: int) -> Data:
+    found = data(train)
+    found.train.images[:, 0, 0, 0] = torch.arange(train, dtype=torch.uint8)
+    return found
+
+
+def batches_of(train: int, batch_size: int, epochs: int) -> list[list[torch.Tensor]]:
+    found, model = numbered(train), Recorder(network())
+    run(model, found, Schedule(batch_size=batch_size), epochs=epochs)
+    steps = len(model.batches) // epochs
+    return [model.batches[first : first + steps] for first in range(0, len(model.batches), steps)]
+
+
+@pytest.mark.parametrize("shape", ["step", "cosine", "one-cycle", "constant"])
+def test_training_is_sgd_written_out(shape):
+    schedule = Schedule(lr=0.05, weight_decay=0.1, batch_size=16, shape=shape, label_smoothing=0.1)
+    found, model = numbered(40), Recorder(network())
+    expected = copy.deepcopy(model.inner)
+    curve = run(model, found, schedule, epochs=5)
+    orders = [model.batches[first : first + 3] for first in range(0, 15, 3)]
+    losses = by_hand(expected, found, schedule, orders)
+    assert [epoch.train_loss for epoch in curve] == pytest.approx(losses, rel=1e-4)
+    for one, other in zip(model.inner.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_nesterov_looks_ahead():
+    """After one step from rest: w - lr (1 + momentum) g."""
+    found, model = data(16), network()
+    start = copy.deepcopy(model)
+    images = (found.train.images.float() / 255 - MEAN[0]) / STD[0]
+    F.cross_entropy(start.train()(images), found.train.labels).backward()
+    run(model, found, Schedule(lr=0.1, weight_decay=0, batch_size=16, nesterov=True), epochs=1)
+    for one, other in zip(model.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(one, other - 0.1 * 1.9 * other.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "outcomes"), [("none", 1), ("shift", 9), ("crop-flip", 18)])
+def test_training_images_are_augmented_as_the_data_say_and_validation_images_are_not(kind, outcomes):
+    found = data(200, augment=kind)
+    found.train.images[:] = found.train.images[:1].clone()
+    found.val.images[:] = found.train.images[:1]
+    seen: dict[bool, set[bytes]] = {True: set(), False: set()}
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen[self.training].update(image.contiguous().numpy().tobytes() for image in images)
+            return self.inner(images)
+
+    run(Watching(), found, Schedule(batch_size=50))
+    assert len(seen[True]) == outcomes
+    assert len(seen[False]) == 1
+    assert seen[False] <= seen[True]
+
+
+@pytest.mark.parametrize(("train", "sizes"), [(48, [16, 16, 16]), (50, [16, 16, 16, 2]), (49, [16, 16, 16]), (9, [9])])
+def test_a_last_batch_is_used_unless_it_is_one_image(train, sizes):
+    for batches in batches_of(train, 16, 2):
+        assert [len(rows) for rows in batches] == sizes
+        rows = torch.cat(batches).tolist()
+        assert len(set(rows)) == len(rows) == sum(sizes)
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    one, other = (torch.cat(batches) for batches in batches_of(60, 16, 2))
+    assert not torch.equal(one, other)
+    assert sorted(one.tolist()) == sorted(other.tolist()) == list(range(60))
+
+
+def test_each_epoch_reports_the_model_as_it_then_is():
+    model, found = network(), data()
+    schedule = Schedule(lr=0.1, batch_size=16, shape="step")
+    for number, epoch in enumerate(finetune(model, found, schedule, epochs=4, seed=0, device="cpu"), start=1):
+        expected = evaluate(model, found.val, mean=MEAN, std=STD, device="cpu")
+        assert (epoch.val_top1, epoch.val_loss) == (expected.top1, expected.loss)
+        assert epoch.epoch == number
+        assert epoch.lr == pytest.approx(0.1 if number <= 3 else 0.01)
+        assert epoch.seconds > 0
+        assert model.training
+    assert number == 4
+
+
+def test_it_learns_what_can_be_learnt():
+    curve = run(network(), data(200, augment="shift"), Schedule(lr=0.1, batch_size=16), epochs=8)
+    assert curve[-1].val_top1 > 0.9
+    assert curve[-1].train_loss < curve[0].train_loss
+
+
+def test_frozen_weights_stay():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    before = state(model)
+    run(model, data(), Schedule(batch_size=16))
+    assert torch.equal(model[0].weight, before["0.weight"])
+    assert not torch.equal(model[6].weight, before["6.weight"])
+
+
+def test_bf16_trains_float32_weights_about_as_well():
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        model = network()
+        curves[precision] = run(model, data(200), Schedule(lr=0.05, batch_size=16, precision=precision), epochs=4)
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert curves["bf16"][-1].train_loss != curves["fp32"][-1].train_loss
+    assert curves["bf16"][-1].train_loss == pytest.approx(curves["fp32"][-1].train_loss, abs=0.05)
+
+
+class Exploding(nn.Module):
+    """Its output becomes a bad number at one training step."""
+
+    def __init__(self, value: float, step: int) -> None:
+        super().__init__()
+        self.inner, self.value, self.step, self.seen = network(), value, step, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(images)
+        if self.training:
+            self.seen += 1
+            if self.seen == self.step:
+                logits = logits * self.value
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "said"),
+    [
+        (math.nan, 1, "nan in epoch 1, step 1"),
+        (math.inf, 6, r"\w+ in epoch 2, step 2"),
+        (math.nan, 8, "epoch 2, step 4"),
+    ],
+)
+def test_a_loss_that_is_no_number_names_its_epoch_and_step(value, step, said):
+    curve = []
+    with pytest.raises(OvertoneError, match=f"the training loss became .*{said}"):
+        curve.extend(
+            finetune(Exploding(value, step), data(64), Schedule(batch_size=16), epochs=3, seed=0, device="cpu")
+        )
+
+
+def test_a_bad_loss_ends_a_long_epoch_early():
+    model = Exploding(math.nan, 3)
+    with pytest.raises(OvertoneError, match="epoch 1, step 3"):
+        run(model, data(400), Schedule(batch_size=2))
+    assert model.seen == 50
+
+
+def test_a_network_that_explodes_in_its_last_step_is_caught_in_validation():
+    class Bad(Exploding):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * (1.0 if self.training else math.nan)
+
+    with pytest.raises(OvertoneError, match="epoch 1: the network's outputs are infinite or not numbers for 40 of 40"):
+        run(Bad(1.0, 0), data(), Schedule(batch_size=16))
+
+
+def test_epochs_are_checked_at_once():
+    with pytest.raises(UsageError, match=r"epochs \(=0\) must be at least 1"):
+        finetune(network(), data(), Schedule(), epochs=0, seed=0, device="cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_repeats_itself_bit_for_bit():
+    states = []
+    for _ in range(2):
+        model = network(dropout=0.3)
+        list(finetune(model, data(augment="crop-flip"), Schedule(batch_size=16), epochs=3, seed=0, device="cuda"))
+        states.append(state(model))
+    assert same(*states)

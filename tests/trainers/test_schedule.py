@@ -1,0 +1,55 @@
+import math
+
+import pytest
+
+from layers.errors import UsageError
+from trainers.schedule import Schedule
+
+
+def test_the_papers_schedule_is_the_papers():
+    paper = Schedule.paper()
+    assert (paper.lr, paper.momentum, paper.weight_decay, paper.shape) == (1e-4, 0.9, 5e-4, "step")
+    assert [paper.lr_at(epoch, 5) for epoch in range(5)] == pytest.approx([1e-4, 1e-4, 1e-4, 1e-5, 1e-5])
+    assert paper.lr_at(2.999, 5) == pytest.approx(1e-4)
+
+
+def test_the_step_comes_after_epoch_three_however_many_there_are():
+    step = Schedule(lr=1.0, shape="step")
+    assert [step.lr_at(epoch, 2) for epoch in range(2)] == [1.0, 1.0]
+    assert [step.lr_at(epoch, 9) for epoch in (2, 3, 8)] == pytest.approx([1.0, 0.1, 0.1])
+
+
+def test_cosine_falls_from_the_whole_rate_to_nothing():
+    cosine = Schedule(lr=0.8, shape="cosine")
+    assert [cosine.lr_at(done, 4) for done in (0, 1, 2, 3, 4)] == pytest.approx(
+        [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.4 * (1 - math.sqrt(0.5)), 0], abs=1e-12
+    )
+
+
+def test_one_cycle_rises_for_a_quarter_and_falls_for_the_rest():
+    cycle = Schedule(lr=1.0, shape="one-cycle")
+    assert [cycle.lr_at(done, 8) for done in (0, 1, 2, 5, 8)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
+
+
+def test_constant_is_constant():
+    assert {Schedule(lr=0.3, shape="constant").lr_at(done, 7) for done in (0, 3.5, 6.9)} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"lr": -1.0}, r"lr \(=-1.0\) must be 0 or more"),
+        ({"lr": math.nan}, r"lr \(=nan\) must be 0 or more"),
+        ({"momentum": math.inf}, r"momentum \(=inf\) must be 0 or more"),
+        ({"weight_decay": -0.1}, r"weight_decay \(=-0.1\) must be 0 or more"),
+        ({"batch_size": 1}, r"batch_size \(=1\) must be a whole number of at least 2"),
+        ({"batch_size": 64.0}, r"batch_size \(=64.0\) must be a whole number"),
+        ({"shape": "linear"}, r"shape \(='linear'\) must be one of step, cosine, one-cycle, constant"),
+        ({"precision": "fp16"}, r"precision \(='fp16'\) must be one of fp32, bf16"),
+        ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\) must be at least 0 and below 1"),
+        ({"momentum": 0.0, "nesterov": True}, r"nesterov \(=True\) needs a momentum above 0"),
+    ],
+)
+def test_wrong_values_are_named(wrong, match):
+    with pytest.raises(UsageError, match=match):
+        Schedule(**wrong)

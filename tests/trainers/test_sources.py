@@ -1,0 +1,75 @@
+import urllib.error
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from layers.errors import OvertoneError
+from trainers.sources import cifar10_source, digits_source
+
+
+def all_digits(seed: int = 0):
+    source = digits_source(torch.Generator().manual_seed(seed))
+    parts = {part: source.read(part, torch.arange(len(labels))) for part, labels in source.labels.items()}
+    return source, parts
+
+
+def test_the_digits_are_scikit_learns_scaled_to_a_byte():
+    source, parts = all_digits()
+    pixels, labels = load_digits(return_X_y=True)
+    expected = {(np.rint(x / 16 * 255).astype(np.uint8).tobytes(), int(y)) for x, y in zip(pixels, labels, strict=True)}
+    found = [
+        (image.numpy().tobytes(), int(label))
+        for part in parts
+        for image, label in zip(parts[part], source.labels[part], strict=True)
+    ]
+    assert len(found) == 1797
+    assert set(found) == expected
+
+
+def test_the_stated_mean_and_deviation_are_those_of_all_digits():
+    source, parts = all_digits()
+    scaled = torch.cat(list(parts.values())).double() / 255
+    assert source.mean == pytest.approx([scaled.mean().item()], abs=5e-5)
+    assert source.std == pytest.approx([scaled.std().item()], abs=1e-4)
+
+
+def test_a_fifth_of_the_digits_is_for_testing():
+    source, _ = all_digits()
+    assert {part: len(labels) for part, labels in source.labels.items()} == {"train": 1438, "test": 359}
+    assert source.image_bytes == 64
+
+
+class FakeCifar:
+    """Stands for torchvision's class: the same arrays, no download."""
+
+    def __init__(self, root, train, download=False):
+        rng = np.random.default_rng(int(train))
+        self.data = rng.integers(0, 256, (20 if train else 10, 32, 32, 3), dtype=np.uint8)
+        self.targets = rng.integers(0, 10, len(self.data)).tolist()
+        self.seen = SimpleNamespace(root=root, download=download)
+
+
+def test_cifar10_is_torchvisions_channels_first(monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCifar)
+    source = cifar10_source("somewhere")
+    for part, train in (("train", True), ("test", False)):
+        fake = FakeCifar("", train)
+        rows = torch.randperm(len(fake.data), generator=torch.Generator().manual_seed(1))[:7]
+        assert torch.equal(source.read(part, rows), torch.from_numpy(fake.data)[rows].permute(0, 3, 1, 2))
+        assert source.labels[part].tolist() == fake.targets
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("no network"), RuntimeError("Dataset not found\nmore")])
+def test_cifar10_that_cannot_be_had_is_one_sentence(monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
+    with pytest.raises(
+        OvertoneError, match=r"CIFAR-10 is not in 'x' and could not be downloaded \(.*\); --data-dir"
+    ) as got:
+        cifar10_source("x")
+    assert "\n" not in str(got.value)

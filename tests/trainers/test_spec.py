@@ -1,0 +1,78 @@
+import dataclasses
+import json
+
+import pytest
+
+from layers import UsageError
+from spaces import BlockConfig, Network, NetworkConfig, build_model
+from trainers.dataspec import DataSpec
+from trainers.schedule import Schedule
+from trainers.spec import TrialSpec
+
+SPEC = TrialSpec(
+    model="resnet8",
+    weights="w.safetensors",
+    weights_sha256="ab",
+    data_fingerprint="cd",
+    config=NetworkConfig(blocks={"layer1": BlockConfig(basis="cosine", harmonics=(2, 3), bits=6, exponent_block=16)}),
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+
+
+def test_a_spec_survives_json() -> None:
+    assert TrialSpec.from_json(json.loads(json.dumps(SPEC.to_json()))) == SPEC
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "resnet20"},
+        {"weights_sha256": "ac"},
+        {"data_fingerprint": "ce"},
+        {"config": NetworkConfig()},
+        {"schedule": Schedule(lr=0.5)},
+        {"epochs": 6},
+        {"seed": 1},
+    ],
+)
+def test_whatever_the_result_depends_on_changes_the_identity(network: Network, change: dict[str, object]) -> None:
+    assert dataclasses.replace(SPEC, **change).digest(network) != SPEC.digest(network)
+
+
+def test_places_and_spellings_do_not_change_the_identity(network: Network) -> None:
+    blocks = {**SPEC.config.blocks, "layer2": BlockConfig(basis="chebyshev", harmonics=(3, 3))}
+    other = dataclasses.replace(
+        SPEC,
+        weights="elsewhere.safetensors",
+        data=DataSpec(data_dir="elsewhere"),
+        latency=True,
+        config=NetworkConfig(blocks=blocks),
+    )
+    assert other.digest(network) == SPEC.digest(network)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": -1}, r"epochs \(=-1\) must be a whole number of at least 0"),
+        ({"seed": 2**63}, r"seed \(=9223372036854775808\) must be"),
+        ({"start": "luck"}, r"start \(='luck'\) must be one of least_squares"),
+        ({"epoch": 5}, "spec has the key 'epoch', allowed are"),
+        ({"schedule": {"lr": -1}}, r"lr \(=-1\) must be 0 or more"),
+        ({"config": {"blocks": {"layer1": {"bit": 4}}}}, "block 'layer1' has the key 'bit', allowed are"),
+    ],
+)
+def test_what_is_not_allowed_is_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TrialSpec.from_json({**SPEC.to_json(), **change})
+
+
+def test_what_is_missing_is_named() -> None:
+    data = SPEC.to_json()
+    del data["weights_sha256"]
+    with pytest.raises(UsageError, match=r"spec cannot be read; .*weights_sha256"):
+        TrialSpec.from_json(data)

@@ -1,0 +1,143 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from layers import compress_model
+from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_weights, state_sha256
+from trainers.data import Data, DataSpec, load_data
+from trainers.evaluate import evaluate
+from trainers.spec import TrialSpec
+from trainers.trial import Trial, load_baseline
+
+DATA = DataSpec(train_limit=128)
+CONFIG = NetworkConfig(
+    blocks={
+        "conv1": BlockConfig(basis="chebyshev", harmonics=(2, 3)),
+        "layer2": BlockConfig(basis="cosine", harmonics=(2, 2), bits=6, exponent_block=16),
+        "layer3": BlockConfig(basis="cosine", harmonics=(3, 2), pruning_rate=0.75, groups=2, bits=4, exponent_block=16),
+        "linear": BlockConfig(bits=8),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load_data(DATA)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        save_weights(build_model("resnet8", classes=10, channels=1), path, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def subject(weights: Path, data: Data) -> tuple[nn.Module, Network]:
+    return load_baseline("resnet8", str(weights), data)
+
+
+@pytest.fixture(scope="module")
+def spec(weights: Path, data: Data, subject: tuple[nn.Module, Network]) -> TrialSpec:
+    return TrialSpec(
+        model="resnet8",
+        weights=str(weights),
+        weights_sha256=state_sha256(subject[0]),
+        data=DATA,
+        data_fingerprint=data.fingerprint,
+        config=CONFIG,
+        epochs=2,
+        seed=5,
+    )
+
+
+def _run(spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network]) -> Trial:
+    trial = Trial(spec, data=data, baseline=subject[0], network=subject[1], device="cpu")
+    for _ in trial.epochs():
+        pass
+    return trial
+
+
+def test_a_trial_measures_what_its_packed_model_gives(
+    spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network], tmp_path: Path
+) -> None:
+    before = state_sha256(subject[0])
+    trial = _run(spec, data, subject)
+    result = trial.result()
+    assert state_sha256(subject[0]) == before
+    start = compress_model(subject[0], subject[1].forms(CONFIG))
+    assert result.zero_shot_top1 == evaluate(start, data.val, mean=data.mean, std=data.std, device="cpu").top1
+    assert [epoch.epoch for epoch in result.curve] == [1, 2]
+    assert result.val_top1 == result.curve[-1].val_top1
+    assert result.cost == subject[1].cost(CONFIG)
+    trial.save(tmp_path / "m.safetensors")
+    found = evaluate(load_model(tmp_path / "m.safetensors"), data.val, mean=data.mean, std=data.std, device="cpu")
+    assert (found.top1, found.loss) == (result.val_top1, pytest.approx(result.val_loss, rel=1e-5))
+
+
+def test_equal_specs_give_equal_results(spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network]) -> None:
+    first, second, other = (_run(s, data, subject) for s in (spec, spec, dataclasses.replace(spec, seed=6)))
+    states = [trial.model.state_dict() for trial in (first, second, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
+    assert [e.val_loss for e in first.curve] == [e.val_loss for e in second.curve]
+
+
+def test_no_epochs_measure_the_start_alone(spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network]) -> None:
+    result = _run(dataclasses.replace(spec, epochs=0, latency=True), data, subject).result()
+    assert result.val_top1 == result.zero_shot_top1
+    assert result.curve == ()
+    assert result.latency_ms is not None
+    assert result.latency_ms > 0
+
+
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m trainers.trial` where Ray and Optuna cannot be imported."""
+    blocked = (
+        "import sys; sys.modules.update(ray=None, optuna=None); import runpy; sys.argv = ['trial', *sys.argv[1:]]; "
+    )
+    code = blocked + "runpy.run_module('trainers.trial', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_trial_runs_from_its_spec_file_without_ray_and_optuna(spec: TrialSpec, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(dataclasses.replace(spec, epochs=1).to_json()))
+    done = _command(str(tmp_path / "spec.json"), "--out", str(tmp_path / "m.safetensors"), "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["cost"]["size_bytes"] == sum(
+        tensor.numel() * tensor.element_size() for tensor in _payload(tmp_path / "m.safetensors")
+    )
+    assert "epoch 1/1: train_loss" in done.stderr
+
+
+def _payload(path: Path) -> list[torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return list(load_file(path).values())
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"weights_sha256": "00"}, 2, "weights_sha256 (=00) must be that of"),
+        ({"data_fingerprint": "00"}, 2, "data_fingerprint (=00) must be that of the data"),
+        ({"bogus": 1}, 2, "spec has the key 'bogus'"),
+    ],
+)
+def test_a_spec_that_does_not_hold_is_refused_in_a_sentence(
+    spec: TrialSpec, tmp_path: Path, change: dict[str, object], code: int, message: str
+) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps({**spec.to_json(), **change}))
+    done = _command(str(tmp_path / "spec.json"))
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

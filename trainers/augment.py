@@ -1,0 +1,51 @@
+"""What happens to a batch on its device before the network sees it: random crop, random mirror, normalisation.
+
+The same distribution as torchvision's RandomCrop(padding, black) and RandomHorizontalFlip(0.5), a batch at once.
+Our deviation: the padding is an eighth of the image's side, 4 pixels for CIFAR's 32 as usual, 1 for 8x8 digits.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from layers.errors import UsageError
+
+__all__ = ["augment", "normalise"]
+
+_KINDS = ("none", "shift", "crop-flip")
+
+
+def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Each image of (n, C, H, W), any dtype, moved by its own draw: 'none', 'shift' (crop) or 'crop-flip'.
+
+    The generator must live where the images do.
+    """
+    if kind not in _KINDS:
+        raise UsageError(f"augment (={kind!r}) must be one of {', '.join(_KINDS)}.")
+    if kind == "none":
+        return images
+    images = _random_crop(images, max(1, images.shape[-1] // 8), generator)
+    return _random_flip(images, generator) if kind == "crop-flip" else images
+
+
+def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(images / 255 - mean) / std of uint8 (n, C, H, W) as float32, channels last in memory."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(-1, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
+    return images.contiguous(memory_format=torch.channels_last).float().mul_(scale).sub_(shift)
+
+
+def _random_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torch.Tensor:
+    offsets = torch.randint(2 * pad + 1, (2, len(images)), generator=generator, device=images.device)
+    return _crop(images, pad, offsets)
+
+
+def _crop(images: torch.Tensor, pad: int, offsets: torch.Tensor) -> torch.Tensor:
+    """Image n of the padded batch from row offsets[0, n] and column offsets[1, n] on, at its former size."""
+    height, width = images.shape[-2:]
+    windows = F.pad(images, [pad] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, offsets[0], offsets[1]]
+
+
+def _random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    chosen = torch.randint(2, (len(images),), generator=generator, device=images.device, dtype=torch.bool)
+    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(3), images)

@@ -1,0 +1,59 @@
+"""What is asked of the data: plain values that say which images, and how they are split."""
+
+import os
+from dataclasses import dataclass
+
+from layers.errors import UsageError
+
+__all__ = ["DataSpec"]
+
+_FORMS = "'digits', 'cifar10', 'parquet:DIR' or 'imagefolder:DIR'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which images, and how they are split."""
+
+    name: str = "digits"
+    """'digits', 'cifar10', 'parquet:DIR' (Hugging Face image layout) or 'imagefolder:DIR' (ImageNet's layout)."""
+    data_dir: str = "data"
+    """Where 'cifar10' is kept, and downloaded to when it is not there."""
+    seed: int = 0
+    """Fixes the splits; it is not the seed of a trial."""
+    train_limit: int | None = None
+    """At most so many training images, the first of the seeded shuffle; validation and test images stay the same."""
+    validation_from: str = "train"
+    """'train': validation images are held out of the training images (10 %; digits 25 %, which makes 60/20/20).
+    'test': one half of the test images, fixed by seed, becomes the validation split and the other half stays the test
+    split, for weights that have already seen every training image."""
+    image_size: int | None = None
+    """Side in pixels of the centre crop of an imagefolder (default 224); other sets keep their own size."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self._is_known()):
+            raise UsageError(f"dataset {self.name!r} is unknown; allowed are {_FORMS}.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:  # the CPU's generator reads no more bits
+            raise UsageError(f"data seed (={self.seed}) must be a whole number of at least 0 and below 2**32.")
+        if not (self.train_limit is None or (isinstance(self.train_limit, int) and self.train_limit >= 2)):
+            raise UsageError(
+                f"train_limit (={self.train_limit}) must be a whole number of at least 2 (for batch norm)."
+            )
+        if self.validation_from not in ("train", "test"):
+            raise UsageError(f"validation_from (={self.validation_from!r}) must be 'train' or 'test'.")
+        if self.image_size is not None and self.kind != "imagefolder":
+            raise UsageError(f"image_size (={self.image_size}) is for 'imagefolder:DIR' alone, not for {self.name!r}.")
+        if not (self.image_size is None or (isinstance(self.image_size, int) and self.image_size >= 1)):
+            raise UsageError(f"image_size (={self.image_size}) must be a whole number of at least 1.")
+
+    def _is_known(self) -> bool:
+        return self.name in ("digits", "cifar10") or (self.kind in ("parquet", "imagefolder") and self.folder != "")
+
+    @property
+    def kind(self) -> str:
+        """The name up to its colon."""
+        return self.name.partition(":")[0]
+
+    @property
+    def folder(self) -> str:
+        """The DIR of the name ('~' is the home folder), '' where it has none."""
+        return os.path.expanduser(self.name.partition(":")[2])

@@ -1,0 +1,125 @@
+"""How good and how fast a network is: top-1 accuracy and loss of a split, predicted classes, latency.
+
+Images stay uint8 until their batch is on the device. The network runs in evaluation mode, in float32, without
+gradients, and is left as it was found.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from layers.errors import OvertoneError
+from trainers.augment import normalise
+from trainers.data import Split
+from trainers.repeatable import repeatable_kernels
+
+__all__ = ["Evaluation", "evaluate", "latency_ms", "predict"]
+
+_WARM_UP, _TIMED = 5, 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one pass over a split found."""
+
+    top1: float
+    """Share of images, 0 to 1, whose label has the highest output."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    n: int
+    """Images it was measured on."""
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str,
+    batch_size: int = 512,
+) -> Evaluation:
+    """Accuracy and loss of a split; raises OvertoneError where an output is infinite or not a number."""
+    logits = _logits(model, split, mean, std, device, batch_size).double()
+    labels = split.labels.to(logits.device)
+    hits = int((logits.argmax(1) == labels).sum())
+    return Evaluation(top1=hits / len(labels), loss=float(F.cross_entropy(logits, labels)), n=len(labels))
+
+
+def predict(
+    model: nn.Module,
+    split: Split,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str,
+    batch_size: int = 512,
+) -> torch.Tensor:
+    """The class (n,) of each image, int64 on the CPU; raises OvertoneError as `evaluate` does."""
+    return _logits(model, split, mean, std, device, batch_size).argmax(1).cpu()
+
+
+def latency_ms(
+    model: nn.Module, shape: tuple[int, int, int], device: torch.device | str, *, batch_size: int = 1
+) -> float:
+    """Median time of one forward pass over images of shape (C, H, W): 30 timed runs after 5 that are not.
+
+    CUDA is timed by its own events, so what the host does between launches counts only where the device waits for it.
+    """
+    device = torch.device(device)
+    images = torch.rand((batch_size, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with _evaluating(model.to(device)):
+        times = [_forward_ms(model, images) for _ in range(_WARM_UP + _TIMED)]
+    return statistics.median(times[_WARM_UP:])
+
+
+def _logits(
+    model: nn.Module,
+    split: Split,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str,
+    batch_size: int,
+) -> torch.Tensor:
+    """The outputs (n, classes), checked, on the device."""
+    with _evaluating(model.to(device)):
+        batches = split.images.split(batch_size)
+        logits = torch.cat([model(normalise(images.to(device), mean, std)) for images in batches])
+    bad = int((~logits.isfinite()).any(1).sum())
+    if bad:
+        raise OvertoneError(f"the network's outputs are infinite or not numbers for {bad} of {len(split)} images.")
+    return logits
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients and with repeatable kernels; every module's own mode comes back after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        # no_grad, not inference_mode: what a layer may cache here must still be usable in training
+        with torch.no_grad(), repeatable_kernels():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _forward_ms(model: nn.Module, images: torch.Tensor) -> float:
+    if images.device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        model(images)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+    start_s = time.perf_counter()
+    model(images)
+    return (time.perf_counter() - start_s) * 1000

@@ -1,0 +1,91 @@
+"""The identity of a trial: everything that its result depends on, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from layers import UsageError
+from spaces import Network, NetworkConfig
+from trainers.dataspec import DataSpec
+from trainers.schedule import Schedule
+
+__all__ = ["TrialSpec"]
+
+STARTS = ("least_squares",)
+"""How compressed weights begin before fine-tuning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One trial: this network, compressed like this, fine-tuned like this on these data from this seed."""
+
+    model: str
+    """Name of the network, as `spaces.build_model` takes it."""
+    weights: str
+    """Where the trained weights are; a place, not part of the identity."""
+    weights_sha256: str
+    """Content of the trained weights, `spaces.state_sha256` of the loaded network."""
+    data: DataSpec = field(default_factory=DataSpec)
+    """Where the data are and how they are split; the identity holds their content instead."""
+    data_fingerprint: str
+    """Content of the splits, `Data.fingerprint`."""
+    config: NetworkConfig = field(default_factory=NetworkConfig)
+    """How the network is compressed."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """How it is fine-tuned."""
+    start: str = "least_squares"
+    """How the compressed weights begin."""
+    epochs: int = 5
+    """Epochs of fine-tuning; 0 measures the start alone."""
+    seed: int = 0
+    """Seed of shuffling and augmentation."""
+    latency: bool = False
+    """Whether latency is measured too; not part of the identity."""
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
+        if not isinstance(self.epochs, int) or self.epochs < 0:
+            raise UsageError(f"epochs (={self.epochs}) must be a whole number of at least 0.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed (={self.seed}) must be a whole number of at least 0 and below 2**63.")
+
+    def digest(self, network: Network) -> str:
+        """SHA-256 of what the result depends on; equal for two spellings of one compressed network."""
+        identity = {
+            "model": self.model,
+            "weights": self.weights_sha256,
+            "data": self.data_fingerprint,
+            "network": network.digest(self.config),
+            "schedule": asdict(self.schedule),
+            "start": self.start,
+            "epochs": self.epochs,
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, the inverse of `from_json`."""
+        return {**asdict(self), "config": self.config.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrialSpec:
+        """Read a spec; `UsageError` names what is missing, unknown or not allowed."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise UsageError(f"spec has the key {unknown[0]!r}, allowed are {', '.join(sorted(known))}.")
+        parsed = dict(data)
+        try:
+            for name, parse in (("data", DataSpec), ("schedule", Schedule)):
+                if name in parsed:
+                    parsed[name] = parse(**parsed[name])
+            if "config" in parsed:
+                parsed["config"] = NetworkConfig.from_json(parsed["config"])
+            return cls(**parsed)
+        except TypeError as error:
+            raise UsageError(f"spec cannot be read; {error}.") from error
