@@ -88,7 +88,7 @@ class CompressedConv2d(nn.Module):
         if self.execution == "dense":
             return F.conv2d(x, self.filters(), self.bias, self.stride, padding, self.dilation, self.shape.groups)
         y = self._without_filters(x, padding)
-        return y if self.bias is None else y + self.bias[:, None, None]
+        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
     def _without_filters(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         stride, dilation, groups = self.stride, self.dilation, self.shape.groups

@@ -159,8 +159,14 @@ def _run(
     searcher.begin(missing)
     with connected(resources.address), Progress(console) as progress, _scratch(ledger, name) as folder:
         recorder = Recorder(ledger, name, subject.network, progress, wanted=plan.trials)
+        share = resources.resolved()
+        console.print(
+            f"study {name}: {missing} of {plan.trials} trials to run, up to {share.concurrency} at a time, "
+            f"each on {share.cpus_per_trial:g} CPU and {share.gpus_per_trial:g} GPU",
+            highlight=False,
+        )
         try:
-            _tune(searcher, recorder, subject, resources.resolved(), folder, missing)
+            _tune(searcher, recorder, subject, share, folder, missing)
         finally:
             done = ledger.trials(name).num_rows
             recorder.close("finished" if done >= plan.trials or searcher.exhausted else "interrupted")
