@@ -6,7 +6,9 @@ taps.
 
 Our deviations: the paper leaves the sample points open. Cosines are sampled at half-sample points, which makes the
 truncated series a truncated DCT-II, the least-squares answer; Chebyshev polynomials at the Chebyshev-Gauss-Lobatto
-points that the paper names. A tap axis of one sample has the constant as its only harmonic.
+points that the paper names. Each sampled function is scaled to unit length, which spans the same filters: gradient
+descent on the coefficients then moves a filter about as far as gradient descent on its taps would, so that one learning
+rate suits all layers. A tap axis of one sample has the constant as its only harmonic.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 def basis_matrix(family: Family, taps: int, harmonics: int) -> Tensor:
-    """The first `harmonics` basis functions at `taps` sample points: a float64 (taps, harmonics) matrix of full rank.
+    """The first `harmonics` basis functions at `taps` sample points: float64 (taps, harmonics), unit columns.
 
     A 2-D filter is `Phi_y A Phi_x^T`. Raises `UsageError` unless 1 <= harmonics <= taps.
     """
@@ -35,7 +37,8 @@ def basis_matrix(family: Family, taps: int, harmonics: int) -> Tensor:
     if not 1 <= harmonics <= taps:
         raise UsageError(f"harmonics (={harmonics}) must be between 1 and the filter's {taps} taps.")
     order = torch.arange(harmonics, dtype=torch.float64)
-    return torch.cos(_angles(family, taps)[:, None] * order)
+    samples = torch.cos(_angles(family, taps)[:, None] * order)
+    return samples / samples.norm(dim=0)
 
 
 def _angles(family: Family, taps: int) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from layers.errors import OvertoneError, UsageError
 from results.cache import cached_file
@@ -99,12 +100,23 @@ class Ledger:
         return name
 
     def trials(self, study: str) -> pa.Table:
-        """One row for each trial id, by number; an empty table of the same schema while there is none.
+        """One row for each trial of the search, by number; an empty table of the same schema while there is none.
+
+        Trials that only repeat another one with a new seed are left out: `confirmations` has those.
 
         Where a trial id was written more than once (a trial that was retried, or run by two), a finished row wins over
         one that is not, then the newest `finished_at`. An unreadable, foreign or newer file is an OvertoneError naming
         it.
         """
+        rows = self._rows(study)
+        return rows.filter(pc.is_null(rows.column("confirms")))
+
+    def confirmations(self, study: str) -> pa.Table:
+        """One row for each trial that repeats another one (column `confirms`) with a new seed."""
+        rows = self._rows(study)
+        return rows.filter(pc.is_valid(rows.column("confirms")))
+
+    def _rows(self, study: str) -> pa.Table:
         self.study(study)
         names = self.store.list(_trials(study), ".parquet")
         new = [name for name in names if name not in self._read]

@@ -58,6 +58,7 @@ SCHEMA = pa.schema(
         "dataset": pa.string(),
         "start": pa.string(),
         "seed": pa.int64(),
+        "confirms": pa.string(),
         "epochs": pa.int64(),
         "epochs_run": pa.int64(),
         "val_top1": pa.float64(),
@@ -101,6 +102,7 @@ class TrialRow:
     """One trial as the ledger keeps it.
 
     Accuracies are fractions in [0, 1], times are seconds, `latency_ms` milliseconds, `spec` and `versions` JSON.
+    `confirms` is the id of the trial that this one repeats with another seed, null for a trial of the search itself.
     A finished row needs a finite `val_top1` and its four costs; a failed row needs the text of its error.
     """
 
@@ -120,6 +122,7 @@ class TrialRow:
     started_at: datetime
     finished_at: datetime
     error: str | None = None
+    confirms: str | None = None
     val_top1: float | None = None
     val_loss: float | None = None
     zero_shot_top1: float | None = None

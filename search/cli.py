@@ -23,11 +23,8 @@ from results.report import write_report
 from results.store import Store as OpenStore
 from results.summary import summarise
 from search import options
-from search.amount import parse_amount
-from search.tables import show_survey, show_trials
+from search.display import next_step, show_survey, show_trials, status_line
 from spaces import Network, Space, build_model, save_weights, state_sha256
-from spaces.blocks import Granularity
-from spaces.models import RESNET_DEPTHS
 from trainers.data import DataSpec, load_data
 from trainers.schedule import Schedule
 
@@ -68,15 +65,15 @@ def inspect(
 
     Example: overtone inspect --model resnet20
     """
-    from search.survey import survey
+    from search.survey import survey, usual_shape
 
-    images, shape, count = 0, _usual_image(model), _usual_classes(model)
+    images, (shape, count) = 0, usual_shape(model)
     if dataset is not None:
         data = load_data(DataSpec(name=dataset, data_dir=data_dir))
         images, count = len(data.train), data.classes
         shape = (data.channels, data.val.images.shape[2], data.val.images.shape[3])
-    shape, count = _parse_image(image) if image else shape, classes or count
-    network = Network.of(build_model(model, classes=count, channels=shape[0]), shape, _granularity(blocks))
+    shape, count = options.parse_image(image) if image else shape, classes or count
+    network = Network.of(build_model(model, classes=count, channels=shape[0]), shape, options.parse_granularity(blocks))
     found = survey(Space.default(network).restricted(options.read_space(space)), train_images=images, epochs=epochs)
     if as_json:
         _print_json(found.to_json())
@@ -150,7 +147,9 @@ def search(
     epochs: options.Epochs = 5,
     lr: Annotated[float, typer.Option(help="Highest learning rate of fine-tuning.")] = Schedule().lr,
     batch_size: Annotated[int, typer.Option(help="Images a step of fine-tuning.")] = Schedule().batch_size,
-    shape: Annotated[str, typer.Option(help="Learning rate over time: cosine, step, one-cycle, constant.")] = "cosine",
+    shape: Annotated[
+        str, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")
+    ] = Schedule().shape,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 where the device is fast at it.")] = "fp32",
     sampler: Annotated[str, typer.Option(help="tpe, nsga2 or random.")] = "tpe",
     seed: options.Seed = 0,
@@ -177,10 +176,10 @@ def search(
         data=DataSpec(name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from),
         objectives=tuple(objective or DEFAULT_OBJECTIVES),
         budget=Budget(
-            max_size=parse_amount(max_size, name="max_size") if max_size else None,
-            max_flops=parse_amount(max_flops, name="max_flops") if max_flops else None,
+            max_size=options.parse_amount(max_size, name="max_size") if max_size else None,
+            max_flops=options.parse_amount(max_flops, name="max_flops") if max_flops else None,
         ),
-        blocks=_granularity(blocks),
+        blocks=options.parse_granularity(blocks),
         space=options.read_space(space),
         minimum_templates=minimum_templates,
         schedule=Schedule(lr=lr, batch_size=batch_size, shape=shape, precision=precision),
@@ -243,7 +242,7 @@ def status(study: options.Study, store: options.Store = "runs", as_json: options
         "hypervolume": summary.hypervolume,
         "seconds_left": said.get("seconds_left") if running else None,
     }
-    _say(found, _status_line(found), as_json)
+    _say(found, status_line(found), as_json)
 
 
 @app.command()
@@ -370,54 +369,7 @@ def _tell_outcome(ledger: Ledger, study: str, store: str, outcome: Outcome, as_j
         _print_json(found)
     else:
         show_trials(_out, query_trials(ledger, study, front=True), f"{study}: the front of {outcome.done} trials")
-        line = f"hypervolume {summary.hypervolume:.4f}; {_next_step(study, store, outcome)}"
+        line = f"hypervolume {summary.hypervolume:.4f}; {next_step(study, store, outcome)}"
         _out.print(line, markup=False, highlight=False, soft_wrap=True)
     if outcome.done < outcome.wanted and not outcome.exhausted:
         raise typer.Exit(1)
-
-
-def _next_step(study: str, store: str, outcome: Outcome) -> str:
-    resume = f"overtone resume --study {study}"
-    at = "" if store == "runs" else f" --store {store}"
-    if outcome.exhausted:
-        return f"{outcome.done} trials done, no further network was found in the space"
-    if outcome.done < outcome.wanted:
-        return f"stopped at {outcome.done} of {outcome.wanted} trials; go on with: {resume}{at}"
-    return f"all {outcome.wanted} trials done; more with: {resume} --trials {outcome.wanted}{at}"
-
-
-def _status_line(found: dict[str, Any]) -> str:
-    from search.progress import duration
-
-    left = "" if found["seconds_left"] is None else f", {duration(found['seconds_left'])} left"
-    return (
-        f"{found['study']}: {found['state']}; {found['finished']} finished, {found['failed']} failed, "
-        f"{found['pruned']} pruned, {found['running']} running of {found['wanted']}{left}; "
-        f"front {found['front']}, hypervolume {found['hypervolume']:.4f}"
-    )
-
-
-def _granularity(blocks: str) -> Granularity:
-    if blocks not in ("stage", "layer"):
-        raise UsageError(f"blocks (={blocks!r}) must be stage or layer.")
-    return "stage" if blocks == "stage" else "layer"
-
-
-def _usual_image(model: str) -> tuple[int, int, int]:
-    return (3, 32, 32) if _is_small(model) else (3, 224, 224)
-
-
-def _usual_classes(model: str) -> int:
-    return 10 if _is_small(model) else 1000
-
-
-def _is_small(model: str) -> bool:
-    return model in ("vgg16", *(f"resnet{depth}" for depth in RESNET_DEPTHS))
-
-
-def _parse_image(text: str) -> tuple[int, int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"image (={text!r}) must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32.")
-    channels, height, width = map(int, parts)
-    return channels, height, width

@@ -1,7 +1,8 @@
-"""The command line's options: each declared once, with its help, and turned into the settings it stands for."""
+"""The command line's options: each declared once with its help, and how what was written is read."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 import yaml
 
 from layers import UsageError
+from spaces.blocks import Granularity
 
 __all__ = [
     "Address",
@@ -29,8 +31,14 @@ __all__ = [
     "TrainLimit",
     "ValidationFrom",
     "Where",
+    "parse_amount",
+    "parse_granularity",
+    "parse_image",
     "read_space",
 ]
+
+_PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)\s*(b|bytes|flops?)?\s*", re.IGNORECASE)
 
 Model = Annotated[
     str,
@@ -94,6 +102,30 @@ Concurrency = Annotated[
         show_default=False,
     ),
 ]
+
+
+def parse_amount(text: str, *, name: str) -> int:
+    """The whole number that `text` says, with decimal prefixes (1 kB = 1,000 bytes); `UsageError` names the option."""
+    match = _AMOUNT.fullmatch(text)
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"{name} (={text!r}) must be an amount above 0 such as 40kB, 1.5MB, 5M or 250000.")
+    return round(float(match[1]) * _PREFIXES[match[2].lower()])
+
+
+def parse_granularity(text: str) -> Granularity:
+    """`stage` or `layer`."""
+    if text not in ("stage", "layer"):
+        raise UsageError(f"blocks (={text!r}) must be stage or layer.")
+    return "stage" if text == "stage" else "layer"
+
+
+def parse_image(text: str) -> tuple[int, int, int]:
+    """(channels, height, width) of `3x32x32`."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"image (={text!r}) must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32.")
+    channels, height, width = map(int, parts)
+    return channels, height, width
 
 
 def read_space(path: Path | None) -> Mapping[str, Any]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from spaces import BlockConfig, NetworkConfig, Space
+from spaces.models import RESNET_DEPTHS
 
-__all__ = ["Survey", "survey"]
+__all__ = ["Survey", "survey", "usual_shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +69,9 @@ def _block(space: Space, block: str) -> dict[str, Any]:
         "flops": cost.flops,
         "choices": {knob: list(values) for knob, values in space.choices[block].items()},
     }
+
+
+def usual_shape(model: str) -> tuple[tuple[int, int, int], int]:
+    """Image (channels, height, width) and classes that a network is usually used with: CIFAR's or ImageNet's."""
+    small = model in ("vgg16", *(f"resnet{depth}" for depth in RESNET_DEPTHS))
+    return ((3, 32, 32), 10) if small else ((3, 224, 224), 1000)

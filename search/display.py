@@ -1,18 +1,22 @@
-"""Tables on the terminal."""
+"""What the commands say on a terminal: tables, and where a study stands in a line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from results.network import network_text
+from search.progress import duration
 from search.survey import Survey
 
-__all__ = ["show_survey", "show_trials"]
+if TYPE_CHECKING:
+    from search.launch import Outcome
+
+__all__ = ["next_step", "show_survey", "show_trials", "status_line"]
 
 _COLUMNS = ("trial", "status", "val_top1", "size_bytes", "flops", "latency_ms", "epochs_run", "blocks")
 
@@ -60,6 +64,27 @@ def show_trials(console: Console, frame: pd.DataFrame, title: str) -> None:
     for row in frame[names].to_dict("records"):
         table.add_row(*(_cell(name, row[name]) for name in names))
     console.print(table)
+
+
+def next_step(study: str, store: str, outcome: Outcome) -> str:
+    """How a study ended, and the command that goes on with it."""
+    resume = f"overtone resume --study {study}"
+    at = "" if store == "runs" else f" --store {store}"
+    if outcome.exhausted:
+        return f"{outcome.done} trials done, no further network was found in the space"
+    if outcome.done < outcome.wanted:
+        return f"stopped at {outcome.done} of {outcome.wanted} trials; go on with: {resume}{at}"
+    return f"all {outcome.wanted} trials done; more with: {resume} --trials {outcome.wanted}{at}"
+
+
+def status_line(found: Mapping[str, Any]) -> str:
+    """What `overtone status` found, in a line."""
+    left = "" if found["seconds_left"] is None else f", {duration(found['seconds_left'])} left"
+    return (
+        f"{found['study']}: {found['state']}; {found['finished']} finished, {found['failed']} failed, "
+        f"{found['pruned']} pruned, {found['running']} running of {found['wanted']}{left}; "
+        f"front {found['front']}, hypervolume {found['hypervolume']:.4f}"
+    )
 
 
 def kilobytes(size: float) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
 from layers import UsageError
-from search.amount import parse_amount
+from search.options import parse_amount
 
 
 @pytest.mark.parametrize(
