@@ -89,7 +89,7 @@ def train(
     data_dir: options.DataDir = "data",
     train_limit: options.TrainLimit = None,
     validation_from: options.ValidationFrom = "train",
-    epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 15,
+    epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 30,
     seed: options.Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cuda" if torch.cuda.is_available() else "cpu",
     as_json: options.Json = False,

@@ -7,6 +7,7 @@ writer adds. Reading runs no code from the file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -33,14 +34,15 @@ def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -
     The card names `model`, `classes` and `channels` as `build_model` takes them; the forms are read off the model.
     """
     path = Path(path)
-    forms = {name: dataclasses.asdict(layer.form) for name, layer in compressed_layers(model).items()}
+    forms = {name: _plain(layer.form) for name, layer in compressed_layers(model).items()}
     text = json.dumps({**card, "version": PACKED_VERSION, "forms": forms})
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         safetensors.torch.save_file(pack_state(model), scratch, {"overtone": text})
         os.replace(scratch, path)
     except (OSError, safetensors.SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
         raise OvertoneError(f"The packed model cannot be written to {path}: {error}.") from error
 
 
@@ -77,6 +79,12 @@ def load_model(path: str | Path, *, factory: Callable[..., nn.Module] | None = N
             raise
         raise OvertoneError(f"{path} does not describe a network: {error}.") from error
     return model.eval()
+
+
+def _plain(form: LayerForm) -> dict[str, Any]:
+    """The form without what is at its default."""
+    default = dataclasses.asdict(LayerForm())
+    return {name: value for name, value in dataclasses.asdict(form).items() if value != default[name]}
 
 
 def _form(data: Mapping[str, Any]) -> LayerForm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -48,7 +49,8 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
         safetensors.torch.save_file(state, scratch, dict(metadata))
         os.replace(scratch, path)
     except (OSError, safetensors.SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
         raise OvertoneError(f"Weights cannot be written to {path}: {error}.") from error
 
 
@@ -71,8 +73,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise OvertoneError(
             f"Weights cannot be read from {path}: it holds more than a state dict of tensors."
         ) from error
-    except (OSError, RuntimeError, safetensors.SafetensorError, EOFError) as error:
-        raise OvertoneError(f"Weights cannot be read from {path}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch.load raises anything at all on a damaged file
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OvertoneError(f"Weights cannot be read from {path}: {reason}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"weights (={str(path)!r}) must be a state dict, a mapping of names to tensors.")

@@ -17,7 +17,7 @@ _WARM_UP = 0.25
 class Schedule:
     """SGD with momentum. Norms, biases and whatever else is a vector are not decayed."""
 
-    lr: float = 2e-3
+    lr: float = 1e-2
     """Highest learning rate."""
     momentum: float = 0.9
     """Of SGD."""

@@ -17,26 +17,27 @@ def projector(phi: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("taps", SIZES)
-def test_cosine_basis_is_the_orthogonal_dct_ii(taps):
+def test_cosine_basis_is_the_orthonormal_dct_ii(taps):
     phi = basis_matrix("cosine", taps, taps)
     expected = torch.tensor(
         [[math.cos(math.pi * i * (2 * k + 1) / (2 * taps)) for i in range(taps)] for k in range(taps)],
         dtype=torch.float64,
     )
-    assert torch.allclose(phi, expected, atol=1e-14)
-    norms = torch.full((taps,), taps / 2, dtype=torch.float64)
-    norms[0] = taps
-    assert torch.allclose(phi.mT @ phi, norms.diag(), atol=1e-12)
+    expected *= (2 / taps) ** 0.5
+    expected[:, 0] = taps**-0.5
+    assert torch.allclose(phi, expected, atol=1e-13)
+    assert torch.allclose(phi.mT @ phi, torch.eye(taps, dtype=torch.float64), atol=1e-13)
 
 
 @pytest.mark.parametrize("taps", SIZES)
-def test_chebyshev_basis_follows_the_recurrence_at_gauss_lobatto_points(taps):
+def test_chebyshev_basis_follows_the_recurrence_at_gauss_lobatto_points_to_unit_length(taps):
     phi = basis_matrix("chebyshev", taps, taps)
     x = torch.tensor([math.cos(math.pi * k / max(taps - 1, 1)) for k in range(taps)], dtype=torch.float64)
     polynomials = [torch.ones_like(x), x]
     while len(polynomials) < taps:
         polynomials.append(2 * x * polynomials[-1] - polynomials[-2])
-    assert torch.allclose(phi, torch.stack(polynomials[:taps], 1), atol=1e-12)
+    expected = [polynomial / polynomial.square().sum().sqrt() for polynomial in polynomials[:taps]]
+    assert torch.allclose(phi, torch.stack(expected, 1), atol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,7 +73,7 @@ def test_families_differ_for_seven_taps(harmonics):
 
 def test_one_harmonic_is_the_constant_in_both_families():
     for family in FAMILIES:
-        assert torch.equal(basis_matrix(family, 7, 1), torch.ones(7, 1, dtype=torch.float64))
+        assert torch.allclose(basis_matrix(family, 7, 1), torch.full((7, 1), 7**-0.5, dtype=torch.float64), atol=1e-15)
 
 
 @pytest.mark.parametrize(("taps", "harmonics"), [(3, 0), (3, 4), (1, 2), (5, -1)])

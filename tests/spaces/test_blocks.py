@@ -1,0 +1,124 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layers import LayerShape, UsageError
+from spaces import build_model
+from spaces.blocks import find_blocks, trace_shapes
+
+
+def blocks_of(name: str, granularity="stage") -> dict[str, tuple[str, ...]]:
+    with torch.device("meta"):
+        return find_blocks(build_model(name, classes=10, channels=3), granularity)
+
+
+def test_stages_of_resnet18():
+    blocks = blocks_of("resnet18")
+    assert list(blocks) == ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
+    assert blocks["conv1"] == ("conv1",)
+    assert blocks["layer1"] == ("layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2")
+    assert "layer2.0.downsample.0" in blocks["layer2"]
+    assert [len(layers) for layers in blocks.values()] == [1, 4, 5, 5, 5, 1]
+
+
+def test_stages_of_convnext_are_those_of_its_features():
+    blocks = blocks_of("convnext_tiny")
+    assert list(blocks) == [*(f"features.{i}" for i in range(8)), "classifier"]
+    assert [len(layers) for layers in blocks.values()] == [1, 9, 1, 9, 1, 27, 1, 9, 1]
+
+
+def test_stages_of_vgg16_are_its_layers():
+    convs = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
+    expected = {f"features.{i}": (f"features.{i}",) for i in convs} | {"linear": ("linear",)}
+    assert blocks_of("vgg16") == expected
+
+
+def test_stages_of_mobilenet_v2():
+    blocks = blocks_of("mobilenet_v2")
+    assert list(blocks) == [*(f"features.{i}" for i in range(19)), "classifier"]
+    assert blocks["features.1"] == ("features.1.conv.0.0", "features.1.conv.1")
+    assert blocks["features.2"] == ("features.2.conv.0.0", "features.2.conv.1.0", "features.2.conv.2")
+    assert blocks["classifier"] == ("classifier.1",)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "convnext_tiny", "mobilenet_v2", "googlenet", "densenet121"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_every_layer_is_in_one_block_in_network_order(name):
+    stages, layers = blocks_of(name), blocks_of(name, "layer")
+    assert sorted(layer for block in stages.values() for layer in block) == sorted(layers)
+    assert all(block == (layer,) for layer, block in layers.items())
+    order = list(layers)
+    assert all(sorted(block, key=order.index) == list(block) for block in stages.values())
+    for block, members in stages.items():
+        assert all(layer == block or layer.startswith(f"{block}.") for layer in members)
+
+
+def test_unknown_granularity_is_refused():
+    with pytest.raises(UsageError, match=r"blocks \(='filter'\) must be 'stage' or 'layer'\."):
+        find_blocks(nn.Conv2d(1, 1, 1), "filter")
+
+
+class Shared(nn.Module):
+    """Calls one convolution twice, a linear layer on sequences, and has a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, stride=2, groups=3, bias=False)
+        self.tokens = nn.Linear(3, 5)
+        self.unused = nn.Linear(2, 2)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 3, "needs colours"
+        x = self.norm(self.conv(self.conv(x)))
+        return self.tokens(x.flatten(2).mT)
+
+
+def test_every_call_is_recorded():
+    shapes = trace_shapes(Shared(), (3, 15, 11))
+    assert shapes == {
+        "conv": LayerShape(
+            kind="conv2d",
+            in_channels=3,
+            out_channels=3,
+            kernel=(3, 3),
+            groups=3,
+            calls=(((15, 11), (7, 5)), ((7, 5), (3, 2))),
+        ),
+        "tokens": LayerShape(kind="linear", in_channels=3, out_channels=5, bias=True, calls=(((1, 6), (1, 6)),)),
+        "unused": LayerShape(kind="linear", in_channels=2, out_channels=2, bias=True),
+    }
+
+
+def test_linear_layers_on_channels_last_maps_have_a_row_a_pixel():
+    class Pointwise(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.permute(0, 2, 3, 1))
+
+    assert trace_shapes(nn.Sequential(Pointwise(3, 4)), (3, 5, 7))["0"].calls == (((1, 35), (1, 35)),)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_leaves_the_network_as_it_was(training):
+    model = Shared().train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trace_shapes(model, (3, 15, 11))
+    assert model.training is model.norm.training is training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "reason"),
+    [
+        (Shared(), (3, 4, 4), r"3x4x4 images: .*[Kk]ernel size"),
+        (Shared(), (1, 15, 11), r"1x15x11 images: needs colours"),
+        (build_model("resnet8", classes=2, channels=1), (3, 8, 8), r"3x8x8 images: .*channels"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_in_one_sentence(model, image, reason):
+    with pytest.raises(UsageError, match=rf"The network {type(model).__name__} cannot take {reason}") as caught:
+        trace_shapes(model, image)
+    assert "\n" not in str(caught.value)
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from layers import UsageError
+from spaces import BlockConfig, NetworkConfig
+
+FULL = BlockConfig(
+    basis="chebyshev", harmonics=(2, 3), pruning_rate=0.75, groups=2, transform="scalar", bits=6, exponent_block=16
+)
+
+
+def test_json_round_trip():
+    config = NetworkConfig(
+        blocks={"layer1": FULL, "conv1": BlockConfig(bits=4), "fc": BlockConfig()}, minimum_templates=3
+    )
+    data = config.to_json()
+    assert data == {
+        "blocks": {
+            "layer1": {
+                "basis": "chebyshev",
+                "harmonics": [2, 3],
+                "pruning_rate": 0.75,
+                "groups": 2,
+                "transform": "scalar",
+                "bits": 6,
+                "exponent_block": 16,
+            },
+            "conv1": {"bits": 4},
+            "fc": {},
+        },
+        "minimum_templates": 3,
+    }
+    assert NetworkConfig.from_json(json.loads(json.dumps(data))) == config
+    assert NetworkConfig.from_json({}) == NetworkConfig()
+
+
+def test_random_configs_come_back(wide_space, draw):
+    for _ in range(300):
+        config = wide_space.decode(draw(wide_space))
+        assert NetworkConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_harmonics_become_a_tuple_so_that_configs_hash():
+    block = BlockConfig(basis="cosine", harmonics=[2, 3])
+    assert block.harmonics == (2, 3)
+    assert hash(block) == hash(BlockConfig(basis="cosine", harmonics=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"basis": "cosine"}, r"basis \(='cosine'\) and harmonics \(=None\) must be given together\."),
+        ({"harmonics": (2, 2)}, r"basis \(=None\) and harmonics \(=\(2, 2\)\) must be given together\."),
+        ({"basis": "sine", "harmonics": (3, 3)}, r"basis \(='sine'\) must be one of cosine, chebyshev, or left out\."),
+        ({"basis": ["cosine"], "harmonics": (3, 3)}, r"basis \(=\['cosine'\]\) must be one of"),
+        ({"basis": "cosine", "harmonics": (2,)}, r"harmonics \(=\(2,\)\) must be two whole numbers of at least 1"),
+        ({"basis": "cosine", "harmonics": (2, 0)}, r"harmonics \(=\(2, 0\)\) must be two whole numbers"),
+        ({"basis": "cosine", "harmonics": (2, 1.0)}, r"harmonics \(=\(2, 1\.0\)\) must be two whole numbers"),
+        ({"basis": "cosine", "harmonics": (True, 1)}, r"harmonics \(=\(True, 1\)\) must be two whole numbers"),
+        ({"basis": "cosine", "harmonics": 2}, r"harmonics \(=2\) must be two whole numbers"),
+        ({"basis": "cosine", "harmonics": "22"}, r"harmonics \(=22\) must be two whole numbers"),
+        ({"pruning_rate": 0.0}, r"pruning_rate \(=0\.0\) must be between 0 and 1, or left out\."),
+        ({"pruning_rate": 1}, r"pruning_rate \(=1\) must be between"),
+        ({"pruning_rate": float("nan")}, r"pruning_rate \(=nan\) must be between"),
+        ({"pruning_rate": "half"}, r"pruning_rate \(='half'\) must be between"),
+        ({"groups": 0}, r"groups \(=0\) must be a whole number from 1 "),
+        ({"groups": -2}, r"groups \(=-2\) must be a whole number"),
+        ({"groups": 2.0}, r"groups \(=2\.0\) must be a whole number"),
+        ({"transform": "spin"}, r"transform \(='spin'\) must be one of scalar, or left out\."),
+        ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16, or left out\."),
+        ({"bits": 17}, r"bits \(=17\) must be a whole number"),
+        ({"bits": "8"}, r"bits \(='8'\) must be a whole number"),
+        ({"exponent_block": 0}, r"exponent_block \(=0\) must be a whole number from 1 to 128, or left out\."),
+        ({"exponent_block": 129}, r"exponent_block \(=129\) must be a whole number"),
+    ],
+)
+def test_bad_knobs_are_refused_in_python_and_in_json(knobs, message):
+    with pytest.raises(UsageError, match=message):
+        BlockConfig(**knobs)
+    with pytest.raises(UsageError, match=message):
+        NetworkConfig.from_json({"blocks": {"layer1": knobs}})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (5, r"config \(=5\) must be a mapping with the keys blocks, minimum_templates\."),
+        ({"block": {}}, r"config has the key 'block', allowed are blocks, minimum_templates\."),
+        ({"blocks": [1]}, r"blocks \(=\[1\]\) must be a mapping of block names to knobs\."),
+        ({"blocks": None}, r"blocks \(=None\) must be a mapping"),
+        ({"blocks": {"a": 3}}, r"block 'a' \(=3\) must be a mapping with the keys basis, "),
+        ({"blocks": {"a": {"bit": 3}}}, r"block 'a' has the key 'bit', allowed are basis, bits, "),
+        ({"minimum_templates": 0}, r"minimum_templates \(=0\) must be a whole number of at least 1\."),
+        ({"minimum_templates": 2.5}, r"minimum_templates \(=2\.5\) must be a whole number"),
+        ({"minimum_templates": "8"}, r"minimum_templates \(='8'\) must be a whole number"),
+    ],
+)
+def test_json_that_is_no_config_is_refused(data, message):
+    with pytest.raises(UsageError, match=message):
+        NetworkConfig.from_json(data)

@@ -1,0 +1,87 @@
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from layers import UsageError
+from spaces import build_model
+from spaces.models import is_factory
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    name = f"factories_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(
+        "from torch import nn\n"
+        "word = 'nothing to call'\n"
+        "def make(classes, channels):\n    return nn.Conv2d(channels, classes, 3)\n"
+        "def odd(classes, channels):\n    return 'a string'\n"
+        "def narrow(classes):\n    return nn.Identity()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "vgg16"])
+def test_zoo_by_name(name, images):
+    model = build_model(name, classes=6, channels=1).eval()
+    assert model(images(2, 1, 32, 32)).shape == (2, 6)
+
+
+def test_torchvision_by_name(images):
+    model = build_model("mobilenet_v2", classes=6, channels=3).eval()
+    assert model(images(1, 3, 32, 32)).shape == (1, 6)
+
+
+def test_factory_by_name(factories):
+    assert is_factory(f"{factories}:make")
+    assert not is_factory("resnet8")
+    model = build_model(f"{factories}:make", classes=4, channels=2)
+    assert isinstance(model, nn.Conv2d)
+    assert (model.in_channels, model.out_channels) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("gone", r"must be importable as package.module:factory; .*no attribute 'gone'"),
+        ("odd", r"must return a torch.nn.Module, not str\."),
+        ("narrow", r"must take classes=... and channels=...; .*'channels'\."),
+        ("word", r"must take classes=... and channels=...; .*not a callable object\."),
+    ],
+)
+def test_factories_that_make_no_network_are_refused(attribute, message, factories):
+    with pytest.raises(UsageError, match=rf"model \(='{factories}:{attribute}'\) {message}"):
+        build_model(f"{factories}:{attribute}", classes=4, channels=2)
+
+
+@pytest.mark.parametrize("name", ["no_such_package:make", ":make", ".relative:make", "torch:"])
+def test_factories_that_cannot_be_imported_are_refused(name):
+    with pytest.raises(UsageError, match=rf"model \(='{name}'\) must be importable as package.module:factory; "):
+        build_model(name, classes=4, channels=2)
+
+
+def test_unknown_names_are_refused_with_the_nearest_known():
+    with pytest.raises(UsageError, match=r"model \(='resnet21'\) must be one of resnet8, .*did you mean .*resnet20"):
+        build_model("resnet21", classes=4, channels=3)
+    with pytest.raises(UsageError, match=r"model \(='qqq'\) must be .* or package.module:factory\."):
+        build_model("qqq", classes=4, channels=3)
+    with pytest.raises(UsageError, match=r"model \(='fasterrcnn_resnet50_fpn'\) must be one of"):
+        build_model("fasterrcnn_resnet50_fpn", classes=4, channels=3)
+
+
+def test_torchvision_takes_three_channels_alone():
+    with pytest.raises(UsageError, match=r"model \(='resnet18'\) takes images of 3 channels, the data have 1\."):
+        build_model("resnet18", classes=4, channels=1)
+
+
+def test_initial_weights_come_from_pytorchs_generator():
+    states = []
+    for seed in (1, 1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            states.append(build_model("resnet8", classes=4, channels=3).conv1.weight)
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])

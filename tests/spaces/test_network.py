@@ -1,0 +1,187 @@
+import dataclasses
+
+import pytest
+
+from layers import LayerForm, UsageError, compress_model, pack_state
+from spaces import BlockConfig, Network, NetworkConfig, Space, build_model
+
+PRUNED = BlockConfig(pruning_rate=0.5)
+FOUR_BITS = BlockConfig(bits=4)
+
+
+def series(y: int, x: int, basis="cosine") -> BlockConfig:
+    return BlockConfig(basis=basis, harmonics=(y, x))
+
+
+def config(minimum_templates: int = 2, **blocks: BlockConfig) -> NetworkConfig:
+    return NetworkConfig(
+        blocks={name.replace("__", "."): block for name, block in blocks.items()}, minimum_templates=minimum_templates
+    )
+
+
+@pytest.fixture(scope="module")
+def resnet8():
+    return Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+
+
+def test_a_config_means_a_form_for_each_layer(wide_network):
+    block = BlockConfig(basis="chebyshev", harmonics=(3, 5), pruning_rate=0.75, bits=6, exponent_block=16)
+    assert wide_network.forms(config(body=block, head=block)) == {
+        "body.0": LayerForm(
+            basis="chebyshev", harmonics=(1, 5), templates=6, transform="scalar", bits=6, exponent_block=16
+        ),
+        "body.3": LayerForm(
+            basis="chebyshev", harmonics=(3, 4), templates=6, transform="scalar", bits=6, exponent_block=16
+        ),
+        "body.4": LayerForm(templates=8, transform="scalar", bits=6, exponent_block=16),
+        "head": LayerForm(bits=6, exponent_block=16),
+    }
+
+
+def test_minimum_of_templates_is_kept(wide_network):
+    forms = wide_network.forms(config(7, body2=BlockConfig(pruning_rate=0.9, groups=4)))
+    assert forms == {"body2": LayerForm(templates=7, groups=4, transform="scalar")}
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        BlockConfig(),
+        BlockConfig(basis="cosine", harmonics=(3, 3)),
+        BlockConfig(basis="chebyshev", harmonics=(9, 3)),
+        BlockConfig(pruning_rate=0.01),
+        BlockConfig(pruning_rate=0.01, groups=4, transform="scalar"),
+        BlockConfig(groups=4),
+        BlockConfig(transform="scalar"),
+        BlockConfig(exponent_block=64),
+    ],
+)
+def test_knobs_without_effect_collapse(nothing, wide_network):
+    asked = config(body2=nothing)
+    assert wide_network.forms(asked) == {}
+    assert wide_network.canonical(asked) == NetworkConfig(minimum_templates=2)
+    assert wide_network.digest(asked) == wide_network.digest(NetworkConfig())
+    assert wide_network.cost(asked) == wide_network.cost(NetworkConfig())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (config(body2=PRUNED), config(body2=dataclasses.replace(PRUNED, groups=1, transform="scalar"))),
+        (config(body2=FOUR_BITS), config(body2=BlockConfig(bits=4, exponent_block=1, groups=3))),
+        (config(body2=series(1, 1)), config(body2=series(1, 1, "chebyshev"))),
+        (config(body2=series(2, 8)), config(body2=series(2, 3))),
+        (config(body2=PRUNED), config(body2=BlockConfig(pruning_rate=0.51))),
+        (config(2, body2=BlockConfig(pruning_rate=0.9)), config(1, body2=BlockConfig(pruning_rate=0.85))),
+        (config(2, body2=PRUNED), config(6, body2=BlockConfig(pruning_rate=0.9))),
+        (config(stem=PRUNED, body2=PRUNED), config(body2=PRUNED, stem=PRUNED, head=BlockConfig())),
+        (config(body=FOUR_BITS), config(body__0=FOUR_BITS, body__3=FOUR_BITS, body__4=FOUR_BITS)),
+    ],
+)
+def test_two_spellings_are_one_network(one, other, wide_network):
+    assert one != other
+    assert wide_network.digest(one) == wide_network.digest(other)
+    assert wide_network.cost(one) == wide_network.cost(other)
+
+
+@pytest.mark.parametrize("y", [1, 2, 3])
+@pytest.mark.parametrize("x", [1, 2, 3])
+def test_families_are_one_where_their_series_are_one(y, x, wide_network):
+    def digests(block: str) -> set[str]:
+        asked = (series(y, x, family) for family in ("cosine", "chebyshev"))
+        return {wide_network.digest(NetworkConfig(blocks={block: one})) for one in asked}
+
+    assert len(digests("body2")) == (1 if max(y, x) < 3 or y == x == 3 else 2)  # 3x3
+    assert len(digests("stem")) == (1 if y == x == 1 else 2)  # 7x7
+
+
+def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
+    for _ in range(200):
+        blocks = {}
+        for name in rng.sample(["stem", "body.0", "body.3", "body.4", "body2", "head"], 4):
+            series = (None, None)
+            if rng.random() < 0.6:
+                series = rng.choice(["cosine", "chebyshev"]), (rng.randint(1, 8), rng.randint(1, 8))
+            blocks[name] = BlockConfig(
+                basis=series[0],
+                harmonics=series[1],
+                pruning_rate=rng.choice([None, 0.01, 0.5, 0.9]),
+                groups=rng.choice([None, 1]),
+                transform=rng.choice([None, "scalar"]),
+                bits=rng.choice([None, 4, 8]),
+                exponent_block=rng.choice([None, 1, 16]),
+            )
+        asked = NetworkConfig(blocks=blocks, minimum_templates=rng.randint(1, 9))
+        canonical = wide_network.canonical(asked)
+        assert wide_network.forms(canonical) == wide_network.forms(asked)
+        assert wide_network.canonical(canonical) == canonical
+        order = [name for name in wide_network.shapes if name in canonical.blocks]
+        assert list(canonical.blocks) == order
+        for name, block in canonical.blocks.items():
+            for knob in dataclasses.fields(block):
+                if getattr(block, knob.name) is None or knob.name in ("basis", "harmonics"):
+                    continue
+                without = dataclasses.replace(block, **{knob.name: None})
+                assert wide_network.forms(config(canonical.minimum_templates, **{name: without})) != wide_network.forms(
+                    config(canonical.minimum_templates, **{name: block})
+                )
+
+
+def test_different_networks_have_different_digests(resnet8, draw):
+    space, digests = Space.default(resnet8), {}
+    for _ in range(500):
+        asked = space.decode(draw(space))
+        forms = repr(sorted(resnet8.forms(asked).items()))
+        assert digests.setdefault(resnet8.digest(asked), forms) == forms
+    assert len(set(digests.values())) == len(digests) > 300
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wide"])
+def test_cost_is_that_of_the_built_and_packed_network(name, wide, draw):
+    model, image = (wide, (3, 12, 12)) if name == "wide" else (build_model(name, classes=10, channels=1), (1, 8, 8))
+    network = Network.of(model, image)
+    space = Space.default(network, minimum_templates=3)
+    for _ in range(8):
+        asked = space.decode(draw(space))
+        cost = network.cost(asked)
+        built = compress_model(model, network.forms(asked))
+        assert cost.parameters == sum(parameter.numel() for parameter in built.parameters())
+        assert cost.size_bytes == sum(tensor.nbytes for tensor in pack_state(built).values())
+        blocks = (network.block_cost(block, asked.blocks.get(block, BlockConfig()), 3) for block in network.blocks)
+        assert sum(blocks, network.rest) == cost
+
+
+def test_uncompressed_cost_of_resnet8(resnet8):
+    cost = resnet8.cost(NetworkConfig())
+    assert cost.parameters == 9 * 16 + 9 * (2 * 16**2 + 16 * 32 + 32**2 + 32 * 64 + 64**2) + 480 + 650
+    assert cost.size_bytes == 4 * (cost.parameters + 480)  # and as many running statistics as there are norm weights
+    convs = 64 * 9 * 16 + 64 * 9 * 2 * 256 + 16 * 9 * (16 * 32 + 32**2) + 4 * 9 * (32 * 64 + 64**2)
+    assert cost.macs == convs + 640
+    assert cost.flops == 2 * cost.macs
+
+
+def test_layers_of_a_block_are_found_by_whole_path_parts(wide_network):
+    assert wide_network.layers_of("body") == ("body.0", "body.3", "body.4")
+    assert wide_network.layers_of("body.3") == ("body.3",)
+    assert wide_network.layers_of("body2") == ("body2",)
+
+
+@pytest.mark.parametrize("block", ["bod", "body.1", "body3", "", "body.3.0"])
+def test_unknown_blocks_are_refused(block, wide_network):
+    with pytest.raises(UsageError, match=rf"block \(='{block}'\) must be a part of the network, such as "):
+        wide_network.forms(NetworkConfig(blocks={block: PRUNED}))
+
+
+@pytest.mark.parametrize(("one", "other"), [("body", "body.3"), ("body.3", "body")])
+def test_overlapping_blocks_are_refused(one, other, wide_network):
+    asked = NetworkConfig(blocks={one: PRUNED, other: BlockConfig(bits=4)})
+    for call in (wide_network.forms, wide_network.canonical, wide_network.digest, wide_network.cost):
+        with pytest.raises(UsageError, match=rf"block \(='{other}'\) holds layers that another block of the config"):
+            call(asked)
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused(wide_network):
+    with pytest.raises(UsageError, match=r"groups \(=4\) must divide the 3 channels that a filter sees\."):
+        wide_network.forms(config(stem=dataclasses.replace(PRUNED, groups=4)))
+    with pytest.raises(UsageError, match=r"groups \(=2\) must divide the 1 channels that a filter sees\."):
+        wide_network.cost(config(body=dataclasses.replace(PRUNED, groups=2)))

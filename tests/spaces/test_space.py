@@ -1,0 +1,190 @@
+import dataclasses
+from math import prod
+
+import pytest
+
+from layers import UsageError
+from spaces import BlockConfig, Network, NetworkConfig, Space, build_model
+from spaces.space import KNOBS
+
+
+@pytest.fixture(scope="module")
+def resnet8_space():
+    return Space.default(Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
+
+
+@pytest.fixture(params=["resnet8", "wide"])
+def space(request, resnet8_space):
+    return resnet8_space if request.param == "resnet8" else request.getfixturevalue("wide_space")
+
+
+def spelled(space: Space, values: dict) -> NetworkConfig:
+    """The config that the values say, no-op knobs and all."""
+    blocks = {}
+    for block in space.choices:
+        knobs = {knob: values[f"{block}.{knob}"] for knob in space.choices[block]}
+        tall, wide = knobs.pop("harmonics_y", None), knobs.pop("harmonics_x", None)
+        blocks[block] = BlockConfig(**knobs, harmonics=None if tall is None else (tall, wide))
+    return NetworkConfig(blocks=blocks, minimum_templates=space.minimum_templates)
+
+
+@pytest.mark.parametrize("draws", [400, pytest.param(5000, marks=pytest.mark.slow)])
+def test_decode_and_encode_are_inverse(draws, space, draw):
+    for _ in range(draws):
+        values = draw(space)
+        config = space.decode(values)
+        assert space.network.digest(config) == space.network.digest(spelled(space, values))
+        encoded = space.encode(config)
+        assert set(encoded) == set(space.knobs)
+        assert all(value in space.knobs[knob] for knob, value in encoded.items())
+        assert space.decode(encoded) == config
+
+
+def test_values_that_all_matter_come_back_as_they_were(resnet8_space, rng):
+    space = resnet8_space
+    for _ in range(200):
+        values = {}
+        for knob, allowed in space.knobs.items():
+            real = [value for value in allowed if value is not None]
+            values[knob] = rng.choice([2, 3] if "harmonics" in knob else real)
+            if knob.endswith("harmonics_y"):
+                values[knob] = 2
+        assert space.encode(space.decode(values)) == values
+
+
+def test_the_uncompressed_network_is_in_every_space(space):
+    values = space.encode(NetworkConfig(minimum_templates=space.minimum_templates))
+    assert space.decode(values) == NetworkConfig(minimum_templates=space.minimum_templates)
+
+
+def test_choices_are_what_the_layers_can_take(wide_space):
+    knobs = wide_space.choices
+    assert list(knobs) == ["stem", "body", "body2", "head"]
+    assert tuple(knobs["head"]) == ("bits", "exponent_block")
+    assert knobs["stem"]["harmonics_y"] == knobs["stem"]["harmonics_x"] == tuple(range(1, 8))
+    assert knobs["stem"]["groups"] == (1,)
+    assert knobs["body"]["harmonics_y"] == (1, 2, 3, 4)
+    assert knobs["body"]["harmonics_x"] == tuple(range(1, 8))
+    assert knobs["body"]["groups"] == (1,)  # one of its layers is depthwise
+    assert knobs["body2"]["groups"] == (1, 2, 4)
+    for block, choices in knobs.items():
+        assert tuple(choices) == tuple(knob for knob in KNOBS if knob in choices)
+        if block != "head":
+            assert choices["pruning_rate"][0] is None
+        assert None in choices["bits"]
+
+
+def test_rates_that_leave_the_same_templates_are_offered_once(resnet8_space):
+    choices = resnet8_space.choices
+    assert choices["conv1"]["pruning_rate"] == (None, 0.25, 0.5)  # 16 filters, at least 8 templates
+    assert choices["layer3"]["pruning_rate"] == (None, 0.25, 0.5, 0.75, 0.875)
+    few = Space.default(resnet8_space.network, minimum_templates=32)
+    assert "pruning_rate" not in few.choices["layer1"]
+    assert "groups" not in few.choices["layer1"]
+
+
+def test_size_is_the_number_of_points(space):
+    assert space.size == prod(len(values) for values in space.knobs.values())
+    small = space.restricted({"all": {"bits": [8], "pruning_rate": ["none"], "groups": [1], "harmonics": [1, 2]}})
+    series = sum("basis" in knobs for knobs in small.choices.values())
+    assert small.size == 2**series * 4**series
+
+
+def test_forms_of_a_block_are_all_combinations(resnet8_space):
+    configs = list(resnet8_space.block_configs("layer2"))
+    assert len(configs) == prod(len(values) for values in resnet8_space.choices["layer2"].values())
+    costs = resnet8_space.block_costs("layer2")
+    assert set(costs) == set(configs)
+    network = resnet8_space.network
+    whole = network.cost(NetworkConfig())
+    for config in configs[:: len(configs) // 40]:
+        alone = network.cost(NetworkConfig(blocks={"layer2": config}))
+        dense = network.block_cost("layer2", BlockConfig(), 8)
+        difference = (
+            costs[config].parameters - dense.parameters,
+            costs[config].size_bytes - dense.size_bytes,
+            costs[config].macs - dense.macs,
+        )
+        totals = zip(dataclasses.astuple(alone), dataclasses.astuple(whole), strict=True)
+        assert difference == tuple(one - other for one, other in totals)
+
+
+def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_space):
+    limits = {
+        "layer2": {"bits": [3, "none"], "harmonics_y": [2]},
+        "all": {"bits": 8, "harmonics": [1, 3], "pruning_rate": [None, 0.6], "exponent_block": [1, 128]},
+    }
+    space = resnet8_space.restricted(limits)
+    assert space.choices["layer2"]["bits"] == (3, None)
+    assert space.choices["layer2"]["harmonics_y"] == (2,)
+    assert space.choices["layer2"]["harmonics_x"] == (1, 3)
+    assert space.choices["layer1"]["bits"] == (8,)
+    assert space.choices["layer1"]["pruning_rate"] == (None, 0.6)
+    assert space.choices["linear"] == {"bits": (8,), "exponent_block": (1, 128)}
+    assert resnet8_space.choices["layer1"]["bits"] == (4, 6, 8, None)
+    assert resnet8_space.restricted({}) == resnet8_space
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"layer9": {"bits": [4]}}, r"space names the block 'layer9'; the network has conv1, layer1, "),
+        ({"layer1": {"bitz": [4]}}, r"space.layer1 has the knob 'bitz', allowed are harmonics and bits\."),
+        ({"all": {"bitz": [4]}}, r"space.all has the knob 'bitz', allowed are harmonics and bits\."),
+        ({"linear": {"basis": ["cosine"]}}, r"space.linear has the knob 'basis', the block takes bits, exponent_block"),
+        ({"layer1": {"harmonics": [4]}}, r"space.layer1.harmonics_y \(=\[4\]\) must be a list of values among 1, 2, 3"),
+        ({"layer1": {"basis": ["sine"]}}, r"space.layer1.basis \(=\['sine'\]\) must be .* among cosine, chebyshev\."),
+        ({"layer1": {"bits": []}}, r"space.layer1.bits \(=\[\]\) must be a list of values among 4, 6, 8, none\."),
+        ({"layer1": {"bits": [8, 40]}}, r"space.layer1.bits has the value 40; bits \(=40\) must be a whole number"),
+        ({"layer1": {"bits": ["8"]}}, r"space.layer1.bits has the value '8'; bits \(='8'\) must be a whole number"),
+        ({"layer1": {"bits": [[8]]}}, r"space.layer1.bits \(=\[\[8\]\]\) must be a list of plain values\."),
+        ({"layer1": {"pruning_rate": [1.0]}}, r"space.layer1.pruning_rate has the value 1\.0; pruning_rate \(=1\.0\)"),
+        ({"layer1": {"pruning_rate": ["x"]}}, r"space.layer1.pruning_rate has the value 'x'; pruning_rate \(='x'\)"),
+        ({"layer1": {"groups": [3]}}, r"space.layer1.groups has the value 3; groups \(=3\) must divide the 16 chan"),
+        ({"layer1": {"groups": [-1]}}, r"space.layer1.groups has the value -1; groups \(=-1\) must be a whole number"),
+        ({"layer1": {"exponent_block": [0]}}, r"space.layer1.exponent_block has the value 0; exponent_block \(=0\)"),
+        ({"layer1": [4]}, r"space.layer1 \(=\[4\]\) must be a mapping of knobs to lists of values\."),
+        ({"all": None}, r"space.all \(=None\) must be a mapping of knobs to lists of values\."),
+    ],
+)
+def test_bad_limits_are_refused(limits, message, resnet8_space):
+    with pytest.raises(UsageError, match=message):
+        resnet8_space.restricted(limits)
+
+
+def test_restricted_spaces_decode_and_encode_too(resnet8_space, draw):
+    space = resnet8_space.restricted(
+        {"all": {"basis": ["chebyshev"], "harmonics_y": [2, 3], "bits": [5, 7]}, "layer3": {"pruning_rate": [0.3, 0.6]}}
+    )
+    for _ in range(200):
+        config = space.decode(draw(space))
+        assert space.decode(space.encode(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (NetworkConfig(blocks={"layer1": BlockConfig(bits=5)}), r"layer1.bits \(=5\) must be one of 4, 6, 8, none\."),
+        (NetworkConfig(blocks={"layer1": BlockConfig(pruning_rate=0.3)}), r"layer1.pruning_rate \(=0\.3\) must be one"),
+        (NetworkConfig(blocks={"linear": BlockConfig(bits=4, exponent_block=2)}), r"linear.exponent_block \(=2\) must"),
+        (NetworkConfig(blocks={"linear": BlockConfig(bits=4)}), r"The config lies outside the space: a knob"),
+        (NetworkConfig(blocks={"layer1.0.conv1": BlockConfig(bits=4, exponent_block=16)}), r"The config lies outside"),
+        (NetworkConfig(blocks={"nowhere": BlockConfig(bits=4)}), r"block \(='nowhere'\) must be a part of the network"),
+    ],
+)
+def test_configs_outside_the_space_are_refused(config, message, resnet8_space):
+    with pytest.raises(UsageError, match=message):
+        resnet8_space.encode(config)
+
+
+def test_a_space_without_the_uncompressed_form_refuses_it(resnet8_space):
+    space = resnet8_space.restricted({"layer3": {"bits": [4, 6]}})
+    with pytest.raises(UsageError, match=r"layer3.bits \(=None\) must be one of 4, 6\."):
+        space.encode(NetworkConfig())
+    assert space.decode({}).blocks["layer3"].bits == 4
+
+
+def test_other_minimum_of_templates_is_another_network(resnet8_space):
+    config = NetworkConfig(blocks={"layer3": BlockConfig(pruning_rate=0.875)}, minimum_templates=16)
+    with pytest.raises(UsageError, match=r"The config lies outside the space"):
+        resnet8_space.encode(config)

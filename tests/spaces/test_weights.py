@@ -1,0 +1,181 @@
+import pickle
+from urllib.error import URLError
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from layers import OvertoneError, UsageError
+from spaces import build_model, load_weights, save_weights, state_sha256
+
+
+@pytest.fixture
+def model(fill):
+    return fill(build_model("resnet8", classes=10, channels=1))
+
+
+@pytest.fixture
+def other(fill):
+    return fill(build_model("resnet8", classes=10, channels=1))
+
+
+@pytest.fixture(params=["safetensors", "pt", "nested"])
+def saved(request, model, tmp_path):
+    """The model's state in each kind of file, after a change to the mapping."""
+
+    def write(change=lambda state: state) -> str:
+        state = change(dict(model.state_dict()))
+        if request.param == "safetensors":
+            safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+            return str(tmp_path / "w.safetensors")
+        torch.save({"state_dict": state, "epoch": 3} if request.param == "nested" else state, tmp_path / "w.pth")
+        return str(tmp_path / "w.pth")
+
+    return write
+
+
+def test_weights_come_back_bit_for_bit(saved, model, other, images):
+    x = images(4, 1, 8, 8)
+    assert not torch.equal(other(x), model(x))
+    load_weights(other, saved(), name="resnet8")
+    assert torch.equal(other(x), model(x))
+    assert state_sha256(other) == state_sha256(model)
+
+
+def test_batch_counters_may_be_missing(saved, model, other):
+    source = saved(lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")})
+    load_weights(other, source, name="resnet8")
+    assert state_sha256(other) == state_sha256(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k != "layer2.0.bn1.weight"}, r"they lack 'layer2.0.bn1.weight'\."),
+        (lambda s: s | {"linear.weight": torch.zeros(7, 64)}, r"'linear.weight' is \(7, 64\), not \(10, 64\)\."),
+        (lambda s: s | {"extra.bias": torch.zeros(1)}, r"which has no 'extra.bias'\."),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_filled(change, message, saved, other):
+    before, source = state_sha256(other), saved(change)
+    with pytest.raises(UsageError, match=rf"weights \(='.*'\) do not fit the model 'resnet8'.*{message}"):
+        load_weights(other, source, name="resnet8")
+    assert state_sha256(other) == before
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state_dict": {"a": "b"}}, torch.zeros(3)])
+def test_what_is_no_state_dict_is_refused(content, model, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"weights \(='.*'\) must be a state dict, a mapping of names to tensors\."):
+        load_weights(model, str(tmp_path / "w.pth"), name="resnet8")
+
+
+class _Intruder:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("write", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj, 2))])
+def test_code_in_a_file_is_not_run(name, write, model, tmp_path):
+    trap = tmp_path / "ran"
+    write({"conv1.weight": _Intruder(str(trap))}, tmp_path / name)
+    with pytest.raises(OvertoneError, match=r"Weights cannot be read from ") as caught:
+        load_weights(model, str(tmp_path / name), name="resnet8")
+    assert "\n" not in str(caught.value)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_damaged_files_are_refused_in_one_sentence(suffix, model, tmp_path, rng):
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        torch.save(model.state_dict(), path)
+    else:
+        safetensors.torch.save_file(model.state_dict(), path)
+    whole = path.read_bytes()
+    broken = [b"", b"\x00", b"hello world\n" * 9, b"\x80\x02}", rng.randbytes(1000), whole[: len(whole) // 2]]
+    broken += [whole[: rng.randrange(len(whole))] for _ in range(5)] + [whole[:100], rng.randbytes(64) + whole[64:]]
+    before = state_sha256(model)
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(OvertoneError, match=r"^[^\n]*(cannot be read from|must be a state dict)[^\n]*$"):
+            load_weights(model, str(path), name="resnet8")
+    assert state_sha256(model) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("gone.pth", "resnet8"), ("", "resnet8"), ("IMAGENET1K_V9", "resnet18"), ("IMAGENET1K_V1", "pkg.mod:make")],
+)
+def test_neither_file_nor_torchvision_name(source, name, model):
+    with pytest.raises(UsageError, match=rf"weights \(='{source}'\) must be a file or one of torchvision's names for"):
+        load_weights(model, source, name=name)
+
+
+def test_folder_is_no_file(model, tmp_path):
+    with pytest.raises(UsageError, match=r"must be a file or one of torchvision's names for 'resnet8'\."):
+        load_weights(model, str(tmp_path), name="resnet8")
+
+
+def test_torchvision_names_are_downloaded(monkeypatch, fill):
+    source, target = (fill(build_model("squeezenet1_1", classes=1000, channels=3)) for _ in range(2))
+    asked = []
+
+    def download(url: str, *args, **kwargs):
+        asked.append(url)
+        return source.state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    load_weights(target, "IMAGENET1K_V1", name="squeezenet1_1")
+    assert state_sha256(target) == state_sha256(source)
+    assert len(asked) == 1
+    assert "squeezenet1_1" in asked[0]
+
+
+def test_failing_download_is_one_sentence(monkeypatch, model):
+    def download(*args, **kwargs):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    with pytest.raises(OvertoneError, match=r"Weights 'IMAGENET1K_V1' of 'resnet18' cannot be downloaded: .*no route"):
+        load_weights(model, "IMAGENET1K_V1", name="resnet18")
+
+
+def test_saved_weights_hold_the_state_and_the_metadata(model, other, tmp_path):
+    path = tmp_path / "new" / "folder" / "w.safetensors"
+    save_weights(model, path, {"model": "resnet8"})
+    load_weights(other, str(path), name="resnet8")
+    assert state_sha256(other) == state_sha256(model)
+    with safetensors.safe_open(str(path), "pt") as file:
+        assert file.metadata() == {"model": "resnet8"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["w.safetensors"]
+
+
+def test_failed_write_leaves_nothing_behind(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OvertoneError, match=r"Weights cannot be written to .*file/w.safetensors: "):
+        save_weights(model, tmp_path / "file" / "w.safetensors", {})
+    (tmp_path / "w.safetensors").mkdir()
+    with pytest.raises(OvertoneError, match=r"Weights cannot be written to "):
+        save_weights(model, tmp_path / "w.safetensors", {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "w.safetensors"]
+
+
+def test_hash_depends_on_every_value_and_on_nothing_else(model, other):
+    before = state_sha256(model)
+    assert state_sha256(other) != before
+    model.bn1.num_batches_tracked += 5
+    assert state_sha256(model) == before
+    assert state_sha256(model.to(memory_format=torch.channels_last)) == before
+    hashes = {before}
+    for value in (model.conv1.weight, model.bn1.running_var, model.linear.bias):
+        with torch.no_grad():
+            value.view(-1)[0] += 0.5
+        hashes.add(state_sha256(model))
+    hashes.add(state_sha256(model.double()))
+    assert len(hashes) == 5
