@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import ray
 from layers import OvertoneError, UsageError
 
 __all__ = ["Resources", "connected"]
+
+_KNOCK_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _check_reachable(address)
     try:
         ray.init(
             address=address,
@@ -77,3 +81,14 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Knock at `host:port` first: Ray itself would wait for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+    except (OSError, ValueError) as error:
+        raise OvertoneError(f"The Ray cluster at address {address!r} cannot be reached: {error}.") from error
