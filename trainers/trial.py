@@ -21,6 +21,7 @@ from layers import Cost, OvertoneError, UsageError, compress_model
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from trainers.data import Data, load_data
+from trainers.device import default_device, parse_device
 from trainers.evaluate import Evaluation, evaluate, latency_ms
 from trainers.finetune import Epoch, finetune
 from trainers.spec import TrialSpec
@@ -131,6 +132,7 @@ def _image(data: Data) -> tuple[int, int, int]:
 
 
 def _run(spec: TrialSpec, device: str, out: Path | None) -> TrialResult:
+    where = parse_device(device)
     data = load_data(spec.data)
     if data.fingerprint != spec.data_fingerprint:
         raise UsageError(f"data_fingerprint (={spec.data_fingerprint}) must be that of the data, {data.fingerprint}.")
@@ -138,7 +140,7 @@ def _run(spec: TrialSpec, device: str, out: Path | None) -> TrialResult:
     sha256 = state_sha256(baseline)
     if sha256 != spec.weights_sha256:
         raise UsageError(f"weights_sha256 (={spec.weights_sha256}) must be that of {spec.weights}, {sha256}.")
-    trial = Trial(spec, data=data, baseline=baseline, network=network, device=device)
+    trial = Trial(spec, data=data, baseline=baseline, network=network, device=where)
     print(f"start: val_top1 {trial.zero_shot.top1:.4f}", file=sys.stderr)
     for epoch in trial.epochs():
         line = f"epoch {epoch.epoch}/{spec.epochs}: train_loss {epoch.train_loss:.4f}, val_top1 {epoch.val_top1:.4f}"
@@ -153,7 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainers.trial", description=_run.__doc__ or main.__doc__)
     parser.add_argument("spec", type=Path, help="JSON file of a TrialSpec; the column `spec` of a ledger row is one")
     parser.add_argument("--out", type=Path, help="write the packed model to this .safetensors file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1")
     arguments = parser.parse_args()
     try:
         spec = TrialSpec.from_json(json.loads(arguments.spec.read_text()))

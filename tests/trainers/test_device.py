@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from layers import UsageError
+from trainers.device import default_device, parse_device
+
+
+def _with(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with(monkeypatch, 2)
+    assert [str(parse_device(name)) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    assert default_device() == "cuda"
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "warp", "", "meta"])
+def test_devices_that_are_not(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    _with(monkeypatch, 0)
+    assert default_device() == "cpu"
+    with pytest.raises(UsageError, match=r"device \(='.*'\) must be cpu, cuda or cuda:N; this machine has no GPU"):
+        parse_device(name)
+
+
+def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with(monkeypatch, 2)
+    with pytest.raises(UsageError, match=r"device \(='cuda:2'\) .* this machine has cuda:0 to cuda:1"):
+        parse_device("cuda:2")

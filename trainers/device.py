@@ -1,0 +1,21 @@
+"""Where a network runs."""
+
+import torch
+
+from layers.errors import UsageError
+
+__all__ = ["default_device", "parse_device"]
+
+
+def default_device() -> str:
+    """`cuda` where there is a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def parse_device(name: str) -> torch.device:
+    """The device called cpu, cuda or cuda:1; `UsageError` where this machine has none such."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name not in ("cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))):
+        have = f"cuda:0 to cuda:{gpus - 1}" if gpus else "no GPU, so cpu alone is allowed"
+        raise UsageError(f"device (={name!r}) must be cpu, cuda or cuda:N; this machine has {have}.")
+    return torch.device(name)
