@@ -41,13 +41,15 @@ def least_squares_gains(weight: Tensor, templates: Tensor, kept: Tensor) -> Tens
     """Gains (N - M, G, K_y, K_x) that bring the templates nearest to the pruned filters of weight (N, C, K_y, K_x).
 
     Templates are (G, M, C / G, K_y, K_x). The taps separate: each gain is <w, b> / <b, b> over the group's channels.
-    A tap at which the template is zero gets the gain zero.
+    A tap at which the template is zero, or what rounding leaves of zero (where the terms of a series cancel), gets the
+    gain zero: the quotient there means nothing and overflows.
     """
     groups, count, channels = templates.shape[:3]
     pruned = weight[~kept].unflatten(1, (groups, channels)).transpose(0, 1).double()
     base = templates[:, _source(len(weight) - count, templates)].double()
     energy = (base * base).sum(2)
-    gains = (pruned * base).sum(2) / energy.where(energy > 0, 1.0)
+    present = energy > 1e-12 * energy.amax((-2, -1), keepdim=True)
+    gains = torch.where(present, (pruned * base).sum(2) / energy.where(present, 1.0), 0.0)
     return gains.transpose(0, 1).to(weight.dtype)
 
 

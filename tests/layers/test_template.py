@@ -116,6 +116,15 @@ def test_gain_of_a_tap_at_which_the_template_is_zero_is_zero(normal):
     assert torch.count_nonzero(gains) == 8
 
 
+def test_gain_of_a_tap_at_which_the_template_cancels_to_rounding_is_zero(normal):
+    templates, weight = normal(1, 1, 2, 3, 3), normal(2, 2, 3, 3)
+    templates[0, 0, :, 1, 2] *= 1e-17
+    gains = least_squares_gains(weight, templates, torch.tensor([True, False]))
+    assert gains[0, 0, 1, 2] == 0.0
+    assert torch.count_nonzero(gains) == 8
+    assert torch.equal(least_squares_gains(weight, 0 * templates, torch.tensor([True, False])), 0 * gains)
+
+
 @pytest.mark.parametrize("_", range(5))
 def test_kept_filters_are_rebuilt_exactly(_, rng, normal):
     filters, groups = rng.randint(2, 12), rng.choice([1, 2, 4])

@@ -195,13 +195,22 @@ def test_damaged_and_foreign_files_are_refused_in_one_sentence(path, dense, tmp_
             load_model(name)
 
 
-def test_failed_write_leaves_what_was_there(path, dense, tmp_path):
+def fail(*args):
+    raise OSError("no room")
+
+
+def test_failed_write_leaves_what_was_there(path, dense, tmp_path, monkeypatch):
     before = path.read_bytes()
     broken = compress_model(dense, FORMS)
     with torch.no_grad():
         broken.conv1.coefficients[0, 0, 0, 0] = torch.nan
     with pytest.raises(OvertoneError, match=r"The tensor 'conv1.coefficients' cannot be packed"):
         save_model(broken, path, card=CARD)
+    assert path.read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(OvertoneError, match=rf"^The packed model cannot be written to {path}: no room\.$"):
+            save_model(dense, path, card=CARD)
     assert path.read_bytes() == before
     for target in (tmp_path / "no" / "folder" / "m", tmp_path / "folder"):
         (tmp_path / "folder").mkdir(exist_ok=True)

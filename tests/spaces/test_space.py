@@ -28,7 +28,7 @@ def spelled(space: Space, values: dict) -> NetworkConfig:
     return NetworkConfig(blocks=blocks, minimum_templates=space.minimum_templates)
 
 
-@pytest.mark.parametrize("draws", [400, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", [400, pytest.param(2000, marks=pytest.mark.slow)])
 def test_decode_and_encode_are_inverse(draws, space, draw):
     for _ in range(draws):
         values = draw(space)

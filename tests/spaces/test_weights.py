@@ -5,6 +5,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from layers import OvertoneError, UsageError
 from spaces import build_model, load_weights, save_weights, state_sha256
@@ -166,6 +167,21 @@ def test_failed_write_leaves_nothing_behind(model, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "w.safetensors"]
 
 
+def test_interrupted_write_leaves_the_old_file(model, other, tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_weights(model, path, {})
+    before = path.read_bytes()
+
+    def fail(*args):
+        raise OSError("no room")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OvertoneError, match=rf"^Weights cannot be written to {path}: no room\.$"):
+        save_weights(other, path, {})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
+
+
 def test_hash_depends_on_every_value_and_on_nothing_else(model, other):
     before = state_sha256(model)
     assert state_sha256(other) != before
@@ -179,3 +195,9 @@ def test_hash_depends_on_every_value_and_on_nothing_else(model, other):
         hashes.add(state_sha256(model))
     hashes.add(state_sha256(model.double()))
     assert len(hashes) == 5
+
+
+def test_hash_tells_shapes_apart(fill):
+    wide, tall = fill(nn.Linear(2, 3, bias=False)), nn.Linear(3, 2, bias=False)
+    tall.weight.data = wide.weight.data.view(2, 3)
+    assert state_sha256(wide) != state_sha256(tall)
