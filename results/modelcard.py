@@ -28,8 +28,9 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     """Markdown from what is known; what is not known is left out.
 
     Told: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `val_top1` with `val_n` images, `test_top1` with
-    `test_n`; `size_bytes`, `flops`, `parameters`, `latency_ms` with `device`; the blocks (`blocks`, as the ledger has
-    them, or `config`); `image_size`, `channels`, `mean`, `std`, `classes`; `format` of the file of `file_bytes` bytes.
+    `test_n`; where `seeds` is above 1, the columns of `results.confidence` over them; `size_bytes`, `flops`,
+    `parameters`, `latency_ms` with `device`; the blocks (`blocks`, as the ledger has them, or `config`); `image_size`,
+    `channels`, `mean`, `std`, `classes`; `format` of the file of `file_bytes` bytes.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -48,8 +49,19 @@ def _accuracy(facts: Mapping[str, Any]) -> Iterator[str]:
         if facts.get(f"{key}_top1") is not None:
             yield f"- {name} top-1: {_share(facts[f'{key}_top1'], facts.get(f'{key}_n'))}"
     yield ""
-    yield "One training run of a single seed. The search chose by validation accuracy, so that figure is optimistic;"
-    yield "the intervals are about the number of images alone."
+    if facts.get("seeds", 1) > 1:
+        yield from _over_seeds(facts)
+    else:
+        yield "One training run of a single seed. The search chose by validation accuracy, so that figure is"
+        yield "optimistic; the intervals are about the number of images alone."
+
+
+def _over_seeds(facts: Mapping[str, Any]) -> Iterator[str]:
+    mean, low, high, repeats = (f"{100 * facts[f'val_top1_{name}']:.2f}" for name in ("mean", "low", "high", "repeats"))
+    yield f"Trained with {facts['seeds']} seeds, of which this is the first, the network has a mean validation top-1 of"
+    yield f"{mean} % (95 % interval of Student's t over the seeds, {low} to {high} %). The search chose this run by its"
+    yield f"validation accuracy, which favours lucky runs; the mean over the other seeds alone is {repeats} %."
+    yield "The Wilson intervals are about the number of images alone."
 
 
 def _share(fraction: float, n: int | None) -> str:

@@ -15,17 +15,22 @@ import typer
 from rich.console import Console
 
 from layers import OvertoneError, UsageError
+from results.confidence import study_confidence
 from results.ledger import Ledger
 from results.query import query as query_trials
 from results.query import sql as query_sql
 from results.render import render
 from results.report import write_report
 from results.store import Store as OpenStore
-from results.summary import summarise
+from results.summary import repeats, summarise
+from results.tables import TABLES
 from search import options
-from search.display import next_step, show_survey, show_trials, status_line
+from search.display import confirm_line, next_step, show_survey, show_trials, status_line
+from search.insight import insight as study_insight
+from search.insight_table import show_insight
 from spaces import Network, Space, build_model, save_weights, state_sha256
 from trainers.data import DataSpec, load_data
+from trainers.device import default_device, parse_device
 from trainers.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -91,7 +96,7 @@ def train(
     validation_from: options.ValidationFrom = "train",
     epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 30,
     seed: options.Seed = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = default_device(),
     as_json: options.Json = False,
 ) -> None:
     """Train an uncompressed baseline, where you have no weights yet.
@@ -103,6 +108,7 @@ def train(
     spec = DataSpec(name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from)
     if out.suffix != ".safetensors":
         raise UsageError(f"out (={str(out)!r}) must end in .safetensors.")
+    where = parse_device(device)
     data = load_data(spec)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -113,7 +119,7 @@ def train(
         data,
         epochs=epochs,
         seed=seed,
-        device=device,
+        device=where,
         on_epoch=lambda e: _err.print(
             f"epoch {e.epoch}/{epochs}: train_loss {e.train_loss:.4f}, val_top1 {e.val_top1:.4f}, {e.seconds:.1f} s",
             highlight=False,
@@ -221,6 +227,44 @@ def resume(
 
 
 @app.command()
+def confirm(
+    study: options.Study,
+    seeds: Annotated[int, typer.Option(help="Further seeds over which each trial is run again.")] = 3,
+    pick: Annotated[
+        str, typer.Option(help="front (all of it), best (highest val_top1), knee (of the front), or a trial's id.")
+    ] = "front",
+    where: options.Where = None,
+    store: options.Store = "runs",
+    gpus_per_trial: options.GpusPerTrial = None,
+    cpus_per_trial: options.CpusPerTrial = 1,
+    concurrency: options.Concurrency = None,
+    address: options.Address = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run members of the front again with other seeds, so that their accuracies carry an interval.
+
+    Stopped by Ctrl-C or a crash, the same command goes on. The search itself is not touched.
+    Example: overtone confirm --study demo --seeds 3 --where "size_bytes < 20000"
+    """
+    from search.cluster import Resources
+    from search.confirm import confirm_trials
+
+    resources = Resources(
+        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, concurrency=concurrency, address=address
+    )
+    ledger = Ledger(OpenStore(store))
+    outcome = confirm_trials(ledger, study, pick, where=where, seeds=seeds, resources=resources, console=_err)
+    front = study_confidence(ledger, study)
+    if as_json:
+        _print_json({**asdict(outcome), "study": study, "front": front.to_pylist()})
+    else:
+        show_trials(_out, query_trials(ledger, study, front=True), f"{study}: the front over its seeds")
+        _out.print(confirm_line(study, outcome), markup=False, highlight=False, soft_wrap=True)
+    if outcome.done < outcome.wanted:
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(study: options.Study, store: options.Store = "runs", as_json: options.Json = False) -> None:
     """Say where a study stands, from any terminal: running, done and failed trials, front, hypervolume, time left.
 
@@ -239,6 +283,7 @@ def status(study: options.Study, store: options.Store = "runs", as_json: options
         **{name: statuses.count(name) for name in ("finished", "failed", "pruned")},
         "running": said.get("running", 0) if running else 0,
         "front": summary.front.num_rows,
+        "confirmed": sum(row["seeds"] > 1 for row in repeats(ledger, summary).values()),
         "hypervolume": summary.hypervolume,
         "seconds_left": said.get("seconds_left") if running else None,
     }
@@ -252,9 +297,8 @@ def query(
     where: options.Where = None,
     sort: Annotated[str | None, typer.Option(help="Column to sort by; accuracies come highest first.")] = None,
     limit: Annotated[int | None, typer.Option(help="Show at most so many.")] = None,
-    sql: Annotated[
-        str | None, typer.Option(help="One SELECT over the tables trials, front, epochs and blocks, instead.")
-    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to show, such as trial,val_top1,size_bytes.")] = None,
+    sql: Annotated[str | None, typer.Option(help=f"One SELECT over the tables {', '.join(TABLES)}, instead.")] = None,
     format: Annotated[str, typer.Option(help="table, json, csv or parquet.")] = "table",
     store: options.Store = "runs",
 ) -> None:
@@ -263,17 +307,18 @@ def query(
     Example: overtone query --study demo --front --where "size_bytes < 20000" --sort val_top1 --limit 10
     """
     ledger = Ledger(OpenStore(store))
-    if sql is not None and (front or where or sort or limit is not None):
-        raise UsageError(f"sql (={sql!r}) stands alone: front, where, sort and limit belong inside the SELECT.")
+    if sql is not None and (front or where or sort or limit is not None or columns is not None):
+        raise UsageError(f"sql (={sql!r}) stands alone: front, where, sort, columns and limit belong in the SELECT.")
+    names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     if sql is None:
-        frame = query_trials(ledger, study, front=front, where=where, sort=sort, limit=limit)
+        frame = query_trials(ledger, study, front=front, where=where, sort=sort, limit=limit, columns=names)
     else:
         frame = query_sql(ledger, study, sql)
     if format != "table":
         sys.stdout.buffer.write(render(frame, format))
         sys.stdout.buffer.flush()
     elif sql is None:
-        show_trials(_out, frame, f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}")
+        show_trials(_out, frame, f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}", names)
     else:
         _out.print(frame.to_string(index=False), markup=False, highlight=False)
 
@@ -288,7 +333,29 @@ def report(
 
     Example: overtone report --study demo --out report.html
     """
-    _out.print(f"{write_report(Ledger(OpenStore(store)), study, out)}", highlight=False, soft_wrap=True)
+    ledger = Ledger(OpenStore(store))
+    path = write_report(ledger, study, out, insight=study_insight(ledger, study))
+    _out.print(f"{path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def insight(
+    study: options.Study,
+    limit: Annotated[int, typer.Option(help="Show the most important knobs, at most so many.")] = 8,
+    store: options.Store = "runs",
+    as_json: options.Json = False,
+) -> None:
+    """Say which knobs matter, what their values go with, and what the front's members have in common.
+
+    Example: overtone insight --study demo
+    """
+    if limit < 1:
+        raise UsageError(f"limit (={limit}) must be at least 1.")
+    found = study_insight(Ledger(OpenStore(store)), study)
+    if as_json:
+        _print_json(found)
+    else:
+        show_insight(_out, found, study, limit)
 
 
 @app.command()

@@ -8,17 +8,39 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from results.network import network_text
 from search.progress import duration
 from search.survey import Survey
 
 if TYPE_CHECKING:
+    from search.confirm import Confirmation
     from search.launch import Outcome
 
-__all__ = ["next_step", "show_survey", "show_trials", "status_line"]
+__all__ = [
+    "accuracy",
+    "confirm_line",
+    "kilobytes",
+    "megaflops",
+    "next_step",
+    "show_survey",
+    "show_trials",
+    "status_line",
+    "words",
+]
 
-_COLUMNS = ("trial", "status", "val_top1", "size_bytes", "flops", "latency_ms", "epochs_run", "blocks")
+_COLUMNS = (
+    *("trial", "status", "val_top1", "probability_dominated", "size_bytes", "flops", "latency_ms", "epochs_run"),
+    "blocks",
+)
+_HEADERS = {
+    "probability_dominated": "P(dominated)",
+    "size_bytes": "size",
+    "flops": "compute",
+    "latency_ms": "latency",
+    "blocks": "network",
+}
 
 
 def show_survey(console: Console, survey: Survey, title: str) -> None:
@@ -27,7 +49,7 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
     for column in ("block", "layers", "size", "compute", "choices"):
         table.add_column(column, justify="right" if column in ("layers", "size", "compute") else "left")
     for block in survey.blocks:
-        choices = "; ".join(f"{knob} {_words(values)}" for knob, values in block["choices"].items())
+        choices = "; ".join(f"{knob} {words(values)}" for knob, values in block["choices"].items())
         table.add_row(
             block["block"],
             str(len(block["layers"])),
@@ -48,22 +70,39 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
     console.print("\n".join(lines), highlight=False)
 
 
-def show_trials(console: Console, frame: pd.DataFrame, title: str) -> None:
-    """Rows of the ledger, the columns that people look at first."""
+def show_trials(console: Console, frame: pd.DataFrame, title: str, columns: Sequence[str] | None = None) -> None:
+    """Rows of the ledger, the columns that people look at first or those named.
+
+    Where the rows say over how many seeds they were measured (`seeds`), so does their accuracy, which then is the mean.
+    """
+    names = _shown(frame) if columns is None else list(dict.fromkeys(columns))
+    table = Table(title=title, title_justify="left", show_lines="blocks" in names)
+    for name in names:
+        left = name in ("trial", "status", "blocks")
+        table.add_column(_HEADERS.get(name, name), justify="left" if left else "right", no_wrap=name == "val_top1")
+    for record in frame.to_dict("records"):
+        row = {str(name): value for name, value in record.items()}
+        sure = {**row, "val_top1": accuracy(row)} if columns is None and "seeds" in row else row
+        table.add_row(*(Text(_cell(name, sure[name])) for name in names))
+    console.print(table)
+
+
+def accuracy(row: Mapping[str, Any]) -> str:
+    """The mean over a row's seeds with its 95 % interval, such as `97.50% ±0.41 (n=4)`, or `97.50% (1 seed)`."""
+    if row["seeds"] < 2:
+        return f"{row['val_top1_mean']:.2%} (1 seed)"
+    half = max(row["val_top1_high"] - row["val_top1_mean"], row["val_top1_mean"] - row["val_top1_low"])
+    return f"{row['val_top1_mean']:.2%} ±{100 * half:.2f} (n={row['seeds']:.0f})"
+
+
+def _shown(frame: pd.DataFrame) -> list[str]:
+    """The columns that say something, of those that people look at first."""
     names = [name for name in _COLUMNS if name in frame and not frame[name].isna().all()]
     if "status" in names and (frame["status"] == "finished").all():
         names.remove("status")
     if "epochs_run" in names and frame["epochs_run"].nunique() == 1:
         names.remove("epochs_run")
-    table = Table(title=title, title_justify="left", show_lines="blocks" in names)
-    for name in names:
-        header = {"size_bytes": "size", "flops": "compute", "latency_ms": "latency", "blocks": "network"}.get(
-            name, name
-        )
-        table.add_column(header, justify="left" if name in ("trial", "status", "blocks") else "right")
-    for row in frame[names].to_dict("records"):
-        table.add_row(*(_cell(name, row[name]) for name in names))
-    console.print(table)
+    return names
 
 
 def next_step(study: str, store: str, outcome: Outcome) -> str:
@@ -77,14 +116,30 @@ def next_step(study: str, store: str, outcome: Outcome) -> str:
     return f"all {outcome.wanted} trials done; more with: {resume} --trials {outcome.wanted}{at}"
 
 
+def confirm_line(study: str, outcome: Confirmation) -> str:
+    """How a confirmation ended, in a line."""
+    trials = f"{len(outcome.trials)} trial{'' if len(outcome.trials) == 1 else 's'}"
+    if outcome.done == outcome.wanted:
+        return f"all {outcome.wanted} repeats of {trials} of {study} done"
+    failed = f", {outcome.failed} failed" if outcome.failed else ""
+    return f"{outcome.done} of {outcome.wanted} repeats of {trials} of {study} done{failed}; the same command goes on"
+
+
 def status_line(found: Mapping[str, Any]) -> str:
     """What `overtone status` found, in a line."""
     left = "" if found["seconds_left"] is None else f", {duration(found['seconds_left'])} left"
     return (
         f"{found['study']}: {found['state']}; {found['finished']} finished, {found['failed']} failed, "
         f"{found['pruned']} pruned, {found['running']} running of {found['wanted']}{left}; "
-        f"front {found['front']}, hypervolume {found['hypervolume']:.4f}"
+        f"front {found['front']} ({_seeds(found)}), hypervolume {found['hypervolume']:.4f}"
     )
+
+
+def _seeds(found: Mapping[str, Any]) -> str:
+    alone = found["front"] - found["confirmed"]
+    repeated = f"{found['confirmed']} over several seeds" if found["confirmed"] else ""
+    single = f"{alone} of a single seed" if alone or not repeated else ""
+    return ", ".join(part for part in (repeated, single) if part)
 
 
 def kilobytes(size: float) -> str:
@@ -97,18 +152,25 @@ def megaflops(flops: float) -> str:
     return f"{flops / 1e6:,.2f} MFLOPs"
 
 
-def _words(values: Sequence[Any]) -> str:
+def words(values: Sequence[Any]) -> str:
+    """Values of a knob; `None` is none."""
     return "|".join("none" if value is None else str(value) for value in values)
 
 
 def _cell(name: str, value: Any) -> str:
     if name == "blocks":
         return network_text([dict(block) for block in value], "\n")
+    if name == "curve":
+        return f"{len(value)} epochs"
     if value is None or value != value:
         return "-"
+    if isinstance(value, str):
+        return value
     forms: Mapping[str, str] = {
-        "val_top1": "{:.2%}",
+        **dict.fromkeys(("val_top1", "zero_shot_top1", "val_top1_mean", "val_top1_low", "val_top1_high"), "{:.2%}"),
+        "val_top1_repeats": "{:.2%}",
         "latency_ms": "{:.3g} ms",
+        "probability_dominated": "{:.1%}",
     }
     if name == "size_bytes":
         return kilobytes(value)

@@ -12,22 +12,18 @@ from rich.progress import Progress as RichProgress
 
 from results.schema import TrialRow, TrialStatus
 
-__all__ = ["Progress", "Snapshot", "duration"]
+__all__ = ["Progress", "Snapshot", "Tally", "duration"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """Where a study stands."""
+class Tally:
+    """Where a run of trials stands."""
 
     wanted: int
     done: int
     """Ended trials, failed ones among them."""
     failed: int
     running: int
-    front: int
-    """Trials on the front."""
-    hypervolume: float
-    """Share of the box between the reference point and the ideal that the front dominates."""
     seconds_left: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -36,15 +32,34 @@ class Snapshot:
 
     def line(self) -> str:
         """All in a line."""
-        left = "" if self.seconds_left is None or self.done >= self.wanted else f", {duration(self.seconds_left)} left"
-        failed = f", {self.failed} failed" if self.failed else ""
-        return f"{self.running} running{failed}, front {self.front}, hypervolume {self.hypervolume:.4f}{left}"
+        return f"{self._counts()}{self._left()}"
+
+    def _counts(self) -> str:
+        return f"{self.running} running" + (f", {self.failed} failed" if self.failed else "")
+
+    def _left(self) -> str:
+        waits = self.seconds_left is not None and self.done < self.wanted
+        return f", {duration(self.seconds_left or 0)} left" if waits else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(Tally):
+    """Where a study stands."""
+
+    front: int
+    """Trials on the front."""
+    hypervolume: float
+    """Share of the box between the reference point and the ideal that the front dominates."""
+
+    def line(self) -> str:
+        """All in a line."""
+        return f"{self._counts()}, front {self.front}, hypervolume {self.hypervolume:.4f}{self._left()}"
 
 
 class Progress:
-    """Shows snapshots, and each trial as it ends."""
+    """Shows where a run stands, and each trial as it ends."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, what: str = "trials") -> None:
         self._console = console
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
@@ -55,7 +70,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("trials", total=None, line="")
+        self._task = self._bar.add_task(what, total=None, line="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -66,14 +81,14 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def show(self, snapshot: Snapshot, row: TrialRow | None) -> None:
+    def show(self, tally: Tally, row: TrialRow | None) -> None:
         """Bring the display up to date; `row` is a trial that ended just now."""
-        self._bar.update(self._task, completed=snapshot.done, total=snapshot.wanted, line=snapshot.line())
+        self._bar.update(self._task, completed=tally.done, total=tally.wanted, line=tally.line())
         if row is None:
             return
         if not self._console.is_terminal:
             self._console.print(
-                f"[{snapshot.done}/{snapshot.wanted}] {_outcome(row)}; {snapshot.line()}",
+                f"[{tally.done}/{tally.wanted}] {_outcome(row)}; {tally.line()}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -96,4 +111,5 @@ def _outcome(row: TrialRow) -> str:
     if row.status == TrialStatus.FAILED:
         return f"{row.trial} failed: {(row.error or '').strip().splitlines()[-1]}"
     size, compute = (row.size_bytes or 0) / 1e3, (row.flops or 0) / 1e6
-    return f"{row.trial} val_top1 {row.val_top1:.4f}, {size:.1f} kB, {compute:.2f} MFLOPs"
+    repeats = "" if row.confirms is None else f" (seed {row.seed} of {row.confirms})"
+    return f"{row.trial}{repeats} val_top1 {row.val_top1:.4f}, {size:.1f} kB, {compute:.2f} MFLOPs"

@@ -18,7 +18,9 @@ from trainers.spec import TrialSpec
 __all__ = ["failed_row", "finished_row", "network_config"]
 
 
-def finished_row(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], model_sha256: str) -> TrialRow:
+def finished_row(
+    study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], model_sha256: str | None
+) -> TrialRow:
     """The row of a trial that ran to its end; `report` is the last one of its actor."""
     result = json.loads(report["result"])
     curve = result["curve"]
@@ -76,6 +78,7 @@ def _common(study: str, suggestion: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": spec["data"]["name"],
         "start": spec["start"],
         "seed": spec["seed"],
+        "confirms": suggestion.get("confirms"),
         "epochs": spec["epochs"],
         "spec": json.dumps(spec),
         "blocks": tuple(block_records(spec["config"])),

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
 from layers import OvertoneError, UsageError
+from results.confidence import confidence
 from results.export import export_model
 from results.ledger import Ledger
 from results.query import pick
@@ -54,7 +56,7 @@ def export_trial(
         )
     packed, factory = ledger.model_path(row["model_sha256"]), _factory(spec.model)
     model = load_model(packed, factory=factory)
-    card = _card(study, row, spec, model, data)
+    card = {**_card(study, row, spec, model, data), **_over_seeds(ledger, study, row["trial"])}
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -90,6 +92,15 @@ def _card(study: str, row: dict[str, Any], spec: TrialSpec, model: nn.Module, da
         "test_top1": test.top1,
         "test_n": test.n,
     }
+
+
+def _over_seeds(ledger: Ledger, study: str, trial: str) -> dict[str, Any]:
+    """The trial's accuracy over the seeds that it was run with; only how many there are where it is one."""
+    trials = ledger.trials(study)
+    alone = trials.filter(pc.equal(trials.column("trial"), trial))
+    (found,) = confidence(alone, ledger.confirmations(study), ledger.objectives(study)).to_pylist()
+    names = ("seeds", "val_top1_mean", "val_top1_low", "val_top1_high", "val_top1_repeats")
+    return {name: found[name] for name in (names if found["seeds"] > 1 else names[:1])}
 
 
 def _differing(path: Path, model: nn.Module, data: Data, factory: Callable[..., nn.Module] | None) -> int:

@@ -5,9 +5,13 @@ import pandas as pd
 import pytest
 
 from layers.errors import OvertoneError, UsageError
+from results.confidence import CONFIDENCE_SCHEMA
 from results.front import front
-from results.query import pick, query, sql
+from results.query import pick, picks, query, sql
 from results.schema import SCHEMA
+
+UNCOMPRESSED = {"val_top1": 0.97, "flops": 25_000_000}
+"""Of the fixture's study record."""
 
 
 @pytest.fixture
@@ -35,6 +39,53 @@ def test_costs_sort_ascending_unless_asked_and_nulls_come_last(full_ledger, rows
     for descending in (True, False):
         found = query(full_ledger, "demo", sort="latency_ms", descending=descending)["latency_ms"]
         assert found.notna().tolist() == sorted(found.notna(), reverse=True)
+
+
+def test_columns_are_those_named_in_their_order_and_sorting_may_use_others(full_ledger, rows):
+    frame = query(full_ledger, "demo", columns=["flops", "trial", "flops"], sort="size_bytes")
+    assert frame.columns.tolist() == ["flops", "trial"]
+    expected = sorted(rows, key=lambda row: (row["size_bytes"], row["number"]))
+    assert frame["trial"].tolist() == [row["trial"] for row in expected]
+    with pytest.raises(UsageError, match=r"column 'size' is unknown; the closest are size_bytes"):
+        query(full_ledger, "demo", columns=["trial", "size"])
+    with pytest.raises(UsageError, match=r"column 'seeds' is unknown; the closest are seed"):
+        query(full_ledger, "demo", columns=["seeds"])
+    with pytest.raises(UsageError, match=r"columns \(=''\) must name one column or more"):
+        query(full_ledger, "demo", columns=[])
+
+
+def test_a_condition_may_ask_for_the_baseline(full_ledger, rows):
+    frame = query(full_ledger, "demo", where="val_top1 >= (select val_top1 from baseline) - 0.1")
+    near = [row["trial"] for row in rows if (row["val_top1"] or 0) >= UNCOMPRESSED["val_top1"] - 0.1]
+    assert frame["trial"].tolist() == near
+
+
+def test_a_front_says_over_how_many_seeds_it_was_measured(ledger, make_row):
+    ledger.append(make_row(number=0, val_top1=0.9))
+    ledger.append(make_row(number=1, val_top1=0.95, size_bytes=30_000))
+    for seed, value in ((1, 0.92), (2, 0.91)):
+        ledger.append(make_row(number=1, trial=f"r{seed}", confirms="t000000001", seed=seed, val_top1=value))
+    frame = query(ledger, "demo", front=True)
+    assert frame.columns.tolist() == [*SCHEMA.names, *CONFIDENCE_SCHEMA.names[1:]]
+    assert frame["seeds"].tolist() == [1, 3]
+    assert frame["val_top1_mean"].tolist() == pytest.approx([0.9, (0.95 + 0.92 + 0.91) / 3])
+    assert frame["val_top1_low"].isna().tolist() == [True, False]
+    assert frame["val_top1"].tolist() == [0.9, 0.95]
+    found = sql(
+        ledger,
+        "demo",
+        "select f.trial, count(*) n from front f join confirmations c on c.confirms = f.trial group by all",
+    )
+    assert found.to_dict("records") == [{"trial": "t000000001", "n": 2}]
+    assert len(query(ledger, "demo")) == 2
+
+
+def test_picks_are_the_front_or_one_trial(full_ledger):
+    fronts = front(full_ledger.trials("demo"), full_ledger.objectives("demo")).to_pylist()
+    assert picks(full_ledger, "demo", "front") == fronts
+    assert picks(full_ledger, "demo", "best") == [pick(full_ledger, "demo", "best")]
+    with pytest.raises(OvertoneError, match="no finished trial is left to pick from"):
+        picks(full_ledger, "demo", "front", where="size_bytes < 0")
 
 
 def test_front_is_that_of_what_is_left(full_ledger):
@@ -87,12 +138,14 @@ def test_limit_below_zero_is_refused(full_ledger):
 
 def test_query_of_an_empty_study_is_empty(ledger):
     assert len(query(ledger, "demo", front=True, where="size_bytes < 5", sort="val_top1")) == 0
-    for table in ("trials", "front", "epochs", "blocks"):
+    assert query(ledger, "demo", columns=["trial"]).columns.tolist() == ["trial"]
+    for table in ("trials", "front", "epochs", "blocks", "confirmations"):
         assert len(sql(ledger, "demo", f"select * from {table}")) == 0
 
 
-def test_sql_sees_the_four_tables(full_ledger, rows):
+def test_sql_sees_the_tables_of_the_study(full_ledger, rows):
     assert sql(full_ledger, "demo", "select count(*) as n from trials")["n"].tolist() == [40]
+    assert sql(full_ledger, "demo", "select * from baseline")["flops"].tolist() == [UNCOMPRESSED["flops"]]
     fronts = sql(full_ledger, "demo", "select trial from front")["trial"].tolist()
     assert fronts == full_ledger.front("demo").column("trial").to_pylist()
     epochs = sql(full_ledger, "demo", "select trial, number, epoch, val_top1 from epochs order by number, epoch")
@@ -129,6 +182,7 @@ def test_only_one_select_is_taken(full_ledger, statement):
     [
         "selec 1",
         "select * from rows",
+        "select * from duckdb_tables() as t, nosuch",
         "select * from read_csv('/etc/passwd')",
         "select * from read_text('/etc/passwd')",
         "select * from '/etc/passwd'",
@@ -144,6 +198,13 @@ def test_bad_sql_is_one_sentence(full_ledger, statement):
         sql(full_ledger, "demo", statement)
     assert len(rows) == 1
     assert not os.path.exists("/tmp/overtone-smuggled.csv")
+
+
+def test_an_unknown_table_names_those_there_are(full_ledger):
+    with pytest.raises(
+        UsageError, match="table 'trial' is none of trials, front, epochs, blocks, confirmations, baseline"
+    ):
+        sql(full_ledger, "demo", "select * from trial")
 
 
 def test_pick_finds_best_knee_and_trial(full_ledger, rows):

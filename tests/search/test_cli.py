@@ -20,7 +20,9 @@ def _said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     return code, out, err
 
 
-@pytest.mark.parametrize("command", ["inspect", "train", "search", "resume", "status", "query", "report", "export"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "train", "search", "resume", "confirm", "status", "query", "report", "insight", "export"]
+)
 def test_help_teaches_with_an_example(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"])
     assert shown.exit_code == 0
@@ -81,6 +83,11 @@ def test_inspect_takes_data_space_and_single_layers(capsys: pytest.CaptureFixtur
         (["resume", "--study", "none"], 2, "study 'none' does not exist"),
         (["query", "--study", "a/b"], 2, "study name 'a/b' must be"),
         (["query", "--study", "none", "--sql", "SELECT 1", "--front"], 2, "sql (='SELECT 1') stands alone"),
+        (["query", "--study", "none", "--sql", "SELECT 1", "--columns", "trial"], 2, "sql (='SELECT 1') stands alone"),
+        (["confirm", "--study", "none"], 2, "study 'none' does not exist"),
+        (["confirm", "--study", "none", "--seeds", "0"], 2, "seeds (=0) must be at least 1"),
+        (["insight", "--study", "none"], 2, "study 'none' does not exist"),
+        (["insight", "--study", "none", "--limit", "0"], 2, "limit (=0) must be at least 1"),
         (["report", "--study", "none", "--out", "x.html"], 2, "study 'none' does not exist"),
         (["export", "--study", "none", "--out", "x"], 2, "study 'none' does not exist"),
     ],

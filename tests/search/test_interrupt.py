@@ -60,3 +60,32 @@ def test_a_stopped_search_goes_on(weights: Path, tmp_path: Path, kind: signal.Si
     assert len({row["config_digest"] for row in after}) == len(after) == TRIALS
     kept = {row["trial"]: row for row in after}
     assert all(kept[row["trial"]] == row for row in before)
+
+
+def test_a_stopped_confirmation_goes_on(weights: Path, tmp_path: Path) -> None:
+    ledger = Ledger(Store(tmp_path))
+    common = ["--study", "s", "--store", str(tmp_path), "--gpus-per-trial", "0"]
+    search = ["search", "--model", "resnet8", "--weights", str(weights), "--trials", "1", "--train-limit", "400"]
+    assert (
+        subprocess.run([sys.executable, "-m", "search", *search, *common], check=False, capture_output=True).returncode
+        == 0
+    )
+    command = [sys.executable, "-m", "search", "confirm", "--seeds", "8", *common]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+    deadline = time.monotonic() + 120
+    while ledger.confirmations("s").num_rows < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+    before = ledger.confirmations("s").to_pylist()
+    assert 2 <= len(before) < 8
+    assert (process.returncode, "Traceback" in err) == (1, False)
+    assert f"{len(before)} of 8 repeats of 1 trial of s done; the same command goes on" in out
+
+    again = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"{8 - len(before)} of 8 repeats to run" in again.stderr
+    after = {row["trial"]: row for row in ledger.confirmations("s").to_pylist()}
+    assert sorted(row["seed"] for row in after.values()) == list(range(1, 9))
+    assert all(after[row["trial"]] == row for row in before)

@@ -38,6 +38,7 @@ def test_a_study_is_searched_kept_resumed_and_reproduced(
     assert [row["number"] for row in rows] == [0, 1, 2, 3]
     assert {row["status"] for row in rows} == {TrialStatus.FINISHED}
     assert rows[0]["size_bytes"] == ledger.study("a")["uncompressed"]["size_bytes"]
+    assert ledger.study("a")["choices"]["layer3"]["harmonics_y"] == [1, 2, 3]
     for row in rows:
         config = StudyPlan.from_record(ledger.study("a")) and json.loads(row["spec"])["config"]
         assert len(row["curve"]) == row["epochs_run"] == 1

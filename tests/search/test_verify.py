@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from datetime import UTC, datetime
@@ -9,10 +10,11 @@ from torch import nn
 
 from layers import OvertoneError, UsageError
 from results.ledger import Ledger
+from results.schema import TrialRow
 from search import verify
-from search.launch import Subject
 from search.record import finished_row
 from search.study import StudyPlan
+from search.subject import Subject
 from search.verify import export_trial
 from spaces import BlockConfig, NetworkConfig, load_model
 from trainers.trial import Trial
@@ -45,6 +47,25 @@ def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str,
     assert told["test_top1"] == card["test_top1"]
     assert (told["val_n"], told["test_n"]) == (360, 359)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+
+
+def test_a_card_tells_the_accuracy_over_seeds(ledger: Ledger, study: str, tmp_path: Path) -> None:
+    export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "one")
+    assert "One training run of a single seed." in (tmp_path / "one" / "README.md").read_text()
+    row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
+    accuracies = [row.val_top1 or 0, 0.25, 0.35]
+    for seed, value in enumerate(accuracies[1:], 1):
+        ledger.append(dataclasses.replace(row, trial=f"r{seed}", confirms="abc", seed=seed, val_top1=value))
+    card = export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "three")
+    assert (card["seeds"], card["val_top1_repeats"]) == (3, pytest.approx(0.3))
+    assert card["val_top1_mean"] == pytest.approx(sum(accuracies) / 3)
+    text = (tmp_path / "three" / "README.md").read_text()
+    low, high = (f"{100 * card[f'val_top1_{side}']:.2f}" for side in ("low", "high"))
+    assert "Trained with 3 seeds, of which this is the first" in text
+    assert (
+        f"{100 * card['val_top1_mean']:.2f} % (95 % interval of Student's t over the seeds, {low} to {high} %)" in text
+    )
+    assert "single seed" not in text
 
 
 def test_a_file_that_says_something_else_is_not_exported(

@@ -1,0 +1,82 @@
+"""Ray Tune's part: runs whatever trials a searcher suggests on workers, and hands what they report to a keeper."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow.fs import FileSystem
+from ray import tune
+from ray.tune.search import Searcher
+
+from layers import OvertoneError
+from results.ledger import Ledger
+from search.cluster import Resources
+from search.keeper import StopWhenLost, TrialKeeper
+from search.subject import Subject
+from search.trainable import TrialActor
+
+__all__ = ["run_trials"]
+
+
+def run_trials(
+    searcher: Searcher, keeper: TrialKeeper, subject: Subject, resources: Resources, ledger: Ledger, *, trials: int
+) -> None:
+    """Run up to `trials` suggestions, on the Ray that is connected; returns early on Ctrl-C or when a row is lost.
+
+    A suggestion is plain data: `number`, `trial` (its id in the ledger), `spec`, and `confirms` where it repeats
+    another trial.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    actor = tune.with_parameters(TrialActor, data=subject.data, baseline=subject.baseline, network=subject.network)
+    need = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial or 0}
+    with _scratch(ledger, keeper.study) as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(actor, need),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=trials,
+                max_concurrent_trials=resources.concurrency,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=folder,
+                callbacks=[keeper],
+                stop=StopWhenLost(keeper),
+                failure_config=tune.FailureConfig(max_failures=1),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+@contextmanager
+def _scratch(ledger: Ledger, name: str) -> Iterator[str]:
+    """Where Ray Tune keeps checkpoints until they are in the ledger: beside it, so that all nodes reach it."""
+    root = ledger.store.local_root
+    if root is None:
+        folder_uri = f"{ledger.store.uri.rstrip('/')}/tune/{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            yield folder_uri
+        finally:
+            files, path = FileSystem.from_uri(folder_uri)
+            files.delete_dir_contents(path, missing_dir_ok=True)
+        return
+    try:
+        (root / "tune").mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root / "tune")).resolve()
+    except OSError as error:
+        raise OvertoneError(f"Store {ledger.store.label!r} cannot be written; {error}.") from error
+    try:
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,98 @@
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from search.confirm import Confirmation
+from search.display import accuracy, confirm_line, show_trials, status_line
+from search.insight_table import show_insight
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def _shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_an_accuracy_says_over_how_many_seeds() -> None:
+    repeated = {"val_top1_mean": 0.975, "val_top1_low": 0.971, "val_top1_high": 0.979, "seeds": 4}
+    assert accuracy(repeated) == "97.50% ±0.40 (n=4)"
+    assert (
+        accuracy(repeated | {"val_top1_mean": 0.99, "val_top1_low": 0.97, "val_top1_high": 1.0}) == "99.00% ±2.00 (n=4)"
+    )
+    assert accuracy({"val_top1_mean": 0.975, "seeds": 1}) == "97.50% (1 seed)"
+
+
+def test_trials_with_seeds_show_them_and_named_columns_stay_plain(console: Console) -> None:
+    sure = {
+        "seeds": 1,
+        "val_top1_mean": 0.9,
+        "val_top1_low": None,
+        "val_top1_high": None,
+        "probability_dominated": 0.25,
+    }
+    frame = pd.DataFrame(
+        [{"trial": "abc", "val_top1": 0.9, "size_bytes": 1500, "error": "[Errno 5]", "curve": [1, 2]} | sure]
+    )
+    show_trials(console, frame, "t")
+    assert all(text in _shown(console) for text in ("90.00% (1 seed)", "25.0%", "P(dominated)", "1.5 kB"))
+    assert "Errno" not in _shown(console)
+    show_trials(console, frame, "t", ["error", "curve", "val_top1"])
+    shown = _shown(console).rpartition("curve")[2]
+    assert "[Errno 5]" in shown
+    assert "2 epochs" in shown
+    assert "(1 seed)" not in shown
+
+
+@pytest.mark.parametrize(
+    ("front", "confirmed", "text"),
+    [
+        (8, 0, "front 8 (8 of a single seed)"),
+        (8, 3, "front 8 (3 over several seeds, 5 of a single seed)"),
+        (2, 2, "front 2 (2 over several seeds)"),
+        (0, 0, "front 0 (0 of a single seed)"),
+    ],
+)
+def test_status_marks_single_seeds(front: int, confirmed: int, text: str) -> None:
+    counts = dict.fromkeys(("finished", "failed", "pruned", "running", "wanted"), 0)
+    found = {"study": "s", "state": "finished", "seconds_left": None, "hypervolume": 0.5, **counts}
+    assert text in status_line({**found, "front": front, "confirmed": confirmed})
+
+
+def test_a_confirmation_ends_with_what_is_left() -> None:
+    ended = Confirmation(trials=("a", "b"), wanted=6, done=4, failed=1)
+    assert confirm_line("s", ended) == "4 of 6 repeats of 2 trials of s done, 1 failed; the same command goes on"
+    assert (
+        confirm_line("s", Confirmation(trials=("a",), wanted=3, done=3, failed=0))
+        == "all 3 repeats of 1 trial of s done"
+    )
+
+
+def test_insight_is_a_table_of_the_most_important_knobs(console: Console) -> None:
+    found = {
+        "trials": 30,
+        "best": 10,
+        "importance": [{"knob": f"a.{k}", "share": s, "chance": 0.01} for k, s in (("bits", 0.7), ("groups", 0.3))],
+        "blocks": [{"block": "a", "share": 1.0}],
+        "effects": [
+            {"knob": f"a.{k}", "value": v, "n": 7, "val_top1": 0.5, "size_bytes": 2000.0, "flops": 1e6}
+            for k, v in (("bits", 4), ("bits", None), ("groups", 2))
+        ],
+        "shared": [
+            {"knob": f"a.{k}", "value": v, "front": 0.25, "all": 0.5}
+            for k, v in (("bits", 4), ("bits", None), ("groups", 2))
+        ],
+    }
+    show_insight(console, found, "s", 1)
+    shown = _shown(console)
+    assert all(text in shown for text in ("best 10 of 30 trials", "a.bits", "70.0%", "none", "2.0 kB", "a 100%"))
+    assert "a.groups" not in shown
+    show_insight(console, {**found, "importance": [], "blocks": []}, "s", 1)
+    assert "No knob stands out" in _shown(console)
+    show_insight(console, {"trials": 0}, "s", 1)
+    assert "s: no trial has finished yet" in _shown(console)
