@@ -15,25 +15,23 @@ import moocore
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from layers.errors import OvertoneError, UsageError
+from results.dominance import front_mask, ranks, usable
 from results.objectives import Objective, losses
-from results.schema import TrialStatus
 
-__all__ = ["best", "front", "hypervolume", "hypervolume_history", "knee", "reference_point"]
+__all__ = ["best", "front", "hypervolume", "hypervolume_history", "knee", "ranks", "reference_point"]
 
 _Floats = npt.NDArray[np.float64]
+_ORDER = [("size_bytes", "ascending"), ("val_top1", "descending"), ("trial", "ascending")]
 
 
-def front(table: pa.Table, objectives: Sequence[Objective]) -> pa.Table:
-    """The rows that no other row dominates, smallest first (ties: more accurate, then by trial id)."""
-    usable = _usable(table, objectives)
-    if not usable.num_rows:
-        return usable
-    kept = moocore.is_nondominated(losses(usable, objectives), keep_weakly=True)
-    order = [("size_bytes", "ascending"), ("val_top1", "descending"), ("trial", "ascending")]
-    return usable.filter(pa.array(kept)).sort_by(order)
+def front(table: pa.Table, objectives: Sequence[Objective], limits: Mapping[str, float] | None = None) -> pa.Table:
+    """The rows that no other row dominates, smallest first (ties: more accurate, then by trial id).
+
+    With `limits` (a column and the worst value allowed), the front of the rows that keep them all.
+    """
+    return table.filter(pa.array(front_mask(table, objectives, limits))).sort_by(_ORDER)
 
 
 def reference_point(
@@ -100,12 +98,7 @@ def _knee_pair(objectives: Sequence[Objective]) -> tuple[Objective, Objective]:
 
 
 def _usable(table: pa.Table, objectives: Sequence[Objective]) -> pa.Table:
-    """Finished rows with finite val_top1 and finite objectives; a NaN would evict good rows in moocore."""
-    finished = table.filter(pc.equal(table.column("status"), TrialStatus.FINISHED.value))
-    finished = finished.filter(pc.is_finite(finished.column("val_top1")))
-    if not objectives:
-        return finished
-    return finished.filter(pa.array(np.isfinite(losses(finished, objectives)).all(axis=1)))
+    return table.filter(pa.array(usable(table, objectives)))
 
 
 def _reference(objective: Objective, uncompressed: Mapping[str, float | None], table: pa.Table) -> float:

@@ -3,6 +3,7 @@
     studies/NAME.json                        the study record: what was asked
     studies/NAME.progress.json               what the running search last said
     trials/study=NAME/TRIAL-<uuid>.parquet   one file an append, never changed afterwards
+    trials/study=NAME/segment.<uuid>.parquet many rows: a batch, or what compaction made of many files
     fronts/study=NAME/front.parquet          the front, rewritten as trials end
     models/<sha256>.safetensors              packed models, by content
 
@@ -14,24 +15,21 @@ import hashlib
 import json
 import os
 import re
-import uuid
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from layers.errors import OvertoneError, UsageError
 from results.cache import cached_file
-from results.front import front
+from results.compaction import Compaction
 from results.objectives import Objective, parse_objectives
-from results.rows import decode, encode
-from results.schema import SCHEMA, SCHEMA_VERSION, TrialRow, TrialStatus, to_table
+from results.schema import SCHEMA, SCHEMA_VERSION, TrialRow, to_table
 from results.store import Store
+from results.trials import Trials
 
 __all__ = ["Ledger"]
 
@@ -46,7 +44,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._read: dict[str, pa.Table] = {}
+        self._trials = Trials(store)
 
     def create_study(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the record of a new study, plain JSON with `objectives` (names) in it; gives back what was written.
@@ -93,47 +91,56 @@ class Ledger:
     def append(self, row: TrialRow) -> str:
         """Adds one trial as one Parquet file, durable when this returns; gives back the file's name in the store."""
         _check_name(row.study)
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", row.trial):
-            raise OvertoneError(f"trial id {row.trial!r} must be made of letters, digits, _ and -")
-        name = f"{_trials(row.study)}/{row.trial}-{uuid.uuid4().hex}.parquet"
-        self.store.write_bytes(name, encode(to_table([row])))
-        return name
+        return self._trials.append(row)
 
-    def trials(self, study: str) -> pa.Table:
+    def append_many(self, rows: Sequence[TrialRow] | pa.Table) -> str:
+        """Adds many trials of one study as one segment, all of them durable when this returns or none.
+
+        A table must have the ledger's schema. Gives back the file's name in the store.
+        """
+        table = rows if isinstance(rows, pa.Table) else to_table(rows)
+        if table.schema != SCHEMA:
+            odd = [field.name for field in SCHEMA if field not in list(table.schema)]
+            raise OvertoneError(f"rows must be a table of the ledger's schema; {', '.join(odd) or 'order'} differs")
+        studies = table.column("study").unique().to_pylist()
+        if len(studies) != 1:
+            raise OvertoneError(f"rows must be of one study, not of {', '.join(studies) or 'none'}")
+        return self._trials.append_many(studies[0], table, self.objectives(studies[0]))
+
+    def compact(self, study: str) -> Compaction:
+        """Merges the small files of a study into few segments, while others append and read; says what it did."""
+        return self._trials.compact(study, self.objectives(study))
+
+    def trials(self, study: str, columns: Sequence[str] | None = None) -> pa.Table:
         """One row for each trial of the search, by number; an empty table of the same schema while there is none.
 
-        Trials that only repeat another one with a new seed are left out: `confirmations` has those.
+        With `columns`, these alone, which of a study with segments reads little else. Trials that only repeat another
+        one with a new seed are left out: `confirmations` has those.
 
         Where a trial id was written more than once (a trial that was retried, or run by two), a finished row wins over
         one that is not, then the newest `finished_at`. An unreadable, foreign or newer file is an OvertoneError naming
         it.
         """
-        rows = self._rows(study)
-        return rows.filter(pc.is_null(rows.column("confirms")))
+        self.study(study)
+        unknown = sorted(set(columns or ()) - set(SCHEMA.names))
+        if unknown:
+            raise UsageError(f"column {unknown[0]!r} is unknown; allowed are {', '.join(SCHEMA.names)}")
+        rows = self._trials.rows(study) if columns is None else self._trials.columns(study, columns)
+        return rows.filter(pc.is_null(rows.column("confirms"))).select(SCHEMA.names if columns is None else columns)
 
     def confirmations(self, study: str) -> pa.Table:
         """One row for each trial that repeats another one (column `confirms`) with a new seed."""
-        rows = self._rows(study)
+        self.study(study)
+        rows = self._trials.rows(study)
         return rows.filter(pc.is_valid(rows.column("confirms")))
 
-    def _rows(self, study: str) -> pa.Table:
-        self.study(study)
-        names = self.store.list(_trials(study), ".parquet")
-        new = [name for name in names if name not in self._read]
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            tables = pool.map(lambda name: self._read_rows(name, study), new)
-            self._read.update(zip(new, tables, strict=True))
-        return _one_row_a_trial(pa.concat_tables([SCHEMA.empty_table(), *(self._read[name] for name in names)]))
-
     def front(self, study: str) -> pa.Table:
-        """The front of a study's trials as they are now."""
-        return front(self.trials(study), self.objectives(study))
+        """The front of a study's trials as they are now: whole rows, smallest first."""
+        return self._trials.front(study, self.objectives(study))
 
     def write_front(self, study: str) -> pa.Table:
-        """Computes the front, keeps it as Parquet beside the trials, and gives it back."""
-        table = self.front(study)
-        self.store.write_bytes(f"fronts/study={study}/front.parquet", encode(table))
-        return table
+        """Brings the front up to date, keeps it as Parquet beside the trials, and gives it back."""
+        return self._trials.write_front(study, self.objectives(study))
 
     def put_model(self, model: str | os.PathLike[str] | bytes) -> str:
         """Keeps a packed model (a path or its bytes) under its SHA-256, once however often it is put; gives that."""
@@ -162,9 +169,6 @@ class Ledger:
         """What the search last said of this study, None where none has run."""
         _check_name(study)
         return self._read_json(_progress(study)) if self.store.exists(_progress(study)) else None
-
-    def _read_rows(self, name: str, study: str) -> pa.Table:
-        return decode(self.store.read_bytes(name), study=study, path=self.store.path_of(name))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -199,26 +203,12 @@ def _check_name(name: str) -> None:
         )
 
 
-def _one_row_a_trial(table: pa.Table) -> pa.Table:
-    """Keeps, of each trial id, the row that `Ledger.trials` promises."""
-    finished = np.asarray(table.column("status").to_pylist()) == TrialStatus.FINISHED.value
-    ended = table.column("finished_at").cast(pa.int64()).fill_null(0).to_numpy()
-    preferred = np.lexsort((-ended, ~finished))
-    trials = np.asarray(table.column("trial").to_pylist(), dtype=str)
-    _, first = np.unique(trials[preferred], return_index=True)
-    return table.take(preferred[first]).sort_by([("number", "ascending"), ("trial", "ascending")])
-
-
 def _record(study: str) -> str:
     return f"studies/{study}.json"
 
 
 def _progress(study: str) -> str:
     return f"studies/{study}.progress.json"
-
-
-def _trials(study: str) -> str:
-    return f"trials/study={study}"
 
 
 def _model(sha256: str) -> str:

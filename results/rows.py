@@ -5,6 +5,7 @@ Spark expect of a hive partition; it is added again on reading. The version of t
 """
 
 import io
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,13 +13,21 @@ import pyarrow.parquet as pq
 from layers.errors import OvertoneError
 from results.schema import SCHEMA, SCHEMA_VERSION
 
-__all__ = ["decode", "encode"]
+__all__ = ["conform", "decode", "encode", "unreadable"]
 
 
-def encode(table: pa.Table) -> bytes:
-    """A table of the ledger's schema as Parquet bytes."""
+def encode(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
+    """A few rows of the ledger's schema as Parquet bytes, with `metadata` beside the schema.
+
+    Plain on purpose: for one row, dictionaries, statistics and compression would take three times as long to write
+    and twice the bytes.
+    """
     sink = io.BytesIO()
-    pq.write_table(table.drop_columns(["study"]), sink, compression="zstd")
+    plain = table.drop_columns(["study"])
+    kind = {"compression": "none", "use_dictionary": False, "write_statistics": False, "store_schema": False}
+    with pq.ParquetWriter(sink, plain.schema, **kind) as writer:
+        writer.write_table(plain)
+        writer.add_key_value_metadata(dict(metadata or {}))
     return sink.getvalue()
 
 
@@ -31,14 +40,25 @@ def decode(data: bytes, *, study: str, path: str) -> pa.Table:
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise OvertoneError(f"{path!r} is not a readable Parquet file: {reason}") from None
+        raise unreadable(path, error) from None
     _check_version(table, path)
-    missing = [name for name in SCHEMA.names if name not in (*table.column_names, "study")]
+    return conform(table, SCHEMA.names, study=study, path=path)
+
+
+def conform(table: pa.Table, columns: Sequence[str], *, study: str, path: str) -> pa.Table:
+    """The columns that are asked for, in the ledger's types; OvertoneError where one is missing or of another type."""
+    known = {*table.column_names, "study"}
+    missing = [name for name in columns if name not in known]
     if missing:
         raise OvertoneError(f"{path!r} is not a ledger file of Overtone: it has no column {missing[0]!r}")
-    columns = {name: _column(table, name, study, path) for name in SCHEMA.names}
-    return pa.table(columns, schema=SCHEMA)
+    fields = [SCHEMA.field(name) for name in columns]
+    return pa.Table.from_arrays([_column(table, field, study, path) for field in fields], schema=pa.schema(fields))
+
+
+def unreadable(path: str, error: BaseException) -> OvertoneError:
+    """The error for a file that Parquet's reader refuses."""
+    reason = str(error).splitlines()[0].rstrip(".")
+    return OvertoneError(f"{path!r} is not a readable Parquet file: {reason}")
 
 
 def _check_version(table: pa.Table, path: str) -> None:
@@ -53,12 +73,13 @@ def _check_version(table: pa.Table, path: str) -> None:
         )
 
 
-def _column(table: pa.Table, name: str, study: str, path: str) -> pa.ChunkedArray | pa.Array:
-    kind = SCHEMA.field(name).type
-    if name == "study":
-        return pa.array([study] * table.num_rows, type=kind)
-    column = table.column(name)
+def _column(table: pa.Table, field: pa.Field, study: str, path: str) -> pa.ChunkedArray | pa.Array:
+    if field.name == "study":
+        return pa.repeat(pa.scalar(study, field.type), table.num_rows)
+    column = table.column(field.name)
     try:
-        return column if column.type == kind else column.cast(kind)
+        return column if column.type == field.type else column.cast(field.type)
     except pa.ArrowException:
-        raise OvertoneError(f"{path!r}: column {name!r} holds {column.type} where the ledger holds {kind}") from None
+        raise OvertoneError(
+            f"{path!r}: column {field.name!r} holds {column.type} where the ledger holds {field.type}"
+        ) from None

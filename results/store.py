@@ -8,7 +8,7 @@ Every failure is one sentence naming the file, without the credentials that a UR
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -18,9 +18,13 @@ import pyarrow.fs as pafs
 
 from layers.errors import OvertoneError, UsageError
 
-__all__ = ["Store"]
+__all__ = ["MissingFile", "Store"]
 
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
+
+
+class MissingFile(OvertoneError):
+    """A file that was to be read is not there (any more)."""
 
 
 class Store:
@@ -56,6 +60,16 @@ class Store:
         with _told("write", self.path_of(name)):
             self._files.write(name, data)
 
+    def open(self, name: str) -> pa.NativeFile:
+        """The file, opened for reading any part of it: a Parquet file's footer and the columns that are wanted."""
+        with _told("read", self.path_of(name)):
+            return self._files.open(name)
+
+    def delete(self, name: str) -> None:
+        """Takes a file away; one that is not there is let be."""
+        with _told("delete", self.path_of(name)), suppress(FileNotFoundError):
+            self._files.delete(name)
+
     def exists(self, name: str) -> bool:
         """Whether a file of this name is there."""
         with _told("read", self.path_of(name)):
@@ -73,6 +87,8 @@ class _Files(Protocol):
 
     def read(self, name: str) -> bytes: ...
     def write(self, name: str, data: bytes) -> None: ...
+    def open(self, name: str) -> pa.NativeFile: ...
+    def delete(self, name: str) -> None: ...
     def exists(self, name: str) -> bool: ...
     def names(self, folder: str) -> list[str]: ...
 
@@ -100,6 +116,12 @@ class _Local:
             temporary.unlink(missing_ok=True)
             raise
         _fsync_folder(path.parent)
+
+    def open(self, name: str) -> pa.NativeFile:
+        return pa.OSFile(os.fspath(self.root / name))
+
+    def delete(self, name: str) -> None:
+        (self.root / name).unlink()
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -134,6 +156,12 @@ class _Remote:
             stream.write(data)
         if not atomic:
             self._fs.move(target, path)
+
+    def open(self, name: str) -> pa.NativeFile:
+        return self._fs.open_input_file(self._path(name))
+
+    def delete(self, name: str) -> None:
+        self._fs.delete_file(self._path(name))
 
     def exists(self, name: str) -> bool:
         return bool(self._fs.get_file_info(self._path(name)).type == pafs.FileType.File)
@@ -179,7 +207,7 @@ def _told(verb: str, path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise OvertoneError(f"cannot {verb} {path!r}: it does not exist") from None
+        raise MissingFile(f"cannot {verb} {path!r}: it does not exist") from None
     except (OSError, pa.ArrowException) as error:
         raise OvertoneError(f"cannot {verb} {path!r}: {_sentence(error)}") from None
 

@@ -10,12 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from results.confidence import confidence
 from results.front import front, hypervolume_history, knee, reference_point
 from results.ledger import Ledger
 from results.objectives import Objective
 from results.schema import TrialStatus
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["Summary", "repeats", "summarise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,5 +72,20 @@ def summarise(ledger: Ledger, study: str) -> Summary:
     )
 
 
+def repeats(ledger: Ledger, summary: Summary) -> dict[str, dict[str, Any]]:
+    """How sure each member of the front is, by trial: the columns of `results.confidence`, without the id.
+
+    A trial that it does not name, or with `seeds` of 1, has been run once.
+    """
+    images = (summary.record.get("uncompressed") or {}).get("val_images")
+    confirmations = ledger.confirmations(summary.study)
+    rows = confidence(summary.trials, confirmations, summary.objectives, val_images=images).to_pylist()
+    return {row["trial"]: {name: _number(value) for name, value in row.items() if name != "trial"} for row in rows}
+
+
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(v) for name, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,7 @@ from typing import Any
 
 from layers.errors import UsageError
 
-__all__ = ["cost_axis", "figures_text", "percent"]
+__all__ = ["cost_axis", "figures_text", "percent", "short_unit"]
 
 _AXES = {
     "size_bytes": ("size (kB)", 1e3),
@@ -14,6 +14,13 @@ _AXES = {
     "parameters": ("parameters (thousands)", 1e3),
     "latency_ms": ("latency at batch 1 (ms)", 1.0),
 }
+_SHORT = {
+    "size_bytes": "kB",
+    "flops": "MFLOPs",
+    "macs": "million MACs",
+    "parameters": "thousand parameters",
+    "latency_ms": "ms",
+}
 
 
 def cost_axis(cost: str) -> tuple[str, float]:
@@ -21,6 +28,12 @@ def cost_axis(cost: str) -> tuple[str, float]:
     if cost not in _AXES:
         raise UsageError(f"cost {cost!r} is unknown; allowed are {', '.join(_AXES)}")
     return _AXES[cost]
+
+
+def short_unit(cost: str) -> str:
+    """The axis's unit as it follows a number: `kB`, `MFLOPs`, `ms`."""
+    cost_axis(cost)
+    return _SHORT[cost]
 
 
 def percent(fraction: float | None) -> str:

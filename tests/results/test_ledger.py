@@ -143,6 +143,44 @@ def test_pandas_and_duckdb_read_the_folder_without_us(full_ledger):
     assert {study for study, _ in rows} == set(frame["study"].astype(str)) == {"demo"}
 
 
+def test_batch_is_one_file_beside_single_rows(ledger, random_rows):
+    rows = sorted(random_rows(30), key=lambda row: row.number)
+    ledger.append_many(rows[:10])
+    ledger.append_many(to_table(rows[10:25]))
+    for row in rows[25:]:
+        ledger.append(row)
+    assert len(ledger.store.list("trials/study=demo")) == 7
+    for reader in (ledger, Ledger(ledger.store)):
+        assert reader.trials("demo").equals(to_table(rows))
+
+
+def test_batch_that_is_not_of_one_study_is_refused_whole(ledger, make_row):
+    with pytest.raises(OvertoneError, match="rows must be of one study, not of demo, other"):
+        ledger.append_many([make_row(), make_row(study="other")])
+    with pytest.raises(OvertoneError, match="rows must be of one study, not of none"):
+        ledger.append_many([])
+    with pytest.raises(OvertoneError, match="the ledger's schema; seed differs"):
+        ledger.append_many(to_table([make_row()]).drop_columns(["seed"]))
+    with pytest.raises(OvertoneError, match="trial id 'a b' must be made of letters"):
+        ledger.append_many([make_row(), make_row(trial="a b")])
+    with pytest.raises(UsageError, match="study 'gone' does not exist"):
+        ledger.append_many([make_row(study="gone")])
+    assert ledger.store.list("trials/study=demo") == []
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_some_columns_are_those_of_all(ledger, random_rows, batch):
+    rows = random_rows(20)
+    if batch:
+        ledger.append_many(rows)
+    for row in rows[: 5 if batch else 20]:
+        ledger.append(row)
+    whole, columns = Ledger(ledger.store).trials("demo"), ["flops", "trial", "study"]
+    assert ledger.trials("demo", columns).equals(whole.select(columns))
+    with pytest.raises(UsageError, match="column 'speed' is unknown; allowed are schema_version, study"):
+        ledger.trials("demo", ["speed"])
+
+
 def test_front_is_kept_beside_the_trials(full_ledger):
     front = full_ledger.write_front("demo")
     assert front.num_rows > 0

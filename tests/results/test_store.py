@@ -6,7 +6,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from layers.errors import OvertoneError, UsageError
-from results.store import Store
+from results.store import MissingFile, Store
 
 
 class ContractOfStores:
@@ -31,6 +31,21 @@ class ContractOfStores:
             store.write_bytes(name, b"x")
         assert store.list("t", ".parquet") == ["t/a.parquet", "t/z.parquet"]
         assert store.list("t/") == ["t/a.json", "t/a.parquet", "t/z.parquet"]
+
+    def test_opens_a_file_to_read_a_part(self, store, rng):
+        data = rng.bytes(1000)
+        store.write_bytes("a/file.bin", data)
+        with store.open("a/file.bin") as file:
+            file.seek(100)
+            assert file.read(50) == data[100:150]
+        with pytest.raises(MissingFile, match=r"^cannot read '.*x/gone\.bin': it does not exist$"):
+            store.open("x/gone.bin")
+
+    def test_deletes_a_file_once_and_again(self, store):
+        store.write_bytes("a/file.bin", b"x")
+        store.delete("a/file.bin")
+        assert not store.exists("a/file.bin")
+        store.delete("a/file.bin")
 
     def test_missing_file_is_one_sentence_naming_it(self, store):
         with pytest.raises(OvertoneError, match=r"^cannot read '.*x/gone\.bin': it does not exist$"):
