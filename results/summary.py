@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from results.confidence import confidence
-from results.front import front, hypervolume_history, knee, reference_point
+from results.front import front, knee, reference_point
+from results.history import hypervolume_over_cost
 from results.ledger import Ledger
 from results.objectives import Objective
 from results.schema import TrialStatus
@@ -37,8 +36,8 @@ class Summary:
     baseline: Mapping[str, float]
     """The uncompressed network's figures as far as they are known and finite."""
     reference: Mapping[str, float]
-    history: npt.NDArray[np.float64]
-    """Hypervolume after each finished trial."""
+    history: pa.Table
+    """Hypervolume after each finished trial, as `results.history` gives it."""
 
     def count(self, status: TrialStatus) -> int:
         """How many trials ended like this."""
@@ -47,7 +46,7 @@ class Summary:
     @property
     def hypervolume(self) -> float:
         """The hypervolume of all finished trials, in [0, 1]."""
-        return float(self.history[-1]) if len(self.history) else 0.0
+        return float(self.history.column("hypervolume")[-1].as_py()) if self.history.num_rows else 0.0
 
 
 def summarise(ledger: Ledger, study: str) -> Summary:
@@ -68,7 +67,7 @@ def summarise(ledger: Ledger, study: str) -> Summary:
         knee=knee(trials, objectives) if members.num_rows else None,
         baseline=baseline,
         reference=reference,
-        history=hypervolume_history(trials, objectives, reference),
+        history=hypervolume_over_cost(trials, objectives, reference),
     )
 
 

@@ -324,6 +324,17 @@ def query(
 
 
 @app.command()
+def compact(study: options.Study, store: options.Store = "runs", as_json: options.Json = False) -> None:
+    """Merge the many small files of a study into few. A finished search does it itself; others may read and write.
+
+    Example: overtone compact --study demo
+    """
+    done = Ledger(OpenStore(store)).compact(study).to_json()
+    line = f"{study}: {done['files_before']} files became {done['files_after']}, {done['rows_written']} rows rewritten"
+    _say({"study": study, **done}, line, as_json)
+
+
+@app.command()
 def report(
     study: options.Study,
     out: Annotated[Path, typer.Option(help="File to write: .html (one file, opens offline), .png or .svg.")],

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from results.front import front, hypervolume, reference_point
+from results.front import hypervolume, reference_point
 from results.ledger import Ledger
 from results.schema import TrialRow, TrialStatus
 from search.keeper import TrialKeeper
@@ -42,17 +42,21 @@ class Recorder(TrialKeeper):
 
     def tell(self, row: TrialRow | None) -> None:
         """To other terminals, and to this one."""
-        self._write_progress("running")
-        self._progress.show(self._snapshot(), row)
+        snapshot = self._snapshot()
+        self._write_progress("running", snapshot)
+        self._progress.show(snapshot, row)
 
     def close(self, state: str) -> None:
-        """The last word of this run."""
+        """The last word of this run; the many small files of a finished study become few."""
         self._running = 0
-        self.guarded(lambda: self._write_progress(state))
+        self.guarded(lambda: self._write_progress(state, self._snapshot()))
+        if state == "finished":
+            self.guarded(lambda: self.ledger.compact(self.study))
 
     def _snapshot(self) -> Snapshot:
-        trials = self.ledger.trials(self.study)
-        members = front(trials, self._objectives)
+        names = [objective.name for objective in self._objectives]
+        trials = self.ledger.trials(self.study, columns=["status", *names])
+        members = self.ledger.front(self.study)
         reference = reference_point(self._objectives, self._uncompressed, trials)
         return Snapshot(
             **asdict(self.tally()),
@@ -60,12 +64,12 @@ class Recorder(TrialKeeper):
             hypervolume=hypervolume(members, self._objectives, reference),
         )
 
-    def _write_progress(self, state: str) -> None:
+    def _write_progress(self, state: str, snapshot: Snapshot) -> None:
         said = {
             "state": state,
             "updated_at": datetime.now(UTC).isoformat(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            **self._snapshot().to_json(),
+            **snapshot.to_json(),
         }
         self.ledger.write_progress(self.study, said)

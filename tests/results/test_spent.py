@@ -15,7 +15,9 @@ def test_history_counts_the_time_of_all_trials(ledger, make_row):
     assert found["trials"] == [1, 3, 4]
     assert found["busy_s"] == [10.0, 100.0, 150.0]
     assert found["elapsed_s"] == [30.0, 210.0, 270.0]
-    assert found["hypervolume"] == pytest.approx(summary.history[[0, 2, 3]].tolist(), abs=1e-6)
+    assert found["hypervolume"] == pytest.approx(
+        summary.history.column("hypervolume").take([0, 2, 3]).to_pylist(), abs=1e-6
+    )
 
 
 def test_study_without_results_has_spent_nothing(ledger):

@@ -21,7 +21,8 @@ def _said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
 
 
 @pytest.mark.parametrize(
-    "command", ["inspect", "train", "search", "resume", "confirm", "status", "query", "report", "insight", "export"]
+    "command",
+    ["inspect", "train", "search", "resume", "confirm", "compact", "status", "query", "report", "insight", "export"],
 )
 def test_help_teaches_with_an_example(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"])
@@ -85,6 +86,7 @@ def test_inspect_takes_data_space_and_single_layers(capsys: pytest.CaptureFixtur
         (["query", "--study", "none", "--sql", "SELECT 1", "--front"], 2, "sql (='SELECT 1') stands alone"),
         (["query", "--study", "none", "--sql", "SELECT 1", "--columns", "trial"], 2, "sql (='SELECT 1') stands alone"),
         (["confirm", "--study", "none"], 2, "study 'none' does not exist"),
+        (["compact", "--study", "none"], 2, "study 'none' does not exist"),
         (["confirm", "--study", "none", "--seeds", "0"], 2, "seeds (=0) must be at least 1"),
         (["insight", "--study", "none"], 2, "study 'none' does not exist"),
         (["insight", "--study", "none", "--limit", "0"], 2, "limit (=0) must be at least 1"),
