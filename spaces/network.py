@@ -84,11 +84,14 @@ class Network:
         return hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
 
     def canonical(self, config: NetworkConfig) -> NetworkConfig:
-        """The config without the knobs that change no layer, blocks in network order."""
+        """The config without the knobs that change no layer, `cosine` where both families agree, blocks in order."""
         self.forms(config)
         blocks = {}
         for block in sorted(config.blocks, key=lambda name: list(self.shapes).index(self.layers_of(name)[0])):
             asked = config.blocks[block]
+            cosine = asked if asked.basis is None else dataclasses.replace(asked, basis="cosine")
+            if self._same(block, asked, cosine, config.minimum_templates):
+                asked = cosine
             for knobs in _INDEPENDENT:
                 without = dataclasses.replace(asked, **dict.fromkeys(knobs))
                 if self._same(block, asked, without, config.minimum_templates):

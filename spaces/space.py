@@ -88,7 +88,8 @@ class Space:
         for block, knobs in self.choices.items():
             for knob, allowed in knobs.items():
                 value = self._value(block, knob, config.blocks.get(block, BlockConfig()))
-                if value not in allowed and not (value is None and knob in ("basis", "groups", "exponent_block")):
+                spare = knob == "basis" or (value is None and knob in ("groups", "exponent_block"))
+                if value not in allowed and not spare:
                     raise UsageError(f"{block}.{knob} (={value}) must be one of {_words(allowed)}.")
                 values[f"{block}.{knob}"] = value if value in allowed else allowed[0]
         if self.network.digest(self.decode(values)) != self.network.digest(config):

@@ -185,3 +185,14 @@ def test_groups_that_do_not_divide_the_channels_are_refused(wide_network):
         wide_network.forms(config(stem=dataclasses.replace(PRUNED, groups=4)))
     with pytest.raises(UsageError, match=r"groups \(=2\) must divide the 1 channels that a filter sees\."):
         wide_network.cost(config(body=dataclasses.replace(PRUNED, groups=2)))
+
+
+def test_families_that_agree_are_one_config(resnet8):
+    """Two harmonics on three taps are a constant and a slope in both families."""
+    for harmonics, same in (((2, 2), True), ((2, 1), True), ((1, 1), True), ((2, 3), False)):
+        configs = [
+            resnet8.canonical(NetworkConfig(blocks={"layer2": BlockConfig(basis=family, harmonics=harmonics)}))
+            for family in ("cosine", "chebyshev")
+        ]
+        assert (configs[0] == configs[1]) is same
+        assert (resnet8.digest(configs[0]) == resnet8.digest(configs[1])) is same
