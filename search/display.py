@@ -75,6 +75,9 @@ def show_trials(console: Console, frame: pd.DataFrame, title: str, columns: Sequ
 
     Where the rows say over how many seeds they were measured (`seeds`), so does their accuracy, which then is the mean.
     """
+    if frame.empty:
+        console.print(title, markup=False, highlight=False)
+        return
     names = _shown(frame) if columns is None else list(dict.fromkeys(columns))
     table = Table(title=title, title_justify="left", show_lines="blocks" in names)
     for name in names:

@@ -1,9 +1,7 @@
 """Fresh random numbers, small layers and slow oracles for the tests of layers."""
 
-import os
 import random
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,27 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from layers import LayerForm
 
 ConvMaker = Callable[..., nn.Conv2d]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    """Fresh in every run; a failing test shows the seed, and OVERTONE_TEST_SEED brings it back."""
-    seed = int(os.environ.get("OVERTONE_TEST_SEED", secrets.randbits(32)))
-    print(f"OVERTONE_TEST_SEED={seed}")
-    return random.Random(seed)
-
-
-@pytest.fixture
-def generator(rng: random.Random) -> torch.Generator:
-    return torch.Generator().manual_seed(rng.getrandbits(62))
 
 
 @pytest.fixture

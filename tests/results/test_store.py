@@ -1,5 +1,4 @@
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -128,19 +127,8 @@ class TestS3(ContractOfStores):
     """The real protocol, against moto's server on this machine."""
 
     @pytest.fixture
-    def store(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-        server_module = pytest.importorskip("moto.server")
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        host, port = server.get_host_and_port()
-        try:
-            options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true"
-            store = Store(f"s3://user:secret@bucket/prefix?{options}")
-            store._files._fs.create_dir("bucket")
-            yield store
-        finally:
-            server.stop()
+    def store(self, s3_store: Store) -> Store:
+        return s3_store
 
     def test_credentials_are_never_shown(self, store):
         assert store.path_of("a.txt") == "s3://bucket/prefix/a.txt"

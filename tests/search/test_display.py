@@ -96,3 +96,8 @@ def test_insight_is_a_table_of_the_most_important_knobs(console: Console) -> Non
     assert "No knob stands out" in _shown(console)
     show_insight(console, {"trials": 0}, "s", 1)
     assert "s: no trial has finished yet" in _shown(console)
+
+
+def test_no_rows_are_said_in_words(console: Console) -> None:
+    show_trials(console, pd.DataFrame(columns=["trial", "val_top1"]), "demo: 0 trials")
+    assert _shown(console).strip() == "demo: 0 trials"
