@@ -28,7 +28,6 @@ class PortableRounding(nn.Module):
         if form.block != 1:
             raise ValueError(f"block (={form.block}) must be 1: activations share no exponents")
         self.bits, self.lowest, self.highest = form.bits, form.lowest, -form.lowest - 1
-        self.overflow = (2.0**form.bits - 0.5) * 2.0 ** (self.highest + 1 - form.bits)
         self.reach = form.bits - form.lowest
         exponents = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
         self.register_buffer("powers", torch.exp2(exponents).float())
@@ -36,7 +35,7 @@ class PortableRounding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Each value rounded to `bits` significant bits, ties to even; out of range it becomes zero or NaN."""
         size = x.abs()
-        exponent = self._exponent(size).clamp(self.lowest, -self.lowest)
+        exponent = self._exponent(size)
         carries = torch.round(size * self._power(self.bits - 1 - exponent)) >= 2**self.bits
         exponent = exponent + carries.to(torch.int64)
         rounded = torch.round(x * self._power(self.bits - 1 - exponent)) * self._power(exponent - self.bits + 1)
