@@ -44,7 +44,7 @@ _HEADERS = {
 
 
 def show_survey(console: Console, survey: Survey, title: str) -> None:
-    """The blocks of a network and what each can take."""
+    """The blocks of a network and what each can take, then the papers' rows, a table a source."""
     table = Table(title=title, title_justify="left")
     for column in ("block", "layers", "size", "compute", "choices"):
         table.add_column(column, justify="right" if column in ("layers", "size", "compute") else "left")
@@ -58,6 +58,8 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
             choices,
         )
     console.print(table)
+    for source in dict.fromkeys(preset["source"] for preset in survey.presets):
+        console.print(_preset_table(source, [preset for preset in survey.presets if preset["source"] == source]))
     whole, least = survey.uncompressed, survey.least
     lines = [
         f"space: {survey.space_size:.3g} points, several of which can be one network",
@@ -68,6 +70,28 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
     if survey.trial_flops:
         lines.append(f"a trial: up to {survey.trial_flops / 1e9:,.1f} GFLOPs of fine-tuning")
     console.print("\n".join(lines), highlight=False)
+
+
+def _preset_table(source: str, presets: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=source, title_justify="left")
+    table.add_column("preset", no_wrap=True)
+    for column in ("parameters", "size", "compute", "published top-1"):
+        table.add_column(column, justify="right")
+    for preset in presets:
+        table.add_row(
+            preset["name"],
+            f"{preset['percent_parameters']:.2f}%",
+            f"{kilobytes(preset['size_bytes'])} ({preset['percent_size']:.1f}%)",
+            f"{megaflops(preset['flops'])} ({preset['percent_flops']:.1f}%)",
+            _published(preset),
+        )
+    return table
+
+
+def _published(preset: Mapping[str, Any]) -> str:
+    """Accuracy, and its difference from the uncompressed network's, in percent; `-` where none is published."""
+    top1, base = preset["published_top1"], preset["published_base"]
+    return "-" if top1 is None else f"{top1:.2f} ({top1 - base:+.2f})"
 
 
 def show_trials(console: Console, frame: pd.DataFrame, title: str, columns: Sequence[str] | None = None) -> None:

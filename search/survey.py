@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spaces import BlockConfig, NetworkConfig, Space
+from layers import Cost
+from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, presets
 from spaces.models import RESNET_DEPTHS
 
 __all__ = ["Survey", "survey", "usual_shape"]
@@ -25,6 +26,10 @@ class Survey:
     """Least `size_bytes` and least `flops` in the space, each by itself."""
     trial_flops: int
     """Arithmetic of one trial's fine-tuning of the uncompressed network, 0 where no data are named."""
+    presets: tuple[Mapping[str, Any], ...]
+    """Of each row of the papers, or in their spirit (`spaces.presets`): `name`, `source`, `parameters`, `size_bytes`,
+    `flops`, `published_top1`, `published_base`, and `percent_size`, `percent_flops`, `percent_parameters` of the
+    uncompressed network; parameters as Costain & Prisacariu count, those of convolutions and linear layers alone."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -34,11 +39,15 @@ class Survey:
             "uncompressed": dict(self.uncompressed),
             "least": dict(self.least),
             "trial_flops": self.trial_flops,
+            "presets": [dict(preset) for preset in self.presets],
         }
 
 
-def survey(space: Space, *, train_images: int, epochs: int) -> Survey:
-    """Count everything from shapes alone; a backward pass counts as two forward ones."""
+def survey(space: Space, *, model: str, train_images: int, epochs: int) -> Survey:
+    """Count everything from shapes alone; a backward pass counts as two forward ones.
+
+    The model's name says which rows of the papers are its own; they are counted even where they lie outside the space.
+    """
     network = space.network
     whole = network.cost(NetworkConfig())
     costs = {block: space.block_costs(block).values() for block in space.choices}
@@ -56,6 +65,7 @@ def survey(space: Space, *, train_images: int, epochs: int) -> Survey:
             "flops": network.rest.flops + sum(min(c.flops for c in block) for block in costs.values()),
         },
         trial_flops=3 * whole.flops * train_images * epochs,
+        presets=tuple(_preset(network, preset, whole) for preset in presets(model, network)),
     )
 
 
@@ -68,6 +78,22 @@ def _block(space: Space, block: str) -> dict[str, Any]:
         "size_bytes": cost.size_bytes,
         "flops": cost.flops,
         "choices": {knob: list(values) for knob, values in space.choices[block].items()},
+    }
+
+
+def _preset(network: Network, preset: Preset, whole: Cost) -> dict[str, Any]:
+    cost, norms = network.cost(preset.config), network.rest.parameters
+    return {
+        "name": preset.name,
+        "source": preset.source,
+        "parameters": cost.parameters,
+        "size_bytes": cost.size_bytes,
+        "flops": cost.flops,
+        "percent_parameters": 100 * (cost.parameters - norms) / (whole.parameters - norms),
+        "percent_size": 100 * cost.size_bytes / whole.size_bytes,
+        "percent_flops": 100 * cost.flops / whole.flops,
+        "published_top1": preset.published_top1,
+        "published_base": preset.published_base,
     }
 
 

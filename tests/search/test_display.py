@@ -5,8 +5,10 @@ import pytest
 from rich.console import Console
 
 from search.confirm import Confirmation
-from search.display import accuracy, confirm_line, show_trials, status_line
+from search.display import accuracy, confirm_line, show_survey, show_trials, status_line
 from search.insight_table import show_insight
+from search.survey import survey
+from spaces import Network, Space, build_model
 
 
 @pytest.fixture
@@ -101,3 +103,31 @@ def test_insight_is_a_table_of_the_most_important_knobs(console: Console) -> Non
 def test_no_rows_are_said_in_words(console: Console) -> None:
     show_trials(console, pd.DataFrame(columns=["trial", "val_top1"]), "demo: 0 trials")
     assert _shown(console).strip() == "demo: 0 trials"
+
+
+def test_a_survey_shows_the_papers_rows_under_the_blocks(console: Console) -> None:
+    space = Space.default(Network.of(build_model("resnet20", classes=10, channels=3), (3, 32, 32)))
+    found = survey(space, model="resnet20", train_images=0, epochs=5)
+    presets = {preset["name"]: preset for preset in found.to_json()["presets"]}
+    assert len(presets) == 10
+    row, norms = presets["cos-3,3,2,2"], space.network.rest.parameters
+    assert row["published_top1"] == 89.55
+    assert row["published_base"] == 91.73
+    whole = found.uncompressed
+    assert row["percent_size"] == pytest.approx(100 * row["size_bytes"] / whole["size_bytes"])
+    assert row["percent_flops"] == pytest.approx(100 * row["flops"] / whole["flops"])
+    assert row["percent_parameters"] == pytest.approx(100 * (row["parameters"] - norms) / (whole["parameters"] - norms))
+    show_survey(console, found, "resnet20")
+    above, _, below = _shown(console).partition("Costain & Prisacariu, Table 1 (CIFAR-10)")
+    assert "conv1" in above
+    line = next(line for line in below.splitlines() if "cos-3,3,2,2" in line)
+    assert f"{row['size_bytes'] / 1e3:.1f} kB ({row['percent_size']:.1f}%)" in line
+    assert f"{row['percent_parameters']:.2f}%" in line
+    assert "89.55 (-2.18)" in line
+
+
+def test_a_survey_of_any_network_has_generic_rows(console: Console) -> None:
+    space = Space.default(Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
+    show_survey(console, survey(space, model="resnet8", train_images=0, epochs=5), "resnet8")
+    line = next(line for line in _shown(console).splitlines() if "cos-from-layer3" in line)
+    assert line.split()[-2] == "-"

@@ -1,0 +1,199 @@
+"""The papers' rows: their counts against what is printed, and that every network can take its own."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, build_model, presets
+
+SMALL = ("resnet8", "resnet20", "resnet32", "resnet56", "vgg16")
+LARGE = ("resnet18", "convnext_tiny", "mobilenet_v2", "efficientnet_b0")
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Network]:
+    def network(model: str) -> Network:
+        image, classes = ((3, 32, 32), 10) if model in SMALL else ((3, 224, 224), 1000)
+        with torch.device("meta"):
+            return Network.of(build_model(model, classes=classes, channels=3), image)
+
+    return {model: network(model) for model in (*SMALL, *LARGE)}
+
+
+def named(model: str, network: Network) -> dict[str, Preset]:
+    return {preset.name: preset for preset in presets(model, network)}
+
+
+def counted(network: Network, config: NetworkConfig) -> int:
+    """Parameters as the paper counts, without those of norms."""
+    return network.cost(config).parameters - network.rest.parameters
+
+
+@pytest.mark.parametrize("model", [*SMALL, *LARGE])
+def test_every_row_is_a_network_and_canonical(model: str, networks: dict[str, Network]) -> None:
+    network = networks[model]
+    rows = presets(model, network)
+    assert rows
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        assert network.canonical(row.config) == row.config
+        assert 0 < network.cost(row.config).size_bytes < network.cost(NetworkConfig()).size_bytes
+        assert NetworkConfig.from_json(json.loads(json.dumps(row.config.to_json()))) == row.config
+        assert (row.published_top1 is None) == (row.published_base is None)
+
+
+@pytest.mark.parametrize(
+    ("model", "count"), [("resnet20", 10), ("resnet32", 10), ("resnet18", 36), ("convnext_tiny", 9)]
+)
+def test_the_tables_are_whole(model: str, count: int, networks: dict[str, Network]) -> None:
+    rows = presets(model, networks[model])
+    assert len(rows) == count
+    assert all(row.published_top1 is not None and "Costain & Prisacariu, Table" in row.source for row in rows)
+
+
+@pytest.mark.parametrize("short", ["cos", "cheb"])
+@pytest.mark.parametrize(
+    ("model", "harmonics", "percent"),
+    [
+        ("resnet18", "6,3,3,3,3", 99.98),
+        ("resnet18", "6,3,3,3,2", 60.70),
+        ("resnet18", "6,3,3,2,2", 50.88),
+        ("resnet18", "6,3,2,2,2", 48.43),
+        ("resnet18", "5,3,3,3,3", 99.96),  # printed 94.10, an erratum
+        ("resnet18", "5,3,3,3,2", 60.68),
+        ("resnet18", "5,3,3,2,2", 50.86),
+        ("resnet18", "4,3,3,3,2", 60.67),
+        ("resnet18", "4,3,3,2,2", 50.85),
+        ("resnet32", "3,3,3,2", 57.88),  # printed 57.74, an erratum
+        ("resnet32", "3,3,2,2", 47.35),
+        ("resnet32", "3,2,2,2", 44.57),
+        ("resnet32", "2,2,2,3", 86.65),
+        ("resnet32", "2,2,2,2", 44.52),  # printed 44.48, an erratum
+    ],
+)
+def test_percentages_of_tables_1_and_2(
+    model: str, harmonics: str, percent: float, short: str, networks: dict[str, Network]
+) -> None:
+    network = networks[model]
+    config = named(model, network)[f"{short}-{harmonics}"].config
+    assert 100 * counted(network, config) / counted(network, NetworkConfig()) == pytest.approx(percent, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("runs", "percent"),
+    [
+        ("7x3,7x3,7x9,6x3", 90.90),
+        ("7x3,7x3,7x4,6x5,6x3", 83.32),
+        ("7x3,7x3,6x9,6x3", 77.25),
+        ("7x3,6x3,6x9,6x3", 74.98),
+        ("7x3,7x3,5x9,5x3", 58.01),
+        ("7x3,7x3,5x9,4x3", 51.71),
+        ("7x3,7x3,4x9,4x3", 42.26),
+        ("6x3,6x3,6x9,6x3", 73.84),
+        ("5x3,5x3,5x9,5x3", 51.71),
+    ],
+)
+def test_percentages_of_table_3(runs: str, percent: float, networks: dict[str, Network]) -> None:
+    network, compressible = networks["convnext_tiny"], 324_576 + 4_608
+    config = named("convnext_tiny", network)[f"cos-{runs}"].config
+    saved = counted(network, NetworkConfig()) - counted(network, config)
+    assert 100 * (1 - saved / compressible) == pytest.approx(percent, abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("name", "megabytes"),
+    [("conv", (23.4, 17.5)), ("6,3,3,3,2", (14.2, 10.6)), ("6,3,3,2,2", (11.9, 8.9)), ("5,3,3,3,2", (14.2, 10.6))],
+)
+def test_sizes_of_table_4(name: str, megabytes: tuple[float, float], networks: dict[str, Network]) -> None:
+    """The paper's sizes: every parameter at a sign, the mantissa and 7 exponent bits."""
+    network = networks["resnet18"]
+    rows = named("resnet18", network)
+    for bits, printed in zip((8, 4), megabytes, strict=True):
+        for short in ("",) if name == "conv" else ("cos-", "cheb-"):
+            config = rows[f"{short}{name}-{bits}bit"].config
+            assert counted(network, config) * (1 + bits + 7) / 8e6 == pytest.approx(printed, abs=0.05)
+            forms = network.forms(config)
+            assert set(forms) == set(network.shapes)
+            assert {(form.bits, form.exponent_block) for form in forms.values()} == {(bits, 1)}
+
+
+def test_published_accuracies_are_of_the_right_cell(networks: dict[str, Network]) -> None:
+    """A cell of each column of each table, and the differences printed beside them."""
+    for model, name, top1, drop in (
+        ("resnet20", "cos-2,2,2,3", 86.87, -4.86),
+        ("resnet20", "cheb-2,2,2,3", 87.95, -3.78),
+        ("resnet32", "cos-3,2,2,2", 88.40, -4.38),
+        ("resnet32", "cheb-3,2,2,2", 88.48, -4.30),
+        ("resnet18", "cos-5,3,3,2,2", 67.48, -2.28),
+        ("resnet18", "cheb-5,3,3,2,2", 65.44, -4.32),
+        ("convnext_tiny", "cos-7x3,6x3,6x9,6x3", 79.44, -2.66),
+        ("resnet18", "conv-4bit", 69.28, -0.48),
+        ("resnet18", "cos-5,3,3,2,2-4bit", 62.76, -7.00),
+        ("resnet18", "cheb-5,3,3,2,2-8bit", 64.47, -5.29),
+        ("vgg16", "scalar-0.9", 90.62, -2.64),
+    ):
+        row = named(model, networks[model])[name]
+        assert row.published_top1 == top1
+        assert row.published_base is not None
+        assert row.published_top1 - row.published_base == pytest.approx(drop, abs=0.006)
+
+
+@pytest.mark.parametrize("model", ["resnet8", "resnet20", "resnet32", "resnet18", "mobilenet_v2", "vgg16"])
+def test_rows_by_stage_lie_in_the_default_space(model: str, networks: dict[str, Network]) -> None:
+    """Not those with an exponent a weight or a rate of 0.9 or 0.7, which the default space does not offer."""
+    network = networks[model]
+    space = Space.default(network)
+    rows = [
+        row for row in presets(model, network) if not row.name.endswith("bit") and not row.name.startswith("scalar")
+    ]
+    assert rows
+    for row in rows:
+        assert space.decode(space.encode(row.config)) == row.config
+
+
+def test_both_families_of_two_harmonics_on_three_taps_are_one_network(networks: dict[str, Network]) -> None:
+    rows = named("resnet20", networks["resnet20"])
+    for name, row in rows.items():
+        assert row.config == rows[name.replace("cheb-", "cos-")].config
+    large = named("resnet18", networks["resnet18"])
+    assert large["cos-6,3,3,3,2"].config.blocks["conv1"] == BlockConfig(basis="cosine", harmonics=(6, 6))
+    assert large["cheb-6,3,3,3,2"].config.blocks["conv1"] == BlockConfig(basis="chebyshev", harmonics=(6, 6))
+
+
+def test_vgg_rows_prune_every_convolution_at_one_rate(networks: dict[str, Network]) -> None:
+    network = networks["vgg16"]
+    rows = named("vgg16", network)
+    forms = network.forms(rows["scalar-0.7"].config)
+    assert set(forms) == {name for name, shape in network.shapes.items() if shape.kind == "conv2d"}
+    for name, form in forms.items():
+        shape = network.shapes[name]
+        assert form.templates == round(0.3 * shape.out_channels)
+        assert form.groups == (1 if shape.in_channels == 3 else 2)
+    assert network.forms(rows["scalar-0.9"].config)["features.0"].templates == 8
+
+
+def test_generic_rows_go_down_from_the_last_block(networks: dict[str, Network]) -> None:
+    rows = presets("resnet8", networks["resnet8"])
+    assert [row.name for row in rows] == [f"cos-from-{block}" for block in ("layer3", "layer2", "layer1", "conv1")]
+    two = BlockConfig(basis="cosine", harmonics=(2, 2))
+    assert rows[1].config == NetworkConfig(blocks={"layer2": two, "layer3": two})
+    assert all(row.published_top1 is None for row in rows)
+
+
+def test_generic_rows_take_one_harmonic_from_every_kernel(wide: nn.Module, wide_network: Network) -> None:
+    """Kernels of several sizes in one block go layer by layer; sizes of 1 stay."""
+    rows = presets("wide", wide_network)
+    assert [row.name for row in rows] == ["cos-from-body2", "cos-from-body", "cos-from-stem"]
+    harmonics = {name: form.harmonics for name, form in wide_network.forms(rows[-1].config).items()}
+    assert harmonics == {"stem": (6, 6), "body.0": (1, 6), "body.3": (3, 3), "body2": (2, 2)}
+    assert wide_network.canonical(rows[-1].config) == rows[-1].config
+    by_layer = Network.of(wide, (3, 12, 12), "layer")
+    last = presets("wide", by_layer)[-1]
+    assert by_layer.digest(last.config) == wide_network.digest(rows[-1].config)
+
+
+def test_generic_rows_leave_small_kernels_alone() -> None:
+    network = Network.of(nn.Sequential(nn.Conv2d(3, 8, 2), nn.Flatten(), nn.Linear(8 * 49, 4)), (3, 8, 8))
+    assert presets("tiny", network) == ()
