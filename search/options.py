@@ -21,6 +21,8 @@ __all__ = [
     "DataDir",
     "Dataset",
     "Epochs",
+    "Filters",
+    "FiltersFile",
     "GpusPerTrial",
     "Json",
     "Model",
@@ -72,6 +74,15 @@ SpaceFile = Annotated[
     ),
 ]
 Blocks = Annotated[str, typer.Option(help="What is one block of the space: stage, or layer for single layers.")]
+Filters = Annotated[
+    str | None,
+    typer.Option(
+        "--filters",
+        help="Instead, draw filters of this convolution beside their cosine and Chebyshev series at falling harmonics, "
+        "with the L2 error of each; goes with --png.",
+    ),
+]
+FiltersFile = Annotated[Path | None, typer.Option("--png", help="File to draw --filters into: .png, or .svg.")]
 Epochs = Annotated[int, typer.Option(help="Epochs of fine-tuning in a trial.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Store = Annotated[str, typer.Option(help="Where studies are kept: a folder, NFS, or s3://bucket/prefix.")]

@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from search.cli import _run, app
+
+DRAW = ("inspect", "--model", "resnet8", "--filters")
 
 
 def _overtone(*arguments: str, block: str = "") -> subprocess.CompletedProcess[str]:
@@ -68,6 +71,55 @@ def test_inspect_takes_data_space_and_single_layers(capsys: pytest.CaptureFixtur
     assert all(block["bits"] == [8, 4] for block in choices.values())
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_inspect_draws_filters(capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: Path, suffix: str) -> None:
+    path = tmp_path / f"filters{suffix}"
+    base = ["inspect", "--model", "resnet8", "--image", "1x8x8", "--weights", str(weights)]
+    code, out, err = _said(capsys, *base, "--filters", "layer3.0.conv1", "--png", str(path))
+    assert (code, out, err) == (0, f"{path}\n", "")
+    assert path.read_bytes().startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
+    assert b"random start" not in path.read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_inspect_says_the_errors_of_a_layers_filters(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: Path
+) -> None:
+    path = tmp_path / "filters.png"
+    base = ["inspect", "--model", "resnet8", "--image", "1x8x8", "--weights", str(weights)]
+    code, out, _ = _said(capsys, *base, "--filters", "conv1", "--png", str(path), "--json")
+    taps = load_file(weights)["conv1.weight"].double()
+    share = (taps - taps.mean((2, 3), keepdim=True)).flatten(2).norm(dim=2) / taps.flatten(2).norm(dim=2)
+    found = json.loads(out)
+    assert (code, found["png"], found["layer"]) == (0, str(path), "conv1")
+    assert found["errors"].keys() == {"cosine", "chebyshev"}
+    for errors in found["errors"].values():
+        assert list(errors) == ["3x2", "2x3", "2x2", "1x1"]
+        assert errors["1x1"] == pytest.approx(float(share.mean()), rel=1e-9)
+        assert errors["1x1"] > errors["2x2"] > max(errors["2x3"], errors["3x2"])
+
+
+def test_inspect_without_weights_says_that_filters_are_random(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "filters.svg"
+    code, out, err = _said(capsys, "inspect", "--model", "resnet8", "--filters", "conv1", "--png", str(path))
+    assert (code, out) == (0, f"{path}\n")
+    assert err == "No weights were given: these are the filters of a random start.\n"
+    first = path.read_text()
+    assert "resnet8 conv1 (random start)" in first
+    _said(capsys, "inspect", "--model", "resnet8", "--filters", "conv1", "--png", str(path))
+    assert path.read_text() == first
+
+
+def test_inspect_reads_weights_only_where_they_fit(capsys: pytest.CaptureFixture[str], weights: Path) -> None:
+    base = ["inspect", "--model", "resnet8", "--weights", str(weights)]
+    assert _said(capsys, *base, "--image", "1x8x8", "--json")[0] == 0
+    code, _, err = _said(capsys, *base)
+    assert code == 2
+    assert "do not fit the model 'resnet8': 'conv1.weight' is (16, 1, 3, 3), not (16, 3, 3, 3)" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -79,6 +131,16 @@ def test_inspect_takes_data_space_and_single_layers(capsys: pytest.CaptureFixtur
         (["inspect", "--model", "resnet8", "--dataset", "mnist"], 2, "dataset 'mnist' is unknown; allowed are"),
         (["inspect", "--model", "resnet8", "--space", "no.yaml"], 2, "space (='no.yaml') must be a readable YAML file"),
         (["inspect", "--model", "resnet8", "--blocks", "row"], 2, "blocks (='row') must be stage or layer"),
+        (
+            ["inspect", "--model", "resnet8", "--filters", "conv1"],
+            2,
+            "filters (='conv1') and png (=None) must be given",
+        ),
+        (["inspect", "--model", "resnet8", "--png", "x.png"], 2, "filters (=None) and png (='x.png') must be given"),
+        ([*DRAW, "conv1", "--png", "x.pdf"], 2, "path (='x.pdf') must end in .png or .svg"),
+        ([*DRAW, "conv9", "--png", "x.png"], 2, "layer (='conv9') must be a convolution of more than one tap, such as"),
+        ([*DRAW, "linear", "--png", "x.png"], 2, "layer (='linear') (a Linear) must be a convolution"),
+        ([*DRAW, "conv1", "--png", "x.png", "--weights", "w"], 2, "weights (='w') must be a file or one of"),
         (["train", "--model", "resnet8", "--out", "x.pt"], 2, "out (='x.pt') must end in .safetensors"),
         (["status", "--study", "none"], 2, "study 'none' does not exist"),
         (["resume", "--study", "none"], 2, "study 'none' does not exist"),
