@@ -1,7 +1,7 @@
 """What a compressed layer computes, costs and packs to."""
 
 from layers.compress import compress_layer, compress_model, compressed_layers
-from layers.conv import ChebConv2d, CompressedConv2d, CompressedLinear, CosConv2d, TemplateConv2d
+from layers.conv import ChebConv2d, CompressedConv1d, CompressedConv2d, CompressedLinear, CosConv2d, TemplateConv2d
 from layers.cost import Cost, layer_cost, network_cost, remaining_cost
 from layers.errors import OvertoneError, UsageError
 from layers.form import LayerForm, LayerShape
@@ -9,6 +9,7 @@ from layers.pack import pack_state, unpack_state
 
 __all__ = [
     "ChebConv2d",
+    "CompressedConv1d",
     "CompressedConv2d",
     "CompressedLinear",
     "CosConv2d",

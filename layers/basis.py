@@ -1,14 +1,17 @@
 """Sampled cosine and Chebyshev bases.
 
 Costain & Prisacariu, "Approximating Continuous Convolutions for Deep Network Compression", eqs. 3 and 4: a filter is
-a series in phi_i(x), i = 0..n-1, with phi_i = cos(i t) (CosConv) or phi_i = T_i(x) (ChebConv), known only at its
-taps.
+a series in phi_i(x), i = 0..n-1, with phi_i = cos(i pi u) (CosConv) or T_i(1 - 2 u) (ChebConv), known only at its
+taps, whose positions u lie in [0, 1].
 
-Our deviations: the paper leaves the sample points open. Cosines are sampled at half-sample points, which makes the
-truncated series a truncated DCT-II, the least-squares answer; Chebyshev polynomials at the Chebyshev-Gauss-Lobatto
-points that the paper names. Each sampled function is scaled to unit length, which spans the same filters: gradient
-descent on the coefficients then moves a filter about as far as gradient descent on its taps would, so that one learning
-rate suits all layers. A tap axis of one sample has the constant as its only harmonic.
+Our deviations: the paper leaves the positions open; here they are part of a basis' name. `cosine` is sampled at
+half-sample points, (k + 1/2) / K, which makes the truncated series a truncated DCT-II, the least-squares answer;
+`chebyshev` at the Chebyshev-Gauss-Lobatto points that the paper names, (1 - cos(pi k / (K - 1))) / 2. `FAMILY@POINTS`
+asks for others, such as `chebyshev@endpoint`, polynomials at the equispaced positions k / (K - 1). Since
+T_i(cos t) = cos(i t), `cosine@endpoint` and `chebyshev` are one basis. Each sampled function is scaled to unit length,
+which spans the same filters: gradient descent on the coefficients then moves a filter about as far as gradient descent
+on its taps would, so that one learning rate suits all layers. A tap axis of one sample has the constant as its only
+harmonic.
 """
 
 from __future__ import annotations
@@ -21,29 +24,50 @@ from torch import Tensor
 
 from layers.errors import UsageError
 
-__all__ = ["FAMILIES", "Family", "basis_matrix"]
+__all__ = ["BASES", "FAMILIES", "Basis", "basis_matrix", "basis_name"]
 
 Family = Literal["cosine", "chebyshev"]
+Points = Literal["half_sample", "endpoint", "gauss_lobatto"]
+Basis = Literal[
+    "cosine", "chebyshev", "cosine@endpoint", "cosine@gauss_lobatto", "chebyshev@half_sample", "chebyshev@endpoint"
+]
+"""A family and the positions of its taps; the family alone stands for its own points. Where several names are one and
+the same basis, the first is its canonical name."""
+
 FAMILIES: tuple[Family, ...] = get_args(Family)
+BASES: tuple[Basis, ...] = get_args(Basis)
+_POINTS: tuple[Points, ...] = get_args(Points)
+_OWN_POINTS: dict[str, Points] = {"cosine": "half_sample", "chebyshev": "gauss_lobatto"}
 
 
-def basis_matrix(family: Family, taps: int, harmonics: int) -> Tensor:
+def basis_name(basis: object) -> Basis:
+    """The basis of a name such as `chebyshev` or `cosine@half_sample`; own points are left out of it."""
+    for known in BASES:
+        family, _, points = known.partition("@")
+        if basis in (known, f"{family}@{points or _OWN_POINTS[family]}"):
+            return known
+    points = ", ".join(_POINTS)
+    raise UsageError(f"basis (={basis!r}) must be {' or '.join(FAMILIES)}, or FAMILY@POINTS with points {points}.")
+
+
+def basis_matrix(basis: Basis, taps: int, harmonics: int) -> Tensor:
     """The first `harmonics` basis functions at `taps` sample points: float64 (taps, harmonics), unit columns.
 
     A 2-D filter is `Phi_y A Phi_x^T`. Raises `UsageError` unless 1 <= harmonics <= taps.
     """
-    if family not in FAMILIES:
-        raise UsageError(f"basis (={family!r}) must be one of {', '.join(FAMILIES)}.")
-    if not 1 <= harmonics <= taps:
-        raise UsageError(f"harmonics (={harmonics}) must be between 1 and the filter's {taps} taps.")
-    order = torch.arange(harmonics, dtype=torch.float64)
-    samples = torch.cos(_angles(family, taps)[:, None] * order)
+    family, _, points = basis_name(basis).partition("@")
+    if type(harmonics) is not int or not 1 <= harmonics <= taps:
+        raise UsageError(f"harmonics (={harmonics!r}) must be a whole number from 1 to the filter's {taps} taps.")
+    positions = _positions(points or _OWN_POINTS[family], taps)
+    angles = math.pi * positions if family == "cosine" else torch.acos(1 - 2 * positions)
+    samples = torch.cos(angles[:, None] * torch.arange(harmonics, dtype=torch.float64))
     return samples / samples.norm(dim=0)
 
 
-def _angles(family: Family, taps: int) -> Tensor:
-    """Sample points as angles in [0, pi]; T_i(cos t) = cos(i t), so that both families are cosines of an angle."""
+def _positions(points: str, taps: int) -> Tensor:
+    """Positions of the taps in [0, 1], float64."""
     k = torch.arange(taps, dtype=torch.float64)
-    if family == "cosine":
-        return (k + 0.5) * (math.pi / taps)
-    return k * (math.pi / max(taps - 1, 1))
+    if points == "half_sample":
+        return (k + 0.5) / taps
+    even = k / max(taps - 1, 1)
+    return even if points == "endpoint" else (1 - torch.cos(math.pi * even)) / 2

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from layers.conv import CompressedConv2d, CompressedLinear
+from layers.conv import CompressedConv1d, CompressedConv2d, CompressedLinear
 from layers.errors import UsageError
 from layers.form import LayerForm
 
@@ -20,9 +20,11 @@ def compress_layer(layer: nn.Module, form: LayerForm) -> CompressedLayer:
     """The layer in the given form, started at the least-squares answer to its weights."""
     if isinstance(layer, nn.Conv2d):
         return CompressedConv2d(layer, form)
+    if isinstance(layer, nn.Conv1d):
+        return CompressedConv1d(layer, form)
     if isinstance(layer, nn.Linear):
         return CompressedLinear(layer, form)
-    raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d or a Linear.")
+    raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d or a Linear.")
 
 
 def compress_model(model: nn.Module, forms: Mapping[str, LayerForm]) -> nn.Module:

@@ -2,25 +2,34 @@
 
 Coefficients -> (block floating point) -> series -> templates' taps -> gains -> filters; then an ordinary convolution
 of the input, itself rounded to block floating point. Each step is left out where its knob is `None`. Sources: Costain
-& Prisacariu (series, block floating point); Miles & Mikolajczyk (templates); the combination is ours.
+& Prisacariu (series, block floating point); Miles & Mikolajczyk (templates); the combination is ours. A 1-D convolution
+is one of images with a single row.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers.basis import Family, basis_matrix
+from layers.basis import Basis, basis_matrix
 from layers.blockfloat import quantise
 from layers.errors import UsageError
 from layers.form import LayerForm, LayerShape, stored_tensors
-from layers.harmonic import factored_conv2d, least_squares_coefficients, series_taps
+from layers.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
 from layers.template import choose_templates, least_squares_gains, rebuild_filters, two_stage_conv2d
 
-__all__ = ["ChebConv2d", "CompressedConv2d", "CompressedLinear", "CosConv2d", "TemplateConv2d"]
+__all__ = [
+    "ChebConv2d",
+    "CompressedConv1d",
+    "CompressedConv2d",
+    "CompressedLinear",
+    "CosConv2d",
+    "Execution",
+    "TemplateConv2d",
+]
 
 Execution = Literal["dense", "factored", "two_stage"]
 _Size = int | tuple[int, int]
@@ -30,8 +39,8 @@ class CompressedConv2d(nn.Module):
     """A convolution in a compressed form, started at the least-squares answer to the filters of a dense one.
 
     Takes (B, C, H, W) and gives (B, N, H_out, W_out) like the `nn.Conv2d` it is made from, whatever its stride,
-    padding, dilation, groups and padding mode. `execution` picks among exact forms: `dense` builds the filters,
-    `factored` (series without templates) and `two_stage` (templates, ungrouped convolution) do not.
+    padding, dilation, groups and padding mode, and (C, H, W) too. `execution` picks among exact forms: `dense` builds
+    the filters, `factored` (series without templates) and `two_stage` (templates, ungrouped convolution) do not.
     """
 
     phi_y: Tensor | None
@@ -47,21 +56,36 @@ class CompressedConv2d(nn.Module):
         self.margins = (left, right, top, bottom)
         self.padding_mode = conv.padding_mode
         self.execution: Execution = "dense"
-        stored_tensors(self.shape, form)
-        self._set_bases(conv.weight)
+        self._kept_filters: tuple[Any, Tensor] | None = None
+        tensors = stored_tensors(self.shape, form)
+        self._register_bases(conv.weight)
         kept = None if form.templates is None else choose_templates(conv.weight, form.templates)
         self.register_buffer("kept", kept)
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
-        with torch.no_grad():
-            templates = conv.weight if kept is None else conv.weight[kept]
-            coefficients = templates.unflatten(1, (form.groups, -1)).transpose(0, 1).flatten(0, 1)
-            if self.phi_y is not None and self.phi_x is not None:
-                coefficients = least_squares_coefficients(coefficients, self.phi_y, self.phi_x)
-            self.coefficients = nn.Parameter(coefficients.detach().clone().contiguous())
-            if kept is not None:
-                self.gains = nn.Parameter(least_squares_gains(conv.weight, self._templates(), kept))
+        self.coefficients = nn.Parameter(conv.weight.new_empty(tensors["coefficients"].shape))
+        if kept is not None:
+            self.gains = nn.Parameter(conv.weight.new_empty(tensors["gains"].shape))
+        kept_filters = conv.weight if kept is None else conv.weight[kept]
+        if self.phi_y is not None and self.phi_x is not None:
+            kept_filters = least_squares_coefficients(kept_filters, self.phi_y, self.phi_x)
+        self.begin_at(kept_filters, conv.weight)
 
-    def _set_bases(self, like: Tensor) -> None:
+    @torch.no_grad()
+    def begin_at(self, coefficients: Tensor, weight: Tensor) -> None:
+        """Take coefficients (M, C / groups, n_y, n_x) of the kept filters, all filters where there are no templates.
+
+        Gains become those that bring the templates nearest to the filters `weight` (N, C / groups, K_y, K_x).
+        """
+        by_group = coefficients.unflatten(1, (self.form.groups, -1)).transpose(0, 1).flatten(0, 1)
+        self.coefficients.copy_(by_group)
+        if self.kept is not None:
+            self.gains.copy_(least_squares_gains(weight, self._templates(), self.kept))
+
+    def kept_coefficients(self) -> Tensor:
+        """The coefficients in the order of `begin_at`."""
+        return self.coefficients.unflatten(0, (self.form.groups, -1)).transpose(0, 1).flatten(1, 2)
+
+    def _register_bases(self, like: Tensor) -> None:
         bases: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.form.basis is not None and self.form.harmonics is not None:
             sizes = zip(self.shape.kernel, self.form.harmonics, strict=True)
@@ -69,38 +93,103 @@ class CompressedConv2d(nn.Module):
         self.register_buffer("phi_y", bases[0], persistent=False)
         self.register_buffer("phi_x", bases[1], persistent=False)
 
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """The exact forms that this layer can run in."""
+        if self.kept is not None:
+            return ("dense", "two_stage") if self.shape.groups == 1 else ("dense",)
+        return ("dense",) if self.form.basis is None else ("dense", "factored")
+
     def filters(self) -> Tensor:
-        """The filters (N, C / groups, K_y, K_x) that the stored tensors stand for."""
+        """The filters (N, C / groups, K_y, K_x) that the stored tensors stand for.
+
+        In evaluation without gradients they are kept until a stored tensor changes in place or by loading. A change
+        behind PyTorch's back (`layer.coefficients.data.add_(1)`) is seen only after `train()` or `eval()`.
+        """
+        state = None if self.training else self._stored_state()
+        if state is None:
+            return self._build_filters()
+        if self._kept_filters is None or self._kept_filters[0] != state:
+            self._kept_filters = (state, self._build_filters())
+        return self._kept_filters[1]
+
+    def _stored_state(self) -> Any:
+        """What changes when a stored tensor does; `None` where filters must be built anew."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        tensors = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+        plain = all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in tensors)
+        if not plain or torch.is_autocast_enabled(tensors[0].device.type):
+            return None
+        return [(t.data_ptr(), t._version, t.dtype, t.device) for t in tensors]
+
+    def _build_filters(self) -> Tensor:
         templates = self._templates()
         if self.kept is None:
             return templates[0]
         return rebuild_filters(templates, self._stored(self.gains), self.kept)
 
+    def train(self, mode: bool = True) -> Self:
+        """Forget the filters that evaluation keeps."""
+        self._kept_filters = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept_filters": None}
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the input is rounded first where the form has bits."""
-        if self.form.activation_format is not None:
-            x = quantise(x, self.form.activation_format)
-        left, right, top, bottom = self.margins
-        padding = (top, left)
-        if self.padding_mode != "zeros" or (left, top) != (right, bottom):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, self.margins, mode=mode), (0, 0)
+        if self.execution not in self.executions:
+            raise UsageError(f"execution (={self.execution!r}) does not exist for a layer in the form {self.form}.")
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
+        x = self.rounded(x)
         if self.execution == "dense":
+            x, padding = padded(x, self.margins, self.padding_mode)
             return F.conv2d(x, self.filters(), self.bias, self.stride, padding, self.dilation, self.shape.groups)
-        y = self._without_filters(x, padding)
+        y = self._factored(x) if self.execution == "factored" else self._two_stage(x)
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
-    def _without_filters(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        stride, dilation, groups = self.stride, self.dilation, self.shape.groups
-        if self.kept is not None and self.execution == "two_stage" and groups == 1:
-            templates, gains = self._templates(), self._stored(self.gains)
-            return two_stage_conv2d(x, templates, gains, self.kept, stride=stride, padding=padding, dilation=dilation)
-        if self.kept is None and self.execution == "factored" and self.phi_y is not None and self.phi_x is not None:
-            mix = self._stored(self.coefficients)
-            return factored_conv2d(
-                x, mix, self.phi_y, self.phi_x, stride=stride, padding=padding, dilation=dilation, groups=groups
-            )
-        raise UsageError(f"execution (={self.execution!r}) does not exist for a layer in the form {self.form}.")
+    def rounded(self, x: Tensor) -> Tensor:
+        """The input as the convolution sees it."""
+        form = self.form.activation_format
+        return x if form is None else quantise(x, form)
+
+    def responses(self, x: Tensor) -> Tensor:
+        """Basis responses (B, C n_y n_x, H_out, W_out) to an input; the coefficients mix them into the output."""
+        return basis_responses(self.rounded(x), *self.bases(), **self._places())
+
+    def _factored(self, x: Tensor) -> Tensor:
+        mix = self._stored(self.coefficients)
+        return factored_conv2d(x, mix, *self.bases(), groups=self.shape.groups, **self._places())
+
+    def bases(self) -> tuple[Tensor, Tensor]:
+        """The sampled bases (K_y, n_y) and (K_x, n_x) of a layer that is a series."""
+        if self.phi_y is None or self.phi_x is None:
+            raise UsageError(f"A layer in the form {self.form} has no series.")
+        return self.phi_y, self.phi_x
+
+    def _places(self) -> dict[str, Any]:
+        """Where filters are applied, as `layers.harmonic` takes it."""
+        return {
+            "stride": self.stride,
+            "margins": self.margins,
+            "padding_mode": self.padding_mode,
+            "dilation": self.dilation,
+        }
+
+    def _two_stage(self, x: Tensor) -> Tensor:
+        assert self.kept is not None
+        x, padding = padded(x, self.margins, self.padding_mode)
+        return two_stage_conv2d(
+            x,
+            self._templates(),
+            self._stored(self.gains),
+            self.kept,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+        )
 
     def _stored(self, tensor: Tensor) -> Tensor:
         form = self.form.weight_format
@@ -117,6 +206,36 @@ class CompressedConv2d(nn.Module):
         """Shape and form in a line."""
         shape = self.shape
         return f"{shape.in_channels}, {shape.out_channels}, kernel={shape.kernel}, stride={self.stride}, {self.form}"
+
+
+class CompressedConv1d(CompressedConv2d):
+    """A 1-D convolution in a compressed form: (B, C, L) to (B, N, L_out); harmonics are (1, n)."""
+
+    def __init__(self, conv: nn.Conv1d, form: LayerForm) -> None:
+        super().__init__(_with_one_row(conv), form)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve; the input is rounded first where the form has bits."""
+        return super().forward(x.unsqueeze(-2)).squeeze(-2)
+
+
+def _with_one_row(conv: nn.Conv1d) -> nn.Conv2d:
+    """The same convolution of images with a single row."""
+    flat = nn.utils.skip_init(
+        nn.Conv2d,
+        conv.in_channels,
+        conv.out_channels,
+        (1, conv.kernel_size[0]),
+        stride=(1, conv.stride[0]),
+        padding=conv.padding if isinstance(conv.padding, str) else (0, conv.padding[0]),
+        dilation=(1, conv.dilation[0]),
+        groups=conv.groups,
+        bias=False,
+        padding_mode=conv.padding_mode,
+    )
+    flat.weight = nn.Parameter(conv.weight.detach().unsqueeze(-2))
+    flat.bias = conv.bias
+    return flat
 
 
 class CompressedLinear(nn.Module):
@@ -142,7 +261,7 @@ class CompressedLinear(nn.Module):
 
 
 class _SeriesConv2d(CompressedConv2d):
-    family: Family
+    basis: Basis
 
     def __init__(
         self,
@@ -160,19 +279,19 @@ class _SeriesConv2d(CompressedConv2d):
     ) -> None:
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         pair = harmonics if isinstance(harmonics, tuple) else (harmonics, harmonics)
-        super().__init__(conv, LayerForm(basis=self.family, harmonics=pair))
+        super().__init__(conv, LayerForm(basis=self.basis, harmonics=pair))
 
 
 class CosConv2d(_SeriesConv2d):
     """CosConv: filters are cosine series with `harmonics` (y, x) terms; otherwise as `nn.Conv2d`."""
 
-    family = "cosine"
+    basis = "cosine"
 
 
 class ChebConv2d(_SeriesConv2d):
     """ChebConv: filters are Chebyshev series with `harmonics` (y, x) terms; otherwise as `nn.Conv2d`."""
 
-    family = "chebyshev"
+    basis = "chebyshev"
 
 
 class TemplateConv2d(CompressedConv2d):

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from layers.basis import FAMILIES, Family
+from layers.basis import Basis, basis_name
 from layers.blockfloat import BlockFormat
 from layers.errors import UsageError
 
@@ -26,8 +26,8 @@ TRANSFORMS: tuple[Transform, ...] = ("scalar",)
 class LayerForm:
     """What is done to one layer; every `None` leaves that step out, all `None` is the layer as it was."""
 
-    basis: Family | None = None
-    """Series family of the filters."""
+    basis: Basis | None = None
+    """Series basis of the filters."""
     harmonics: tuple[int, int] | None = None
     """Harmonics in y and in x; given together with `basis`."""
     templates: int | None = None
@@ -46,8 +46,8 @@ class LayerForm:
     def __post_init__(self) -> None:
         if (self.basis is None) != (self.harmonics is None):
             raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together.")
-        if self.basis is not None and self.basis not in FAMILIES:
-            raise UsageError(f"basis (={self.basis!r}) must be one of {', '.join(FAMILIES)}.")
+        if self.basis is not None:
+            object.__setattr__(self, "basis", basis_name(self.basis))
         if (self.templates is None) != (self.transform is None):
             raise UsageError(f"templates (={self.templates}) and transform (={self.transform!r}) go together.")
         if self.transform is not None and self.transform not in TRANSFORMS:
@@ -89,23 +89,23 @@ class LayerShape:
 
     @classmethod
     def of(cls, layer: nn.Module, calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()) -> LayerShape:
-        """The shape of an `nn.Conv2d` or `nn.Linear`."""
+        """The shape of an `nn.Conv2d`, an `nn.Conv1d` (one row) or an `nn.Linear`."""
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
             return cls(
                 kind="linear", in_channels=layer.in_features, out_channels=layer.out_features, bias=bias, calls=calls
             )
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv1d | nn.Conv2d):
             return cls(
                 kind="conv2d",
                 in_channels=layer.in_channels,
                 out_channels=layer.out_channels,
-                kernel=(layer.kernel_size[0], layer.kernel_size[1]),
+                kernel=(layer.kernel_size[0] if len(layer.kernel_size) == 2 else 1, layer.kernel_size[-1]),
                 groups=layer.groups,
                 bias=bias,
                 calls=calls,
             )
-        raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d or a Linear.")
+        raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d or a Linear.")
 
     @property
     def filter_channels(self) -> int:

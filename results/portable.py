@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers import CompressedConv2d, CompressedLinear, compressed_layers
+from layers import CompressedConv1d, CompressedConv2d, CompressedLinear, compressed_layers
 from layers.blockfloat import BlockFormat
 
 __all__ = ["PortableRounding", "portable_model"]
@@ -57,10 +57,16 @@ def portable_model(model: nn.Module) -> nn.Module:
     """A copy in eval mode with each compressed layer replaced; float32, the same predictions bit for bit in PyTorch."""
     portable = copy.deepcopy(model).eval()
     for name, layer in compressed_layers(portable).items():
-        frozen = _Linear(layer) if isinstance(layer, CompressedLinear) else _Conv2d(layer)
+        frozen = _frozen(layer)
         parent, _, attribute = name.rpartition(".")
         setattr(portable.get_submodule(parent), attribute, frozen)
     return portable
+
+
+def _frozen(layer: CompressedConv2d | CompressedLinear) -> nn.Module:
+    if isinstance(layer, CompressedLinear):
+        return _Linear(layer)
+    return _Conv1d(layer) if isinstance(layer, CompressedConv1d) else _Conv2d(layer)
 
 
 class _Frozen(nn.Module):
@@ -98,3 +104,10 @@ class _Conv2d(_Frozen):
         if self.margins is not None:
             x = F.pad(x, self.margins, mode=self.mode)
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class _Conv1d(_Conv2d):
+    """A 1-D convolution, as one of images with a single row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.unsqueeze(-2)).squeeze(-2)

@@ -20,7 +20,7 @@ def find_blocks(model: nn.Module, granularity: Granularity = "stage") -> dict[st
     A `stage` is a child of the network; where one child holds more than half of all layers (torchvision's
     `features`), its own children are the stages instead. With `layer`, each layer is a block.
     """
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
     if granularity == "layer":
         return {name: (name,) for name in layers}
     if granularity != "stage":
@@ -47,7 +47,9 @@ def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, Lay
     Raises `UsageError` where the network cannot take such an image.
     """
     calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
+    }
     hooks = [module.register_forward_hook(_recorder(calls.setdefault(name, []))) for name, module in layers.items()]
     training = model.training
     try:
@@ -70,7 +72,11 @@ def _recorder(calls: list[tuple[tuple[int, int], tuple[int, int]]]):  # type: ig
             rows = output[0].numel() // module.out_features
             calls.append(((1, rows), (1, rows)))
         else:
-            height, width = inputs[0].shape[-2:]
-            calls.append(((height, width), (output.shape[-2], output.shape[-1])))
+            calls.append((_size(module, inputs[0]), _size(module, output)))
 
     return record
+
+
+def _size(conv: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Height and width, one row for 1-D convolutions."""
+    return (1 if isinstance(conv, nn.Conv1d) else x.shape[-2], x.shape[-1])

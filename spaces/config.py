@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from layers import UsageError
-from layers.basis import FAMILIES, Family
+from layers.basis import Basis, basis_name
 from layers.form import TRANSFORMS, Transform
 
 __all__ = ["BlockConfig", "NetworkConfig"]
@@ -17,8 +17,8 @@ __all__ = ["BlockConfig", "NetworkConfig"]
 class BlockConfig:
     """What is asked of one block; `None` leaves that step out, and all `None` is the block as it was."""
 
-    basis: Family | None = None
-    """Series family of the filters of convolutions larger than 1 x 1."""
+    basis: Basis | None = None
+    """Series basis of the filters of convolutions larger than 1 x 1."""
     harmonics: tuple[int, int] | None = None
     """Harmonics in y and x; a layer with a smaller kernel takes as many as it has taps."""
     pruning_rate: float | None = None
@@ -33,10 +33,10 @@ class BlockConfig:
     """Stored weights that share one exponent; 1 where bits are given without it."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("basis", FAMILIES), ("transform", TRANSFORMS)):
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise UsageError(f"{name} (={value!r}) must be one of {', '.join(choices)}, or left out.")
+        if self.basis is not None:
+            object.__setattr__(self, "basis", basis_name(self.basis))
+        if self.transform is not None and self.transform not in TRANSFORMS:
+            raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}, or left out.")
         for name, low, high in (("groups", 1, 1 << 16), ("bits", 2, 16), ("exponent_block", 1, 128)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not low <= value <= high):

@@ -8,13 +8,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
-from layers.basis import FAMILIES, basis_matrix
+from layers.basis import BASES, Basis, basis_matrix
 from layers.form import stored_tensors
 from layers.template import template_count
 from spaces.blocks import Granularity, find_blocks, trace_shapes
@@ -132,15 +132,21 @@ def _with_series(form: LayerForm, shape: LayerShape, asked: BlockConfig) -> Laye
     harmonics = (min(asked.harmonics[0], shape.kernel[0]), min(asked.harmonics[1], shape.kernel[1]))
     if harmonics == shape.kernel:
         return form
-    basis = "cosine" if _families_agree(shape.kernel, harmonics) else asked.basis
+    basis = None if asked.basis is None else _first_name(asked.basis, shape.kernel, harmonics)
     return dataclasses.replace(form, basis=basis, harmonics=harmonics)
 
 
 @cache
-def _families_agree(kernel: tuple[int, int], harmonics: tuple[int, int]) -> bool:
-    """Whether both families are one and the same series: a constant, or two harmonics on three taps."""
-    one, other = ([basis_matrix(f, k, n) for k, n in zip(kernel, harmonics, strict=True)] for f in FAMILIES)
-    return all(torch.allclose(ours, theirs, atol=1e-12) for ours, theirs in zip(one, other, strict=True))
+def _first_name(basis: Basis, kernel: tuple[int, int], harmonics: tuple[int, int]) -> Basis:
+    """The first basis that is one and the same for these taps: a constant, or two harmonics on three taps, are."""
+
+    def sampled(name: Basis) -> list[Tensor]:
+        return [basis_matrix(name, k, n) for k, n in zip(kernel, harmonics, strict=True)]
+
+    def same(name: Basis) -> bool:
+        return all(map(partial(torch.allclose, atol=1e-12), sampled(name), sampled(basis)))
+
+    return next(filter(same, BASES))
 
 
 def _with_templates(form: LayerForm, shape: LayerShape, asked: BlockConfig, minimum: int) -> LayerForm:

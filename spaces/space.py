@@ -15,7 +15,7 @@ from math import prod
 from typing import Any
 
 from layers import Cost, UsageError
-from layers.basis import FAMILIES
+from layers.basis import FAMILIES, basis_name
 from spaces.config import BlockConfig, NetworkConfig
 from spaces.network import Network
 
@@ -169,7 +169,7 @@ def _axes(knobs: Any, block: str) -> Iterator[tuple[str, tuple[Value, ...]]]:
             yield name, values
 
 
-_SELECTIONS = ("pruning_rate", "groups", "bits", "exponent_block")
+_SELECTIONS = ("basis", "pruning_rate", "groups", "bits", "exponent_block")
 """Knobs whose default choices are a selection: other values may be asked for, where the layers can take them."""
 
 
@@ -179,13 +179,13 @@ def _limit(space: Space, block: str, knob: str, values: tuple[Value, ...]) -> tu
     values = tuple(dict.fromkeys(None if value == "none" else value for value in values))
     if not values or (knob not in _SELECTIONS and any(value not in legal for value in values)):
         raise UsageError(f"space.{block}.{knob} (={list(values)}) must be a list of values among {_words(legal)}.")
-    for value in values:
-        wanted: dict[str, Any] = {"pruning_rate": 0.5, "bits": 8} | {knob: value} if knob in _SELECTIONS else {}
+    for value in values if knob in _SELECTIONS else ():
+        others: dict[str, Any] = {"basis": "cosine", "harmonics": (1, 1), "pruning_rate": 0.5, "bits": 8}
         try:
-            space.network.block_forms(block, BlockConfig(**wanted), minimum_templates=1)
+            space.network.block_forms(block, BlockConfig(**others | {knob: value}), minimum_templates=1)
         except (UsageError, TypeError) as error:
             raise UsageError(f"space.{block}.{knob} has the value {value!r}; {error}") from error
-    return values
+    return tuple(dict.fromkeys(map(basis_name, values))) if knob == "basis" else values
 
 
 def _words(values: Iterable[Value]) -> str:

@@ -76,13 +76,13 @@ def test_one_harmonic_is_the_constant_in_both_families():
         assert torch.allclose(basis_matrix(family, 7, 1), torch.full((7, 1), 7**-0.5, dtype=torch.float64), atol=1e-15)
 
 
-@pytest.mark.parametrize(("taps", "harmonics"), [(3, 0), (3, 4), (1, 2), (5, -1)])
+@pytest.mark.parametrize(("taps", "harmonics"), [(3, 0), (3, 4), (1, 2), (5, -1), (5, 2.0), (5, True)])
 def test_harmonics_beyond_the_taps_are_refused(taps, harmonics):
-    message = rf"harmonics \(={harmonics}\) must be between 1 and the filter's {taps} taps\."
+    message = rf"harmonics \(={harmonics}\) must be a whole number from 1 to the filter's {taps} taps\."
     with pytest.raises(UsageError, match=message):
         basis_matrix("cosine", taps, harmonics)
 
 
 def test_unknown_family_is_refused():
-    with pytest.raises(UsageError, match=r"basis \(='fourier'\) must be one of cosine, chebyshev\."):
+    with pytest.raises(UsageError, match=r"basis \(='fourier'\) must be cosine or chebyshev, or FAMILY@POINTS"):
         basis_matrix("fourier", 3, 2)

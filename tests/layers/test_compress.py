@@ -59,5 +59,5 @@ def test_unknown_layer_is_refused(name, model):
 
 @pytest.mark.parametrize(("name", "kind"), [("0.1", "BatchNorm2d"), ("0", "Sequential")])
 def test_other_modules_are_refused(name, kind, model):
-    with pytest.raises(UsageError, match=rf"layer \(={kind}\) must be a Conv2d or a Linear\."):
+    with pytest.raises(UsageError, match=rf"layer \(={kind}\) must be a Conv2d, a Conv1d or a Linear\."):
         compress_model(model, {name: LayerForm(bits=4)})

@@ -72,9 +72,10 @@ def test_factored_convolution_equals_the_dense_one(_, random_conv, images, bases
     phi_y, phi_x = bases(conv.kernel_size)
     mix = normal(conv.out_channels, conv.in_channels // conv.groups, phi_y.shape[1], phi_x.shape[1])
     x = images(conv)
-    where = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
-    expected = F.conv2d(x, series_taps(mix, phi_y, phi_x), **where)
-    found = factored_conv2d(x, mix, phi_y, phi_x, **where)
+    where = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
+    expected = F.conv2d(x, series_taps(mix, phi_y, phi_x), padding=conv.padding, **where)
+    margins = (conv.padding[1], conv.padding[1], conv.padding[0], conv.padding[0])
+    found = factored_conv2d(x, mix, phi_y, phi_x, margins=margins, **where)
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, atol=1e-10)
 
@@ -83,7 +84,7 @@ def test_factored_convolution_equals_the_dense_one(_, random_conv, images, bases
 def test_factored_convolution_of_inputs_of_one_pixel(size, bases, normal):
     phi_y, phi_x = bases((3, 3))
     mix, x = normal(4, 2, phi_y.shape[1], phi_x.shape[1]), normal(1, 2, *size)
-    where = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    where = {"stride": (1, 1), "margins": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
     expected = F.conv2d(x, series_taps(mix, phi_y, phi_x), padding=1)
     assert torch.allclose(factored_conv2d(x, mix, phi_y, phi_x, **where), expected, atol=1e-12)
 
@@ -94,7 +95,7 @@ def test_gradients_of_the_factored_convolution(bases, normal):
     x = normal(1, 4, 5, 6).requires_grad_()
 
     def call(x: Tensor, mix: Tensor) -> Tensor:
-        return factored_conv2d(x, mix, phi_y, phi_x, stride=(2, 1), padding=(1, 2), dilation=(1, 1), groups=2)
+        return factored_conv2d(x, mix, phi_y, phi_x, stride=(2, 1), margins=(2, 2, 1, 1), dilation=(1, 1), groups=2)
 
     assert torch.autograd.gradcheck(call, (x, mix))
 
@@ -112,7 +113,7 @@ def test_macs_are_those_of_the_docstring(_, random_conv, images, bases, normal, 
     expected += out_y * out_x * per_group * n_y * n_x * conv.out_channels
 
     def call() -> Tensor:
-        where = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
-        return factored_conv2d(x, mix, phi_y, phi_x, **where)
+        (top, left), where = conv.padding, {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
+        return factored_conv2d(x, mix, phi_y, phi_x, margins=(left, left, top, top), **where)
 
     assert count_macs(call, images=3) == expected
