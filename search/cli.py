@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from torch import nn
 
 from layers import OvertoneError, UsageError
 from results.confidence import study_confidence
+from results.filters import convolution, draw_filters, mean_errors
 from results.ledger import Ledger
 from results.query import query as query_trials
 from results.query import sql as query_sql
@@ -28,7 +30,7 @@ from search import options
 from search.display import confirm_line, next_step, show_survey, show_trials, status_line
 from search.insight import insight as study_insight
 from search.insight_table import show_insight
-from spaces import Network, Space, build_model, save_weights, state_sha256
+from spaces import Network, Space, build_model, load_weights, save_weights, state_sha256
 from trainers.data import DataSpec, load_data
 from trainers.device import default_device, parse_device
 from trainers.schedule import Schedule
@@ -64,22 +66,43 @@ def inspect(
     space: options.SpaceFile = None,
     blocks: options.Blocks = "stage",
     epochs: options.Epochs = 5,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Trained weights, for --filters; without them it draws a random start. Weights for other images than "
+            "the network's usual ones need --dataset, or --image and --classes."
+        ),
+    ] = None,
+    filters: options.Filters = None,
+    png: options.FiltersFile = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a network's blocks, what each can legally take, and the sizes and FLOPs in reach. Trains nothing.
 
-    Example: overtone inspect --model resnet20
+    With --filters and --png it draws a layer's filters and their series instead.
+    Example: overtone inspect --model resnet20 --weights resnet20.safetensors --filters layer1.0.conv1 --png filters.png
     """
     from search.survey import survey, usual_shape
 
+    if (filters is None) != (png is None):
+        raise UsageError(f"filters (={filters!r}) and png (={png and str(png)!r}) must be given together.")
     images, (shape, count) = 0, usual_shape(model)
     if dataset is not None:
         data = load_data(DataSpec(name=dataset, data_dir=data_dir))
         images, count = len(data.train), data.classes
         shape = (data.channels, data.val.images.shape[2], data.val.images.shape[3])
     shape, count = options.parse_image(image) if image else shape, classes or count
-    network = Network.of(build_model(model, classes=count, channels=shape[0]), shape, options.parse_granularity(blocks))
-    found = survey(Space.default(network).restricted(options.read_space(space)), train_images=images, epochs=epochs)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = build_model(model, classes=count, channels=shape[0])
+    if weights is not None:
+        load_weights(built, weights, name=model)
+    if filters is not None and png is not None:
+        _draw_filters(built, model, filters, png, trained=weights is not None, as_json=as_json)
+        return
+    network = Network.of(built, shape, options.parse_granularity(blocks))
+    limits = options.read_space(space)
+    found = survey(Space.default(network).restricted(limits), model=model, train_images=images, epochs=epochs)
     if as_json:
         _print_json(found.to_json())
     else:
@@ -157,6 +180,13 @@ def search(
         str, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")
     ] = Schedule().shape,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 where the device is fast at it.")] = "fp32",
+    start: Annotated[
+        str,
+        typer.Option(
+            help="How compressed weights begin: calibrated (fitted to the network's outputs on unlabelled training "
+            "images), least_squares (fitted to its filters) or gradient_descent (the same, as the paper finds it)."
+        ),
+    ] = "calibrated",
     sampler: Annotated[str, typer.Option(help="tpe, nsga2 or random.")] = "tpe",
     seed: options.Seed = 0,
     store: options.Store = "runs",
@@ -189,6 +219,7 @@ def search(
         space=options.read_space(space),
         minimum_templates=minimum_templates,
         schedule=Schedule(lr=lr, batch_size=batch_size, shape=shape, precision=precision),
+        start=start,
         epochs=epochs,
         seed=seed,
         sampler=sampler,
@@ -437,6 +468,15 @@ def _say(found: dict[str, Any], line: str, as_json: bool) -> None:
 
 def _print_json(found: dict[str, Any]) -> None:
     print(json.dumps(found, indent=2, default=str))
+
+
+def _draw_filters(network: nn.Module, model: str, layer: str, png: Path, *, trained: bool, as_json: bool) -> None:
+    """Draw a layer's filters and say where; filters of a random start are marked as such on the picture too."""
+    found, name = convolution(network, layer), f"{model} {layer}{'' if trained else ' (random start)'}"
+    path = draw_filters(found, png, name=name)
+    if not trained:
+        _err.print("No weights were given: these are the filters of a random start.", highlight=False)
+    _say({"png": str(path), "layer": layer, "errors": mean_errors(found, name=name)}, str(path), as_json)
 
 
 def _tell_outcome(ledger: Ledger, study: str, store: str, outcome: Outcome, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from spaces.blocks import Granularity
 from trainers.dataspec import DataSpec
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
+from trainers.start import STARTS
 
 __all__ = ["DEFAULT_OBJECTIVES", "StudyPlan"]
 
@@ -36,7 +37,8 @@ class StudyPlan:
     """Limits of the search space, as `Space.restricted` takes them."""
     minimum_templates: int = 8
     schedule: Schedule = field(default_factory=Schedule)
-    start: str = "least_squares"
+    start: str = "calibrated"
+    """How compressed weights begin."""
     epochs: int = 5
     seed: int = 0
     """Seed of the sampler and of every trial."""
@@ -45,6 +47,8 @@ class StudyPlan:
     """Trials wanted in all."""
 
     def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
         if self.trials < 1:
             raise UsageError(f"trials (={self.trials}) must be at least 1.")
 

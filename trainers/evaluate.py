@@ -19,7 +19,7 @@ from trainers.augment import normalise
 from trainers.data import Split
 from trainers.repeatable import repeatable_kernels
 
-__all__ = ["Evaluation", "evaluate", "latency_ms", "predict"]
+__all__ = ["Evaluation", "evaluate", "evaluating", "latency_ms", "predict"]
 
 _WARM_UP, _TIMED = 5, 30
 
@@ -75,7 +75,7 @@ def latency_ms(
     device = torch.device(device)
     images = torch.rand((batch_size, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
-    with _evaluating(model.to(device)):
+    with evaluating(model.to(device)):
         times = [_forward_ms(model, images) for _ in range(_WARM_UP + _TIMED)]
     return statistics.median(times[_WARM_UP:])
 
@@ -89,7 +89,7 @@ def _logits(
     batch_size: int,
 ) -> torch.Tensor:
     """The outputs (n, classes), checked, on the device."""
-    with _evaluating(model.to(device)):
+    with evaluating(model.to(device)):
         batches = split.images.split(batch_size)
         logits = torch.cat([model(normalise(images.to(device), mean, std)) for images in batches])
     bad = int((~logits.isfinite()).any(1).sum())
@@ -99,7 +99,7 @@ def _logits(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients and with repeatable kernels; every module's own mode comes back after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -3,8 +3,12 @@
 Images stay uint8 until their batch is cropped, mirrored and normalised on the device; the network runs channels last.
 Every random number comes from a generator of (seed, epoch), so the same call on the same machine and with as many
 threads gives the same weights bit for bit, and what runs between two epochs cannot change the next one.
+
+Distillation is that of Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", section 2, at
+temperature 2: the teacher sees the same augmented images.
 """
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +26,7 @@ from trainers.schedule import Schedule
 
 __all__ = ["Epoch", "Schedule", "finetune"]
 
+_TEMPERATURE = 2.0
 _CHECK_EVERY = 50  # steps between looks at the losses: a look makes a GPU wait
 
 
@@ -44,21 +49,40 @@ class Epoch:
 
 
 def finetune(
-    model: nn.Module, data: Data, schedule: Schedule, *, epochs: int, seed: int, device: torch.device | str
+    model: nn.Module,
+    data: Data,
+    schedule: Schedule,
+    *,
+    epochs: int,
+    seed: int,
+    device: torch.device | str,
+    teacher: nn.Module | None = None,
 ) -> Iterator[Epoch]:
     """Train the model in place; it is at the end of an epoch, in training mode, whenever one is yielded.
 
-    Raises OvertoneError naming epoch and step where the loss stops being a finite number.
+    A schedule with distillation needs a teacher, which a copy is made of. Raises OvertoneError naming epoch and step
+    where the loss stops being a finite number.
     """
     if epochs < 1:
         raise UsageError(f"epochs (={epochs}) must be at least 1.")
-    return _epochs(model, data, schedule, epochs, seed, torch.device(device))
+    if schedule.distillation and teacher is None:
+        raise UsageError(f"distillation (={schedule.distillation}) needs a teacher.")
+    return _epochs(model, data, schedule, epochs, seed, torch.device(device), teacher)
 
 
 def _epochs(
-    model: nn.Module, data: Data, schedule: Schedule, epochs: int, seed: int, device: torch.device
+    model: nn.Module,
+    data: Data,
+    schedule: Schedule,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    teacher: nn.Module | None,
 ) -> Iterator[Epoch]:
     model.to(device).to(memory_format=torch.channels_last)
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
+    loss_of = _Loss(schedule, teacher)
     train, val = data.train.to(device), data.val.to(device)
     optimiser = _optimiser(model, schedule)
     for epoch in range(1, epochs + 1):
@@ -68,7 +92,7 @@ def _epochs(
         rates = [schedule.lr_at(epoch - 1 + step / len(batches), epochs) for step in range(len(batches))]
         model.train()
         with repeatable_kernels(), seeded_dropout(generator):
-            loss = _train_epoch(model, data, train, optimiser, schedule, batches, rates, epoch, generator)
+            loss = _train_epoch(model, data, train, optimiser, loss_of, batches, rates, epoch, generator)
         try:
             found = evaluate(model, val, mean=data.mean, std=data.std, device=device)
         except OvertoneError as error:
@@ -88,7 +112,7 @@ def _train_epoch(
     data: Data,
     train: Split,
     optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
+    loss_of: "_Loss",
     batches: list[torch.Tensor],
     rates: list[float],
     epoch: int,
@@ -100,9 +124,7 @@ def _train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate
         images = normalise(augment(train.images[batch], data.augment, generator), data.mean, data.std)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), train.labels[batch], label_smoothing=schedule.label_smoothing)
+        loss = loss_of(model, images, train.labels[batch])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -111,6 +133,26 @@ def _train_epoch(
             _check(losses, epoch)
     sizes = torch.tensor([len(batch) for batch in batches], device=losses.device)
     return float((losses * sizes).sum() / sizes.sum())
+
+
+class _Loss:
+    """The loss of a batch by the schedule; the teacher, where there is one, sees the same images."""
+
+    def __init__(self, schedule: Schedule, teacher: nn.Module | None) -> None:
+        self.schedule, self.teacher = schedule, teacher
+
+    def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        share = self.schedule.distillation
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
+            logits = model(images).float()
+            if self.teacher is None or not share:
+                return F.cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
+            with torch.no_grad():
+                soft = F.log_softmax(self.teacher(images).float() / _TEMPERATURE, 1)
+        ours = F.log_softmax(logits / _TEMPERATURE, 1)
+        distance = _TEMPERATURE**2 * F.kl_div(ours, soft, reduction="batchmean", log_target=True)
+        hard = F.cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
+        return share * distance + (1 - share) * hard
 
 
 def _optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

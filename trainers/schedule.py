@@ -34,6 +34,8 @@ class Schedule:
     """'fp32', or 'bf16' autocast in training; evaluation is always float32."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
+    distillation: float = 0.0
+    """Share of the loss that asks for the uncompressed network's outputs instead of the labels, 0 to 1."""
 
     def __post_init__(self) -> None:
         for name, value in (("lr", self.lr), ("momentum", self.momentum), ("weight_decay", self.weight_decay)):
@@ -47,6 +49,8 @@ class Schedule:
             raise UsageError(f"shape (={self.shape!r}) must be one of {', '.join(_SHAPES)}.")
         if self.precision not in _PRECISIONS:
             raise UsageError(f"precision (={self.precision!r}) must be one of {', '.join(_PRECISIONS)}.")
+        if not 0 <= self.distillation <= 1:
+            raise UsageError(f"distillation (={self.distillation}) must be from 0 to 1.")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label_smoothing (={self.label_smoothing}) must be at least 0 and below 1.")
 

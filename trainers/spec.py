@@ -12,11 +12,9 @@ from layers import UsageError
 from spaces import Network, NetworkConfig
 from trainers.dataspec import DataSpec
 from trainers.schedule import Schedule
+from trainers.start import STARTS
 
 __all__ = ["TrialSpec"]
-
-STARTS = ("least_squares",)
-"""How compressed weights begin before fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +35,12 @@ class TrialSpec:
     """How the network is compressed."""
     schedule: Schedule = field(default_factory=Schedule)
     """How it is fine-tuned."""
-    start: str = "least_squares"
-    """How the compressed weights begin."""
+    start: str = "calibrated"
+    """How the compressed weights begin, one of `trainers.start.STARTS`."""
     epochs: int = 5
     """Epochs of fine-tuning; 0 measures the start alone."""
     seed: int = 0
-    """Seed of shuffling and augmentation."""
+    """Seed of the calibration images, of shuffling and augmentation."""
     latency: bool = False
     """Whether latency is measured too; not part of the identity."""
 

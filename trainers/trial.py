@@ -25,6 +25,7 @@ from trainers.device import default_device, parse_device
 from trainers.evaluate import Evaluation, evaluate, latency_ms
 from trainers.finetune import Epoch, finetune
 from trainers.spec import TrialSpec
+from trainers.start import begin
 
 __all__ = ["Trial", "TrialResult", "load_baseline"]
 
@@ -44,6 +45,7 @@ class TrialResult:
     latency_ms: float | None
     curve: tuple[Epoch, ...]
     compress_s: float
+    """Compression and its start: calibration, where that is the start."""
     finetune_s: float
     evaluate_s: float
     """Validation before fine-tuning, and latency; later validation counts as fine-tuning."""
@@ -63,12 +65,14 @@ class Trial:
         self, spec: TrialSpec, *, data: Data, baseline: nn.Module, network: Network, device: torch.device | str
     ) -> None:
         self.spec, self.data, self.network, self.device = spec, data, network, torch.device(device)
-        begin = time.perf_counter()
-        self.model = compress_model(baseline, network.forms(spec.config)).to(self.device)
-        self._compress_s = time.perf_counter() - begin
-        begin = time.perf_counter()
+        self.baseline = baseline
+        begun = time.perf_counter()
+        self.model = compress_model(baseline, network.forms(spec.config))
+        begin(spec.start, self.model, baseline, data, seed=spec.seed, device=self.device)
+        self._compress_s = time.perf_counter() - begun
+        begun = time.perf_counter()
         self.zero_shot = self._validate()
-        self._evaluate_s = time.perf_counter() - begin
+        self._evaluate_s = time.perf_counter() - begun
         self.curve: list[Epoch] = []
 
     def epochs(self) -> Iterator[Epoch]:
@@ -77,14 +81,20 @@ class Trial:
             return
         spec = self.spec
         for epoch in finetune(
-            self.model, self.data, spec.schedule, epochs=spec.epochs, seed=spec.seed, device=self.device
+            self.model,
+            self.data,
+            spec.schedule,
+            epochs=spec.epochs,
+            seed=spec.seed,
+            device=self.device,
+            teacher=self.baseline if spec.schedule.distillation else None,
         ):
             self.curve.append(epoch)
             yield epoch
 
     def result(self) -> TrialResult:
         """What was measured so far; latency is measured now, where the spec asks for it."""
-        begin = time.perf_counter()
+        begun = time.perf_counter()
         latency = latency_ms(self.model, _image(self.data), self.device) if self.spec.latency else None
         last = self.curve[-1] if self.curve else None
         return TrialResult(
@@ -98,7 +108,7 @@ class Trial:
             curve=tuple(self.curve),
             compress_s=self._compress_s,
             finetune_s=sum(epoch.seconds for epoch in self.curve),
-            evaluate_s=self._evaluate_s + time.perf_counter() - begin,
+            evaluate_s=self._evaluate_s + time.perf_counter() - begun,
         )
 
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,71 @@
+"""Series coefficients by least squares in the space of a layer's outputs.
+
+Costain & Prisacariu fit the filters' taps (eq. 5). Ours fits what the layer computes: with basis responses v (C n_y n_x
+values a place) to the inputs that it really sees, and the outputs y that it should give,
+
+    minimise  sum |y - A v|^2 + ridge |A - A_0|^2    over A,
+
+where A_0 are the coefficients as they are and the ridge is a share of the responses' mean energy. Its solution,
+A = A_0 + (T - A_0 G) (G + ridge I)^-1 with the second moments G = sum v v^T and T = sum y v^T, is never worse than A_0
+on the data it is fitted to. Only the moments are kept, whatever the number of images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from layers.conv import CompressedConv2d
+from layers.errors import OvertoneError, UsageError
+
+__all__ = ["OutputRegression"]
+
+_CHUNK_VALUES = 1 << 24
+"""Basis responses held at a time: 64 MiB of float32."""
+
+
+class OutputRegression:
+    """Streamed least squares of one series layer: `add` batches, then `solve`.
+
+    Convolution groups are regressions of their own. A layer with templates is fitted in its kept filters alone, and
+    must be ungrouped. Memory: (C / groups n_y n_x)^2 float64 values a group.
+    """
+
+    def __init__(self, layer: CompressedConv2d, *, ridge: float = 1e-3) -> None:
+        if layer.form.basis is None or (layer.kept is not None and layer.shape.groups > 1):
+            raise UsageError(f"A layer in the form {layer.form} cannot be calibrated: it needs a series, ungrouped.")
+        self.layer, self.ridge = layer, ridge
+        groups, start = layer.shape.groups, layer.kept_coefficients()
+        self._start = start.detach().double().flatten(1).unflatten(0, (groups, -1))
+        size = self._start.shape[2]
+        self._gram = self._start.new_zeros(groups, size, size)
+        self._cross = torch.zeros_like(self._start)
+
+    def add(self, x: Tensor, outputs: Tensor) -> None:
+        """Inputs (B, C, H, W) as the layer gets them, and the outputs (B, N, H_out, W_out) it should give."""
+        if self.layer.bias is not None:
+            outputs = outputs - self.layer.bias[:, None, None]
+        if self.layer.kept is not None:
+            outputs = outputs[:, self.layer.kept]
+        places = self._gram.shape[0] * self._gram.shape[1] * outputs.shape[2] * outputs.shape[3]
+        step = max(1, _CHUNK_VALUES // max(places, 1))
+        for inputs, targets in zip(x.split(step), outputs.split(step), strict=True):
+            responses = self._by_group(self.layer.responses(inputs))
+            self._gram += (responses @ responses.mT).double()
+            self._cross += (self._by_group(targets) @ responses.mT).double()
+
+    def solve(self) -> Tensor:
+        """Coefficients of the filters (kept ones, where there are templates): (N, C / groups, n_y, n_x)."""
+        if not (self._gram.isfinite().all() and self._cross.isfinite().all()):
+            raise OvertoneError("A layer cannot be calibrated: its inputs or outputs are not finite.")
+        energy = self._gram.diagonal(dim1=1, dim2=2).mean(1)
+        damping = torch.where(energy > 0, self.ridge * energy, 1.0)
+        system = self._gram + torch.diag_embed(damping[:, None].expand(self._gram.shape[:2]))
+        missing = self._cross - self._start @ self._gram
+        found = self._start + torch.linalg.solve(system, missing.mT).mT
+        return found.flatten(0, 1).view_as(self.layer.kept_coefficients()).to(self.layer.coefficients.dtype)
+
+    def _by_group(self, x: Tensor) -> Tensor:
+        """(B, groups c, H, W) as (groups, c, B H W)."""
+        groups = self._gram.shape[0]
+        return x.flatten(2).transpose(0, 1).flatten(1).unflatten(0, (groups, -1))

@@ -1,0 +1,176 @@
+"""The calibrated start: each compressed layer is fitted to what the uncompressed one computes, before any training.
+
+Unlabelled images pass through the network once, in network order. At a series layer, coefficients are fitted so that
+from the inputs which the compressed network really gives it, the layer makes the outputs that the uncompressed network
+has there (`layers.calibration`): errors of earlier layers are mended as far as a later one can. Norms behind a
+compressed layer then take the statistics of what reaches them. No label is read.
+
+Both networks run as one: the batch holds every image twice, the first half in the uncompressed network, the second in
+the compressed one; they differ in compressed layers and norms alone. A batch that is too large to be held at once is
+cut into pieces, and each layer in turn is reached by all of them before any goes on: one pass of every image through
+both networks costs about as much again for each layer and norm then.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from layers import CompressedConv2d, UsageError, compressed_layers
+from layers.calibration import OutputRegression
+from trainers.evaluate import evaluating
+
+__all__ = ["calibrate"]
+
+_PIECE_PIXELS = 1 << 19
+"""Pixels of the images in one piece: 512 of 32 x 32, 10 of 224 x 224."""
+
+
+def calibrate(model: nn.Module, baseline: nn.Module, images: Tensor) -> None:
+    """Fit the compressed model in place, and re-estimate its norms, on normalised images (n, C, H, W).
+
+    `baseline` is the network it was made from. The model is moved to the images' device. Raises `UsageError` for
+    images that the network cannot take.
+    """
+    if not compressed_layers(model):
+        return
+    model.to(images.device)
+    _check(model, images)
+    count = max(1, _PIECE_PIXELS // (images.shape[2] * images.shape[3]))
+    with evaluating(model), _twinned(model, baseline, images.device) as twins:
+        _run(model, twins, images.split(count))
+
+
+def _check(model: nn.Module, images: Tensor) -> None:
+    if images.dim() != 4 or not len(images):
+        raise UsageError(f"calibration images (={tuple(images.shape)}) must be (n, C, H, W), one or more.")
+    try:
+        with evaluating(model):
+            model(images[:1])
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"calibration images (={tuple(images.shape)}) do not fit the network: {reason}") from error
+
+
+def _run(model: nn.Module, twins: "_Twins", pieces: Sequence[Tensor]) -> None:
+    """Send pieces through in turns; one stops at the first module that has not seen all of them, the last goes on."""
+    twins.pieces, piece = len(pieces), 0
+    while True:
+        try:
+            model(torch.cat([pieces[piece], pieces[piece]]))
+        except _Stopped:
+            piece = (piece + 1) % len(pieces)
+        else:
+            return
+
+
+class _Stopped(Exception):
+    """A piece has reached a module that waits for the others."""
+
+
+class _Twins:
+    """What a pass shares: how many pieces there are, and whether it has met a compressed layer."""
+
+    pieces = 1
+    compressed_before = False
+
+
+class _Twin:
+    """A module of the compressed network beside its original: halves of a batch go to one each."""
+
+    def __init__(self, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
+        self.twins, self.module, self.original = twins, module, original
+        self.seen = 0
+        self._first: list[Tensor] = []
+
+    def before(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """Run the original, learn from both halves, and leave the second to the module."""
+        first, second = inputs[0].chunk(2)
+        outputs = self.original(first)
+        if self.seen < self.twins.pieces:
+            self.learn(second, outputs)
+            self.seen += 1
+            if self.seen < self.twins.pieces:
+                raise _Stopped
+            self.settle()
+        self._first.append(outputs)
+        return (second,)
+
+    def after(self, module: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tensor:
+        """Both halves again."""
+        return torch.cat([self._first.pop(), outputs])
+
+    def learn(self, x: Tensor, outputs: Tensor) -> None:
+        """See inputs in the compressed network, and the original's outputs for the same images."""
+
+    def settle(self) -> None:
+        """Change the module, once all pieces were seen."""
+
+
+class _LayerTwin(_Twin):
+    def __init__(self, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
+        super().__init__(twins, module, original)
+        self._regression: OutputRegression | None = None
+        if isinstance(module, CompressedConv2d) and module.form.basis is not None:
+            fits = module.kept is None or module.shape.groups == 1
+            self._regression = OutputRegression(module) if fits else None
+
+    def learn(self, x: Tensor, outputs: Tensor) -> None:
+        self.twins.compressed_before = True
+        if self._regression is not None:
+            self._regression.add(x, outputs)
+
+    def settle(self) -> None:
+        if self._regression is not None and isinstance(self.module, CompressedConv2d):
+            weight = self.original.get_parameter("weight")
+            self.module.begin_at(self._regression.solve(), weight.view(len(weight), -1, *self.module.shape.kernel))
+            self._regression = None
+
+
+class _NormTwin(_Twin):
+    """Takes mean and variance of what reaches the norm behind compressed layers."""
+
+    def __init__(self, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
+        super().__init__(twins, module, original)
+        self._count = 0
+        self._sums: Tensor | float = 0.0
+
+    def learn(self, x: Tensor, outputs: Tensor) -> None:
+        x = x.transpose(0, 1).flatten(1).double()
+        self._count += x.shape[1]
+        self._sums = self._sums + torch.stack([x.sum(1), x.square().sum(1)])
+
+    def settle(self) -> None:
+        if not self.twins.compressed_before:
+            return
+        mean, square = torch.as_tensor(self._sums) / self._count
+        unbiased = self._count / max(self._count - 1, 1)
+        self.module.get_buffer("running_mean").copy_(mean)
+        self.module.get_buffer("running_var").copy_((square - mean.square()).clamp(min=0) * unbiased)
+
+
+@contextmanager
+def _twinned(model: nn.Module, baseline: nn.Module, device: torch.device) -> Iterator[_Twins]:
+    """Hook every compressed layer and batch norm of the model to its original."""
+    twins, hooks = _Twins(), []
+    for name, module in _differing(model).items():
+        original = deepcopy(baseline.get_submodule(name)).to(device).eval()
+        kind = _NormTwin if isinstance(module, nn.modules.batchnorm._BatchNorm) else _LayerTwin
+        twin = kind(twins, module, original)
+        hooks += [module.register_forward_pre_hook(twin.before), module.register_forward_hook(twin.after)]
+    try:
+        yield twins
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _differing(model: nn.Module) -> Mapping[str, nn.Module]:
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    }
+    return {**compressed_layers(model), **norms}
