@@ -4,6 +4,7 @@ from layers.compress import compress_layer, compress_model, compressed_layers
 from layers.conv import ChebConv2d, CompressedConv1d, CompressedConv2d, CompressedLinear, CosConv2d, TemplateConv2d
 from layers.cost import Cost, layer_cost, network_cost, remaining_cost
 from layers.errors import OvertoneError, UsageError
+from layers.execution import choose_executions
 from layers.form import LayerForm, LayerShape
 from layers.pack import pack_state, unpack_state
 
@@ -19,6 +20,7 @@ __all__ = [
     "OvertoneError",
     "TemplateConv2d",
     "UsageError",
+    "choose_executions",
     "compress_layer",
     "compress_model",
     "compressed_layers",

@@ -46,6 +46,10 @@ class LayerForm:
     def __post_init__(self) -> None:
         if (self.basis is None) != (self.harmonics is None):
             raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together.")
+        if self.harmonics is not None:
+            pair = self.harmonics if isinstance(self.harmonics, tuple) else ()
+            if len(pair) != 2 or not all(type(n) is int and n >= 1 for n in pair):
+                raise UsageError(f"harmonics (={self.harmonics}) must be two whole numbers of at least 1, (y, x).")
         if self.basis is not None:
             object.__setattr__(self, "basis", basis_name(self.basis))
         if (self.templates is None) != (self.transform is None):

@@ -4,8 +4,6 @@ Images stay uint8 until their batch is on the device. The network runs in evalua
 gradients, and is left as it was found.
 """
 
-import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from layers.errors import OvertoneError
+from layers.execution import fastest_executions
+from layers.timing import median_ms
 from trainers.augment import normalise
 from trainers.data import Split
 from trainers.repeatable import repeatable_kernels
@@ -70,14 +70,13 @@ def latency_ms(
 ) -> float:
     """Median time of one forward pass over images of shape (C, H, W): 30 timed runs after 5 that are not.
 
-    CUDA is timed by its own events, so what the host does between launches counts only where the device waits for it.
+    Each layer runs in the exact form that is fastest here (`layers.choose_executions`).
     """
     device = torch.device(device)
     images = torch.rand((batch_size, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
-    with evaluating(model.to(device)):
-        times = [_forward_ms(model, images) for _ in range(_WARM_UP + _TIMED)]
-    return statistics.median(times[_WARM_UP:])
+    with evaluating(model.to(device)), fastest_executions(model, images):
+        return median_ms(lambda: model(images), device, runs=_TIMED, warm_up=_WARM_UP)
 
 
 def _logits(
@@ -110,16 +109,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _forward_ms(model: nn.Module, images: torch.Tensor) -> float:
-    if images.device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        model(images)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-    start_s = time.perf_counter()
-    model(images)
-    return (time.perf_counter() - start_s) * 1000

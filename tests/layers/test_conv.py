@@ -8,12 +8,15 @@ from torch.nn import functional as F
 
 from layers import (
     ChebConv2d,
+    CompressedConv1d,
     CompressedConv2d,
     CompressedLinear,
     CosConv2d,
     LayerForm,
+    LayerShape,
     TemplateConv2d,
     UsageError,
+    compress_layer,
 )
 from layers.basis import basis_matrix
 from layers.blockfloat import BlockFormat, quantise
@@ -151,9 +154,11 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
     executions = ["dense"]
     executions += ["factored"] if form.basis is not None and form.templates is None else []
     executions += ["two_stage"] if form.templates is not None and conv.groups == 1 else []
+    assert list(layer.executions) == executions
     for execution in executions:
         layer.execution = execution
         assert torch.allclose(layer(x), expected, atol=1e-9)
+        assert torch.allclose(layer(x[0]), expected[0], atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +327,81 @@ def check_compiled(form: LayerForm, execution: Any, conv: nn.Conv2d, x: Tensor, 
     assert torch.allclose(compiled(x), layer(x), atol=1e-4)
     gradients = zip(layer.parameters(), compiled.parameters(), strict=True)
     assert all(torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-3) for one, other in gradients)
+
+
+@pytest.mark.parametrize("form", [LayerForm(basis="cosine", harmonics=(1, 2)), TEMPLATES, LayerForm(bits=4)])
+@pytest.mark.parametrize(("padding", "mode"), [(2, "zeros"), (1, "reflect"), (2, "circular"), ("same", "replicate")])
+def test_1d_convolutions(form, padding, mode, fill, normal):
+    conv = fill(nn.Conv1d(4, 8, 5, padding=padding, padding_mode=mode, dilation=2, bias=mode != "zeros").double())
+    flat = fill(nn.Conv2d(4, 8, (1, 5), bias=conv.bias is not None).double())
+    flat.weight.data.copy_(conv.weight.unsqueeze(2))
+    layer = compress_layer(conv, form)
+    assert isinstance(layer, CompressedConv1d)
+    assert layer.shape == LayerShape.of(conv)
+    assert torch.allclose(layer.filters(), CompressedConv2d(flat, form).filters(), atol=1e-12)
+    x = normal(3, 4, 17)
+    rounded = x if form.bits is None else quantise(x, form.activation_format)
+    with torch.no_grad():
+        conv.weight.copy_(layer.filters()[:, :, 0])
+    for execution in layer.executions:
+        layer.execution = execution
+        assert torch.allclose(layer(x), conv(rounded), atol=1e-9)
+
+
+class TestFiltersKeptInEvaluation:
+    @pytest.fixture
+    def layer(self, conv):
+        return CompressedConv2d(conv, ALL).eval()
+
+    @torch.no_grad()
+    def test_they_are_built_once(self, layer):
+        assert layer.filters() is layer.filters()
+        assert layer(torch.zeros(1, 4, 5, 5)).isfinite().all()
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("tensor", ["coefficients", "gains"])
+    def test_a_change_in_place_is_seen(self, layer, tensor):
+        before = layer.filters()
+        getattr(layer, tensor).mul_(2.0)
+        assert not torch.equal(layer.filters(), before)
+        assert torch.allclose(layer.filters(), oracle_filters(layer).float(), atol=1e-5)
+
+    @torch.no_grad()
+    def test_loading_and_moving_are_seen(self, layer):
+        before = layer.filters()
+        layer.load_state_dict({name: 2 * value.float() for name, value in layer.state_dict().items()})
+        assert not torch.equal(layer.filters(), before)
+        assert layer.double().filters().dtype == torch.float64
+
+    def test_an_optimiser_step_is_seen(self, layer, x):
+        with torch.no_grad():
+            before = layer.filters()
+        layer(x).square().sum().backward()
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+        with torch.no_grad():
+            assert not torch.equal(layer.filters(), before)
+
+    def test_gradients_training_and_autocast_build_them_anew(self, layer):
+        assert layer.filters().requires_grad
+        with torch.no_grad():
+            kept = layer.filters()
+            assert layer.train().filters() is not kept
+            layer.eval()
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer.filters() is not layer.filters()
+
+    def test_inference_mode_leaves_nothing_that_later_use_cannot_take(self, layer, x):
+        with torch.inference_mode():
+            expected = layer(x)
+        with torch.no_grad():
+            assert torch.equal(layer(x), expected)
+        layer(x.clone().requires_grad_()).sum().backward()
+
+    @torch.no_grad()
+    def test_copies_and_pickles_do_not_carry_them(self, layer):
+        layer.filters()
+        assert copy.deepcopy(layer)._kept_filters is None
+        assert torch.equal(copy.deepcopy(layer).filters(), layer.filters())
 
 
 def test_linear_layer_rounds_weights_and_inputs(fill, rng, normal):

@@ -4,8 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layers import OvertoneError, harmonic
 from layers.basis import FAMILIES, basis_matrix
-from layers.harmonic import factored_conv2d, least_squares_coefficients, series_taps
+from layers.harmonic import (
+    basis_responses,
+    descend_coefficients,
+    factored_conv2d,
+    least_squares_coefficients,
+    series_taps,
+)
 
 
 @pytest.fixture
@@ -117,3 +124,46 @@ def test_macs_are_those_of_the_docstring(_, random_conv, images, bases, normal, 
         return factored_conv2d(x, mix, phi_y, phi_x, margins=(left, left, top, top), **where)
 
     assert count_macs(call, images=3) == expected
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("_", range(5))
+def test_gradient_descent_converges_to_least_squares(_, constant, bases, kernel, normal, generator):
+    phi_y, phi_x = bases(kernel)
+    taps = normal(3, 2, *kernel)
+    found = descend_coefficients(taps, phi_y, phi_x, constant=constant, generator=generator)
+    assert torch.allclose(found, least_squares_coefficients(taps, phi_y, phi_x), atol=1e-5)
+
+
+def test_gradient_descent_begins_as_the_paper_says(normal, generator):
+    phi_y, phi_x = (basis_matrix("chebyshev", k, n) for k, n in ((5, 4), (4, 4)))
+    taps = 3 + normal(2000, 3, 5, 4)
+    constant = harmonic._first_coefficients(taps, phi_y, phi_x, constant=True, generator=generator)
+    assert torch.allclose(series_taps(constant, phi_y, phi_x), taps.mean((2, 3), keepdim=True).expand_as(taps))
+    drawn = harmonic._first_coefficients(taps, phi_y, phi_x, constant=False, generator=generator)
+    assert drawn.shape == (2000, 3, 4, 4)
+    assert float(drawn.var()) == pytest.approx(1 / (3 * 5 * 4), rel=0.05)
+
+
+def test_gradient_descent_that_does_not_arrive_says_so(normal, generator):
+    phi_y, phi_x = (basis_matrix("chebyshev", 7, 6) for _ in range(2))
+    with pytest.raises(OvertoneError, match=r"has not found the series' coefficients within 3 steps\."):
+        descend_coefficients(normal(2, 2, 7, 7), phi_y, phi_x, constant=True, generator=generator, limit=3)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("_", range(5))
+def test_responses_are_convolutions_with_products_of_basis_functions(_, mode, bases, normal, rng):
+    phi_y, phi_x = bases((rng.randint(1, 4), rng.randint(1, 4)))
+    margins, x = tuple(rng.randint(0, 2) for _ in range(4)), normal(2, 3, 9, 8)
+    stride, dilation = (rng.randint(1, 2), rng.randint(1, 2)), (rng.randint(1, 2), rng.randint(1, 2))
+    found = basis_responses(
+        x, phi_y, phi_x, stride=stride, margins=margins, padding_mode=mode, dilation=dilation
+    ).unflatten(1, (3, phi_y.shape[1], phi_x.shape[1]))
+    padded_x = F.pad(x, margins, mode="constant" if mode == "zeros" else mode)
+    for c in range(3):
+        for i in range(phi_y.shape[1]):
+            for j in range(phi_x.shape[1]):
+                product = torch.outer(phi_y[:, i], phi_x[:, j])[None, None]
+                expected = F.conv2d(padded_x[:, c : c + 1], product, stride=stride, dilation=dilation)
+                assert torch.allclose(found[:, c, i, j], expected[:, 0], atol=1e-10)

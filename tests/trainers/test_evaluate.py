@@ -128,7 +128,7 @@ class Sleeper(nn.Module):
 def test_latency_is_the_median_of_the_timed_runs(monkeypatch):
     timed = [*[7.0] * 14, *[3.0] * 14, 1000.0, 2.0]
     model = Sleeper([500.0] * 5 + timed)
-    monkeypatch.setattr("trainers.evaluate.time.perf_counter", lambda: model.clock)
+    monkeypatch.setattr("layers.timing.time.perf_counter", lambda: model.clock)
     assert latency_ms(model, (3, 6, 6), "cpu") == pytest.approx(5.0)
     assert model.shapes == [(1, 3, 6, 6)] * 35
     assert next(model.milliseconds, None) is None

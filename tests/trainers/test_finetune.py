@@ -157,6 +157,44 @@ def test_training_is_sgd_written_out(shape):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_distillation_is_written_out(share):
+    """(1 - share) cross-entropy + share T^2 KL(teacher || student) of outputs divided by T = 2, one step from rest."""
+    found, model = data(16), network()
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4))
+    before, expected = state(teacher), copy.deepcopy(model)
+    images = (found.train.images.float() / 255 - MEAN[0]) / STD[0]
+    soft = F.softmax(teacher.eval()(images).detach() / 2, 1)
+    teacher.train()
+    logits = expected.train()(images)
+    distance = (soft * (soft.log() - F.log_softmax(logits / 2, 1))).sum(1).mean()
+    loss = (1 - share) * F.cross_entropy(logits, found.train.labels) + share * 4 * distance
+    loss.backward()
+    schedule = Schedule(lr=0.1, momentum=0.0, weight_decay=0.0, batch_size=16, shape="constant", distillation=share)
+    (epoch,) = finetune(model, found, schedule, epochs=1, seed=0, device="cpu", teacher=teacher)
+    assert epoch.train_loss == pytest.approx(loss.item(), rel=1e-5)
+    for one, other in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other - 0.1 * other.grad, rtol=1e-4, atol=1e-6)
+    assert same(before, state(teacher))
+    assert teacher.training
+
+
+def test_a_teacher_without_a_share_changes_nothing():
+    found, runs = data(), []
+    for teacher in (None, network()):
+        model = network()
+        list(finetune(model, found, Schedule(batch_size=16), epochs=1, seed=0, device="cpu", teacher=teacher))
+        runs.append(state(model))
+    assert same(*runs)
+
+
+def test_distillation_needs_a_teacher():
+    with pytest.raises(UsageError, match=r"distillation \(=0.5\) needs a teacher\."):
+        finetune(network(), data(), Schedule(distillation=0.5), epochs=1, seed=0, device="cpu")
+
+
 def test_nesterov_looks_ahead():
     """After one step from rest: w - lr (1 + momentum) g."""
     found, model = data(16), network()

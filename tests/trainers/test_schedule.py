@@ -47,6 +47,8 @@ def test_constant_is_constant():
         ({"shape": "linear"}, r"shape \(='linear'\) must be one of step, cosine, one-cycle, constant"),
         ({"precision": "fp16"}, r"precision \(='fp16'\) must be one of fp32, bf16"),
         ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\) must be at least 0 and below 1"),
+        ({"distillation": 1.5}, r"distillation \(=1.5\) must be from 0 to 1"),
+        ({"distillation": math.nan}, r"distillation \(=nan\) must be from 0 to 1"),
         ({"momentum": 0.0, "nesterov": True}, r"nesterov \(=True\) needs a momentum above 0"),
     ],
 )

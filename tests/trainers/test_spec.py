@@ -35,6 +35,7 @@ def test_a_spec_survives_json() -> None:
         {"data_fingerprint": "ce"},
         {"config": NetworkConfig()},
         {"schedule": Schedule(lr=0.5)},
+        {"start": "least_squares"},
         {"epochs": 6},
         {"seed": 1},
     ],
@@ -60,7 +61,7 @@ def test_places_and_spellings_do_not_change_the_identity(network: Network) -> No
     [
         ({"epochs": -1}, r"epochs \(=-1\) must be a whole number of at least 0"),
         ({"seed": 2**63}, r"seed \(=9223372036854775808\) must be"),
-        ({"start": "luck"}, r"start \(='luck'\) must be one of least_squares"),
+        ({"start": "luck"}, r"start \(='luck'\) must be one of calibrated, least_squares"),
         ({"epoch": 5}, "spec has the key 'epoch', allowed are"),
         ({"schedule": {"lr": -1}}, r"lr \(=-1\) must be 0 or more"),
         ({"config": {"blocks": {"layer1": {"bit": 4}}}}, "block 'layer1' has the key 'bit', allowed are"),

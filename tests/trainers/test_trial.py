@@ -12,7 +12,9 @@ from layers import compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_weights, state_sha256
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluate import evaluate
+from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
+from trainers.start import begin
 from trainers.trial import Trial, load_baseline
 
 DATA = DataSpec(train_limit=128)
@@ -74,6 +76,7 @@ def test_a_trial_measures_what_its_packed_model_gives(
     result = trial.result()
     assert state_sha256(subject[0]) == before
     start = compress_model(subject[0], subject[1].forms(CONFIG))
+    begin("calibrated", start, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
     assert result.zero_shot_top1 == evaluate(start, data.val, mean=data.mean, std=data.std, device="cpu").top1
     assert [epoch.epoch for epoch in result.curve] == [1, 2]
     assert result.val_top1 == result.curve[-1].val_top1
@@ -89,6 +92,23 @@ def test_equal_specs_give_equal_results(spec: TrialSpec, data: Data, subject: tu
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
     assert [e.val_loss for e in first.curve] == [e.val_loss for e in second.curve]
+
+
+@pytest.mark.parametrize("start", ["least_squares", "gradient_descent"])
+def test_a_trial_begins_as_its_spec_says(start, spec, data, subject) -> None:
+    trial = _run(dataclasses.replace(spec, start=start, epochs=0), data, subject)
+    expected = compress_model(subject[0], subject[1].forms(CONFIG))
+    begin(start, expected, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in trial.model.state_dict().items())
+
+
+def test_the_uncompressed_network_teaches_where_the_schedule_says(spec, data, subject) -> None:
+    taught = dataclasses.replace(spec, epochs=1, schedule=Schedule(distillation=1.0, lr=0.05))
+    shuffled = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=data.train.labels.flip(0)))
+    states = [_run(taught, found, subject).model.state_dict() for found in (data, shuffled)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    alone = _run(dataclasses.replace(taught, schedule=Schedule(lr=0.05)), data, subject).model.state_dict()
+    assert not all(torch.equal(value, alone[name]) for name, value in states[0].items())
 
 
 def test_no_epochs_measure_the_start_alone(spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network]) -> None:

@@ -1,0 +1,168 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers import LayerForm, OvertoneError, UsageError, compress_model
+from layers.calibration import OutputRegression
+from trainers import calibrate as module
+from trainers.calibrate import calibrate
+
+SERIES = LayerForm(basis="cosine", harmonics=(2, 2))
+FORMS = {"first": SERIES, "inner.second": LayerForm(basis="chebyshev", harmonics=(2, 1)), "last": LayerForm(bits=8)}
+
+
+class Net(nn.Module):
+    """Two convolutions, the second grouped and across a shortcut, and a norm before any compressed layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.BatchNorm2d(3)
+        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.inner = nn.ModuleDict({"second": nn.Conv2d(4, 4, 3, padding=1, groups=2), "norm": nn.BatchNorm2d(4)})
+        self.drop = nn.Dropout(0.5)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(self.stem(x))))
+        x = x + self.inner["norm"](self.inner["second"](x))
+        return self.last(self.drop(x).mean((2, 3)))
+
+
+@pytest.fixture
+def baseline(generator: torch.Generator) -> nn.Module:
+    net = Net().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(generator=generator)
+        for name, buffer in net.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.5, 2.0, generator=generator)
+    return net
+
+
+@pytest.fixture
+def x(generator: torch.Generator) -> Tensor:
+    smooth = F.avg_pool2d(torch.randn(24, 3, 14, 14, generator=generator), 3, stride=1)
+    return torch.cat([smooth, smooth.roll(1, 3)])[torch.randperm(48, generator=generator)]
+
+
+def record(net: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input and output of every module in one pass."""
+    found, hooks = {}, []
+    for name, part in net.named_modules():
+        hooks.append(part.register_forward_hook(lambda m, i, o, name=name: found.__setitem__(name, (i[0], o))))
+    with torch.no_grad():
+        net.eval()(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@torch.no_grad()
+def by_hand(baseline: nn.Module, x: Tensor) -> nn.Module:
+    """One pass of each network before every layer and norm in turn: slow, and without twins."""
+    model, original = compress_model(baseline, FORMS).eval(), record(baseline, x)
+    for name in ("first", "norm", "inner.second", "inner.norm"):
+        inputs, part = record(model, x)[name][0], model.get_submodule(name)
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.copy_(inputs.mean((0, 2, 3)))
+            part.running_var.copy_(inputs.var((0, 2, 3)))
+        else:
+            regression = OutputRegression(part)
+            regression.add(inputs, original[name][1])
+            part.begin_at(regression.solve(), baseline.get_parameter(f"{name}.weight"))
+    return model
+
+
+def same(one: nn.Module, other: nn.Module, **tolerance: float) -> bool:
+    states = one.state_dict(), other.state_dict()
+    return all(torch.allclose(value, states[1][name], **tolerance) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize("images_a_piece", [48, 20, 7, 1])
+def test_twins_in_pieces_do_what_is_done_layer_by_layer_by_hand(images_a_piece, baseline, x, monkeypatch):
+    monkeypatch.setattr(module, "_PIECE_PIXELS", images_a_piece * x.shape[2] * x.shape[3])
+    model = compress_model(baseline, FORMS)
+    calibrate(model, baseline, x)
+    assert not same(model, compress_model(baseline, FORMS), atol=1e-2)
+    assert same(model, by_hand(baseline, x), rtol=1e-3, atol=1e-4)
+
+
+def test_it_is_nearer_to_the_uncompressed_network_than_least_squares_of_filters(baseline, x):
+    for norm in (baseline.stem, baseline.norm, baseline.inner["norm"]):
+        norm.momentum = None
+    with torch.no_grad():
+        baseline.train()(x)
+    baseline.eval()
+    fitted, plain = compress_model(baseline, FORMS), compress_model(baseline, FORMS)
+    calibrate(fitted, baseline, x)
+    with torch.no_grad():
+        wanted = baseline(x)
+        assert (fitted.eval()(x) - wanted).square().mean() < (plain.eval()(x) - wanted).square().mean()
+
+
+def test_nothing_else_changes(baseline, x):
+    before, model = copy.deepcopy(baseline), compress_model(baseline, FORMS)
+    model.train()
+    model.drop.eval()
+    calibrate(model, baseline, x)
+    assert same(baseline, before)
+    assert model.training
+    assert not model.drop.training
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    assert torch.equal(model.stem.running_mean, baseline.stem.running_mean)
+    assert torch.equal(model.inner["second"].bias, baseline.inner["second"].bias)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_uncompressed_network_stays_as_it_is(baseline, x):
+    model = compress_model(baseline, {})
+    calibrate(model, baseline, x)
+    assert same(model, baseline)
+
+
+def test_templates_are_fitted_and_their_gains_follow(baseline, x):
+    form = LayerForm(basis="cosine", harmonics=(2, 2), templates=2, transform="scalar")
+    model, plain = compress_model(baseline, {"first": form}), compress_model(baseline, {"first": form})
+    calibrate(model, baseline, x)
+    assert not torch.allclose(model.first.coefficients, plain.first.coefficients)
+    assert not torch.allclose(model.first.gains, plain.first.gains)
+
+
+def test_templates_of_grouped_convolutions_keep_their_least_squares_start(baseline, x):
+    form = LayerForm(basis="cosine", harmonics=(2, 2), templates=2, transform="scalar")
+    model = compress_model(baseline, {"inner.second": form})
+    before = model.inner["second"].coefficients.clone()
+    calibrate(model, baseline, x)
+    assert torch.equal(model.inner["second"].coefficients, before)
+    assert not torch.equal(model.inner["norm"].running_var, baseline.inner["norm"].running_var)
+
+
+def test_a_layer_that_is_called_twice_is_fitted_at_its_first_call(generator):
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    baseline = nn.Sequential(shared, nn.ReLU(), shared, nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten()).eval()
+    model = compress_model(nn.Sequential(baseline), {"0.0": SERIES})[0]
+    model[2] = model[0]
+    x = torch.randn(20, 3, 6, 6, generator=generator)
+    calibrate(nn.Sequential(model), nn.Sequential(baseline), x)
+    regression = OutputRegression(compress_model(nn.Sequential(baseline), {"0.0": SERIES})[0][0])
+    with torch.no_grad():
+        regression.add(x, shared(x))
+    assert torch.allclose(model[0].coefficients, regression.solve(), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 12, 12), (8, 3), (0, 3, 12, 12), (3, 12, 12)])
+def test_images_that_do_not_fit_are_refused(shape, baseline):
+    model = compress_model(baseline, FORMS)
+    with pytest.raises(UsageError, match=r"calibration images \(=\(.*\)\) (must be \(n, C, H, W\)|do not fit the net)"):
+        calibrate(model, baseline, torch.zeros(shape))
+    assert same(model, compress_model(baseline, FORMS))
+
+
+def test_images_that_are_not_finite_are_refused(baseline):
+    with pytest.raises(OvertoneError, match=r"its inputs or outputs are not finite"):
+        calibrate(compress_model(baseline, FORMS), baseline, torch.full((4, 3, 6, 6), torch.nan))
