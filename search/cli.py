@@ -180,6 +180,9 @@ def search(
         str, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")
     ] = Schedule().shape,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 where the device is fast at it.")] = "fp32",
+    distillation: Annotated[
+        float, typer.Option(help="Share of the loss, 0 to 1, that asks for the uncompressed network's outputs.")
+    ] = 0.0,
     start: Annotated[
         str,
         typer.Option(
@@ -218,7 +221,7 @@ def search(
         blocks=options.parse_granularity(blocks),
         space=options.read_space(space),
         minimum_templates=minimum_templates,
-        schedule=Schedule(lr=lr, batch_size=batch_size, shape=shape, precision=precision),
+        schedule=Schedule(lr=lr, batch_size=batch_size, shape=shape, precision=precision, distillation=distillation),
         start=start,
         epochs=epochs,
         seed=seed,
