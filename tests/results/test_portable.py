@@ -61,3 +61,12 @@ def test_portable_network_gives_the_same_logits(generator, mode):
     assert not any(parameter.requires_grad for name, parameter in portable.named_parameters())
     assert {type(module).__name__ for module in compressed.modules()} > {"CompressedConv2d", "CompressedLinear"}
     assert not any(type(module).__name__.startswith("Compressed") for module in portable.modules())
+
+
+@pytest.mark.parametrize("form", [LayerForm(basis="chebyshev@endpoint", harmonics=(1, 3)), LayerForm(bits=5)])
+def test_1d_convolutions_too(generator, form):
+    model = nn.Sequential(nn.Conv1d(3, 4, 5, padding=2, padding_mode="circular"), nn.ReLU(), nn.Flatten())
+    compressed = compress_model(model, {"0": form}).eval()
+    signals = torch.randn(5, 3, 12, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(portable_model(compressed)(signals), compressed(signals), rtol=0, atol=0)

@@ -1,9 +1,10 @@
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from layers import LayerShape, UsageError
-from spaces import build_model
+from layers import LayerShape, UsageError, compress_model
+from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_model
 from spaces.blocks import find_blocks, trace_shapes
 
 
@@ -122,3 +123,40 @@ def test_images_that_do_not_fit_are_refused_in_one_sentence(model, image, reason
     assert "\n" not in str(caught.value)
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Rows(nn.Module):
+    """Reads every image as a sequence of rows."""
+
+    def __init__(self, *, classes: int, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 4, 3, padding=1)
+        self.rows = nn.Conv1d(4, 6, 5, stride=2, padding=2)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rows(self.stem(x).mean(3)).mean(2))
+
+
+def test_1d_convolutions_are_layers_with_one_row():
+    model = Rows(classes=3, channels=1)
+    assert find_blocks(model) == {"stem": ("stem",), "rows": ("rows",), "head": ("head",)}
+    shape = trace_shapes(model, (1, 8, 6))["rows"]
+    assert shape == LayerShape(
+        kind="conv2d", in_channels=4, out_channels=6, kernel=(1, 5), bias=True, calls=(((1, 8), (1, 4)),)
+    )
+
+
+def test_a_network_with_a_1d_convolution_is_compressed_priced_packed_and_loaded(images, tmp_path):
+    model = Rows(classes=3, channels=1)
+    network = Network.of(model, (1, 8, 6))
+    asked = BlockConfig(basis="chebyshev@endpoint", harmonics=(3, 2), bits=6, exponent_block=16)
+    config = NetworkConfig(blocks={"rows": asked})
+    assert network.forms(config)["rows"].harmonics == (1, 2)
+    compressed = compress_model(model, network.forms(config)).eval()
+    save_model(compressed, tmp_path / "m.safetensors", card={"model": "x:Rows", "classes": 3, "channels": 1})
+    loaded = load_model(tmp_path / "m.safetensors", factory=Rows)
+    x = images(4, 1, 8, 6)
+    assert torch.equal(loaded(x), compressed(x))
+    tensors = safetensors.torch.load_file(tmp_path / "m.safetensors")
+    assert sum(tensor.nbytes for tensor in tensors.values()) == network.cost(config).size_bytes

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from layers import LayerForm, UsageError, compress_model, pack_state
+from layers.basis import BASES
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model
 
 PRUNED = BlockConfig(pruning_rate=0.5)
@@ -95,13 +96,24 @@ def test_families_are_one_where_their_series_are_one(y, x, wide_network):
     assert len(digests("stem")) == (1 if y == x == 1 else 2)  # 7x7
 
 
+def test_a_basis_with_several_names_is_one(wide_network):
+    def form(basis: str, harmonics: tuple[int, int] = (4, 3)) -> str | None:
+        config = NetworkConfig(blocks={"stem": BlockConfig(basis=basis, harmonics=harmonics)})
+        return wide_network.forms(config)["stem"].basis
+
+    assert form("cosine@half_sample") == form("cosine") == "cosine"
+    assert form("cosine@endpoint") == form("chebyshev@gauss_lobatto") == form("chebyshev") == "chebyshev"
+    assert form("chebyshev@endpoint") == "chebyshev@endpoint"
+    assert form("cosine@gauss_lobatto", (1, 1)) == form("chebyshev@endpoint", (1, 1)) == "cosine"
+
+
 def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
     for _ in range(200):
         blocks = {}
         for name in rng.sample(["stem", "body.0", "body.3", "body.4", "body2", "head"], 4):
             series = (None, None)
             if rng.random() < 0.6:
-                series = rng.choice(["cosine", "chebyshev"]), (rng.randint(1, 8), rng.randint(1, 8))
+                series = rng.choice(BASES), (rng.randint(1, 8), rng.randint(1, 8))
             blocks[name] = BlockConfig(
                 basis=series[0],
                 harmonics=series[1],

@@ -155,6 +155,16 @@ def test_bad_limits_are_refused(limits, message, resnet8_space):
         resnet8_space.restricted(limits)
 
 
+def test_other_sample_points_can_be_asked_for(resnet8_space):
+    asked = ["chebyshev@endpoint", "cosine@half_sample", "cosine"]
+    space = resnet8_space.restricted({"layer1": {"basis": asked}})
+    assert space.choices["layer1"]["basis"] == ("chebyshev@endpoint", "cosine")
+    values = {knob: choices[0] for knob, choices in space.knobs.items()} | {"layer1.harmonics_y": 3}
+    config = space.decode(values | {"layer1.basis": "chebyshev@endpoint", "layer1.harmonics_x": 1})
+    assert config.blocks["layer1"].basis == "chebyshev@endpoint"
+    assert space.decode(space.encode(config)) == config
+
+
 def test_restricted_spaces_decode_and_encode_too(resnet8_space, draw):
     space = resnet8_space.restricted(
         {"all": {"basis": ["chebyshev"], "harmonics_y": [2, 3], "bits": [5, 7]}, "layer3": {"pruning_rate": [0.3, 0.6]}}
