@@ -1,25 +1,23 @@
-"""Harmonics of each filter's own against harmonics of a layer and of a block, at equal bytes, on a ResNet-20.
+"""Harmonics of each filter's own against harmonics of a layer or a block, at equal bytes, on a ResNet-20.
 
-    python benchmarks/per_filter_harmonics.py --data DIR --weights FILE [--finetuned 2,2,2,2]
+    python benchmarks/per_filter_harmonics.py --data DIR --weights FILE [--budgets 2,2,2,2] [--finetuned 2,2,2,2]
 
 DIR holds CIFAR-10 as Parquet (Hugging Face image layout), FILE the trained ResNet-20. Costain & Prisacariu leave open
-that each filter may have its own number of harmonics. Here the bytes of a uniform network are spent again, by what
-they buy: with residual E_n(h) of output filter n fitted with harmonics h to the uncompressed network's outputs
-(`layers.calibration`, on the uncompressed network's inputs), minimise
+that each filter may have its own number of harmonics. Here the bytes of a uniform network are spent anew where they buy
+most: with E_n(h) the residual of output n, fitted with harmonics h to what the uncompressed network computes there
+(`layers.calibration`, inputs of the uncompressed network, mean square over places),
 
-    sum_n gamma_n^2 / running_var_n  E_n(h_n)    subject to the bytes of the uniform network,
+    minimise  sum_n gamma_n^2 / running_var_n  E_n(h_n)    within the bytes,
 
-gamma and running_var being those of the batch norm that follows. Dynamic programming finds the minimum itself. Modes:
+gamma and running_var being those of the norm that follows. Dynamic programming finds the minimum itself. Modes:
+`uniform`; `layers in block` and `layers in network`, where each layer has its own harmonics and those of a block or of
+all compressed blocks share their bytes (the product can say that today, so no index is counted); `filters in layer`,
+`filters in block` and `filters in network`, where each filter has its own, and the bytes hold an index of 4 bits a
+filter. Then each network is calibrated in network order (`trainers.calibrate`), every filter on its own support, and
+fine-tuned: filters are full series whose coefficients outside the support stay zero.
 
-- `uniform`: every filter of a compressed block has the same harmonics;
-- `layers in block`, `layers in network`: every layer has its own, and the bytes of its block or of the network are
-  spent together (the product can do that today, so there is no index);
-- `filters in layer`, `filters in block`, `filters in network`: every filter has its own.
-
-An index of 4 bits a filter is part of a filter mode's bytes. All modes are then calibrated in network order, each
-filter on its own support (`trainers.calibrate`), and fine-tuned; a filter is a full series whose coefficients outside
-its support stay zero. Finished runs are in `per_filter_harmonics.parquet` at once; the command goes on from there.
-Accuracy is of the 5,000 validation images (of the test images; the other 5,000 are not looked at).
+Finished runs are in `per_filter_harmonics.parquet` at once, and the command goes on from there. Accuracy is that on
+the 5,000 validation images, half of the test images; the other half is not looked at.
 """
 
 import argparse
@@ -46,16 +44,20 @@ from trainers.start import CALIBRATION_IMAGES
 from trainers.trial import load_baseline
 
 _CHOICES = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2), (3, 3)]
-_FULL = (3, 3)
-_BLOCKS = ("conv1", "layer1", "layer2", "layer3")
-_BUDGETS = {"2,2,2,2": (4, 4), "3,2,2,2": (4, 3), "3,3,2,2": (4, 2), "6 of 9": (6, 4), "2 of 9": (2, 4)}
-"""Coefficients of a channel's filter in a uniform network, and how many of the last blocks are compressed."""
-_WIDE = ("2,2,2,2",)
-"""Budgets that are also spent over the whole network."""
-_UNIFORM = {4: ["uniform 2x2"], 6: ["uniform 2x3", "uniform 3x2"], 2: ["uniform 1x2", "uniform 2x1"]}
+_SIZES = np.array([y * x for y, x in _CHOICES])
+_BUDGETS = {
+    "2,2,2,2": ((), [(2, 2)]),
+    "3,2,2,2": (("conv1",), [(2, 2)]),
+    "3,3,2,2": (("conv1", "layer1"), [(2, 2)]),
+    "6 of 9": ((), [(2, 3), (3, 2)]),
+    "2 of 9": ((), [(1, 2), (2, 1)]),
+}
+"""The blocks that are left alone, and the uniform harmonics that set the bytes of the others."""
+_OURS = ["layers in block", "layers in network", "filters in layer", "filters in block", "filters in network"]
+_MODES = {budget: [*(f"uniform {y}x{x}" for y, x in uniform), *_OURS] for budget, (_, uniform) in _BUDGETS.items()}
 _SCHEDULE = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
 Supports = dict[str, list[tuple[int, int]]]
-"""The harmonics of each filter of each layer."""
+"""The harmonics of each filter, by layer."""
 
 
 def main() -> None:
@@ -64,93 +66,119 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="safetensors of the trained ResNet-20")
     parser.add_argument("--budgets", nargs="*", default=list(_BUDGETS), choices=list(_BUDGETS))
     parser.add_argument("--finetuned", nargs="*", default=["2,2,2,2"], choices=list(_BUDGETS))
-    parser.add_argument("--modes", nargs="*", help="only these modes, such as 'filters in block'")
+    parser.add_argument("--modes", nargs="*", default=["uniform", *_OURS], help="how they begin")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--train-limit", type=int, default=10_000)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     spec = DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
-    data = load_data(spec)
-    baseline, _ = load_baseline("resnet20", arguments.weights, data)
-    path = arguments.out / "per_filter_harmonics.parquet"
+    bench, path = _Bench(load_data(spec), arguments.weights), arguments.out / "per_filter_harmonics.parquet"
     done = pd.read_parquet(path).to_dict("records") if path.exists() else []
-    done = done or [
-        {"budget": "none", "mode": "uncompressed", "seed": 0, "epochs": 0, "zero_shot": _top1(baseline, data)}
-    ]
     for seed in range(arguments.seeds):
-        images, errors = _calibration_images(data, seed), None
         for budget in sorted(arguments.budgets, key=arguments.finetuned.count):  # what is cheap comes first
-            for mode in _modes(budget, arguments.modes):
+            epochs = arguments.epochs if budget in arguments.finetuned else 0
+            for mode in _MODES[budget]:
                 key = {"budget": budget, "mode": mode, "seed": seed}
-                epochs = arguments.epochs if budget in arguments.finetuned else 0
                 same = [row for row in done if key.items() <= row.items()]
-                if any(row["epochs"] >= epochs for row in same):
-                    continue
-                errors = errors or _errors(baseline, images)
-                row = _run(key, epochs, data, baseline, images, errors)
-                done = [*(row for row in done if row not in same), {**key, "epochs": epochs, **row}]
-                _write(pd.DataFrame(done), path)
-                print(done[-1], flush=True)
+                if mode.startswith(tuple(arguments.modes)) and not any(row["epochs"] >= epochs for row in same):
+                    row = {**key, "epochs": epochs, **bench.run(budget, mode, seed, epochs)}
+                    done = [*(row for row in done if row not in same), row]
+                    _write(pd.DataFrame(done), path)
+                    print(row, flush=True)
     print(path.with_suffix(".md").read_text())
 
 
-def _modes(budget: str, wanted: list[str] | None) -> list[str]:
-    scopes = ("block", "network") if budget in _WIDE else ("block",)
-    ours = [f"{unit}s in {scope}" for scope in scopes for unit in ("layer", "filter")]
-    modes = [*_UNIFORM[_BUDGETS[budget][0]], *ours, "filters in layer"]
-    return [mode for mode in modes if wanted is None or mode in wanted]
+class _Bench:
+    def __init__(self, data: Data, weights: str) -> None:
+        self.data, (self.baseline, network) = data, load_baseline("resnet20", weights, data)
+        self.blocks = {name: block for block, names in network.blocks.items() for name in names if "conv" in name}
+        convs = {name: self.baseline.get_submodule(name) for name in self.blocks}
+        self.channels = {name: conv.in_channels for name, conv in convs.items()}
+        self.full = {name: [(3, 3)] * conv.out_channels for name, conv in convs.items()}
+        self.errors: dict[int, dict[str, np.ndarray]] = {}
+        self.top1_before = self._top1(self.baseline)
 
+    def run(self, budget: str, mode: str, seed: int, epochs: int) -> dict[str, Any]:
+        if seed not in self.errors:
+            self.errors[seed] = self._errors(seed)
+        supports = self._supports(budget, mode, seed)
+        model = self._compressed(supports, seed)
+        before = self._top1(model)
+        filters = [h for support in supports.values() for h in support]
+        values = sum(self.channels[name] * y * x for name, h in (self.full | supports).items() for y, x in h)
+        errors = [
+            self.errors[seed][name][n, _CHOICES.index(h)] for name, s in supports.items() for n, h in enumerate(s)
+        ]
+        return {
+            "bytes": 4 * values + mode.startswith("filter") * (len(filters) + 1) // 2,
+            "error": float(sum(errors)),
+            "zero_shot": before,
+            "finetuned": self._finetuned(model, supports, seed, epochs) if epochs else None,
+            "filters": " ".join(f"{y}x{x}:{filters.count((y, x))}" for y, x in _CHOICES),
+            "baseline": self.top1_before,
+            "train_images": len(self.data.train),
+            "val_images": len(self.data.val),
+            "torch": version("torch"),
+        }
 
-def _run(
-    key: dict[str, Any], epochs: int, data: Data, baseline: nn.Module, images: Tensor, errors: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    supports = _supports(baseline, errors, key["budget"], key["mode"])
-    model = _compressed(baseline, images, supports)
-    before, after = _top1(model, data), None
-    if epochs:
-        masks = {name: _masks(found) for name, found in supports.items()}
-        layers = compressed_layers(model)
-        for name, layer in layers.items():
-            layer.coefficients.register_hook(lambda gradient, mask=masks[name]: gradient * mask)
-        for epoch in finetune(model, data, _SCHEDULE, epochs=epochs, seed=key["seed"], device="cpu", teacher=baseline):
-            after = 100 * epoch.val_top1
-        if any((layer.coefficients * ~masks[name]).any() for name, layer in layers.items()):
+    def _top1(self, model: nn.Module) -> float:
+        return 100 * evaluate(model, self.data.val, mean=self.data.mean, std=self.data.std, device="cpu").top1
+
+    def _compressed(self, supports: Supports, seed: int) -> nn.Module:
+        """The calibrated network: full series, with zeros outside each filter's support."""
+        rows = torch.randperm(len(self.data.train), generator=epoch_generator(seed, 0, torch.device("cpu")))
+        images = self.data.train.images[rows[:CALIBRATION_IMAGES]]  # those of `trainers.start`
+        model = compress_model(self.baseline, dict.fromkeys(supports, LayerForm(basis="cosine", harmonics=(3, 3))))
+        for name, layer in compressed_layers(model).items():
+            layer.support = supports[name]
+        with patch("trainers.calibrate.OutputRegression", _Fit):
+            calibrate(model, self.baseline, normalise(images, self.data.mean, self.data.std))
+        return model
+
+    def _finetuned(self, model: nn.Module, supports: Supports, seed: int, epochs: int) -> float:
+        masks = {layer.coefficients: _mask(supports[name]) for name, layer in compressed_layers(model).items()}
+        for coefficients, mask in masks.items():
+            coefficients.register_hook(lambda gradient, mask=mask: gradient * mask)
+        *_, last = finetune(model, self.data, _SCHEDULE, epochs=epochs, seed=seed, device="cpu", teacher=self.baseline)
+        if any((coefficients * ~mask).any() for coefficients, mask in masks.items()):
             raise AssertionError("Coefficients outside a support have moved.")
-    filters = [h for found in supports.values() for h in found]
-    return {
-        "bytes": _bytes(baseline, supports, key["mode"]),
-        "error": sum(errors[name][n, _CHOICES.index(h)] for name, own in supports.items() for n, h in enumerate(own)),
-        "zero_shot": before,
-        "finetuned": after,
-        "filters": " ".join(f"{y}x{x}:{filters.count((y, x))}" for y, x in _CHOICES),
-        "train_images": len(data.train),
-        "val_images": len(data.val),
-        "torch": version("torch"),
-    }
+        return 100 * last.val_top1
 
+    def _errors(self, seed: int) -> dict[str, np.ndarray]:
+        """What each choice costs (N, choices), by layer."""
+        full, errors = self._compressed(self.full, seed), {}
+        for name in self.full:
+            norm, fit = self.baseline.get_submodule(name.replace("conv", "bn")), full.get_submodule(name).fit
+            weight = norm.weight.detach().double().square() / (norm.running_var + norm.eps) / fit.places
+            errors[name] = torch.stack([fit.fitted(h)[1] * weight for h in _CHOICES], 1).numpy()
+        return errors
 
-def _top1(model: nn.Module, data: Data) -> float:
-    return 100 * evaluate(model, data.val, mean=data.mean, std=data.std, device="cpu").top1
+    def _supports(self, budget: str, mode: str, seed: int) -> Supports:
+        """The harmonics of each filter in the compressed blocks."""
+        alone, uniform = _BUDGETS[budget]
+        layers = {name: block for name, block in self.blocks.items() if block not in alone}
+        unit, _, scope = mode.partition("s in ")
+        if not scope:
+            return {name: [uniform[_MODES[budget].index(mode)]] * len(self.full[name]) for name in layers}
+        groups: dict[str, list[str]] = {}
+        for name, block in layers.items():
+            groups.setdefault({"layer": name, "block": block, "network": ""}[scope], []).append(name)
+        spent = [self._spent(names, unit, uniform[0][0] * uniform[0][1], seed) for names in groups.values()]
+        return {name: support for found in spent for name, support in found.items()}
 
-
-def _bytes(baseline: nn.Module, supports: Supports, mode: str) -> int:
-    """Bytes of the convolutions in the compressed network: those left alone, coefficients, index."""
-    total = 0
-    for name, conv in baseline.named_modules():
-        if isinstance(conv, nn.Conv2d):
-            found = supports.get(name, [_FULL] * conv.out_channels)
-            total += 4 * conv.in_channels * sum(y * x for y, x in found)
-            total += (len(found) + 1) // 2 if mode.startswith("filter") and name in supports else 0
-    return total
-
-
-def _calibration_images(data: Data, seed: int) -> Tensor:
-    """The images that `trainers.start` takes."""
-    rows = torch.randperm(len(data.train), generator=epoch_generator(seed, 0, torch.device("cpu")))
-    return normalise(data.train.images[rows[:CALIBRATION_IMAGES]], data.mean, data.std)
+    def _spent(self, names: list[str], unit: str, count: int, seed: int) -> Supports:
+        """Harmonics for the filters of layers that share the bytes of `count` coefficients a channel and filter."""
+        owners = np.repeat(names, [len(self.full[name]) for name in names])
+        costs = np.stack([self.channels[name] * _SIZES for name in owners])
+        errors = np.concatenate([self.errors[seed][name] for name in names])
+        budget = count * int(costs[:, 0].sum())
+        if unit == "filter":
+            best = np.array(_cheapest(costs, errors, budget - (len(owners) + 7) // 8))  # less 4 bits a filter
+        else:
+            sums = [np.stack([part[owners == name].sum(0) for name in names]) for part in (costs, errors)]
+            best = np.repeat(_cheapest(*sums, budget), [len(self.full[name]) for name in names])
+        return {name: [_CHOICES[i] for i in best[owners == name]] for name in names}
 
 
 class _Fit(OutputRegression):
@@ -166,15 +194,13 @@ class _Fit(OutputRegression):
         self.places += outputs[:, 0].numel()
 
     def solve(self) -> Tensor:
-        found = torch.zeros_like(self._start[0])
-        for h in set(self.layer.support):
-            mine = torch.tensor([own == h for own in self.layer.support])
-            found[mine] = self.fitted(h)[0][mine]
+        fits = {h: self.fitted(h)[0] for h in set(self.layer.support)}
+        found = torch.stack([fits[h][n] for n, h in enumerate(self.layer.support)])
         return found.view_as(self.layer.coefficients).to(self.layer.coefficients.dtype)
 
     def fitted(self, h: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Coefficients (N, C 9) of all filters with harmonics h, as `OutputRegression` finds them; the errors (N,)."""
-        inside = _masks([h]).flatten().repeat(self._start.shape[2] // 9)
+        """Coefficients (N, C 9) if all filters had harmonics h, as `OutputRegression` finds them; their errors (N,)."""
+        inside = _mask([h]).flatten().repeat(self._start.shape[2] // 9)
         gram, start, cross = self._gram[0][inside][:, inside], self._start[0][:, inside], self._cross[0][:, inside]
         system = gram + self.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
         best = start + torch.linalg.solve(system, (cross - start @ gram).mT).mT
@@ -182,82 +208,22 @@ class _Fit(OutputRegression):
         return torch.zeros_like(self._start[0]).masked_scatter(inside.expand_as(self._start[0]), best), errors
 
 
-def _masks(support: list[tuple[int, int]]) -> Tensor:
+def _mask(support: list[tuple[int, int]]) -> Tensor:
     """Which harmonics (N, 1, 3, 3) each filter has."""
-    taps, support = torch.arange(3), torch.tensor(support)
-    return ((taps[:, None] < support[:, 0, None, None]) & (taps < support[:, 1, None, None]))[:, None]
-
-
-def _compressed(baseline: nn.Module, images: Tensor, supports: Supports) -> nn.Module:
-    """The calibrated network; every filter is a full series, with zeros outside its support."""
-    model = compress_model(baseline, dict.fromkeys(supports, LayerForm(basis="cosine", harmonics=_FULL)))
-    for name, layer in compressed_layers(model).items():
-        layer.support = supports[name]
-    with patch("trainers.calibrate.OutputRegression", _Fit):
-        calibrate(model, baseline, images)
-    return model
-
-
-def _errors(baseline: nn.Module, images: Tensor) -> dict[str, np.ndarray]:
-    """Weighted errors a place (N, choices) of each layer's filters, from inputs of the uncompressed network."""
-    convs = {name: layer for name, layer in baseline.named_modules() if isinstance(layer, nn.Conv2d)}
-    full = _compressed(baseline, images, {name: [_FULL] * layer.out_channels for name, layer in convs.items()})
-    errors = {}
-    for name in convs:
-        norm = baseline.get_submodule(name.replace("conv", "bn"))
-        weight = norm.weight.detach().double().square() / (norm.running_var + norm.eps)
-        fit = full.get_submodule(name).fit
-        errors[name] = torch.stack([fit.fitted(h)[1] * weight for h in _CHOICES], 1).numpy() / fit.places
-    return errors
-
-
-def _supports(baseline: nn.Module, errors: dict[str, np.ndarray], budget: str, mode: str) -> Supports:
-    """The harmonics of each filter in the compressed blocks."""
-    count, blocks = _BUDGETS[budget]
-    groups: dict[str, list[str]] = {}
-    for name in errors:
-        block = name.partition(".")[0]
-        if block in _BLOCKS[-blocks:]:
-            scope = {"layer": name, "network": ""}.get(mode.rpartition(" ")[2], block)
-            groups.setdefault(scope, []).append(name)
-    return {
-        name: support
-        for names in groups.values()
-        for name, support in _spent(baseline, {name: errors[name] for name in names}, count, mode).items()
-    }
-
-
-def _spent(baseline: nn.Module, errors: dict[str, np.ndarray], count: int, mode: str) -> Supports:
-    """The harmonics of each filter of layers that share their bytes."""
-    filters, channels = {name: len(e) for name, e in errors.items()}, {}
-    for name in errors:
-        channels[name] = baseline.get_submodule(name).in_channels
-    if mode.startswith("uniform"):
-        y, x = mode.split()[1].split("x")
-        return {name: [(int(y), int(x))] * n for name, n in filters.items()}
-    sizes = np.array([y * x for y, x in _CHOICES])
-    values = sum(count * filters[name] * channels[name] for name in errors)
-    if mode.startswith("layer"):
-        costs = np.stack([filters[name] * channels[name] * sizes for name in errors])
-        best = _cheapest(costs, np.stack([e.sum(0) for e in errors.values()]), values)
-        return {name: [_CHOICES[i]] * filters[name] for name, i in zip(errors, best, strict=True)}
-    costs = np.concatenate([np.tile(channels[name] * sizes, (filters[name], 1)) for name in errors])
-    index = sum((n + 1) // 2 for n in filters.values())
-    best = iter(_cheapest(costs, np.concatenate(list(errors.values())), values - (index + 3) // 4))
-    return {name: [_CHOICES[next(best)] for _ in range(n)] for name, n in filters.items()}
+    taps, (y, x) = torch.arange(3), torch.tensor(support)[:, :, None, None, None].unbind(1)
+    return (taps[:, None] < y) & (taps < x)
 
 
 def _cheapest(costs: np.ndarray, errors: np.ndarray, budget: int) -> list[int]:
-    """The choice of each row of (items, choices) with the least sum of errors among those within the budget."""
+    """The choice for each row of (items, choices) with the least sum of errors among those within the budget."""
     unit = int(np.gcd.reduce(costs, axis=None))
     costs, room = costs // unit, budget // unit
     least, taken = np.zeros(room + 1), np.empty((len(costs), room + 1), np.int8)
     for item, (cost, error) in enumerate(zip(costs, errors, strict=True)):
-        with_choice = np.full((len(cost), room + 1), np.inf)
+        sums = np.full((len(cost), room + 1), np.inf)
         for choice, c in enumerate(cost):
-            with_choice[choice, c:] = least[: max(room + 1 - c, 0)] + error[choice]
-        taken[item] = with_choice.argmin(0)
-        least = with_choice.min(0)
+            sums[choice, c:] = least[: max(room + 1 - c, 0)] + error[choice]
+        taken[item], least = sums.argmin(0), sums.min(0)
     choices = []
     for item in reversed(range(len(costs))):
         choices.append(int(taken[item, room]))
@@ -266,39 +232,25 @@ def _cheapest(costs: np.ndarray, errors: np.ndarray, budget: int) -> list[int]:
 
 
 def _write(runs: pd.DataFrame, path: Path) -> None:
-    order = {budget: place for place, budget in enumerate(["none", *_BUDGETS])}
-    runs = runs.sort_values("budget", key=lambda column: column.map(order), kind="stable")
-    scratch = path.with_suffix(".tmp")
-    runs.to_parquet(scratch, index=False)
-    scratch.replace(path)
-    path.with_suffix(".md").write_text(_markdown(runs))
-
-
-def _markdown(runs: pd.DataFrame) -> str:
+    runs.to_parquet(path.with_suffix(".tmp"), index=False)
+    path.with_suffix(".tmp").replace(path)
     last, tuned = runs.iloc[-1], runs[runs.finetuned.notna()]
     about = (
-        f"ResNet-20, {runs.zero_shot.iloc[0]:.2f} % uncompressed. Top-1 in % of {last.val_images:,.0f} validation "
-        "images, mean over n seeds of calibration images and fine-tuning, lowest and highest in brackets. Bytes are "
-        "those of all convolutions with their index. Error is the sum that is minimised, against that of the budget's "
-        f"first row. Fine-tuning: {tuned.epochs.max():.0f} epochs of {last.train_images:,.0f} images, bfloat16, CPU. "
-        f"torch {last.torch}."
+        f"ResNet-20, uncompressed {last.baseline:.2f} %. Top-1 in % of {last.val_images:,} validation images, mean over "
+        "n seeds of calibration images and fine-tuning, range in brackets. Bytes: all convolutions with their index. "
+        "Error: the sum that is minimised, the budget's first row being 1. Fine-tuning: "
+        f"{tuned.epochs.max():.0f} epochs of {last.train_images:,} images, bfloat16, CPU, torch {last.torch}."
     )
     lines = ["# Harmonics of each filter's own, at equal bytes", "", about, ""]
-    lines += [
-        "| budget | mode | bytes | error | n | before | n | after fine-tuning |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for budget, same in runs.iloc[1:].groupby("budget", sort=False):
-        for mode, found in same.groupby("mode", sort=False):
-            first = same[same["mode"] == same["mode"].iloc[0]]
-            cells = [budget, mode, f"{found.bytes.mean():,.0f}", f"{found.error.mean() / first.error.mean():.2f}"]
-            lines.append(f"| {' | '.join([*cells, *_spread(found.zero_shot), *_spread(found.finetuned.dropna())])} |")
-    return "\n".join([*lines, ""])
-
-
-def _spread(values: pd.Series) -> tuple[str, str]:
-    """How many, and their mean and range."""
-    return str(len(values)), f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})" if len(values) else ""
+    lines += ["| budget | mode | bytes | error | n | before | n | after fine-tuning |", "|---" * 8 + "|"]
+    for (budget, mode), found in runs.groupby(["budget", "mode"], sort=False):
+        first = runs[(runs.budget == budget) & (runs["mode"] == _MODES[budget][0]) & runs.seed.isin(found.seed)]
+        cells = [budget, mode, f"{found.bytes.max():,}", f"{found.error.mean() / first.error.mean():.2f}"]
+        for values in (found.zero_shot, found.finetuned.dropna()):
+            some = f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})" if len(values) else ""
+            cells += [str(len(values)), some]
+        lines.append(f"| {' | '.join(cells)} |")
+    path.with_suffix(".md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

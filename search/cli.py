@@ -17,7 +17,6 @@ from torch import nn
 
 from layers import OvertoneError, UsageError
 from results.confidence import study_confidence
-from results.filters import convolution, draw_filters, mean_errors
 from results.ledger import Ledger
 from results.query import query as query_trials
 from results.query import sql as query_sql
@@ -475,6 +474,8 @@ def _print_json(found: dict[str, Any]) -> None:
 
 def _draw_filters(network: nn.Module, model: str, layer: str, png: Path, *, trained: bool, as_json: bool) -> None:
     """Draw a layer's filters and say where; filters of a random start are marked as such on the picture too."""
+    from results.filters import convolution, draw_filters, mean_errors
+
     found, name = convolution(network, layer), f"{model} {layer}{'' if trained else ' (random start)'}"
     path = draw_filters(found, png, name=name)
     if not trained:

@@ -57,6 +57,18 @@ def test_cost_of_a_convolution_is_that_of_the_built_and_packed_layer(_, random_c
     assert cost.macs == min(macs)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", ["same", (2, 1)])
+def test_factored_macs_are_those_of_any_padding(mode, padding, fill, count_macs):
+    conv = fill(nn.Conv2d(4, 64, 4, padding=padding, padding_mode=mode, bias=False))
+    x, form = torch.zeros(1, 4, 11, 9), LayerForm(basis="cosine", harmonics=(2, 2))
+    layer = compress_layer(conv, form)
+    layer.execution = "factored"
+    shape = LayerShape.of(conv, (((11, 9), tuple(conv(x).shape[2:])),))
+    assert layer_cost(shape, form).macs == count_macs(layer, x) < count_macs(conv, x)
+
+
 def test_calls_are_summed_and_a_layer_never_called_costs_no_macs():
     calls = (((8, 8), (4, 4)), ((6, 6), (3, 3)))
     shape = LayerShape(kind="conv2d", in_channels=3, out_channels=5, kernel=(3, 3), calls=calls)
