@@ -3,17 +3,16 @@
     python benchmarks/per_filter_harmonics.py --data DIR --weights FILE [--budgets 2,2,2,2] [--finetuned 2,2,2,2]
 
 DIR holds CIFAR-10 as Parquet (Hugging Face image layout), FILE the trained ResNet-20. Costain & Prisacariu leave open
-that each filter may have its own number of harmonics. Here the bytes of a uniform network are spent anew where they buy
-most: with E_n(h) the residual of output n, fitted with harmonics h to what the uncompressed network computes there
-(`layers.calibration`, inputs of the uncompressed network, mean square over places),
+that each filter may have its own number of harmonics. Here a uniform network's bytes are spent anew where they buy
+most: with E_n(h) the mean square residual of output n, fitted with harmonics h to what the uncompressed network
+computes there (`layers.calibration`, inputs of the uncompressed network), and gamma, running_var of the norm behind,
 
-    minimise  sum_n gamma_n^2 / running_var_n  E_n(h_n)    within the bytes,
+    minimise  sum_n gamma_n^2 / running_var_n  E_n(h_n)    within the bytes, by dynamic programming.
 
-gamma and running_var being those of the norm that follows. Dynamic programming finds the minimum itself. Modes:
-`uniform`; `layers in block` and `layers in network`, where each layer has its own harmonics and those of a block or of
-all compressed blocks share their bytes (the product can say that today, so no index is counted); `filters in layer`,
-`filters in block` and `filters in network`, where each filter has its own, and the bytes hold an index of 4 bits a
-filter. Then each network is calibrated in network order (`trainers.calibrate`), every filter on its own support, and
+Modes: `uniform`; `layers in block`, `layers in network`: each layer has its own harmonics, and the bytes are those of
+a block or of all compressed blocks together (the product can say that today: no index is counted); `filters in layer`,
+`filters in block`, `filters in network`: each filter has its own, and an index of 4 bits a filter is within the bytes.
+Each network is then calibrated in network order (`trainers.calibrate`), every filter on its own support, and
 fine-tuned: filters are full series whose coefficients outside the support stay zero.
 
 Finished runs are in `per_filter_harmonics.parquet` at once, and the command goes on from there. Accuracy is that on
@@ -33,26 +32,18 @@ from torch import Tensor, nn
 
 from layers import LayerForm, compress_model, compressed_layers
 from layers.calibration import OutputRegression
-from trainers.augment import normalise
-from trainers.calibrate import calibrate
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluate import evaluate
 from trainers.finetune import finetune
-from trainers.repeatable import epoch_generator
 from trainers.schedule import Schedule
-from trainers.start import CALIBRATION_IMAGES
+from trainers.start import begin
 from trainers.trial import load_baseline
 
 _CHOICES = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2), (3, 3)]
 _SIZES = np.array([y * x for y, x in _CHOICES])
-_BUDGETS = {
-    "2,2,2,2": ((), [(2, 2)]),
-    "3,2,2,2": (("conv1",), [(2, 2)]),
-    "3,3,2,2": (("conv1", "layer1"), [(2, 2)]),
-    "6 of 9": ((), [(2, 3), (3, 2)]),
-    "2 of 9": ((), [(1, 2), (2, 1)]),
-}
-"""The blocks that are left alone, and the uniform harmonics that set the bytes of the others."""
+_BUDGETS = {"2,2,2,2": (0, [(2, 2)]), "3,2,2,2": (1, [(2, 2)]), "3,3,2,2": (2, [(2, 2)])}
+_BUDGETS |= {"6 of 9": (0, [(2, 3), (3, 2)]), "2 of 9": (0, [(1, 2), (2, 1)])}
+"""How many of the first blocks are left alone, and the uniform harmonics that set the bytes of the others."""
 _OURS = ["layers in block", "layers in network", "filters in layer", "filters in block", "filters in network"]
 _MODES = {budget: [*(f"uniform {y}x{x}" for y, x in uniform), *_OURS] for budget, (_, uniform) in _BUDGETS.items()}
 _SCHEDULE = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
@@ -92,8 +83,8 @@ def main() -> None:
 class _Bench:
     def __init__(self, data: Data, weights: str) -> None:
         self.data, (self.baseline, network) = data, load_baseline("resnet20", weights, data)
-        self.blocks = {name: block for block, names in network.blocks.items() for name in names if "conv" in name}
-        convs = {name: self.baseline.get_submodule(name) for name in self.blocks}
+        self.blocks = [[name for name in names if "conv" in name] for names in network.blocks.values()]
+        convs = {name: self.baseline.get_submodule(name) for names in self.blocks for name in names}
         self.channels = {name: conv.in_channels for name, conv in convs.items()}
         self.full = {name: [(3, 3)] * conv.out_channels for name, conv in convs.items()}
         self.errors: dict[int, dict[str, np.ndarray]] = {}
@@ -107,9 +98,8 @@ class _Bench:
         before = self._top1(model)
         filters = [h for support in supports.values() for h in support]
         values = sum(self.channels[name] * y * x for name, h in (self.full | supports).items() for y, x in h)
-        errors = [
-            self.errors[seed][name][n, _CHOICES.index(h)] for name, s in supports.items() for n, h in enumerate(s)
-        ]
+        chosen = {name: [_CHOICES.index(h) for h in support] for name, support in supports.items()}
+        errors = [self.errors[seed][name][range(len(choice)), choice].sum() for name, choice in chosen.items()]
         return {
             "bytes": 4 * values + mode.startswith("filter") * (len(filters) + 1) // 2,
             "error": float(sum(errors)),
@@ -127,13 +117,11 @@ class _Bench:
 
     def _compressed(self, supports: Supports, seed: int) -> nn.Module:
         """The calibrated network: full series, with zeros outside each filter's support."""
-        rows = torch.randperm(len(self.data.train), generator=epoch_generator(seed, 0, torch.device("cpu")))
-        images = self.data.train.images[rows[:CALIBRATION_IMAGES]]  # those of `trainers.start`
         model = compress_model(self.baseline, dict.fromkeys(supports, LayerForm(basis="cosine", harmonics=(3, 3))))
         for name, layer in compressed_layers(model).items():
             layer.support = supports[name]
         with patch("trainers.calibrate.OutputRegression", _Fit):
-            calibrate(model, self.baseline, normalise(images, self.data.mean, self.data.std))
+            begin("calibrated", model, self.baseline, self.data, seed=seed, device=torch.device("cpu"))
         return model
 
     def _finetuned(self, model: nn.Module, supports: Supports, seed: int, epochs: int) -> float:
@@ -157,15 +145,14 @@ class _Bench:
     def _supports(self, budget: str, mode: str, seed: int) -> Supports:
         """The harmonics of each filter in the compressed blocks."""
         alone, uniform = _BUDGETS[budget]
-        layers = {name: block for name, block in self.blocks.items() if block not in alone}
-        unit, _, scope = mode.partition("s in ")
+        blocks, (unit, _, scope) = self.blocks[alone:], mode.partition("s in ")
+        layers = [name for names in blocks for name in names]
         if not scope:
             return {name: [uniform[_MODES[budget].index(mode)]] * len(self.full[name]) for name in layers}
-        groups: dict[str, list[str]] = {}
-        for name, block in layers.items():
-            groups.setdefault({"layer": name, "block": block, "network": ""}[scope], []).append(name)
-        spent = [self._spent(names, unit, uniform[0][0] * uniform[0][1], seed) for names in groups.values()]
-        return {name: support for found in spent for name, support in found.items()}
+        found: Supports = {}
+        for names in {"layer": [[name] for name in layers], "block": blocks, "network": [layers]}[scope]:
+            found |= self._spent(names, unit, uniform[0][0] * uniform[0][1], seed) if names else {}
+        return found
 
     def _spent(self, names: list[str], unit: str, count: int, seed: int) -> Supports:
         """Harmonics for the filters of layers that share the bytes of `count` coefficients a channel and filter."""
@@ -175,10 +162,10 @@ class _Bench:
         budget = count * int(costs[:, 0].sum())
         if unit == "filter":
             best = np.array(_cheapest(costs, errors, budget - (len(owners) + 7) // 8))  # less 4 bits a filter
-        else:
-            sums = [np.stack([part[owners == name].sum(0) for name in names]) for part in (costs, errors)]
-            best = np.repeat(_cheapest(*sums, budget), [len(self.full[name]) for name in names])
-        return {name: [_CHOICES[i] for i in best[owners == name]] for name in names}
+            return {name: [_CHOICES[i] for i in best[owners == name]] for name in names}
+        sums = [np.stack([part[owners == name].sum(0) for name in names]) for part in (costs, errors)]
+        best = _cheapest(*sums, budget)
+        return {name: [_CHOICES[i]] * len(self.full[name]) for name, i in zip(names, best, strict=True)}
 
 
 class _Fit(OutputRegression):
@@ -236,10 +223,10 @@ def _write(runs: pd.DataFrame, path: Path) -> None:
     path.with_suffix(".tmp").replace(path)
     last, tuned = runs.iloc[-1], runs[runs.finetuned.notna()]
     about = (
-        f"ResNet-20, uncompressed {last.baseline:.2f} %. Top-1 in % of {last.val_images:,} validation images, mean over "
-        "n seeds of calibration images and fine-tuning, range in brackets. Bytes: all convolutions with their index. "
-        "Error: the sum that is minimised, the budget's first row being 1. Fine-tuning: "
-        f"{tuned.epochs.max():.0f} epochs of {last.train_images:,} images, bfloat16, CPU, torch {last.torch}."
+        f"ResNet-20, uncompressed {last.baseline:.2f} %. Top-1 in % of {last.val_images:,} validation images, mean of "
+        "n seeds of calibration and fine-tuning, with the range. Bytes: all convolutions with their index. Error: the "
+        f"sum that is minimised, the budget's first row being 1. Fine-tuning: {tuned.epochs.max():.0f} epochs of "
+        f"{last.train_images:,} images, bfloat16, CPU, torch {last.torch}."
     )
     lines = ["# Harmonics of each filter's own, at equal bytes", "", about, ""]
     lines += ["| budget | mode | bytes | error | n | before | n | after fine-tuning |", "|---" * 8 + "|"]

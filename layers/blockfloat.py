@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from layers.errors import OvertoneError, UsageError
 
-__all__ = ["BlockFormat", "pack_blocks", "quantise", "unpack_blocks"]
+__all__ = ["BlockFormat", "pack_blocks", "pack_codes", "quantise", "unpack_blocks", "unpack_codes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +83,18 @@ def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
         raise OvertoneError("A tensor that is to be packed holds values that are not finite, or too large.")
     flat = mantissas.flatten()[: x.numel()].to(torch.int64)
     signed = flat.abs() | ((flat < 0).to(torch.int64) << form.bits)
-    return _to_bytes(signed, form.bits + 1), _to_bytes(exponents.long().flatten() - form.lowest, form.exponent_bits)
+    return pack_codes(signed, form.bits + 1), pack_codes(exponents.long().flatten() - form.lowest, form.exponent_bits)
 
 
 def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:
     """The float32 tensor of `shape` that `pack_blocks` packed."""
     values = shape.numel()
-    signed = _from_bytes(mantissas, form.bits + 1, values)
+    signed = unpack_codes(mantissas, form.bits + 1, values)
     magnitude = signed & ((1 << form.bits) - 1)
     flat = torch.where(signed >> form.bits > 0, -magnitude, magnitude).float()
     blocks = -(-values // form.block)
     flat = F.pad(flat, (0, blocks * form.block - values)).view(blocks, form.block)
-    return _decode(flat, _from_bytes(exponents, form.exponent_bits, blocks)[:, None] + form.lowest, form, shape)
+    return _decode(flat, unpack_codes(exponents, form.exponent_bits, blocks)[:, None] + form.lowest, form, shape)
 
 
 def _encode(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
@@ -136,12 +136,14 @@ def _power_of_two(exponents: Tensor) -> Tensor:
     return ((exponents.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
-def _to_bytes(codes: Tensor, width: int) -> Tensor:
+def pack_codes(codes: Tensor, width: int) -> Tensor:
+    """Whole numbers (n,) below 2^width as uint8 bytes, most significant bit first."""
     shifts = np.arange(width - 1, -1, -1)
     bits: npt.NDArray[np.uint8] = ((codes.numpy()[:, None] >> shifts) & 1).astype(np.uint8)
     return torch.from_numpy(np.packbits(bits))
 
 
-def _from_bytes(packed: Tensor, width: int, count: int) -> Tensor:
+def unpack_codes(packed: Tensor, width: int, count: int) -> Tensor:
+    """The int64 numbers (count,) that `pack_codes` packed."""
     bits = np.unpackbits(packed.numpy(), count=count * width).reshape(count, width).astype(np.int64)
     return torch.from_numpy(bits @ (1 << np.arange(width - 1, -1, -1)))

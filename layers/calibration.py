@@ -12,9 +12,12 @@ on the data it is fitted to. Only the moments are kept, whatever the number of i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from layers.allocation import supports
 from layers.conv import CompressedConv2d
 from layers.errors import OvertoneError, UsageError
 
@@ -27,7 +30,8 @@ _CHUNK_VALUES = 1 << 24
 class OutputRegression:
     """Streamed least squares of one series layer: `add` batches, then `solve`.
 
-    Convolution groups are regressions of their own. A layer with templates is fitted in its kept filters alone, and
+    Convolution groups are regressions of their own. Coefficients that are allocated to filters are fitted for every
+    support, and the supports are chosen anew. A layer with templates is fitted in its kept filters alone, and
     must be ungrouped. Memory: (C / groups n_y n_x)^2 float64 values a group.
     """
 
@@ -54,16 +58,47 @@ class OutputRegression:
             self._gram += (responses @ responses.mT).double()
             self._cross += (self._by_group(targets) @ responses.mT).double()
 
-    def solve(self) -> Tensor:
-        """Coefficients of the filters (kept ones, where there are templates): (N, C / groups, n_y, n_x)."""
+    def solve(self, importance: Tensor | None = None) -> Tensor:
+        """Coefficients of the filters (kept ones, where there are templates): (N, C / groups, n_y, n_x).
+
+        Allocated coefficients go to the supports that leave the least squared output error, each filter's weighted by
+        its `importance` (N,), and come as `CompressedConv2d.begin_at` takes them.
+        """
         if not (self._gram.isfinite().all() and self._cross.isfinite().all()):
             raise OvertoneError("A layer cannot be calibrated: its inputs or outputs are not finite.")
+        if self.layer.form.allocation is not None:
+            return self._solve_allocated(importance)
+        return self._shaped(self._fit(slice(None)))
+
+    def _fit(self, inside: Any) -> Tensor:
+        """Coefficients (groups, filters, C / groups n_y n_x) that are zero but for these places."""
+        gram, start = self._gram[:, inside][:, :, inside], self._start[:, :, inside]
         energy = self._gram.diagonal(dim1=1, dim2=2).mean(1)
         damping = torch.where(energy > 0, self.ridge * energy, 1.0)
-        system = self._gram + torch.diag_embed(damping[:, None].expand(self._gram.shape[:2]))
-        missing = self._cross - self._start @ self._gram
-        found = self._start + torch.linalg.solve(system, missing.mT).mT
-        return found.flatten(0, 1).view_as(self.layer.kept_coefficients()).to(self.layer.coefficients.dtype)
+        system = gram + torch.diag_embed(damping[:, None].expand(gram.shape[:2]))
+        missing = self._cross[:, :, inside] - start @ gram
+        found = torch.zeros_like(self._start)
+        found[:, :, inside] = start + torch.linalg.solve(system, missing.mT).mT
+        return found
+
+    def _solve_allocated(self, importance: Tensor | None) -> Tensor:
+        taps = self.layer.shape.kernel[0] * self.layer.shape.kernel[1]
+        place = torch.arange(self._gram.shape[1], device=self._gram.device) % taps
+        fits = []
+        for n_y, n_x in supports(self.layer.shape.kernel):
+            y, x = place // self.layer.shape.kernel[1], place % self.layer.shape.kernel[1]
+            fits.append(self._fit(((y < n_y) & (x < n_x)).nonzero().squeeze(1)))
+        errors = torch.stack([self._error(found).flatten() for found in fits], 1)
+        chosen = self.layer.choose_supports(errors if importance is None else errors * importance[:, None])
+        fitted = torch.stack([found.flatten(0, 1) for found in fits])
+        return self._shaped(fitted[chosen, torch.arange(len(chosen), device=chosen.device)])
+
+    def _error(self, found: Tensor) -> Tensor:
+        """Squared output error (groups, filters) of coefficients, up to what no coefficient changes."""
+        return ((found @ self._gram - 2 * self._cross) * found).sum(2)
+
+    def _shaped(self, found: Tensor) -> Tensor:
+        return found.reshape(self.layer.kept_coefficients().shape).to(self.layer.coefficients.dtype)
 
     def _by_group(self, x: Tensor) -> Tensor:
         """(B, groups c, H, W) as (groups, c, B H W)."""

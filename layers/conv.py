@@ -1,19 +1,21 @@
 """Compressed layers: one weight built in independent steps from the few tensors that are stored.
 
-Coefficients -> (block floating point) -> series -> templates' taps -> gains -> filters; then an ordinary convolution
-of the input, itself rounded to block floating point. Each step is left out where its knob is `None`. Sources: Costain
-& Prisacariu (series, block floating point); Miles & Mikolajczyk (templates); the combination is ours. A 1-D convolution
-is one of images with a single row.
+Coefficients -> (block floating point) -> (each filter's own harmonics) -> series -> templates' taps -> gains ->
+filters; then an ordinary convolution of the input, itself rounded to block floating point. Each step is left out where
+its knob is `None`. Sources: Costain & Prisacariu (series, block floating point); Miles & Mikolajczyk (templates); the
+combination is ours. A 1-D convolution is one of images with a single row.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layers.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
 from layers.basis import Basis, basis_matrix
 from layers.blockfloat import quantise
 from layers.errors import UsageError
@@ -46,6 +48,8 @@ class CompressedConv2d(nn.Module):
     phi_y: Tensor | None
     phi_x: Tensor | None
     kept: Tensor | None
+    supports: Tensor
+    slots: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, form: LayerForm) -> None:
         super().__init__()
@@ -61,11 +65,18 @@ class CompressedConv2d(nn.Module):
         self._register_bases(conv.weight)
         kept = None if form.templates is None else choose_templates(conv.weight, form.templates)
         self.register_buffer("kept", kept)
+        self.register_buffer("supports", None)
+        self.register_buffer("slots", None, persistent=False)
+        if form.allocation is not None:
+            self.register_load_state_dict_post_hook(CompressedConv2d._place_supports)
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
         self.coefficients = nn.Parameter(conv.weight.new_empty(tensors["coefficients"].shape))
         if kept is not None:
             self.gains = nn.Parameter(conv.weight.new_empty(tensors["gains"].shape))
         kept_filters = conv.weight if kept is None else conv.weight[kept]
+        if form.allocation is not None:
+            self._begin_allocated(conv.weight.detach())
+            return
         if self.phi_y is not None and self.phi_x is not None:
             kept_filters = least_squares_coefficients(kept_filters, self.phi_y, self.phi_x)
         self.begin_at(kept_filters, conv.weight)
@@ -74,8 +85,13 @@ class CompressedConv2d(nn.Module):
     def begin_at(self, coefficients: Tensor, weight: Tensor) -> None:
         """Take coefficients (M, C / groups, n_y, n_x) of the kept filters, all filters where there are no templates.
 
-        Gains become those that bring the templates nearest to the filters `weight` (N, C / groups, K_y, K_x).
+        Where they are allocated to filters they are given for all K_y K_x harmonics, and those within each filter's
+        support are taken. Gains become those that bring the templates nearest to the filters `weight`
+        (N, C / groups, K_y, K_x).
         """
+        if self.slots is not None:
+            self.coefficients.copy_(coefficients.permute(0, 2, 3, 1).flatten(0, 2)[self.slots])
+            return
         by_group = coefficients.unflatten(1, (self.form.groups, -1)).transpose(0, 1).flatten(0, 1)
         self.coefficients.copy_(by_group)
         if self.kept is not None:
@@ -83,12 +99,42 @@ class CompressedConv2d(nn.Module):
 
     def kept_coefficients(self) -> Tensor:
         """The coefficients in the order of `begin_at`."""
+        if self.slots is not None:
+            return self._expanded(self.coefficients)
         return self.coefficients.unflatten(0, (self.form.groups, -1)).transpose(0, 1).flatten(1, 2)
+
+    def choose_supports(self, errors: Tensor) -> Tensor:
+        """Allocate the coefficients by each filter's error (N, K_y K_x) with each support; gives back the supports."""
+        assert self.form.harmonics is not None
+        chosen = allocate(errors, self.shape.kernel, self.shape.out_channels * prod(self.form.harmonics))
+        self.supports = chosen.to(torch.uint8)
+        self._place_supports()
+        return chosen
+
+    def _begin_allocated(self, weight: Tensor) -> None:
+        """Start at the supports and coefficients whose filters are nearest to the given ones."""
+        fitted = []
+        for n_y, n_x in supports(self.shape.kernel):
+            part = tuple(phi[:, :n] for phi, n in zip(self.bases(), (n_y, n_x), strict=True))
+            found = least_squares_coefficients(weight, *part)
+            error = (series_taps(found, *part) - weight).square().sum((1, 2, 3))
+            fitted.append((F.pad(found, (0, self.shape.kernel[1] - n_x, 0, self.shape.kernel[0] - n_y)), error))
+        chosen = self.choose_supports(torch.stack([error for _, error in fitted], 1))
+        self.begin_at(torch.stack([found for found, _ in fitted])[chosen, torch.arange(len(chosen))], weight)
+
+    def _place_supports(self, *_: Any) -> None:
+        """Follow a change of `supports`, by loading too."""
+        self.slots = support_slots(self.supports, self.shape.kernel, len(self.coefficients))
+
+    def _expanded(self, stored: Tensor) -> Tensor:
+        assert self.slots is not None
+        return expand_coefficients(stored, self.slots, self.shape.out_channels, self.shape.kernel)
 
     def _register_bases(self, like: Tensor) -> None:
         bases: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.form.basis is not None and self.form.harmonics is not None:
-            sizes = zip(self.shape.kernel, self.form.harmonics, strict=True)
+            harmonics = self.form.harmonics if self.form.allocation is None else self.shape.kernel
+            sizes = zip(self.shape.kernel, harmonics, strict=True)
             bases = tuple(basis_matrix(self.form.basis, k, n).to(like) for k, n in sizes)  # type: ignore[assignment]
         self.register_buffer("phi_y", bases[0], persistent=False)
         self.register_buffer("phi_x", bases[1], persistent=False)
@@ -98,7 +144,8 @@ class CompressedConv2d(nn.Module):
         """The exact forms that this layer can run in."""
         if self.kept is not None:
             return ("dense", "two_stage") if self.shape.groups == 1 else ("dense",)
-        return ("dense",) if self.form.basis is None else ("dense", "factored")
+        allocated_in_groups = self.form.allocation is not None and self.shape.groups > 1
+        return ("dense",) if self.form.basis is None or allocated_in_groups else ("dense", "factored")
 
     def filters(self) -> Tensor:
         """The filters (N, C / groups, K_y, K_x) that the stored tensors stand for.
@@ -161,6 +208,8 @@ class CompressedConv2d(nn.Module):
 
     def _factored(self, x: Tensor) -> Tensor:
         mix = self._stored(self.coefficients)
+        if self.slots is not None:
+            return allocated_mix(self.responses(x), self._expanded(mix), self.supports)
         return factored_conv2d(x, mix, *self.bases(), groups=self.shape.groups, **self._places())
 
     def bases(self) -> tuple[Tensor, Tensor]:
@@ -198,6 +247,8 @@ class CompressedConv2d(nn.Module):
     def _templates(self) -> Tensor:
         """Taps (G, M, C / G, K_y, K_x) of the templates."""
         taps = self._stored(self.coefficients)
+        if self.slots is not None:
+            taps = self._expanded(taps)
         if self.phi_y is not None and self.phi_x is not None:
             taps = series_taps(taps, self.phi_y, self.phi_x)
         return taps.unflatten(0, (self.form.groups, -1))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from layers.form import LayerForm, LayerShape, stored_tensors
+from layers.form import LayerForm, LayerShape, stored_indices, stored_tensors
 
 __all__ = ["Cost", "layer_cost", "network_cost", "remaining_cost"]
 
@@ -39,10 +40,10 @@ class Cost:
 def layer_cost(shape: LayerShape, form: LayerForm) -> Cost:
     """Cost of one layer; `UsageError` where the layer cannot take the form."""
     tensors = stored_tensors(shape, form).values()
-    kept_mask = 0 if form.templates is None else (shape.out_channels + 7) // 8
+    indices = stored_indices(shape, form).values()
     return Cost(
         parameters=sum(tensor.values for tensor in tensors),
-        size_bytes=sum(tensor.bytes for tensor in tensors) + kept_mask,
+        size_bytes=sum(tensor.bytes for tensor in tensors) + sum(index.bytes for index in indices),
         macs=sum(_macs(shape, form, source, target) for source, target in shape.calls),
     )
 
@@ -75,11 +76,11 @@ def _macs(shape: LayerShape, form: LayerForm, source: tuple[int, int], target: t
     (k_y, k_x), outputs, channels = shape.kernel, shape.out_channels, shape.in_channels
     places = target[0] * target[1]
     forms = [places * k_y * k_x * shape.filter_channels * outputs]
-    if form.harmonics is not None and form.templates is None:
-        n_y, n_x = form.harmonics
+    if form.harmonics is not None and form.templates is None and (form.allocation is None or shape.groups == 1):
+        n_y, n_x = form.harmonics if form.allocation is None else shape.kernel
         rows = target[0] * source[1] * channels * n_y * k_y
         columns = places * channels * n_y * n_x * k_x
-        forms.append(rows + columns + places * n_y * n_x * shape.filter_channels * outputs)
+        forms.append(rows + columns + places * prod(form.harmonics) * shape.filter_channels * outputs)
     if form.templates is not None and shape.groups == 1:
         pruned = outputs - form.templates
         forms.append(places * k_y * k_x * (channels * form.templates + form.groups * pruned))

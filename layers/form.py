@@ -12,12 +12,27 @@ from typing import Literal
 
 from torch import nn
 
+from layers.allocation import support_bits
 from layers.basis import Basis, basis_name
 from layers.blockfloat import BlockFormat
 from layers.errors import UsageError
 
-__all__ = ["TRANSFORMS", "LayerForm", "LayerShape", "StoredTensor", "stored_tensors"]
+__all__ = [
+    "ALLOCATIONS",
+    "MOST_TAPS",
+    "TRANSFORMS",
+    "LayerForm",
+    "LayerShape",
+    "StoredIndices",
+    "StoredTensor",
+    "stored_indices",
+    "stored_tensors",
+]
 
+Allocation = Literal["filter"]
+ALLOCATIONS: tuple[Allocation, ...] = ("filter",)
+MOST_TAPS = 256
+"""Taps of the largest filter that coefficients can be allocated to: a byte names its support."""
 Transform = Literal["scalar"]
 TRANSFORMS: tuple[Transform, ...] = ("scalar",)
 
@@ -30,6 +45,8 @@ class LayerForm:
     """Series basis of the filters."""
     harmonics: tuple[int, int] | None = None
     """Harmonics in y and in x; given together with `basis`."""
+    allocation: Allocation | None = None
+    """`filter`: as many coefficients as `harmonics` make, spent across the filters (`layers.allocation`)."""
     templates: int | None = None
     """Templates M (per group) that all filters are rebuilt from."""
     groups: int = 1
@@ -52,6 +69,10 @@ class LayerForm:
                 raise UsageError(f"harmonics (={self.harmonics}) must be two whole numbers of at least 1, (y, x).")
         if self.basis is not None:
             object.__setattr__(self, "basis", basis_name(self.basis))
+        if self.allocation is not None and (self.allocation not in ALLOCATIONS or self.basis is None or self.templates):
+            raise UsageError(
+                f"allocation (={self.allocation!r}) must be {', '.join(ALLOCATIONS)}, in a series without templates."
+            )
         if (self.templates is None) != (self.transform is None):
             raise UsageError(f"templates (={self.templates}) and transform (={self.transform!r}) go together.")
         if self.transform is not None and self.transform not in TRANSFORMS:
@@ -135,13 +156,27 @@ class StoredTensor:
         return 4 * self.values if self.format is None else sum(self.format.packed_bytes(self.values))
 
 
+@dataclass(frozen=True)
+class StoredIndices:
+    """Whole numbers that a layer stores, of so many bits each."""
+
+    values: int
+    bits: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the packed file."""
+        return (self.values * self.bits + 7) // 8
+
+
 def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor]:
     """The trainable tensors that a layer of this shape stores in this form, by name.
 
     `coefficients` (G M, C / G, n_y, n_x): series coefficients of the templates, or their taps where there is no
     basis, or all filters (G = 1, M = N) where there are no templates. `gains` (N - M, G, K_y, K_x): scalar
-    transforms. `bias` (N,). A layer with templates also stores one bit a filter, see `layers.cost`. Raises
-    `UsageError` where form and shape clash.
+    transforms. `bias` (N,). Where coefficients are allocated to filters they are (N n_y n_x, C), a row for each
+    harmonic of each filter. What is stored besides, and does not train, is `stored_indices`. Raises `UsageError` where
+    form and shape clash.
     """
     _check(shape, form)
     outputs = shape.out_channels
@@ -149,11 +184,23 @@ def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor
     taps = shape.kernel if form.harmonics is None else form.harmonics
     channels = shape.filter_channels // form.groups
     tensors = {"coefficients": StoredTensor((form.groups * templates, channels, *taps), form.weight_format)}
+    if form.allocation is not None:
+        tensors["coefficients"] = StoredTensor((outputs * taps[0] * taps[1], channels), form.weight_format)
     if form.templates is not None:
         tensors["gains"] = StoredTensor((outputs - templates, form.groups, *shape.kernel), form.weight_format)
     if shape.bias:
         tensors["bias"] = StoredTensor((outputs,))
     return tensors
+
+
+def stored_indices(shape: LayerShape, form: LayerForm) -> dict[str, StoredIndices]:
+    """What a layer stores besides `stored_tensors`, by name: which filters are `kept`, each filter's `supports`."""
+    indices = {}
+    if form.templates is not None:
+        indices["kept"] = StoredIndices(shape.out_channels, 1)
+    if form.allocation is not None:
+        indices["supports"] = StoredIndices(shape.out_channels, support_bits(shape.kernel))
+    return indices
 
 
 def _check(shape: LayerShape, form: LayerForm) -> None:
@@ -165,6 +212,8 @@ def _check(shape: LayerShape, form: LayerForm) -> None:
         raise UsageError(
             f"templates (={form.templates}) must be between 1 and the layer's {shape.out_channels} filters."
         )
+    if form.allocation is not None and prod(shape.kernel) > MOST_TAPS:
+        raise UsageError(f"allocation (={form.allocation!r}) takes filters of {MOST_TAPS} taps, not {shape.kernel}.")
     if shape.filter_channels % form.groups:
         raise UsageError(
             f"groups (={form.groups}) must divide the {shape.filter_channels} channels that a filter sees."

@@ -1,22 +1,21 @@
 """The packed state of a model: what the exported file holds, byte for byte what `layers.cost` counts.
 
-A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat`); truth values,
-such as the kept filters of a template layer, become one bit each, most significant first; all else stays as the state
-dict has it. Batch counters of norms are left out.
+A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat`); indices, such
+as the kept filters of a template layer, take as many bits each as they need, truth values one, most significant first;
+all else stays as the state dict has it. Batch counters of norms are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layers.blockfloat import BlockFormat, pack_blocks, unpack_blocks
+from layers.blockfloat import BlockFormat, pack_blocks, pack_codes, unpack_blocks, unpack_codes
 from layers.compress import compressed_layers
 from layers.errors import OvertoneError
-from layers.form import stored_tensors
+from layers.form import stored_indices, stored_tensors
 
 __all__ = ["pack_state", "unpack_state"]
 
@@ -26,7 +25,7 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
 
     Raises `OvertoneError` naming the first tensor that block floating point cannot hold.
     """
-    quantised, packed = _formats(model), {}
+    quantised, widths, packed = _formats(model), _widths(model), {}
     for name, value in _kept_state(model).items():
         value = value.detach().cpu().contiguous()
         if name in quantised:
@@ -34,8 +33,8 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
                 packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, quantised[name])
             except OvertoneError as error:
                 raise OvertoneError(f"The tensor {name!r} cannot be packed: {error}") from error
-        elif value.dtype == torch.bool:
-            packed[name] = torch.from_numpy(np.packbits(value.numpy()))
+        elif name in widths or value.dtype == torch.bool:
+            packed[name] = pack_codes(value.flatten().long(), widths.get(name, 1))
         else:
             packed[name] = value
     return packed
@@ -46,7 +45,7 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
 
     Raises `OvertoneError` naming the first tensor that is missing, left over or of the wrong shape.
     """
-    quantised, state, left = _formats(model), {}, dict(packed)
+    quantised, widths, state, left = _formats(model), _widths(model), {}, dict(packed)
     for name, value in _kept_state(model).items():
         if name in quantised:
             form = quantised[name]
@@ -54,10 +53,10 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
             mantissas = _take(left, f"{name}.mantissas", torch.Size([sizes[0]]), torch.uint8)
             exponents = _take(left, f"{name}.exponents", torch.Size([sizes[1]]), torch.uint8)
             state[name] = unpack_blocks(mantissas, exponents, form, value.shape)
-        elif value.dtype == torch.bool:
-            bits = _take(left, name, torch.Size([(value.numel() + 7) // 8]), torch.uint8)
-            flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=value.numel()).astype(bool))
-            state[name] = flat.view(value.shape)
+        elif name in widths or value.dtype == torch.bool:
+            width = widths.get(name, 1)
+            codes = _take(left, name, torch.Size([(width * value.numel() + 7) // 8]), torch.uint8)
+            state[name] = unpack_codes(codes, width, value.numel()).view(value.shape).to(value.dtype)
         else:
             state[name] = _take(left, name, value.shape, value.dtype)
     if left:
@@ -71,6 +70,14 @@ def _formats(model: nn.Module) -> dict[str, BlockFormat]:
         for layer, module in compressed_layers(model).items()
         for name, tensor in stored_tensors(module.shape, module.form).items()
         if tensor.format is not None
+    }
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    return {
+        f"{layer}.{name}": indices.bits
+        for layer, module in compressed_layers(model).items()
+        for name, indices in stored_indices(module.shape, module.form).items()
     }
 
 

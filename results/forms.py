@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from results.network import block_text
+from results.schema import SCHEMA
 
 __all__ = ["encode_networks"]
 
-_KNOBS = ("basis", "harmonics_y", "harmonics_x", "pruning_rate", "groups", "transform", "bits", "exponent_block")
+_KNOBS = tuple(field.name for field in SCHEMA.field("blocks").type.value_type if field.name != "block")
 
 
 def encode_networks(blocks: pa.ChunkedArray) -> dict[str, Any]:

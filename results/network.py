@@ -1,9 +1,14 @@
-"""A network block by block, as short text for people: `layer1: cosine 2x3, 50 % templates, G=2, 8 bits`."""
+"""A network block by block, as short text for people: `layer1: cosine 2x3, 50 % templates, G=2, 8 bits`.
+
+`cosine 2x3 per filter` spends as many coefficients as 2x3 for each filter where they buy most in a layer.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["block_records", "block_text", "network_text"]
+
+_PLAIN = ("allocation", "pruning_rate", "groups", "transform", "bits", "exponent_block")
 
 
 def block_records(config: Mapping[str, Any], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -29,14 +34,16 @@ def block_text(block: Mapping[str, Any]) -> str:
 
 def _record(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
     y, x = knobs.get("harmonics") or (None, None)
-    plain = {key: knobs.get(key) for key in ("pruning_rate", "groups", "transform", "bits", "exponent_block")}
+    plain = {key: knobs.get(key) for key in _PLAIN}
     return {"block": name, "basis": knobs.get("basis"), "harmonics_y": y, "harmonics_x": x, **plain}
 
 
 def _basis(block: Mapping[str, Any]) -> str:
     if block.get("basis") is None:
         return ""
-    return f"{block['basis']} {int(block['harmonics_y'])}x{int(block['harmonics_x'])}"
+    allocation = block.get("allocation")
+    spent = "" if allocation is None else f" per {allocation}"
+    return f"{block['basis']} {int(block['harmonics_y'])}x{int(block['harmonics_x'])}{spent}"
 
 
 def _templates(block: Mapping[str, Any]) -> str:

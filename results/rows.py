@@ -1,13 +1,15 @@
 """Ledger rows as the bytes of one Parquet file, and back.
 
 The file leaves out the column `study`: the folder's name (`study=NAME`) holds it, which is what pandas, DuckDB and
-Spark expect of a hive partition; it is added again on reading. The version of the schema is in every row.
+Spark expect of a hive partition; it is added again on reading. The version of the schema is in every row. Rows of an
+earlier version are brought to the current one as they are read, so that what is written of them later is of one schema.
 """
 
 import io
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from layers.errors import OvertoneError
@@ -46,7 +48,10 @@ def decode(data: bytes, *, study: str, path: str) -> pa.Table:
 
 
 def conform(table: pa.Table, columns: Sequence[str], *, study: str, path: str) -> pa.Table:
-    """The columns that are asked for, in the ledger's types; OvertoneError where one is missing or of another type."""
+    """The columns that are asked for, in the ledger's types and its current version.
+
+    Raises OvertoneError where one is missing or of another type.
+    """
     known = {*table.column_names, "study"}
     missing = [name for name in columns if name not in known]
     if missing:
@@ -78,8 +83,39 @@ def _column(table: pa.Table, field: pa.Field, study: str, path: str) -> pa.Chunk
         return pa.repeat(pa.scalar(study, field.type), table.num_rows)
     column = table.column(field.name)
     try:
-        return column if column.type == field.type else column.cast(field.type)
+        if field.name == "blocks":
+            column = _with_allocation(column)
+        column = column if column.type == field.type else column.cast(field.type)
     except pa.ArrowException:
         raise OvertoneError(
             f"{path!r}: column {field.name!r} holds {column.type} where the ledger holds {field.type}"
         ) from None
+    if field.name == "schema_version":
+        return pa.repeat(pa.scalar(SCHEMA_VERSION, field.type), table.num_rows)
+    return column
+
+
+def _with_allocation(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Blocks of version 1 as those of version 2: null in `allocation`; others as they are.
+
+    By hand, because what a cast does with a field that is missing depends on pyarrow: 18 refuses, 26 fills any with
+    null, and so would take a foreign column for blocks of which nothing is known.
+    """
+    kind = SCHEMA.field("blocks").type
+    names = [field.name for field in kind.value_type]
+    if not pa.types.is_list(column.type) or not pa.types.is_struct(column.type.value_type):
+        return column
+    if column.type.value_type.get_field_index("allocation") >= 0:
+        return column
+    return pa.chunked_array([_widened(chunk, names).cast(kind) for chunk in column.chunks], type=kind)
+
+
+def _widened(lists: pa.ListArray, names: Sequence[str]) -> pa.ListArray:
+    """The same lists of structs with the fields `names`, of which `allocation` is null; ArrowException without one."""
+    entries = lists.flatten()
+    empty = pa.nulls(len(entries), pa.string())
+    fields = [empty if name == "allocation" else pc.struct_field(entries, name) for name in names]
+    structs = pa.StructArray.from_arrays(fields, names, mask=entries.is_null())
+    ends = pc.cumulative_sum(pc.list_value_length(lists).fill_null(0))
+    offsets = pa.concat_arrays([pa.array([0], type=ends.type), ends])
+    return pa.ListArray.from_arrays(offsets, structs, mask=lists.is_null())

@@ -2,6 +2,8 @@
 
 A row is flat but for two lists: `blocks` (the compressed form of each block; null in a knob means uncompressed)
 and `curve` (one entry for each epoch that ran). A number that is not finite is kept as null, never as NaN.
+
+Version 2 added `allocation` to `blocks`; a row of version 1 is read with null there.
 """
 
 import math
@@ -17,7 +19,7 @@ from layers.errors import OvertoneError
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "TrialRow", "TrialStatus", "to_table"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -27,6 +29,7 @@ _BLOCK = pa.struct(
         "basis": pa.string(),
         "harmonics_y": pa.int64(),
         "harmonics_x": pa.int64(),
+        "allocation": pa.string(),
         "pruning_rate": pa.float64(),
         "groups": pa.int64(),
         "transform": pa.string(),

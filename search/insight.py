@@ -38,7 +38,7 @@ from results.schema import TrialStatus
 
 __all__ = ["insight"]
 
-_CONDITIONAL = frozenset({"basis", "groups", "transform", "exponent_block"})
+_CONDITIONAL = frozenset({"basis", "allocation", "groups", "transform", "exponent_block"})
 """Knobs that say something only beside harmonics, a pruning rate or bits; null where there is nothing to say."""
 _BEST_SHARE, _BEST_LEAST, _BEST_MOST = 0.1, 10, 1 / 3
 
@@ -53,6 +53,7 @@ def insight(ledger: Ledger, study: str) -> dict[str, Any]:
     chance) and `chance`; `blocks` the same summed over a block's knobs. `effects` has for each value of a knob (null:
     uncompressed) `n` trials, their mean `val_top1`, and geometric means of `size_bytes` and `flops`. `shared` has the
     share of the front's members, and of all finished trials, that have the value. Knobs that never varied are left out.
+    `allocation` is `uniform` where a block could have one and has not.
     """
     trials = ledger.trials(study)
     finished = trials.filter(pc.equal(trials.column("status"), TrialStatus.FINISHED.value))
@@ -88,12 +89,25 @@ def _knobs(trials: pa.Table, choices: Mapping[str, Mapping[str, Sequence[Any]]])
                 continue
             full = max(choices.get(block, {}).get(field.name, ())) if _tells_taps(choices, block, field.name) else None
             values = np.full(trials.num_rows, full, dtype=object)
-            values[owners[here]] = [
-                full if v is None else v for v in entries.field(field.name).filter(here).to_pylist()
-            ]
+            values[owners[here]] = [full if v is None else v for v in _values_of(entries.filter(here), field.name)]
             if len({v for v in values if v is not None or field.name not in _CONDITIONAL}) > 1:
                 knobs[f"{block}.{field.name}"] = pd.Series(values, dtype=object)
     return knobs
+
+
+def _values_of(entries: pa.StructArray, knob: str) -> list[Any]:
+    """A knob's value in each entry; where an allocation could be and is not, it is uniform, which is a value too.
+
+    It can be in a series of more than one coefficient without templates; elsewhere it says nothing.
+    """
+    column = entries.field(knob)
+    if knob == "allocation":
+        series = pc.and_(entries.field("basis").is_valid(), entries.field("pruning_rate").is_null())
+        several = pc.greater(pc.multiply(entries.field("harmonics_y"), entries.field("harmonics_x")), 1)
+        uniform = pc.and_(column.is_null(), pc.and_(series, several.fill_null(False)))
+        column = pc.if_else(uniform, "uniform", column)
+    found: list[Any] = column.to_pylist()
+    return found
 
 
 def _tells_taps(choices: Mapping[str, Mapping[str, Sequence[Any]]], block: str, knob: str) -> bool:

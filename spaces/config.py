@@ -8,7 +8,7 @@ from typing import Any
 
 from layers import UsageError
 from layers.basis import Basis, basis_name
-from layers.form import TRANSFORMS, Transform
+from layers.form import ALLOCATIONS, TRANSFORMS, Allocation, Transform
 
 __all__ = ["BlockConfig", "NetworkConfig"]
 
@@ -21,6 +21,8 @@ class BlockConfig:
     """Series basis of the filters of convolutions larger than 1 x 1."""
     harmonics: tuple[int, int] | None = None
     """Harmonics in y and x; a layer with a smaller kernel takes as many as it has taps."""
+    allocation: Allocation | None = None
+    """`filter`: each layer's coefficients, as many as `harmonics` make, are spent where they buy most."""
     pruning_rate: float | None = None
     """Share of filters that are rebuilt from the others, in (0, 1)."""
     groups: int | None = None
@@ -35,6 +37,8 @@ class BlockConfig:
     def __post_init__(self) -> None:
         if self.basis is not None:
             object.__setattr__(self, "basis", basis_name(self.basis))
+        if self.allocation is not None and self.allocation not in ALLOCATIONS:
+            raise UsageError(f"allocation (={self.allocation!r}) must be {', '.join(ALLOCATIONS)}, or left out.")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}, or left out.")
         for name, low, high in (("groups", 1, 1 << 16), ("bits", 2, 16), ("exponent_block", 1, 128)):
@@ -46,6 +50,10 @@ class BlockConfig:
             if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair):
                 raise UsageError(f"harmonics (={self.harmonics}) must be two whole numbers of at least 1, (y, x).")
             object.__setattr__(self, "harmonics", pair)
+        if self.allocation is not None and self.harmonics is None:
+            raise UsageError(
+                f"allocation (={self.allocation!r}) needs harmonics, which say how much there is to spend."
+            )
         if (self.basis is None) != (self.harmonics is None):
             raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together.")
         rate = self.pruning_rate

@@ -80,7 +80,7 @@ class Network:
 
     def digest(self, config: NetworkConfig) -> str:
         """Identity of the network that the config builds: equal for two spellings of one network."""
-        forms = {name: dataclasses.asdict(form) for name, form in self.forms(config).items()}
+        forms = {name: _identity(form) for name, form in self.forms(config).items()}
         return hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
 
     def canonical(self, config: NetworkConfig) -> NetworkConfig:
@@ -105,7 +105,8 @@ class Network:
 
 
 _INDEPENDENT = (
-    ("basis", "harmonics"),
+    ("basis", "harmonics", "allocation"),
+    ("allocation",),
     ("pruning_rate", "groups", "transform"),
     ("groups",),
     ("transform",),
@@ -113,6 +114,11 @@ _INDEPENDENT = (
     ("exponent_block",),
 )
 """Knobs that can be left out together, tried in this order."""
+
+
+def _identity(form: LayerForm) -> dict[str, object]:
+    """A form as its network's digest holds it; without an allocation as before there was one."""
+    return {name: value for name, value in dataclasses.asdict(form).items() if name != "allocation" or value}
 
 
 def _layer_form(shape: LayerShape, asked: BlockConfig, minimum_templates: int) -> LayerForm:
@@ -132,8 +138,10 @@ def _with_series(form: LayerForm, shape: LayerShape, asked: BlockConfig) -> Laye
     harmonics = (min(asked.harmonics[0], shape.kernel[0]), min(asked.harmonics[1], shape.kernel[1]))
     if harmonics == shape.kernel:
         return form
-    basis = None if asked.basis is None else _first_name(asked.basis, shape.kernel, harmonics)
-    return dataclasses.replace(form, basis=basis, harmonics=harmonics)
+    allocation = None if harmonics == (1, 1) else asked.allocation  # every filter has one coefficient at least
+    sampled = harmonics if allocation is None else shape.kernel
+    basis = None if asked.basis is None else _first_name(asked.basis, shape.kernel, sampled)
+    return dataclasses.replace(form, basis=basis, harmonics=harmonics, allocation=allocation)
 
 
 @cache
@@ -156,4 +164,6 @@ def _with_templates(form: LayerForm, shape: LayerShape, asked: BlockConfig, mini
     if templates == shape.out_channels:
         return form
     transform = asked.transform or "scalar"
+    if form.allocation is not None:
+        form = _with_series(form, shape, dataclasses.replace(asked, allocation=None))
     return dataclasses.replace(form, templates=templates, groups=asked.groups or 1, transform=transform)

@@ -16,6 +16,7 @@ from typing import Any
 
 from layers import Cost, UsageError
 from layers.basis import FAMILIES, basis_name
+from layers.form import ALLOCATIONS, MOST_TAPS
 from spaces.config import BlockConfig, NetworkConfig
 from spaces.network import Network
 
@@ -23,7 +24,7 @@ __all__ = ["KNOBS", "Space", "Value"]
 
 Value = str | int | float | None
 
-KNOBS = ("basis", "harmonics_y", "harmonics_x", "pruning_rate", "groups", "bits", "exponent_block")
+KNOBS = ("basis", "harmonics_y", "harmonics_x", "allocation", "pruning_rate", "groups", "bits", "exponent_block")
 PRUNING_RATES = (None, 0.25, 0.5, 0.75, 0.875)
 GROUPS = (1, 2, 4)
 BITS = (4, 6, 8, None)
@@ -123,6 +124,8 @@ def _legal(network: Network, block: str, minimum_templates: int) -> dict[str, tu
     if max(tall, wide) > 1:
         knobs["basis"] = FAMILIES
         knobs["harmonics_y"], knobs["harmonics_x"] = tuple(range(1, tall + 1)), tuple(range(1, wide + 1))
+        if all(prod(shape.kernel) <= MOST_TAPS for shape in convs):
+            knobs["allocation"] = (None, *ALLOCATIONS)
     rates = _distinct_rates(network, block, minimum_templates) if convs else (None,)
     if len(rates) > 1:
         knobs["pruning_rate"] = rates
@@ -148,6 +151,7 @@ def _block(values: Mapping[str, Any]) -> BlockConfig:
     return BlockConfig(
         basis=values["basis"] if harmonics else None,
         harmonics=harmonics,
+        allocation=values.get("allocation") if harmonics else None,
         pruning_rate=rate,
         groups=values.get("groups") if rate is not None else None,
         bits=bits,

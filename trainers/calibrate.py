@@ -17,6 +17,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from layers import CompressedConv2d, UsageError, compressed_layers
 from layers.calibration import OutputRegression
@@ -39,7 +40,7 @@ def calibrate(model: nn.Module, baseline: nn.Module, images: Tensor) -> None:
     model.to(images.device)
     _check(model, images)
     count = max(1, _PIECE_PIXELS // (images.shape[2] * images.shape[3]))
-    with evaluating(model), _twinned(model, baseline, images.device) as twins:
+    with evaluating(model), _twinned(model, baseline, images) as twins:
         _run(model, twins, images.split(count))
 
 
@@ -66,15 +67,19 @@ def _run(model: nn.Module, twins: "_Twins", pieces: Sequence[Tensor]) -> None:
             return
 
 
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
 class _Stopped(Exception):
     """A piece has reached a module that waits for the others."""
 
 
 class _Twins:
-    """What a pass shares: how many pieces there are, and whether it has met a compressed layer."""
+    """What a pass shares: how many pieces there are, if it has met a compressed layer, which norm follows which."""
 
-    pieces = 1
-    compressed_before = False
+    def __init__(self) -> None:
+        self.pieces, self.compressed_before = 1, False
+        self.following: dict[nn.Module, nn.Module] = {}
 
 
 class _Twin:
@@ -125,8 +130,18 @@ class _LayerTwin(_Twin):
     def settle(self) -> None:
         if self._regression is not None and isinstance(self.module, CompressedConv2d):
             weight = self.original.get_parameter("weight")
-            self.module.begin_at(self._regression.solve(), weight.view(len(weight), -1, *self.module.shape.kernel))
+            found = self._regression.solve(self._importance())
+            self.module.begin_at(found, weight.view(len(weight), -1, *self.module.shape.kernel))
             self._regression = None
+
+    def _importance(self) -> Tensor | None:
+        """What a unit of squared error in each output costs behind the norm that follows, if one does."""
+        norm = self.twins.following.get(self.original)
+        if norm is None:
+            return None
+        variance = norm.get_buffer("running_var").double()
+        scale = getattr(norm, "weight", None)
+        return (1.0 if scale is None else scale.detach().square()) / (variance + getattr(norm, "eps", 0.0))
 
 
 class _NormTwin(_Twin):
@@ -152,13 +167,16 @@ class _NormTwin(_Twin):
 
 
 @contextmanager
-def _twinned(model: nn.Module, baseline: nn.Module, device: torch.device) -> Iterator[_Twins]:
+def _twinned(model: nn.Module, baseline: nn.Module, images: Tensor) -> Iterator[_Twins]:
     """Hook every compressed layer and batch norm of the model to its original."""
-    twins, hooks = _Twins(), []
-    for name, module in _differing(model).items():
-        original = deepcopy(baseline.get_submodule(name)).to(device).eval()
-        kind = _NormTwin if isinstance(module, nn.modules.batchnorm._BatchNorm) else _LayerTwin
-        twin = kind(twins, module, original)
+    twins, hooks, modules = _Twins(), [], _differing(model)
+    originals = {name: deepcopy(baseline.get_submodule(name)).to(images.device).eval() for name in modules}
+    for layer, norm in _norms_behind(baseline, images[:1]).items():
+        if layer in originals:
+            twins.following[originals[layer]] = originals[norm]
+    for name, module in modules.items():
+        kind = _NormTwin if isinstance(module, _Norm) else _LayerTwin
+        twin = kind(twins, module, originals[name])
         hooks += [module.register_forward_pre_hook(twin.before), module.register_forward_hook(twin.after)]
     try:
         yield twins
@@ -168,9 +186,37 @@ def _twinned(model: nn.Module, baseline: nn.Module, device: torch.device) -> Ite
 
 
 def _differing(model: nn.Module) -> Mapping[str, nn.Module]:
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    }
+    norms = {name: module for name, module in model.named_modules() if _has_statistics(module)}
     return {**compressed_layers(model), **norms}
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _Norm) and module.running_mean is not None
+
+
+def _norms_behind(network: nn.Module, image: Tensor) -> dict[str, str]:
+    """For each convolution whose output goes straight into a batch norm, by their names, that norm."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    found: dict[str, str] = {}
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def remember(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            made[id(output)] = (name, output)  # the tensor too: else its id could be given again
+
+        def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            if id(inputs[0]) in made:
+                found[made[id(inputs[0])][0]] = name
+
+        if _has_statistics(module):
+            return module.register_forward_pre_hook(look)
+        return module.register_forward_hook(remember)
+
+    watched = [(n, m) for n, m in network.named_modules() if isinstance(m, _Norm | nn.Conv1d | nn.Conv2d)]
+    hooks = [watch(name, module) for name, module in watched]
+    try:
+        with evaluating(network):
+            network(image.to(next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

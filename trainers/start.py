@@ -35,7 +35,7 @@ def begin(start: str, model: nn.Module, baseline: nn.Module, data: Data, *, seed
         calibrate(model, baseline, normalise(images, data.mean, data.std))
     elif start == "gradient_descent":
         for name, layer in compressed_layers(model).items():
-            if isinstance(layer, CompressedConv2d) and layer.form.basis is not None:
+            if isinstance(layer, CompressedConv2d) and layer.form.basis and not layer.form.allocation:
                 _descend(layer, baseline.get_parameter(f"{name}.weight"), generator)
 
 

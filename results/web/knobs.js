@@ -15,7 +15,7 @@ function varyingKnobs() {
   const { names, forms, rows } = data.networks, found = [];
   names.forEach((_, block) => {
     const used = [...new Set(rows[block])];
-    for (const knob of ['basis', 'harmonics_y', 'harmonics_x', 'pruning_rate', 'groups', 'transform', 'bits', 'exponent_block']) {
+    for (const knob of ['basis', 'harmonics_y', 'harmonics_x', 'allocation', 'pruning_rate', 'groups', 'transform', 'bits', 'exponent_block']) {
       const values = [...new Set(used.map((form) => (form < 0 ? null : forms[form].knobs[knob] ?? null)))];
       if (values.length > 1) found.push({ block, knob, values: values.sort((a, b) => (a === null ? -1 : b === null ? 1 : a < b ? -1 : 1)) });
     }

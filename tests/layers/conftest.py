@@ -92,7 +92,9 @@ def random_form(rng: random.Random) -> Callable[..., LayerForm]:
         if rng.random() < 0.6:
             chosen |= {"basis": rng.choice(["cosine", "chebyshev"])}
             chosen |= {"harmonics": tuple(rng.randint(1, k) for k in conv.kernel_size)}
-        if rng.random() < 0.6:
+        if chosen and rng.random() < 0.4:
+            chosen |= {"allocation": "filter"}
+        elif rng.random() < 0.6:
             channels = conv.in_channels // conv.groups
             divisors = [g for g in range(1, channels + 1) if channels % g == 0]
             chosen |= {"templates": rng.randint(1, conv.out_channels), "transform": "scalar"}

@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers import CompressedConv2d, LayerForm, OvertoneError, UsageError, calibration
+from layers.allocation import supports
 from layers.basis import BASES
 from layers.calibration import OutputRegression
 
@@ -122,6 +124,35 @@ def test_a_layer_with_templates_is_fitted_in_its_kept_filters(fill, normal):
     assert torch.allclose(found, whole[layer.kept], atol=1e-9)
     layer.begin_at(found, conv.weight)
     assert torch.allclose(layer.kept_coefficients(), found)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_allocated_coefficients_go_where_least_error_is_left(weighted, groups, fill, normal):
+    conv = fill(nn.Conv2d(4, 4, (2, 3), padding=1, groups=groups).double())
+    layer = CompressedConv2d(conv, LayerForm(basis="chebyshev", harmonics=(1, 2), allocation="filter"))
+    x, importance = normal(8, 4, 9, 9), normal(4).exp() ** 3 if weighted else None
+    outputs = conv(x).detach()
+    before = layer.supports.clone()
+    regression = OutputRegression(layer, ridge=1e-9)
+    regression.add(x, outputs)
+    found = regression.solve(importance)
+    layer.begin_at(found, conv.weight)
+    assert torch.allclose(layer.kept_coefficients(), found)
+
+    def errors(support: tuple[int, int]) -> Tensor:
+        """Of every filter with this support, by a plain series layer."""
+        plain = CompressedConv2d(conv, LayerForm(basis="chebyshev", harmonics=support))
+        plain.begin_at(fit(plain, x, outputs, ridge=1e-9), conv.weight)
+        return (plain(x) - outputs).square().sum((0, 2, 3)) * (1 if importance is None else importance)
+
+    table = torch.stack([errors(support) for support in supports((2, 3))], 1).detach()
+    costs = [y * x for y, x in supports((2, 3))]
+    legal = [c for c in itertools.product(range(6), repeat=4) if sum(costs[s] for s in c) == 8]
+    totals = [float(table[torch.arange(4), torch.tensor(c)].sum()) for c in legal]
+    ours = (layer(x) - outputs).square().sum((0, 2, 3)).detach() * (1 if importance is None else importance)
+    assert float(ours.sum()) == pytest.approx(min(totals), rel=1e-5, abs=1e-9)
+    assert float(ours.sum()) <= float(table[torch.arange(4), before.long()].sum()) * (1 + 1e-6) + 1e-9
 
 
 def test_rounded_inputs_are_what_is_regressed_on(fill, normal):

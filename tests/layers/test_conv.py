@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from layers.blockfloat import BlockFormat, quantise
 
 SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))
 TEMPLATES = LayerForm(templates=3, groups=2, transform="scalar")
+SPENT = LayerForm(basis="cosine", harmonics=(2, 2), allocation="filter")
 ALL = LayerForm(basis="cosine", harmonics=(2, 2), templates=3, groups=2, transform="scalar", bits=5, exponent_block=16)
 
 
@@ -44,8 +47,15 @@ def oracle_filters(layer: CompressedConv2d) -> Tensor:
         return tensor.detach() if form.weight_format is None else quantise(tensor.detach(), form.weight_format)
 
     templates = stored(layer.coefficients).double()
+    if form.allocation is not None:
+        rows, templates = iter(templates), torch.zeros(layer.shape.out_channels, templates.shape[1], *kernel).double()
+        for filter, support in zip(templates, layer.supports.tolist(), strict=True):
+            n_y, n_x = support // kernel[1] + 1, support % kernel[1] + 1
+            for y, x in itertools.product(range(n_y), range(n_x)):
+                filter[:, y, x] = next(rows)
+        assert next(rows, None) is None
     if form.basis is not None:
-        sizes = zip(kernel, form.harmonics, strict=True)
+        sizes = zip(kernel, kernel if form.allocation else form.harmonics, strict=True)
         phi_y, phi_x = (basis_matrix(form.basis, k, n) for k, n in sizes)
         templates = torch.einsum("yi,mcij,xj->mcyx", phi_y, templates, phi_x)
     if form.templates is None:
@@ -81,7 +91,7 @@ def test_layer_is_the_dense_convolution_with_the_filters_that_its_tensors_stand_
 @pytest.mark.parametrize("_", range(20))
 def test_start_is_the_least_squares_answer(_, random_conv, random_form):
     conv = random_conv()
-    form = random_form(conv)
+    form = dataclasses.replace(random_form(conv), allocation=None)
     layer = CompressedConv2d(conv, form)
     kept = torch.ones(conv.out_channels, dtype=torch.bool) if form.templates is None else layer.kept
     templates = conv.weight.detach()[kept].unflatten(1, (form.groups, -1)).transpose(0, 1).flatten(0, 1)
@@ -152,7 +162,8 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
     x = x.double()
     expected = conv(x if form.bits is None else quantise(x, form.activation_format))
     executions = ["dense"]
-    executions += ["factored"] if form.basis is not None and form.templates is None else []
+    factored = form.basis is not None and form.templates is None and (conv.groups == 1 or not form.allocation)
+    executions += ["factored"] if factored else []
     executions += ["two_stage"] if form.templates is not None and conv.groups == 1 else []
     assert list(layer.executions) == executions
     for execution in executions:
@@ -212,7 +223,7 @@ def test_template_constructor(fill, normal):
         TemplateConv2d(4, 6, 3, 7)
 
 
-@pytest.mark.parametrize("form", [SERIES, TEMPLATES, LayerForm(**{**vars(ALL), "bits": None})])
+@pytest.mark.parametrize("form", [SERIES, SPENT, TEMPLATES, LayerForm(**{**vars(ALL), "bits": None})])
 def test_gradients_of_a_whole_layer(form, conv, normal):
     layer = CompressedConv2d(conv.double(), form)
     names, values = zip(*layer.named_parameters(), strict=True)
@@ -239,18 +250,19 @@ def test_gradient_of_quantised_layer_is_that_of_the_dense_one_at_the_rounded_val
     assert torch.equal(layer.bias.grad, dense.bias.grad)
 
 
-@pytest.mark.parametrize("form", [LayerForm(), SERIES, TEMPLATES, ALL])
+@pytest.mark.parametrize("form", [LayerForm(), SERIES, SPENT, TEMPLATES, ALL])
 def test_state_dict_carries_the_whole_layer(form, conv, fill, x):
     layer, other = CompressedConv2d(conv, form), CompressedConv2d(fill(copy.deepcopy(conv)), form)
     state = {name: value.clone() for name, value in layer.state_dict().items()}
     expected = {"coefficients", "bias"} | ({"gains", "kept"} if form.templates else set())
+    expected |= {"supports"} if form.allocation else set()
     assert set(state) == expected
     assert not torch.equal(other(x), layer(x))
     other.load_state_dict(state)
     assert torch.equal(other(x), layer(x))
 
 
-@pytest.mark.parametrize("form", [SERIES, TEMPLATES, ALL])
+@pytest.mark.parametrize("form", [SERIES, SPENT, TEMPLATES, ALL])
 def test_copies_are_independent(form, conv, x):
     layer = CompressedConv2d(conv, form)
     before, twin = layer(x), copy.deepcopy(layer)
@@ -279,7 +291,15 @@ def test_channels_last_layer_and_input(form, conv, x):
 
 @pytest.mark.parametrize(
     ("form", "execution"),
-    [(SERIES, "dense"), (SERIES, "factored"), (TEMPLATES, "dense"), (TEMPLATES, "two_stage"), (ALL, "dense")],
+    [
+        (SERIES, "dense"),
+        (SERIES, "factored"),
+        (SPENT, "dense"),
+        (SPENT, "factored"),
+        (TEMPLATES, "dense"),
+        (TEMPLATES, "two_stage"),
+        (ALL, "dense"),
+    ],
 )
 def test_autocast_to_bfloat16(form, execution, conv, x):
     layer = CompressedConv2d(conv, form)
@@ -301,7 +321,8 @@ def test_layers_of_other_precisions_keep_theirs(random_conv, random_form, images
 
 
 @pytest.mark.parametrize(
-    ("form", "execution"), [(LayerForm(**{**vars(ALL), "bits": None}), "dense"), (SERIES, "factored"), (ALL, "dense")]
+    ("form", "execution"),
+    [(LayerForm(**{**vars(ALL), "bits": None}), "dense"), (SERIES, "factored"), (SPENT, "dense"), (ALL, "dense")],
 )
 def test_traces_into_one_graph(form, execution, conv, x):
     check_compiled(form, execution, conv, x, "aot_eager")
@@ -419,4 +440,5 @@ def test_linear_layer_rounds_weights_and_inputs(fill, rng, normal):
 def test_layers_say_what_they_are(conv):
     text = repr(CompressedConv2d(conv, ALL))
     assert "4, 8, kernel=(3, 3), stride=(1, 1)" in text
-    assert "harmonics=(2, 2), templates=3, groups=2" in text
+    assert "harmonics=(2, 2)" in text
+    assert "templates=3, groups=2" in text

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from results.ledger import Ledger
@@ -14,6 +15,7 @@ from results.store import Store
 
 RowMaker = Callable[..., TrialRow]
 
+ASSETS = Path(__file__).parent / "assets"
 UNCOMPRESSED = {
     "val_top1": 0.97,
     "size_bytes": 312_000,
@@ -23,14 +25,26 @@ UNCOMPRESSED = {
 }
 BLOCKS = (
     {"block": "conv1", "basis": None, "harmonics_y": None, "harmonics_x": None, "pruning_rate": None, "groups": None}
-    | {"transform": None, "bits": None, "exponent_block": None},
+    | {"allocation": None, "transform": None, "bits": None, "exponent_block": None},
     {"block": "layer1", "basis": "cosine", "harmonics_y": 2, "harmonics_x": 3, "pruning_rate": 0.5, "groups": 2}
-    | {"transform": "scalar", "bits": 8, "exponent_block": None},
+    | {"allocation": None, "transform": "scalar", "bits": 8, "exponent_block": None},
 )
 CURVE = (
     {"epoch": 0, "train_loss": 1.2, "val_top1": 0.5, "val_loss": 1.1, "lr": 0.1, "seconds": 0.4},
     {"epoch": 1, "train_loss": 0.6, "val_top1": 0.8, "val_loss": 0.7, "lr": 0.01, "seconds": 0.4},
 )
+
+
+def version_1(table: pa.Table) -> pa.Table:
+    """Rows as version 1 of the schema held them, which had no `allocation`; written anew, they make an old file."""
+    lists = table.column("blocks").combine_chunks()
+    lists = lists if isinstance(lists, pa.Array) else pa.array([], type=table.schema.field("blocks").type)
+    names = [field.name for field in lists.type.value_type if field.name != "allocation"]
+    structs = pa.StructArray.from_arrays([lists.values.field(name) for name in names], names)
+    old = pa.ListArray.from_arrays(lists.offsets, structs)
+    table = table.set_column(table.schema.get_field_index("blocks"), "blocks", old)
+    ones = pa.array([1] * table.num_rows, type=pa.int64())
+    return table.set_column(table.schema.get_field_index("schema_version"), "schema_version", ones)
 
 
 @pytest.fixture(scope="session")

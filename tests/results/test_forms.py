@@ -6,7 +6,7 @@ from results.schema import SCHEMA
 from tests.results.conftest import BLOCKS
 
 KNOBS = {"basis": None, "harmonics_y": None, "harmonics_x": None, "pruning_rate": None, "groups": None}
-KNOBS |= {"transform": None, "bits": None, "exponent_block": None}
+KNOBS |= {"allocation": None, "transform": None, "bits": None, "exponent_block": None}
 
 
 def _column(blocks):
@@ -32,6 +32,14 @@ def test_every_network_comes_back(rng):
         asked = [block for block in blocks if block["bits"] is not None]
         assert said == [(block_text(block), {"bits": block["bits"]}) for block in asked]
     assert len(found["forms"]) <= 3 * 5
+
+
+def test_forms_that_differ_in_allocation_alone_are_two():
+    series = {"block": "fc", **KNOBS, "basis": "cosine", "harmonics_y": 2, "harmonics_x": 3}
+    found = encode_networks(_column([[series], [{**series, "allocation": "filter"}]]))
+    assert found["rows"] == [[0, 1]]
+    assert [form["text"] for form in found["forms"]] == ["cosine 2x3", "cosine 2x3 per filter"]
+    assert [form["knobs"].get("allocation") for form in found["forms"]] == [None, "filter"]
 
 
 def test_studies_without_blocks_or_trials():

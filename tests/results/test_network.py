@@ -1,4 +1,4 @@
-from results.network import block_records, network_text
+from results.network import block_records, block_text, network_text
 from spaces.config import BlockConfig, NetworkConfig
 from tests.results.conftest import BLOCKS
 
@@ -12,6 +12,14 @@ def test_knobs_that_do_nothing_are_left_out():
     block = {"block": "fc", "bits": 4, "exponent_block": 16, "groups": 1, "pruning_rate": None}
     assert network_text([block]) == "fc: 4 bits in blocks of 16"
     assert network_text([{"block": "a", "pruning_rate": 0.75, "transform": "affine"}]) == "a: 25 % templates (affine)"
+
+
+def test_coefficients_that_are_spent_by_filter_are_said_so():
+    block = BlockConfig(basis="cosine", harmonics=(2, 3), allocation="filter", bits=8)
+    (record,) = block_records(NetworkConfig(blocks={"layer1": block}).to_json())
+    assert record["allocation"] == "filter"
+    assert block_text(record) == "layer1: cosine 2x3 per filter, 8 bits"
+    assert block_text({**record, "allocation": None}) == "layer1: cosine 2x3, 8 bits"
 
 
 def test_network_without_any_knob_is_uncompressed():

@@ -14,7 +14,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 
 from results.front import front
 from results.ledger import Ledger
-from results.schema import TrialRow, TrialStatus, to_table
+from results.schema import SCHEMA, TrialRow, TrialStatus, to_table
 from results.store import Store
 from search.insight import _divergence, insight
 
@@ -69,6 +69,11 @@ def _study(root: Path, rng: np.random.Generator, count: int, rule: Rule, record:
     return _Known(root, to_table(rows), record)
 
 
+def _could_allocate(block: Mapping[str, Any]) -> bool:
+    several = block["basis"] is not None and block["harmonics_y"] * block["harmonics_x"] > 1
+    return several and block["pruning_rate"] is None
+
+
 def _bits_decide(knobs: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """Only `b.bits` matters: 6 bits are better in every objective."""
     good = knobs["bits"] == 6
@@ -108,6 +113,30 @@ def test_a_knob_that_matters_only_where_filters_are_pruned(tmp_path: Path) -> No
     found = insight(_study(tmp_path, np.random.default_rng(), 2000, rule), "demo")
     assert {row["knob"] for row in found["importance"][:2]} == {"a.groups", "a.pruning_rate"}
     assert [row["value"] for row in found["effects"] if row["knob"] == "a.groups"] == [1, 2]
+
+
+def test_an_allocation_that_could_be_and_is_not_is_uniform(tmp_path: Path) -> None:
+    """A series of more than one coefficient without templates has one; where no trial has, it is no knob."""
+
+    def rule(knobs: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {"val_top1": float(rng.uniform(0.3, 0.5)), "size_bytes": 900}
+
+    rng = np.random.default_rng()
+    ledger = _study(tmp_path, rng, 600, rule)
+    assert "a.allocation" not in {row["knob"] for row in insight(ledger, "demo")["importance"]}
+    records = ledger.trials("demo").to_pylist()
+    for record in records:
+        series = record["blocks"][0]
+        if _could_allocate(series) and rng.random() < 0.5:
+            series["allocation"] = "filter"
+            record["val_top1"] = record["val_top1"] and record["val_top1"] + 0.4
+    finished = [record["blocks"][0] for record in records if record["status"] == "finished"]
+    by_filter, series = sum(a["allocation"] == "filter" for a in finished), sum(map(_could_allocate, finished))
+    found = insight(_Known(tmp_path / "filter", pa.Table.from_pylist(records, schema=SCHEMA), RECORD), "demo")
+    assert found["importance"][0]["knob"] == "a.allocation"
+    effects = [row for row in found["effects"] if row["knob"] == "a.allocation"]
+    assert [(row["value"], row["n"]) for row in effects] == [("filter", by_filter), ("uniform", series - by_filter)]
+    assert effects[0]["val_top1"] > 0.69 > 0.51 > effects[1]["val_top1"]
 
 
 def test_effects_and_shares_are_those_of_a_plain_loop(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 
 import pytest
 
@@ -107,6 +109,27 @@ def test_a_basis_with_several_names_is_one(wide_network):
     assert form("cosine@gauss_lobatto", (1, 1)) == form("chebyshev@endpoint", (1, 1)) == "cosine"
 
 
+def test_an_allocation_counts_where_there_is_something_to_allocate(wide_network):
+    def forms(**knobs) -> dict[str, LayerForm]:
+        blocks = {"stem": BlockConfig(basis="cosine", allocation="filter", **knobs)}
+        return wide_network.forms(NetworkConfig(blocks=blocks))
+
+    assert forms(harmonics=(4, 3))["stem"].allocation == "filter"
+    assert forms(harmonics=(1, 1))["stem"].allocation is None
+    assert forms(harmonics=(7, 7)) == {}
+    pruned = forms(harmonics=(4, 3), pruning_rate=0.5)["stem"]
+    assert (pruned.allocation, pruned.basis) == (None, "cosine")
+    assert pruned.templates is not None
+
+
+def test_digests_without_an_allocation_are_those_of_earlier_ledgers(wide_network):
+    config = NetworkConfig(blocks={"stem": BlockConfig(basis="cosine", harmonics=(4, 3), bits=4)})
+    before = {name: dataclasses.asdict(form) for name, form in wide_network.forms(config).items()}
+    for form in before.values():
+        del form["allocation"]
+    assert wide_network.digest(config) == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
+
+
 def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
     for _ in range(200):
         blocks = {}
@@ -117,6 +140,7 @@ def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
             blocks[name] = BlockConfig(
                 basis=series[0],
                 harmonics=series[1],
+                allocation=rng.choice([None, "filter"]) if series[0] else None,
                 pruning_rate=rng.choice([None, 0.01, 0.5, 0.9]),
                 groups=rng.choice([None, 1]),
                 transform=rng.choice([None, "scalar"]),

@@ -13,6 +13,7 @@ from spaces.packed import PACKED_VERSION
 
 CARD = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.5], "study": {"a": [1, None]}}
 FORMS = {
+    "layer1.0.conv1": LayerForm(basis="chebyshev", harmonics=(2, 2), allocation="filter", bits=7),
     "conv1": LayerForm(basis="cosine", harmonics=(2, 3), bits=6),
     "layer3.0.conv2": LayerForm(templates=9, groups=2, transform="scalar", bits=8, exponent_block=16),
     "linear": LayerForm(bits=4, exponent_block=7),
@@ -50,6 +51,17 @@ def test_the_card_is_kept(path):
     assert card.items() >= CARD.items()
     assert card["version"] == PACKED_VERSION
     assert set(card["forms"]) == set(FORMS)
+
+
+@pytest.mark.parametrize(("codes", "message"), [(15, r"support \(=15\) must be below 9"), (0, r"make 16 coefficients")])
+def test_supports_that_cannot_be_are_refused(codes, message, path):
+    tensors = safetensors.torch.load_file(path)
+    tensors["layer1.0.conv1.supports"] = torch.full_like(tensors["layer1.0.conv1.supports"], 17 * codes)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(OvertoneError, match=message):
+        load_model(path)
 
 
 def test_training_goes_on_from_a_loaded_network(path, images):

@@ -49,7 +49,21 @@ def test_values_that_all_matter_come_back_as_they_were(resnet8_space, rng):
             values[knob] = rng.choice(real)
             if "harmonics" in knob:  # 2 x 3 of 3 x 3 taps: the families differ in x
                 values[knob] = 2 if knob.endswith("_y") else 3
+            if knob.endswith(".allocation"):  # of no effect where a block is pruned
+                values[knob] = None
         assert space.encode(space.decode(values)) == values
+
+
+def test_allocations_come_back_as_they_were(resnet8_space, rng):
+    space = resnet8_space
+    for _ in range(50):
+        values = {knob: rng.choice(allowed) for knob, allowed in space.knobs.items()}
+        values |= {knob: None for knob in values if knob.endswith(".pruning_rate")}
+        values |= {knob: 2 for knob in values if "harmonics" in knob}
+        config = space.decode(values)
+        for block in ("conv1", "layer1", "layer2", "layer3"):
+            assert config.blocks[block].allocation == values[f"{block}.allocation"]
+        assert space.decode(space.encode(config)) == config
 
 
 def test_the_uncompressed_network_is_in_every_space(space):
@@ -85,7 +99,9 @@ def test_rates_that_leave_the_same_templates_are_offered_once(resnet8_space):
 
 def test_size_is_the_number_of_points(space):
     assert space.size == prod(len(values) for values in space.knobs.values())
-    small = space.restricted({"all": {"bits": [8], "pruning_rate": ["none"], "groups": [1], "harmonics": [1, 2]}})
+    small = space.restricted(
+        {"all": {"bits": [8], "pruning_rate": ["none"], "groups": [1], "harmonics": [1, 2], "allocation": "none"}}
+    )
     series = sum("basis" in knobs for knobs in small.choices.values())
     assert small.size == 2**series * 4**series
 

@@ -92,17 +92,15 @@ def test_twins_in_pieces_do_what_is_done_layer_by_layer_by_hand(images_a_piece, 
     assert same(model, by_hand(baseline, x), rtol=1e-3, atol=1e-4)
 
 
-def test_it_is_nearer_to_the_uncompressed_network_than_least_squares_of_filters(baseline, x):
-    for norm in (baseline.stem, baseline.norm, baseline.inner["norm"]):
-        norm.momentum = None
-    with torch.no_grad():
-        baseline.train()(x)
-    baseline.eval()
+@pytest.mark.parametrize("layer", ["first", "inner.second"])
+def test_no_layer_is_farther_from_its_outputs_than_with_the_nearest_filters(layer, baseline, x):
     fitted, plain = compress_model(baseline, FORMS), compress_model(baseline, FORMS)
     calibrate(fitted, baseline, x)
+    inputs, outputs = record(fitted, x)[layer]
+    wanted = record(baseline, x)[layer][1]
     with torch.no_grad():
-        wanted = baseline(x)
-        assert (fitted.eval()(x) - wanted).square().mean() < (plain.eval()(x) - wanted).square().mean()
+        nearest = plain.get_submodule(layer)(inputs)
+    assert (outputs - wanted).square().sum() < (nearest - wanted).square().sum()
 
 
 def test_nothing_else_changes(baseline, x):
@@ -140,6 +138,26 @@ def test_templates_of_grouped_convolutions_keep_their_least_squares_start(baseli
     calibrate(model, baseline, x)
     assert torch.equal(model.inner["second"].coefficients, before)
     assert not torch.equal(model.inner["norm"].running_var, baseline.inner["norm"].running_var)
+
+
+def test_coefficients_are_spent_where_the_norm_behind_lets_errors_through(baseline, x):
+    spent = LayerForm(basis="cosine", harmonics=(2, 2), allocation="filter")
+    model = compress_model(baseline, {"first": spent})
+    calibrate(model, baseline, x)
+    layer = compress_model(baseline, {"first": spent}).first
+    regression = OutputRegression(layer)
+    inputs, outputs = record(baseline, x)["first"]
+    regression.add(inputs, outputs)
+    scale = baseline.norm.weight.detach().square() / (baseline.norm.running_var + baseline.norm.eps)
+    layer.begin_at(regression.solve(scale.double()), baseline.first.weight)
+    assert torch.equal(model.first.supports, layer.supports)
+    assert torch.allclose(model.first.coefficients, layer.coefficients, atol=1e-4)
+
+
+def test_norms_are_found_behind_the_layers_that_feed_them(baseline, x):
+    assert module._norms_behind(baseline, x[:1]) == {"first": "norm", "inner.second": "inner.norm"}
+    between = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3))
+    assert module._norms_behind(between, x[:1]) == {}
 
 
 def test_a_layer_that_is_called_twice_is_fitted_at_its_first_call(generator):

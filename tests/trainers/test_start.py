@@ -12,6 +12,7 @@ CONFIG = NetworkConfig(
     blocks={
         "conv1": BlockConfig(basis="chebyshev", harmonics=(2, 3)),
         "layer1": BlockConfig(basis="cosine", harmonics=(2, 2)),
+        "layer3": BlockConfig(basis="cosine", harmonics=(2, 2), allocation="filter"),
         "layer2": BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2),
         "linear": BlockConfig(bits=6),
     }
