@@ -12,7 +12,8 @@ test images; our schedule was chosen on the validation images. Arms:
 - `paper`: coefficients by gradient descent (eq. 5), basis functions as the paper writes them, not scaled to unit
   length, SGD at 1e-4, a tenth of it after epoch 3;
 - `calibrated`: our start, then the paper's schedule;
-- `ours`: our start, one cycle of SGD to 1e-2, the uncompressed network's outputs as targets.
+- `ours`: our start, one cycle of SGD to 1e-2, the uncompressed network's outputs as targets;
+- `ours per filter`: the same, as many coefficients spent across each layer's filters (`allocation: filter`).
 
 The control row is the uncompressed network in the same schedule.
 """
@@ -47,10 +48,11 @@ _CONTROL = "3,3,3,3"
 _FAMILIES = ("cosine", "chebyshev")
 _PAPER = replace(Schedule.paper(), precision="bf16")
 _OURS = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
-_ARMS = {
-    "paper": ("gradient_descent", _PAPER),
-    "calibrated": ("calibrated", _PAPER),
-    "ours": ("calibrated", _OURS),
+_ARMS: dict[str, tuple[str, Schedule, str | None]] = {
+    "paper": ("gradient_descent", _PAPER, None),
+    "calibrated": ("calibrated", _PAPER, None),
+    "ours": ("calibrated", _OURS, None),
+    "ours per filter": ("calibrated", _OURS, "filter"),
 }
 _KEY = ["arm", "family", "harmonics", "seed"]
 
@@ -90,7 +92,7 @@ def _runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for row in rows:
                 runs += [
                     {"arm": arm, "family": family, "harmonics": row, "seed": seed}
-                    for arm in ("ours", "paper")
+                    for arm in ("ours", "ours per filter", "paper")
                     if family == "cosine" or (arm == "paper" and seed < arguments.seeds)
                 ]
             if family == "cosine" and seed == 0:
@@ -113,14 +115,14 @@ def _load(arguments: argparse.Namespace) -> None:
 
 def _run(run: dict[str, Any]) -> dict[str, Any]:
     data, network, arguments = _shared["data"], _shared["network"], _shared["arguments"]
-    start, schedule = _ARMS[run["arm"]]
+    start, schedule, allocation = _ARMS[run["arm"]]
     spec = TrialSpec(
         model="resnet20",
         weights=arguments.weights,
         weights_sha256=state_sha256(_shared["baseline"]),
         data=_shared["spec"],
         data_fingerprint=data.fingerprint,
-        config=_config(run["harmonics"], run["family"]),
+        config=_config(run["harmonics"], run["family"], allocation),
         schedule=schedule,
         start=start,
         epochs=arguments.epochs,
@@ -158,9 +160,11 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _config(harmonics: str, family: str) -> NetworkConfig:
+def _config(harmonics: str, family: str, allocation: str | None) -> NetworkConfig:
     counts = dict(zip(_BLOCKS, map(int, harmonics.split(",")), strict=True))
-    blocks = {name: BlockConfig(basis=family, harmonics=(n, n)) for name, n in counts.items() if n < 3}
+    blocks = {
+        name: BlockConfig(basis=family, harmonics=(n, n), allocation=allocation) for name, n in counts.items() if n < 3
+    }
     return NetworkConfig(blocks=blocks)
 
 
@@ -217,23 +221,24 @@ def _markdown(runs: pd.DataFrame) -> str:
         f"time with {last.threads} thread each, torch {last.torch}. Accuracy in % on the {last.test_images:,} test "
         f"images that nothing was chosen on, and on all {last.test_images + last.val_images:,} in brackets; mean over "
         "n seeds, with the range where n > 1. Seconds depend on what else the machine did. With 3 taps and 2 harmonics "
-        "both families are one network when basis functions have unit length: `ours` and `calibrated` stand for both."
+        "both families are one network when basis functions have unit length: what is not `paper` stands for both."
     )
     lines = ["# Table 1 of Costain & Prisacariu on ResNet-20", "", about, ""]
-    lines += ["| harmonics | parameters | arm | basis | n | before | after | drop | start s | fine-tuning s |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    lines += ["| harmonics | parameters | arm | basis | kB | n | before | after | drop | start s | fine-tuning s |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
     controls = runs[runs.harmonics == _CONTROL]
     best = max(controls.post_test.max(), controls.pre_test.max()) if len(controls) else float("nan")
     for row in (_CONTROL, *_ROWS):
-        for arm in ("paper", "calibrated", "ours"):
+        for arm in _ARMS:
             for family in _FAMILIES:
                 found = runs[(runs.harmonics == row) & (runs.arm == arm) & (runs.family == family)]
                 if len(found):
                     lines.append(_line(row, arm, family, found, best))
-    lines += [
-        "",
-        f"Drops are from {best:.2f}, the better of the uncompressed network as it came and after each schedule.",
-    ]
+    base = f"Drops are from {best:.2f}, the better of the uncompressed network as it came and after each schedule."
+    known = set(zip(runs.harmonics, runs.arm, strict=True))
+    missing = [f"{row} {arm}" for row in (_CONTROL, *_ROWS) for arm in _ARMS if (row, arm) not in known]
+    lines += ["", base if len(controls) else "The control has not been run, so no drops are given."]
+    lines += ["", f"Not run: {'; '.join(missing)}."] if missing else []
     return "\n".join([*lines, ""])
 
 
@@ -245,10 +250,11 @@ def _line(row: str, arm: str, family: str, found: pd.DataFrame, best: float) -> 
         f"{found.percent_parameters.iloc[0]:.2f} %",
         arm,
         name,
+        f"{found.size_bytes.iloc[0] / 1000:.1f}",
         str(len(found)),
         _accuracy(found.pre_test, found.pre_val),
         _accuracy(found.post_test, found.post_val),
-        f"{best - after:.2f}",
+        "" if best != best else f"{best - after:.2f}",
         f"{found.start_s.mean():.1f}",
         f"{found.finetune_s.mean():.0f}",
     ]

@@ -219,6 +219,9 @@ def _cheapest(costs: np.ndarray, errors: np.ndarray, budget: int) -> list[int]:
 
 
 def _write(runs: pd.DataFrame, path: Path) -> None:
+    order = [(budget, mode) for budget, modes in _MODES.items() for mode in modes]
+    places = [(order.index(key[:2]), key[2]) for key in zip(runs.budget, runs["mode"], runs.seed, strict=True)]
+    runs = runs.iloc[np.lexsort(np.array(places).T[::-1])]
     runs.to_parquet(path.with_suffix(".tmp"), index=False)
     path.with_suffix(".tmp").replace(path)
     last, tuned = runs.iloc[-1], runs[runs.finetuned.notna()]
