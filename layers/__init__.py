@@ -1,11 +1,13 @@
 """What a compressed layer computes, costs and packs to."""
 
 from layers.compress import compress_layer, compress_model, compressed_layers
-from layers.conv import ChebConv2d, CompressedConv1d, CompressedConv2d, CompressedLinear, CosConv2d, TemplateConv2d
+from layers.conv import CompressedConv1d, CompressedConv2d
 from layers.cost import Cost, layer_cost, network_cost, remaining_cost
 from layers.errors import OvertoneError, UsageError
 from layers.execution import choose_executions
 from layers.form import LayerForm, LayerShape
+from layers.linear import CompressedLinear
+from layers.named import ChebConv2d, CosConv2d, TemplateConv2d
 from layers.pack import pack_state, unpack_state
 
 __all__ = [

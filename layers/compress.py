@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from layers.conv import CompressedConv1d, CompressedConv2d, CompressedLinear
+from layers.conv import CompressedConv1d, CompressedConv2d
 from layers.errors import UsageError
 from layers.form import LayerForm
+from layers.linear import CompressedLinear
 
 __all__ = ["CompressedLayer", "compress_layer", "compress_model", "compressed_layers"]
 

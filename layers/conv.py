@@ -1,4 +1,4 @@
-"""Compressed layers: one weight built in independent steps from the few tensors that are stored.
+"""Compressed convolutions: one weight built in independent steps from the few tensors that are stored.
 
 Coefficients -> (block floating point) -> (each filter's own harmonics) -> series -> templates' taps -> gains ->
 filters; then an ordinary convolution of the input, itself rounded to block floating point. Each step is left out where
@@ -16,25 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
-from layers.basis import Basis, basis_matrix
+from layers.basis import basis_matrix
 from layers.blockfloat import quantise
 from layers.errors import UsageError
 from layers.form import LayerForm, LayerShape, stored_tensors
 from layers.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
 from layers.template import choose_templates, least_squares_gains, rebuild_filters, two_stage_conv2d
 
-__all__ = [
-    "ChebConv2d",
-    "CompressedConv1d",
-    "CompressedConv2d",
-    "CompressedLinear",
-    "CosConv2d",
-    "Execution",
-    "TemplateConv2d",
-]
+__all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]
 
 Execution = Literal["dense", "factored", "two_stage"]
-_Size = int | tuple[int, int]
 
 
 class CompressedConv2d(nn.Module):
@@ -287,79 +278,3 @@ def _with_one_row(conv: nn.Conv1d) -> nn.Conv2d:
     flat.weight = nn.Parameter(conv.weight.detach().unsqueeze(-2))
     flat.bias = conv.bias
     return flat
-
-
-class CompressedLinear(nn.Module):
-    """A linear layer whose weights and inputs are held in block floating point; (..., C) to (..., N)."""
-
-    def __init__(self, linear: nn.Linear, form: LayerForm) -> None:
-        super().__init__()
-        self.shape, self.form = LayerShape.of(linear), form
-        stored = stored_tensors(self.shape, form)["coefficients"]
-        self.coefficients = nn.Parameter(linear.weight.detach().clone().view(stored.shape))
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
-
-    def filters(self) -> Tensor:
-        """The weight (N, C)."""
-        form, weight = self.form.weight_format, self.coefficients.view(self.shape.out_channels, -1)
-        return weight if form is None else quantise(weight, form)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply; the input is rounded first where the form has bits."""
-        if self.form.activation_format is not None:
-            x = quantise(x, self.form.activation_format)
-        return F.linear(x, self.filters(), self.bias)
-
-
-class _SeriesConv2d(CompressedConv2d):
-    basis: Basis
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: _Size,
-        harmonics: _Size,
-        *,
-        stride: _Size = 1,
-        padding: str | _Size = 0,
-        dilation: _Size = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-    ) -> None:
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        pair = harmonics if isinstance(harmonics, tuple) else (harmonics, harmonics)
-        super().__init__(conv, LayerForm(basis=self.basis, harmonics=pair))
-
-
-class CosConv2d(_SeriesConv2d):
-    """CosConv: filters are cosine series with `harmonics` (y, x) terms; otherwise as `nn.Conv2d`."""
-
-    basis = "cosine"
-
-
-class ChebConv2d(_SeriesConv2d):
-    """ChebConv: filters are Chebyshev series with `harmonics` (y, x) terms; otherwise as `nn.Conv2d`."""
-
-    basis = "chebyshev"
-
-
-class TemplateConv2d(CompressedConv2d):
-    """Filters rebuilt from `templates` templates in `template_groups` channel groups by scalar transforms."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: _Size,
-        templates: int,
-        *,
-        template_groups: int = 1,
-        stride: _Size = 1,
-        padding: str | _Size = 0,
-        dilation: _Size = 1,
-        bias: bool = True,
-    ) -> None:
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias)
-        super().__init__(conv, LayerForm(templates=templates, groups=template_groups, transform="scalar"))

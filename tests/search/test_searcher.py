@@ -75,7 +75,13 @@ def test_no_trial_is_over_budget(make, space: Space) -> None:  # type: ignore[no
 def test_an_exhausted_space_ends_the_search(make, space: Space) -> None:  # type: ignore[no-untyped-def]
     tiny = space.restricted(
         {
-            "all": {"basis": ["cosine"], "harmonics": [3], "pruning_rate": [None], "bits": [None]},
+            "all": {
+                "basis": ["cosine"],
+                "harmonics": [3],
+                "pruning_rate": [None],
+                "bits": [None],
+                "allocation": [None],
+            },
             "layer3": {"bits": [None, 8, 4]},
             "conv1": {"harmonics_y": [2, 3]},
         }
