@@ -98,11 +98,8 @@ class _Bench:
         before = self._top1(model)
         filters = [h for support in supports.values() for h in support]
         values = sum(self.channels[name] * y * x for name, h in (self.full | supports).items() for y, x in h)
-        chosen = {name: [_CHOICES.index(h) for h in support] for name, support in supports.items()}
-        errors = [self.errors[seed][name][range(len(choice)), choice].sum() for name, choice in chosen.items()]
         return {
             "bytes": 4 * values + mode.startswith("filter") * (len(filters) + 1) // 2,
-            "error": float(sum(errors)),
             "zero_shot": before,
             "finetuned": self._finetuned(model, supports, seed, epochs) if epochs else None,
             "filters": " ".join(f"{y}x{x}:{filters.count((y, x))}" for y, x in _CHOICES),
@@ -180,7 +177,7 @@ class _Fit(OutputRegression):
         self.energy = self.energy + outputs.double().square().sum((0, 2, 3))
         self.places += outputs[:, 0].numel()
 
-    def solve(self) -> Tensor:
+    def solve(self, importance: Tensor | None = None) -> Tensor:
         fits = {h: self.fitted(h)[0] for h in set(self.layer.support)}
         found = torch.stack([fits[h][n] for n, h in enumerate(self.layer.support)])
         return found.view_as(self.layer.coefficients).to(self.layer.coefficients.dtype)
@@ -227,15 +224,14 @@ def _write(runs: pd.DataFrame, path: Path) -> None:
     last, tuned = runs.iloc[-1], runs[runs.finetuned.notna()]
     about = (
         f"ResNet-20, uncompressed {last.baseline:.2f} %. Top-1 in % of {last.val_images:,} validation images, mean of "
-        "n seeds of calibration and fine-tuning, with the range. Bytes: all convolutions with their index. Error: the "
-        f"sum that is minimised, the budget's first row being 1. Fine-tuning: {tuned.epochs.max():.0f} epochs of "
-        f"{last.train_images:,} images, bfloat16, CPU, torch {last.torch}."
+        "n seeds of calibration and fine-tuning, with the range. Bytes: all convolutions with their index. "
+        f"Fine-tuning: {tuned.epochs.max():.0f} epochs of {last.train_images:,} images, bfloat16, CPU, "
+        f"torch {last.torch}."
     )
     lines = ["# Harmonics of each filter's own, at equal bytes", "", about, ""]
-    lines += ["| budget | mode | bytes | error | n | before | n | after fine-tuning |", "|---" * 8 + "|"]
+    lines += ["| budget | mode | bytes | n | before | n | after fine-tuning |", "|---" * 7 + "|"]
     for (budget, mode), found in runs.groupby(["budget", "mode"], sort=False):
-        first = runs[(runs.budget == budget) & (runs["mode"] == _MODES[budget][0]) & runs.seed.isin(found.seed)]
-        cells = [budget, mode, f"{found.bytes.max():,}", f"{found.error.mean() / first.error.mean():.2f}"]
+        cells = [budget, mode, f"{found.bytes.max():,}"]
         for values in (found.zero_shot, found.finetuned.dropna()):
             some = f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})" if len(values) else ""
             cells += [str(len(values)), some]
