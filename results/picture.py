@@ -122,7 +122,11 @@ def _points(table: pa.Table, cost: str) -> tuple[list[float], list[float]]:
 
 def _style(axes: Axes, title: str) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_xlim()
+    narrow = high < 5 * low
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0) if narrow else (1.0, 2.0, 5.0))
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(title)

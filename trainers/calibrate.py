@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from layers import CompressedConv2d, UsageError, compressed_layers
+from layers import CompressedConv2d, OvertoneError, UsageError, compressed_layers
 from layers.calibration import OutputRegression
 from trainers.evaluate import evaluating
 
@@ -85,8 +85,8 @@ class _Twins:
 class _Twin:
     """A module of the compressed network beside its original: halves of a batch go to one each."""
 
-    def __init__(self, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
-        self.twins, self.module, self.original = twins, module, original
+    def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
+        self.name, self.twins, self.module, self.original = name, twins, module, original
         self.seen = 0
         self._first: list[Tensor] = []
 
@@ -115,8 +115,8 @@ class _Twin:
 
 
 class _LayerTwin(_Twin):
-    def __init__(self, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
-        super().__init__(twins, module, original)
+    def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
+        super().__init__(name, twins, module, original)
         self._regression: OutputRegression | None = None
         if isinstance(module, CompressedConv2d) and module.form.basis is not None:
             fits = module.kept is None or module.shape.groups == 1
@@ -130,7 +130,10 @@ class _LayerTwin(_Twin):
     def settle(self) -> None:
         if self._regression is not None and isinstance(self.module, CompressedConv2d):
             weight = self.original.get_parameter("weight")
-            found = self._regression.solve(self._importance())
+            try:
+                found = self._regression.solve(self._importance())
+            except OvertoneError as error:
+                raise OvertoneError(f"layer {self.name!r}: {error}") from error
             self.module.begin_at(found, weight.view(len(weight), -1, *self.module.shape.kernel))
             self._regression = None
 
@@ -147,8 +150,8 @@ class _LayerTwin(_Twin):
 class _NormTwin(_Twin):
     """Takes mean and variance of what reaches the norm behind compressed layers."""
 
-    def __init__(self, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
-        super().__init__(twins, module, original)
+    def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
+        super().__init__(name, twins, module, original)
         self._count = 0
         self._sums: Tensor | float = 0.0
 
@@ -176,7 +179,7 @@ def _twinned(model: nn.Module, baseline: nn.Module, images: Tensor) -> Iterator[
             twins.following[originals[layer]] = originals[norm]
     for name, module in modules.items():
         kind = _NormTwin if isinstance(module, _Norm) else _LayerTwin
-        twin = kind(twins, module, originals[name])
+        twin = kind(name, twins, module, originals[name])
         hooks += [module.register_forward_pre_hook(twin.before), module.register_forward_hook(twin.after)]
     try:
         yield twins
