@@ -75,6 +75,10 @@ def open_study(ledger: Ledger, name: str) -> tuple[StudyPlan, Subject]:
 
 
 def _check_same(name: str, record: dict[str, Any], given: dict[str, Any]) -> None:
+    record = {
+        **record,
+        **StudyPlan.from_record(record).to_record(),
+    }  # settings newer than the study are at their default
     for key, value in given.items():
         known = record.get(key)
         if key == "trials" or known == value:

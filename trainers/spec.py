@@ -54,12 +54,15 @@ class TrialSpec:
 
     def digest(self, network: Network) -> str:
         """SHA-256 of what the result depends on; equal for two spellings of one compressed network."""
+        schedule = asdict(self.schedule)
+        if not schedule["distillation"]:
+            del schedule["distillation"]  # trials from before there was any keep their identity
         identity = {
             "model": self.model,
             "weights": self.weights_sha256,
             "data": self.data_fingerprint,
             "network": network.digest(self.config),
-            "schedule": asdict(self.schedule),
+            "schedule": schedule,
             "start": self.start,
             "epochs": self.epochs,
             "seed": self.seed,

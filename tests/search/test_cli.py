@@ -179,6 +179,8 @@ def test_wrong_use_is_one_sentence(
         (["--max-size", "tiny"], "max_size (='tiny') must be an amount above 0"),
         (["--max-size", "1kB"], "is met by no config of the space, whose least size is"),
         (["--objective", "val_top1", "--objective", "beauty"], "objective 'beauty' is unknown"),
+        (["--start", "warm"], "start (='warm') must be one of calibrated, least_squares, gradient_descent"),
+        (["--distillation", "2"], "distillation (=2.0) must be from 0 to 1"),
         (["--sampler", "luck"], "sampler (='luck') must be one of tpe, nsga2, random"),
         (["--trials", "0"], "trials (=0) must be at least 1"),
         (["--model", "resnet20"], "do not fit the model 'resnet20'"),

@@ -5,6 +5,7 @@ import pytest
 
 from layers import UsageError
 from search.budget import Budget
+from search.launch import _check_same
 from search.study import StudyPlan
 from spaces import NetworkConfig
 from trainers.schedule import Schedule
@@ -16,10 +17,20 @@ def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
         budget=Budget(max_size=40_000),
         objectives=("val_top1", "latency_ms"),
         space={"all": {"bits": [8, 4]}},
-        schedule=Schedule(lr=0.02, shape="step"),
+        schedule=Schedule(lr=0.02, shape="step", distillation=0.5),
+        start="least_squares",
         seed=11,
     )
     assert StudyPlan.from_record({**json.loads(json.dumps(rich.to_record())), "name": "x", "uncompressed": {}}) == rich
+
+
+def test_a_study_older_than_a_setting_goes_on_with_its_default(plan: StudyPlan) -> None:
+    record = json.loads(json.dumps(plan.to_record()))
+    del record["schedule"]["distillation"]
+    _check_same("old", record, plan.to_record())
+    taught = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, distillation=0.5))
+    with pytest.raises(UsageError, match=r"exists with schedule.distillation 0.0, 0.5 was given"):
+        _check_same("old", record, taught.to_record())
 
 
 def test_latency_is_measured_where_it_is_an_objective(plan: StudyPlan) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -35,6 +36,7 @@ def test_a_spec_survives_json() -> None:
         {"data_fingerprint": "ce"},
         {"config": NetworkConfig()},
         {"schedule": Schedule(lr=0.5)},
+        {"schedule": Schedule(distillation=0.5)},
         {"start": "least_squares"},
         {"epochs": 6},
         {"seed": 1},
@@ -42,6 +44,21 @@ def test_a_spec_survives_json() -> None:
 )
 def test_whatever_the_result_depends_on_changes_the_identity(network: Network, change: dict[str, object]) -> None:
     assert dataclasses.replace(SPEC, **change).digest(network) != SPEC.digest(network)
+
+
+def test_a_trial_without_distillation_has_the_identity_it_had_before_there_was_any(network: Network) -> None:
+    schedule = {name: value for name, value in dataclasses.asdict(SPEC.schedule).items() if name != "distillation"}
+    identity = {
+        "model": "resnet8",
+        "weights": "ab",
+        "data": "cd",
+        "network": network.digest(SPEC.config),
+        "schedule": schedule,
+        "start": "calibrated",
+        "epochs": 5,
+        "seed": 0,
+    }
+    assert SPEC.digest(network) == hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def test_places_and_spellings_do_not_change_the_identity(network: Network) -> None:
