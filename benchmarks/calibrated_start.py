@@ -99,9 +99,9 @@ def main() -> None:
         top1 = evaluate(model, data.val, mean=data.mean, std=data.std, device="cpu").top1
         about = {"val_images": len(data.val), "threads": arguments.threads, "torch": version("torch")}
         found.append({"start": name, "harmonics": row, "seed": seed, "top1": 100 * top1, "seconds": seconds, **about})
-    runs = pd.DataFrame(found)
-    runs.to_parquet(arguments.out / "calibrated_start.parquet", index=False)
-    (arguments.out / "calibrated_start.md").write_text(_markdown(runs))
+        runs = pd.DataFrame(found)
+        runs.to_parquet(arguments.out / "calibrated_start.parquet", index=False)
+        (arguments.out / "calibrated_start.md").write_text(_markdown(runs))
     print(_markdown(runs))
 
 
@@ -133,13 +133,15 @@ def _markdown(runs: pd.DataFrame) -> str:
         f"| start | {' | '.join(_ROWS)} | seconds |",
         f"|---|{'---|' * len(_ROWS)}---|",
     ]
-    for name in _STARTS:
+    for name in runs.start.unique():
         cells = [_cell(runs[(runs.start == name) & (runs.harmonics == row)].top1) for row in _ROWS]
         lines.append(f"| {name} | {' | '.join(cells)} | {runs[runs.start == name].seconds.mean():.1f} |")
     return "\n".join([*lines, ""])
 
 
 def _cell(top1: pd.Series) -> str:
+    if top1.empty:
+        return ""
     spread = (top1 - top1.mean()).abs().max()
     return f"{top1.mean():.2f}" + (f" ({spread:.2f})" if len(top1) > 1 else "")
 

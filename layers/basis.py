@@ -24,7 +24,7 @@ from torch import Tensor
 
 from layers.errors import UsageError
 
-__all__ = ["BASES", "FAMILIES", "Basis", "basis_matrix", "basis_name"]
+__all__ = ["BASES", "FAMILIES", "Basis", "Family", "basis_matrix", "basis_name"]
 
 Family = Literal["cosine", "chebyshev"]
 Points = Literal["half_sample", "endpoint", "gauss_lobatto"]
