@@ -1,103 +1,68 @@
 """Labelled images as uint8 tensors, split by seed into training, validation and test images.
 
 The validation split steers a search; the test split is only read to report. Which images they hold depends on the set,
-`DataSpec.seed` and `DataSpec.validation_from` alone, whatever `train_limit` is.
+`DataSpec.seed` and `DataSpec.validation_from` alone, whatever `train_limit` is. What is read from a folder is decoded
+once a machine (`trainers.cache`).
 """
 
-import hashlib
+import warnings
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, partial
 
 import torch
 
-from layers.errors import OvertoneError, UsageError
 from trainers.dataspec import DataSpec
+from trainers.faults import DataWarning, tolerate
 from trainers.imagefolder import imagefolder_source
+from trainers.kept import data_key, keep, restore
+from trainers.listing import FileList, list_files
 from trainers.memory import check_memory
 from trainers.parquet import parquet_source
-from trainers.sources import Source, cifar10_source, digits_source
-from trainers.splits import balanced_order
+from trainers.sources import Source, check_labels, cifar10_source, digits_source
+from trainers.split import Data, Split
+from trainers.splits import split_rows
+from trainers.stream import StreamedImages
 
 __all__ = ["Data", "DataSpec", "Split", "load_data"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """Images and what they show."""
-
-    images: torch.Tensor
-    """uint8 (n, C, H, W)."""
-    labels: torch.Tensor
-    """int64 (n,)."""
-
-    def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.labels.shape != self.images.shape[:1]:
-            raise UsageError(
-                f"images (={self.images.dtype}, {tuple(self.images.shape)}) must be uint8 (n, C, H, W) "
-                f"and labels (={tuple(self.labels.shape)}) must be (n,)."
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split on a device; nothing is copied where it is there already."""
-        return Split(images=self.images.to(device), labels=self.labels.to(device))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Data:
-    """The three splits and what a network must know of them; it pickles as plain tensors."""
-
-    train: Split
-    val: Split
-    test: Split
-    classes: int
-    mean: tuple[float, ...]
-    """One a channel, of images scaled to [0, 1]."""
-    std: tuple[float, ...]
-    augment: str
-    """'none', 'shift' (crops alone: a mirrored digit is no digit) or 'crop-flip'."""
-
-    @property
-    def channels(self) -> int:
-        """Planes of an image: 1 for grey, 3 for colour."""
-        return self.train.images.shape[1]
-
-    @property
-    def image_size(self) -> int:
-        """Height of an image in pixels."""
-        return self.train.images.shape[2]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over what a trial learns from and is measured on: the splits, and how they are normalised."""
-        digest = hashlib.sha256(repr((self.classes, self.mean, self.std, self.augment)).encode())
-        for split in (self.train, self.val, self.test):
-            for tensor in (split.images, split.labels):
-                digest.update(repr(tuple(tensor.shape)).encode())
-                digest.update(tensor.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
-
-
 def load_data(spec: DataSpec) -> Data:
-    """Read and split a set of images; only the images that a split keeps are decoded.
+    """Read and split a set of images; only the images that a split keeps are decoded, and those of a folder but once.
 
-    Raises UsageError for a folder that is not there, OvertoneError for images or labels that cannot be used.
+    Warns (DataWarning) of images that are left out because they cannot be used, at most 1 % of a split, and where
+    decoded images cannot be kept. Raises UsageError for a folder that is not there, OvertoneError for images or labels
+    that cannot be used.
     """
-    generator = torch.Generator().manual_seed(spec.seed)
-    source = _open(spec, generator)
-    rows = _rows(spec, source, generator)
-    check_memory(spec.name, sum(len(indices) for _, indices in rows.values()), source.image_bytes)
-    splits = {name: _read(source, part, indices) for name, (part, indices) in rows.items()}
-    data = _without_colour(
-        Data(**splits, classes=source.classes, mean=source.mean, std=source.std, augment=source.augment)
-    )
-    _ = data.fingerprint  # computed here, once, it travels with the data
+    data = _kept(spec) if spec.folder else _decoded(spec, _open(spec))
+    for sentence in data.left_out:
+        warnings.warn(sentence, DataWarning, stacklevel=2)
     return data
 
 
-def _open(spec: DataSpec, generator: torch.Generator) -> Source:
+def _kept(spec: DataSpec) -> Data:
+    """What was decoded before, else what is decoded now and kept."""
+    files = list_files(spec.kind, spec.folder)
+    key, opened = data_key(spec, files), cache(partial(_open, spec))
+    train = opened().streamed(files) if spec.stream else None
+    return restore(key, train) or keep(spec.name, key, _decoded(spec, opened(), train))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A source, and for each split the part of it and the rows there."""
+
+    source: Source
+    rows: dict[str, tuple[str, torch.Tensor]]
+
+    def streamed(self, files: FileList) -> Split:
+        """The training images as they are read later."""
+        part, rows = self.rows["train"]
+        assert self.source.stream is not None  # DataSpec allows stream for sets in a folder alone
+        return Split(images=self.source.stream(rows, files), labels=self.source.labels[part][rows])
+
+
+def _open(spec: DataSpec) -> _Opened:
+    generator = torch.Generator().manual_seed(spec.seed)
     if spec.kind == "digits":
         source = digits_source(generator)
     elif spec.kind == "cifar10":
@@ -106,55 +71,68 @@ def _open(spec: DataSpec, generator: torch.Generator) -> Source:
         source = parquet_source(spec.folder)
     else:
         source = imagefolder_source(spec.folder, spec.image_size or 224)
-    _check_labels(spec.name, source)
-    return source
+    check_labels(spec.name, source)
+    return _Opened(source, split_rows(spec, source.labels, source.holdout, generator))
 
 
-def _check_labels(name: str, source: Source) -> None:
-    if source.classes < 2:
-        raise OvertoneError(f"dataset {name!r} has {source.classes} classes; a classifier needs 2 or more.")
-    for part, labels in source.labels.items():
-        wrong = labels[(labels < 0) | (labels >= source.classes)]
-        if len(wrong):
-            raise OvertoneError(
-                f"{len(wrong)} {part} labels of {name!r} are out of range (one is {int(wrong[0])}); "
-                f"allowed are 0 to {source.classes - 1}."
-            )
+def _decoded(spec: DataSpec, opened: _Opened, train: Split | None = None) -> Data:
+    """All splits decoded, but for a training split that is given."""
+    source = opened.source
+    rows = {name: place for name, place in opened.rows.items() if train is None or name != "train"}
+    check_memory(spec.name, sum(len(indices) for _, indices in rows.values()), source.image_bytes)
+    read = {name: _read(spec.name, source, part, indices) for name, (part, indices) in rows.items()}
+    splits = {name: split for name, (split, _) in read.items()}
+    data = Data(
+        train=train if train is not None else splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        classes=source.classes,
+        mean=source.mean,
+        std=source.std,
+        augment=source.augment,
+        left_out=tuple(sentence for _, sentence in read.values() if sentence),
+    )
+    data = _without_colour(data)
+    _ = data.fingerprint  # computed here, once, it travels with the data
+    return data
 
 
-def _rows(spec: DataSpec, source: Source, generator: torch.Generator) -> dict[str, tuple[str, torch.Tensor]]:
-    """For each split the source's part it comes from, and the rows in it."""
-    train, test = (balanced_order(source.labels[part], generator) for part in ("train", "test"))
-    if spec.validation_from == "train":
-        held = round(source.holdout * len(train))
-        part, val, train = "train", train[:held], train[held:]
-    else:
-        held = len(test) // 2
-        part, val, test = "test", test[:held], test[held:]
-    rows = {"train": ("train", train[: spec.train_limit]), "val": (part, val), "test": ("test", test)}
-    for name, (_, indices) in rows.items():
-        least = 2 if name == "train" else 1  # batch norm needs two images
-        if len(indices) < least:
-            raise OvertoneError(
-                f"the {name} split of {spec.name!r} has {len(indices)} images; it must have at least {least}."
-            )
-    return rows
+def _read(name: str, source: Source, part: str, rows: torch.Tensor) -> tuple[Split, str]:
+    """The split of those images that can be used, and what is said of the others."""
+    images, faults = source.read(part, rows)
+    sentence = tolerate(name, list(faults.values()), len(rows))
+    if faults:
+        places = [place for place in range(len(rows)) if place not in faults]
+        images, rows = _closed_up(images, places), rows[places]
+    return Split(images=images, labels=source.labels[part][rows]), sentence
 
 
-def _read(source: Source, part: str, rows: torch.Tensor) -> Split:
-    return Split(images=source.read(part, rows), labels=source.labels[part][rows])
+def _closed_up(images: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """images[places] for ascending places, in the memory of the images: there may be none for a copy."""
+    for place, former in enumerate(places):
+        if place != former:
+            images[place] = images[former]
+    return images[: len(places)]
 
 
 def _without_colour(data: Data) -> Data:
     """One plane instead of three where every image is grey; such sets are often letters, so they are never mirrored."""
     splits = (data.train, data.val, data.test)
-    if data.channels != 3 or not all(_is_grey(split.images) for split in splits):
+    if not all(_is_grey(split.images) for split in splits):
         return data
-    train, val, test = (Split(images=s.images[:, :1].contiguous(), labels=s.labels) for s in splits)
+    train, val, test = map(_first_plane, splits)
     mean, std = ((sum(planes) / 3,) for planes in (data.mean, data.std))
     return replace(data, train=train, val=val, test=test, mean=mean, std=std, augment="shift")
 
 
-def _is_grey(images: torch.Tensor) -> bool:
+def _is_grey(images: torch.Tensor | StreamedImages) -> bool:
+    """Whether three planes are equal everywhere; not those of images that are yet to be decoded."""
+    if isinstance(images, StreamedImages) or images.shape[1] != 3:
+        return False
     first, rest = images[:, :1], images[:, 1:]
     return torch.equal(first[0].expand_as(rest[0]), rest[0]) and torch.equal(first.expand_as(rest), rest)
+
+
+def _first_plane(split: Split) -> Split:
+    assert isinstance(split.images, torch.Tensor)
+    return Split(images=split.images[:, :1].contiguous(), labels=split.labels)

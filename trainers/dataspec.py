@@ -28,6 +28,9 @@ class DataSpec:
     split, for weights that have already seen every training image."""
     image_size: int | None = None
     """Side in pixels of the centre crop of an imagefolder (default 224); other sets keep their own size."""
+    stream: bool = False
+    """Whether training images are decoded as they are needed, for a folder whose decoded images do not fit in memory.
+    They keep three planes, also where all are grey, and one that cannot be used ends the training."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self._is_known()):
@@ -45,8 +48,14 @@ class DataSpec:
         if not (self.image_size is None or (isinstance(self.image_size, int) and self.image_size >= 1)):
             raise UsageError(f"image_size (={self.image_size}) must be a whole number of at least 1.")
 
+        if not isinstance(self.stream, bool):
+            raise UsageError(f"stream (={self.stream!r}) must be true or false.")
+        if self.stream and not self.folder:
+            raise UsageError(f"stream is for 'parquet:DIR' and 'imagefolder:DIR' alone, not for {self.name!r}.")
+
     def _is_known(self) -> bool:
-        return self.name in ("digits", "cifar10") or (self.kind in ("parquet", "imagefolder") and self.folder != "")
+        in_folder = self.kind in ("parquet", "imagefolder") and self.folder != "" and "\0" not in self.folder
+        return in_folder or self.name in ("digits", "cifar10")
 
     @property
     def kind(self) -> str:

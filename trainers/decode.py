@@ -3,18 +3,16 @@
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
-from layers.errors import OvertoneError
-
-__all__ = ["decode_all", "decode_one", "refuse"]
+__all__ = ["Fit", "decode_all", "decode_at", "decode_one", "decode_threads"]
 
 _CHUNK = 64
 _LARGE = 3 * 128 * 128  # from here on two threads were faster than one
-_NAMED = 3
 
 
 def decode_one(encoded: bytes) -> torch.Tensor:
@@ -28,45 +26,52 @@ def decode_one(encoded: bytes) -> torch.Tensor:
         raise ValueError("cannot be decoded") from error
 
 
+Fit = Callable[[torch.Tensor], torch.Tensor]
+"""From a decoded image (3, h, w) to one of the wanted size."""
+
+
+def decode_at(out: torch.Tensor, place: int, read: Callable[[], bytes], fit: Fit | None = None) -> str:
+    """Fill out[place], out (n, 3, H, W), with the image read(), through fit where one is given.
+
+    Returns what is wrong with an image that cannot be used, '' where nothing is.
+    """
+    try:
+        image = decode_one(read())
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except ValueError as error:
+        return str(error)
+    image = image if fit is None else fit(image)
+    if image.shape != out.shape[1:]:
+        return f"measures {_size(image)} where the first measures {_size(out)}"
+    out[place] = image
+    return ""
+
+
 def decode_all(
-    out: torch.Tensor,
-    numbers: Sequence[int],
-    read: Callable[[int], bytes],
-    fit: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    out: torch.Tensor, numbers: Sequence[int], read: Callable[[int], bytes], fit: Fit | None = None
 ) -> dict[int, str]:
     """Fill out[i], out (n, 3, H, W), with the image read(i) for i in numbers, through fit where one is given.
 
-    Returns, by its number, what is wrong with each image that cannot be used. Large images take as many threads as
-    torch does; for small ones Python's own work outweighs Pillow's, and threads would only wait for each other.
+    Returns, by its number, what is wrong with each image that cannot be used.
     """
 
-    def one(number: int) -> str:
-        try:
-            image = decode_one(read(number))
-        except (OSError, ValueError) as error:
-            return str(error)
-        image = image if fit is None else fit(image)
-        if image.shape != out.shape[1:]:
-            return f"measures {_size(image)} where the first measures {_size(out)}"
-        out[number] = image
-        return ""
-
     def chunk(first: int) -> list[tuple[int, str]]:
-        return [(number, one(number)) for number in numbers[first : first + _CHUNK]]
+        some = numbers[first : first + _CHUNK]
+        return [(number, decode_at(out, number, partial(read, number), fit)) for number in some]
 
-    large = fit is not None or out[:1].numel() >= _LARGE
-    with ThreadPoolExecutor(torch.get_num_threads() if large else 1) as pool:
+    with ThreadPoolExecutor(decode_threads(out.shape[1:].numel(), fit)) as pool:
         chunks = pool.map(chunk, range(0, len(numbers), _CHUNK))
         return {number: fault for results in chunks for number, fault in results if fault}
 
 
-def refuse(name: str, faults: Sequence[str], total: int) -> None:
-    """Raise OvertoneError that counts the faults ('FILE is empty') and names the first; with none, do nothing."""
-    if faults:
-        more = ", ..." if len(faults) > _NAMED else ""
-        raise OvertoneError(
-            f"{len(faults)} of {total} images of {name!r} cannot be used: {', '.join(faults[:_NAMED])}{more}."
-        )
+def decode_threads(image_bytes: int, fit: Fit | None) -> int:
+    """How many threads decode images of this size fastest.
+
+    Large ones take as many as torch does; for small ones Python's own work outweighs Pillow's, and threads would only
+    wait for each other.
+    """
+    return torch.get_num_threads() if fit is not None or image_bytes >= _LARGE else 1
 
 
 def _size(images: torch.Tensor) -> str:

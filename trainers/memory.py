@@ -26,7 +26,7 @@ def check_memory(name: str, images: int, image_bytes: int) -> None:
     if needed > free:
         raise OvertoneError(
             f"the {images:,} decoded images of {name!r} take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory "
-            f"are available; --train-limit keeps fewer of them."
+            f"are available; --stream decodes training images as they are needed, --train-limit keeps fewer."
         )
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from layers.errors import OvertoneError
+from trainers.listing import FileList
 from trainers.splits import balanced_order
+from trainers.stream import StreamedImages
 
-__all__ = ["Source", "cifar10_source", "digits_source"]
+__all__ = ["Source", "check_labels", "cifar10_source", "digits_source"]
 
 _PHOTO_MEAN, _PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 _DIGITS_MEAN, _DIGITS_STD = (0.3053,), (0.3759,)  # over all 1,797 images as read here
@@ -24,13 +26,31 @@ class Source:
     classes: int
     image_bytes: int
     """Of one decoded image, C x H x W."""
-    read: Callable[[str, torch.Tensor], torch.Tensor]
-    """From a part and rows (k,) of it, in any order, to uint8 images (k, C, H, W)."""
+    read: Callable[[str, torch.Tensor], tuple[torch.Tensor, dict[int, str]]]
+    """From a part and rows (k,) of it, in any order, to uint8 images (k, C, H, W) and, by their place among the k,
+    what is wrong with those that cannot be used ('FILE is empty')."""
+    stream: Callable[[torch.Tensor, FileList], StreamedImages] | None = None
+    """From rows (n,) of the training part, and the files of the set, to images that stay encoded until they are read;
+    None for a set that is in memory anyway."""
     holdout: float = 0.1
     """Share of the training images that validation takes."""
     mean: tuple[float, ...] = _PHOTO_MEAN
     std: tuple[float, ...] = _PHOTO_STD
     augment: str = "crop-flip"
+
+
+def check_labels(name: str, source: Source) -> None:
+    """Raise OvertoneError where the labels of the set of this name are no classes to tell apart."""
+    highest = max(source.classes, 2) - 1
+    for part, labels in source.labels.items():
+        wrong = labels[(labels < 0) | (labels > highest)]
+        if len(wrong):
+            raise OvertoneError(
+                f"{len(wrong)} {part} labels of {name!r} are out of range (one is {int(wrong[0])}); "
+                f"allowed are 0 to {highest}."
+            )
+    if source.classes < 2:
+        raise OvertoneError(f"dataset {name!r} has {source.classes} classes; a classifier needs 2 or more.")
 
 
 def digits_source(generator: torch.Generator) -> Source:
@@ -47,7 +67,7 @@ def digits_source(generator: torch.Generator) -> Source:
         labels={part: labels[rows] for part, rows in parts.items()},
         classes=10,
         image_bytes=64,
-        read=lambda part, rows: images[parts[part][rows]],
+        read=lambda part, rows: (images[parts[part][rows]], {}),
         holdout=0.25,
         mean=_DIGITS_MEAN,
         std=_DIGITS_STD,
@@ -71,7 +91,7 @@ def cifar10_source(folder: str) -> Source:
         labels={part: torch.tensor(found.targets, dtype=torch.int64) for part, found in parts.items()},
         classes=10,
         image_bytes=3 * 32 * 32,
-        read=lambda part, rows: images[part][rows].contiguous(),
+        read=lambda part, rows: (images[part][rows].contiguous(), {}),
     )
 
 

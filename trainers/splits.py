@@ -1,8 +1,11 @@
-"""Seeded shuffles that keep every class in proportion, so that small splits of small sets stay representative."""
+"""Which images go where: seeded shuffles that keep every class in proportion, so that small splits represent all."""
 
 import torch
 
-__all__ = ["balanced_order"]
+from layers.errors import OvertoneError
+from trainers.dataspec import DataSpec
+
+__all__ = ["balanced_order", "split_rows"]
 
 
 def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -16,3 +19,28 @@ def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Te
         rows = (labels[shuffled] == label).nonzero().squeeze(1)
         place[rows] = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
     return shuffled[place.argsort(stable=True)]
+
+
+def split_rows(
+    spec: DataSpec, labels: dict[str, torch.Tensor], holdout: float, generator: torch.Generator
+) -> dict[str, tuple[str, torch.Tensor]]:
+    """For each split ('train', 'val', 'test') the part it comes from ('train' or 'test'), and the rows in it.
+
+    The labels are by part, holdout is the share of the training part that validation takes. Raises OvertoneError for
+    a split too small to be used.
+    """
+    train, test = (balanced_order(labels[part], generator) for part in ("train", "test"))
+    if spec.validation_from == "train":
+        held = round(holdout * len(train))
+        part, val, train = "train", train[:held], train[held:]
+    else:
+        held = len(test) // 2
+        part, val, test = "test", test[:held], test[held:]
+    rows = {"train": ("train", train[: spec.train_limit]), "val": (part, val), "test": ("test", test)}
+    for name, (_, indices) in rows.items():
+        least = 2 if name == "train" else 1  # batch norm needs two images
+        if len(indices) < least:
+            raise OvertoneError(
+                f"the {name} split of {spec.name!r} has {len(indices)} images; it must have at least {least}."
+            )
+    return rows

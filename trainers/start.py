@@ -31,7 +31,7 @@ def begin(start: str, model: nn.Module, baseline: nn.Module, data: Data, *, seed
     generator = epoch_generator(seed, 0, torch.device("cpu"))
     if start == "calibrated" and compressed_layers(model):
         rows = torch.randperm(len(data.train), generator=generator)[:CALIBRATION_IMAGES]
-        images = data.train.images[rows.to(data.train.images.device)].to(device)
+        images = data.train.take(rows).to(device)
         calibrate(model, baseline, normalise(images, data.mean, data.std))
     elif start == "gradient_descent":
         for name, layer in compressed_layers(model).items():

@@ -1,14 +1,20 @@
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from layers.errors import OvertoneError, UsageError
 from trainers import data as data_module
+from trainers import decode, stream
+from trainers import imagefolder as imagefolder_module
+from trainers import parquet as parquet_module
 from trainers.data import Data, DataSpec, Split, load_data
+from trainers.faults import DataWarning
 from trainers.sources import Source, digits_source
 
 SHARED = Path(os.environ.get("OVERTONE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -18,17 +24,22 @@ needs_cifar = pytest.mark.skipif(
 )
 
 
-def numbered_source(train: int, test: int, classes: int = 5, seed: int = 0) -> Source:
-    """Images that carry their own part and row in their first pixels, so that a split shows where it came from."""
+def numbered_source(train: int, test: int, classes: int = 5, seed: int = 0, bad=()) -> Source:
+    """Images that carry their own part and row in their first pixels, so that a split shows where it came from.
+
+    Those in bad, by part and row, cannot be used.
+    """
     generator = torch.Generator().manual_seed(seed)
     labels = {"train": torch.randint(classes, (train,), generator=generator)}
     labels["test"] = torch.randint(classes, (test,), generator=generator)
 
-    def read(part: str, rows: torch.Tensor) -> torch.Tensor:
+    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
         images = torch.zeros(len(rows), 3, 2, 2, dtype=torch.uint8)
         images[:, 0, 0, 0], images[:, 0, 0, 1] = rows // 256, rows % 256
         images[:, 1] = 1 if part == "train" else 2
-        return images
+        faults = {place: f"{row} is bad" for place, row in enumerate(rows.tolist()) if (part, row) in bad}
+        images[list(faults)] = 255
+        return images, faults
 
     return Source(labels=labels, classes=classes, image_bytes=12, read=read)
 
@@ -103,7 +114,7 @@ def test_digits_are_split_60_20_20():
     assert len(images) == 1797
     assert (data.channels, data.image_size, data.classes, data.augment) == (1, 8, 10, "shift")
     source = digits_source(torch.Generator().manual_seed(0))
-    everything = torch.cat([source.read(part, torch.arange(len(source.labels[part]))) for part in source.labels])
+    everything = torch.cat([source.read(part, torch.arange(len(source.labels[part])))[0] for part in source.labels])
     assert sorted(x.numpy().tobytes() for x in images) == sorted(x.numpy().tobytes() for x in everything)
 
 
@@ -146,7 +157,14 @@ def source_with(**changes) -> Source:
             source_with(labels={"train": torch.zeros(40).long(), "test": torch.tensor([0, -1, -1])}),
             r"2 test labels of 'cifar10' are out of range \(one is -1\); allowed are 0 to 4",
         ),
-        (source_with(classes=1), "dataset 'cifar10' has 1 classes; a classifier needs 2 or more"),
+        (
+            source_with(classes=1, labels={"train": torch.zeros(40).long(), "test": torch.zeros(20).long()}),
+            "dataset 'cifar10' has 1 classes; a classifier needs 2 or more",
+        ),
+        (
+            source_with(classes=0, labels={"train": torch.full((40,), -1), "test": torch.zeros(20).long()}),
+            r"40 train labels of 'cifar10' are out of range \(one is -1\); allowed are 0 to 1",
+        ),
         (numbered_source(40, 0), r"the test split of 'cifar10' has 0 images; it must have at least 1"),
         (numbered_source(2, 10), r"the val split of 'cifar10' has 0 images; it must have at least 1"),
         (numbered_source(1, 10), r"the train split of 'cifar10' has 1 images; it must have at least 2"),
@@ -159,11 +177,45 @@ def test_labels_and_splits_that_cannot_be_used(monkeypatch, source, match):
 
 
 def test_a_set_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
-    def read(part: str, rows: torch.Tensor) -> torch.Tensor:
+    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
         raise AssertionError("nothing must be decoded")
 
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: source_with(image_bytes=10**15, read=read))
     with pytest.raises(OvertoneError, match="--train-limit keeps fewer"):
+        load()
+
+
+BAD = {("train", 7), ("train", 400), ("train", 999), ("test", 3), ("test", 299)}
+
+
+def test_a_few_images_that_cannot_be_used_are_left_out_with_their_labels(monkeypatch, numbered):
+    whole = load()
+    monkeypatch.setattr(data_module, "cifar10_source", lambda folder: numbered_source(1000, 300, bad=BAD))
+    with pytest.warns(DataWarning) as told:
+        data = load()
+    for name, part in (("train", 1), ("val", 1), ("test", 2)):
+        split, expected = getattr(data, name), getattr(whole, name)
+        kept = [i for i, (_, row) in enumerate(rows(expected)) if ({1: "train", 2: "test"}[part], row) not in BAD]
+        assert rows(split) == [rows(expected)[i] for i in kept]
+        assert torch.equal(split.labels, expected.labels[kept])
+    assert sum(len(split) for split in (data.train, data.val, data.test)) == 1295
+    sentences = [str(warning.message) for warning in told]
+    assert sentences == list(data.left_out)
+    assert re.fullmatch(
+        r"2 of 300 images of 'cifar10' cannot be used and are left out: \d+ is bad, \d+ is bad\.", sentences[-1]
+    )
+    assert data.fingerprint != whole.fingerprint
+
+
+def test_one_image_in_a_hundred_is_the_limit_of_each_split(monkeypatch):
+    bad = {("test", row) for row in range(3)}
+    monkeypatch.setattr(data_module, "cifar10_source", lambda folder: numbered_source(1000, 300, bad=bad))
+    with pytest.warns(DataWarning, match="^3 of 300 images"):
+        assert len(load().test) == 297
+    bad.add(("test", 3))
+    with pytest.raises(
+        OvertoneError, match=r"^4 of 300 images of 'cifar10' cannot be used: .*, \.\.\.; at most 1 % of a split may be"
+    ):
         load()
 
 
@@ -191,8 +243,8 @@ def test_image_size_reaches_the_folder_reader(monkeypatch, asked, side):
 
 
 def test_all_grey_colour_images_become_one_plane_that_is_never_mirrored(monkeypatch):
-    def read(part: str, rows: torch.Tensor) -> torch.Tensor:
-        return rows.to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
+    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+        return rows.to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 2, 2), {}
 
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: source_with(read=read))
     data = load()
@@ -202,26 +254,97 @@ def test_all_grey_colour_images_become_one_plane_that_is_never_mirrored(monkeypa
 
 
 def test_one_coloured_image_keeps_three_planes(monkeypatch):
-    def read(part: str, rows: torch.Tensor) -> torch.Tensor:
+    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
         images = rows.to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
         images[rows == 7, 2, 1, 1] = 99
-        return images
+        return images, {}
 
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: source_with(read=read))
     assert load().channels == 3
 
 
-@pytest.mark.parametrize(
-    ("images", "labels"),
-    [
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2).long()),
-        (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2).long()),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3).long()),
-    ],
-)
-def test_a_split_takes_bytes_with_a_label_each(images, labels):
-    with pytest.raises(UsageError, match=r"must be uint8 \(n, C, H, W\)"):
-        Split(images=images, labels=labels)
+@pytest.fixture
+def unread(monkeypatch):
+    """Any decoding is a failure."""
+
+    def refuse(*_):
+        raise AssertionError("nothing must be decoded")
+
+    for module in (decode, stream, parquet_module, imagefolder_module):
+        for name in ("decode_one", "decode_at", "decode_all"):
+            monkeypatch.setattr(module, name, refuse, raising=False)
+
+
+@pytest.fixture
+def streamed_spec(image_folder, tmp_path, monkeypatch) -> DataSpec:
+    monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "cache"))
+    return DataSpec(name=f"imagefolder:{image_folder}", image_size=7, validation_from="test", stream=True)
+
+
+def spoil_training(spec: DataSpec) -> None:
+    for path in Path(spec.folder, "train").rglob("*.png"):
+        path.write_bytes(b"rubbish")
+
+
+def test_streamed_training_images_are_not_decoded_at_first(streamed_spec):
+    spoil_training(streamed_spec)
+    data = load_data(streamed_spec)
+    assert [len(split) for split in (data.train, data.val, data.test)] == [120, 15, 15]
+    with pytest.raises(OvertoneError, match=r"^'train/\w+/\d\d.png' cannot be decoded; only without stream are images"):
+        data.train.take(torch.tensor([3]))
+
+
+def test_what_a_streamed_set_decodes_is_kept(streamed_spec, request, tmp_path):
+    first = load_data(streamed_spec)
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.stat().st_size < 30 * 3 * 7 * 7 + 4000
+    request.getfixturevalue("unread")
+    again = load_data(streamed_spec)
+    assert again.fingerprint == first.fingerprint == replace(again).fingerprint
+    assert torch.equal(again.val.images, first.val.images)
+    assert torch.equal(again.train.labels, first.train.labels)
+    assert again.train.images.identity == first.train.images.identity
+
+
+def test_a_streamed_fingerprint_notices_a_file(streamed_spec, image_folder):
+    before, path = load_data(streamed_spec), image_folder / "train" / "cat" / "03.png"
+    os.utime(path, ns=(1, 1))
+    assert load_data(streamed_spec).fingerprint == before.fingerprint
+    path.write_bytes(path.read_bytes() + b" ")
+    assert load_data(streamed_spec).fingerprint != before.fingerprint
+
+
+def test_memory_is_asked_for_what_is_decoded_alone(streamed_spec, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data_module, "check_memory", lambda *given: asked.append(given))
+    load_data(streamed_spec)
+    load_data(replace(streamed_spec, stream=False))
+    assert asked == [(streamed_spec.name, 30, 147), (streamed_spec.name, 150, 147)]
+
+
+def test_streamed_grey_images_keep_three_planes(streamed_spec, image_folder):
+    for path in image_folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    assert load_data(replace(streamed_spec, stream=False)).channels == 1
+    data = load_data(streamed_spec)
+    assert (data.channels, data.val.image_shape, data.augment) == (3, (3, 7, 7), "crop-flip")
+
+
+def test_classes_without_enough_images_are_refused(tmp_path):
+    for name in ("train/a", "val/a"):
+        (tmp_path / name).mkdir(parents=True)
+    name = f"imagefolder:{tmp_path}"
+    with pytest.raises(OvertoneError, match="has 1 classes; a classifier"):
+        load_data(DataSpec(name=name))
+    (tmp_path / "train" / "b").mkdir()
+    with pytest.raises(OvertoneError, match=r"the train split of .* has 0 images; it must have at least 2"):
+        load_data(DataSpec(name=name))
+
+
+def test_a_folder_that_cannot_be_read_is_wrong_use():
+    for kind in ("parquet", "imagefolder"):
+        with pytest.raises(UsageError, match=r"the folder 'xx.*' cannot be read \(File name too long\)"):
+            load_data(DataSpec(name=f"{kind}:{'x' * 300}"))
 
 
 @needs_cifar

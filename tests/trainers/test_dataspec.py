@@ -9,7 +9,9 @@ def test_the_four_forms_are_taken(name):
     assert DataSpec(name=name).name == name
 
 
-@pytest.mark.parametrize("name", ["", "cifar100", "Digits", "parquet", "parquet:", "imagefolder:", "digits:x", ":x"])
+@pytest.mark.parametrize(
+    "name", ["", "cifar100", "Digits", "parquet", "parquet:", "imagefolder:", "digits:x", ":x", "parquet:a\0b"]
+)
 def test_an_unknown_name_is_answered_with_the_allowed_forms(name):
     with pytest.raises(UsageError, match=r"is unknown; allowed are 'digits', 'cifar10', 'parquet:DIR' or 'imagefolder"):
         DataSpec(name=name)
@@ -26,6 +28,9 @@ def test_an_unknown_name_is_answered_with_the_allowed_forms(name):
         ({"train_limit": 10.5}, r"train_limit \(=10.5\) must be a whole number"),
         ({"validation_from": "val"}, r"validation_from \(='val'\) must be 'train' or 'test'"),
         ({"image_size": 32}, r"image_size \(=32\) is for 'imagefolder:DIR' alone, not for 'digits'"),
+        ({"stream": True}, r"stream is for 'parquet:DIR' and 'imagefolder:DIR' alone, not for 'digits'"),
+        ({"stream": True, "name": "cifar10"}, r"stream is for .* alone, not for 'cifar10'"),
+        ({"stream": 1, "name": "parquet:x"}, r"stream \(=1\) must be true or false"),
         ({"name": "imagefolder:x", "image_size": 0}, r"image_size \(=0\) must be a whole number of at least 1"),
         ({"name": "imagefolder:x", "image_size": 8.0}, r"image_size \(=8.0\) must be a whole number"),
     ],

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from layers.errors import OvertoneError
-from trainers.decode import decode_all, decode_one, refuse
+from trainers.decode import decode_all, decode_one
 
 
 def encode(pixels: np.ndarray, form: str) -> bytes:
@@ -82,7 +81,7 @@ def test_each_fault_is_reported_by_its_number():
     assert faults == {
         3: "is empty",
         70: "cannot be decoded",
-        100: "disk gone",
+        100: "cannot be read (disk gone)",
         129: "measures 9x6 where the first measures 6x6",
     }
 
@@ -91,11 +90,3 @@ def test_fit_is_applied_before_the_size_is_checked():
     out = torch.empty((1, 3, 2, 2), dtype=torch.uint8)
     assert decode_all(out, [0], lambda _: encode(random_pixels(5, 8, 8, 3), "png"), lambda x: x[:, :2, :2]) == {}
     assert torch.equal(out[0], torch.from_numpy(random_pixels(5, 8, 8, 3)).permute(2, 0, 1)[:, :2, :2])
-
-
-def test_refusal_counts_all_and_names_three():
-    refuse("set", [], 10)
-    with pytest.raises(OvertoneError, match=r"^1 of 10 images of 'set' cannot be used: a is empty\.$"):
-        refuse("set", ["a is empty"], 10)
-    with pytest.raises(OvertoneError, match=r"^4 of 10 images of 'set' cannot be used: a, b, c, \.\.\.\.$"):
-        refuse("set", ["a", "b", "c", "d"], 10)

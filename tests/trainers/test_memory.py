@@ -7,7 +7,7 @@ from trainers import memory
 def test_what_fits_passes_and_what_does_not_names_the_way_out(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 10_000)
     memory.check_memory("set", 100, 100)
-    with pytest.raises(OvertoneError, match=r"the 101 decoded images of 'set' take .*; --train-limit keeps fewer"):
+    with pytest.raises(OvertoneError, match=r"the 101 .* 'set' take .*; --stream decodes .*, --train-limit keeps"):
         memory.check_memory("set", 101, 100)
 
 

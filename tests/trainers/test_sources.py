@@ -12,7 +12,7 @@ from trainers.sources import cifar10_source, digits_source
 
 def all_digits(seed: int = 0):
     source = digits_source(torch.Generator().manual_seed(seed))
-    parts = {part: source.read(part, torch.arange(len(labels))) for part, labels in source.labels.items()}
+    parts = {part: source.read(part, torch.arange(len(labels)))[0] for part, labels in source.labels.items()}
     return source, parts
 
 
@@ -58,7 +58,9 @@ def test_cifar10_is_torchvisions_channels_first(monkeypatch):
     for part, train in (("train", True), ("test", False)):
         fake = FakeCifar("", train)
         rows = torch.randperm(len(fake.data), generator=torch.Generator().manual_seed(1))[:7]
-        assert torch.equal(source.read(part, rows), torch.from_numpy(fake.data)[rows].permute(0, 3, 1, 2))
+        images, faults = source.read(part, rows)
+        assert torch.equal(images, torch.from_numpy(fake.data)[rows].permute(0, 3, 1, 2))
+        assert faults == {}
         assert source.labels[part].tolist() == fake.targets
 
 

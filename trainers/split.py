@@ -1,0 +1,115 @@
+"""Labelled images in three splits, and what a network must know of them."""
+
+import hashlib
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from layers.errors import UsageError
+from trainers.stream import StreamedImages
+
+__all__ = ["Data", "Split"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Images and what they show."""
+
+    images: torch.Tensor | StreamedImages
+    """uint8 (n, C, H, W), or what is decoded to them when it is read."""
+    labels: torch.Tensor
+    """int64 (n,)."""
+
+    def __post_init__(self) -> None:
+        kind = torch.uint8 if isinstance(self.images, StreamedImages) else self.images.dtype
+        if kind != torch.uint8 or len(self.images.shape) != 4 or self.labels.shape != self.images.shape[:1]:
+            raise UsageError(
+                f"images (={kind}, {tuple(self.images.shape)}) must be uint8 (n, C, H, W) "
+                f"and labels (={tuple(self.labels.shape)}) must be (n,)."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split on a device; nothing is copied where it is there already, and what is streamed stays."""
+        if isinstance(self.images, StreamedImages):
+            return self
+        return Split(images=self.images.to(device), labels=self.labels.to(device))
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """The uint8 images (k, C, H, W) at rows (k,), where the images are: on the CPU if they are streamed."""
+        if isinstance(self.images, StreamedImages):
+            return self.images.read(rows)
+        return self.images[rows.to(self.images.device)]
+
+    def batches(
+        self, rows: Sequence[torch.Tensor], device: torch.device | str
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """Images (k, C, H, W) and labels (k,) on the device, for each tensor (k,) of rows, in order.
+
+        What is streamed is decoded ahead by threads, which end with the iterator: exhaust it or close it.
+        """
+        device = torch.device(device)
+        with closing(self._images(rows, device)) as batches:
+            for images, batch in zip(batches, rows, strict=True):
+                labels = self.labels[batch.to(self.labels.device)]
+                yield images.to(device, non_blocking=device.type == "cuda"), labels.to(device)
+
+    def _images(self, rows: Sequence[torch.Tensor], device: torch.device) -> Generator[torch.Tensor, None, None]:
+        if isinstance(self.images, StreamedImages):
+            return self.images.read_ahead(rows, pin=device.type == "cuda")
+        return (self.take(batch) for batch in rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Data:
+    """The three splits and what a network must know of them; it pickles, streamed images as where they are read."""
+
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+    mean: tuple[float, ...]
+    """One a channel, of images scaled to [0, 1]."""
+    std: tuple[float, ...]
+    augment: str
+    """'none', 'shift' (crops alone: a mirrored digit is no digit) or 'crop-flip'."""
+    left_out: tuple[str, ...] = ()
+    """A sentence for each split that lacks images which cannot be used."""
+
+    @property
+    def channels(self) -> int:
+        """Planes of an image: 1 for grey, 3 for colour."""
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height of an image in pixels."""
+        return self.train.images.shape[2]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over what a trial learns from and is measured on: the splits, and how they are normalised.
+
+        Streamed images count by the names and sizes of their files, and by their rows, not by their pixels.
+        """
+        digest = hashlib.sha256(repr((self.classes, self.mean, self.std, self.augment)).encode())
+        for split in (self.train, self.val, self.test):
+            for part in (split.images, split.labels):
+                digest.update(repr(tuple(part.shape)).encode())
+                digest.update(_content(part))
+        return digest.hexdigest()
+
+
+def _content(part: torch.Tensor | StreamedImages) -> bytes | memoryview:
+    return part.identity if isinstance(part, StreamedImages) else part.cpu().contiguous().numpy().data
