@@ -37,7 +37,7 @@ from layers.conv import CompressedConv2d
 from spaces import BlockConfig, NetworkConfig, state_sha256
 from trainers.data import DataSpec, load_data
 from trainers.evaluate import evaluate
-from trainers.schedule import Schedule
+from trainers.schedule import PRESETS, Schedule
 from trainers.spec import TrialSpec
 from trainers.trial import Trial, load_baseline
 
@@ -46,7 +46,7 @@ _ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2")
 _HARSH = ("3,2,2,2", "2,2,2,3", "2,2,2,2")
 _CONTROL = "3,3,3,3"
 _FAMILIES = ("cosine", "chebyshev")
-_PAPER = replace(Schedule.paper(), precision="bf16")
+_PAPER = replace(PRESETS["approxconv"], precision="bf16")
 _OURS = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
 _ARMS: dict[str, tuple[str, Schedule, str | None]] = {
     "paper": ("gradient_descent", _PAPER, None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import pickle
 from collections.abc import Mapping
@@ -40,13 +41,13 @@ def load_weights(model: nn.Module, source: str, *, name: str) -> None:
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Write the model's state dict as safetensors, all or nothing."""
+    """Write the model's state dict as safetensors, all or nothing; equal states and metadata give equal files."""
     path = Path(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(state, scratch, dict(metadata))
+        scratch.write_bytes(safetensors.torch.save(state, {"overtone": json.dumps(dict(metadata))}))
         os.replace(scratch, path)
     except (OSError, safetensors.SafetensorError) as error:
         with contextlib.suppress(OSError):

@@ -1,8 +1,11 @@
-"""What happens to a batch on its device before the network sees it: random crop, random mirror, normalisation.
+"""What happens to a batch on its device before the network sees it: random crop, mirror and rotation, normalisation.
 
-The same distribution as torchvision's RandomCrop(padding, black) and RandomHorizontalFlip(0.5), a batch at once.
-Our deviation: the padding is an eighth of the image's side, 4 pixels for CIFAR's 32 as usual, 1 for 8x8 digits.
+The same distribution as torchvision's RandomCrop(padding, black), RandomHorizontalFlip(0.5) and RandomRotation
+(bilinear, black), a batch at once. Our deviation: the padding is an eighth of the image's side, 4 pixels for CIFAR's
+32 as usual, 1 for 8x8 digits.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +17,19 @@ __all__ = ["augment", "normalise"]
 _KINDS = ("none", "shift", "crop-flip")
 
 
-def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Each image of (n, C, H, W), any dtype, moved by its own draw: 'none', 'shift' (crop) or 'crop-flip'.
+def augment(images: torch.Tensor, kind: str, generator: torch.Generator, *, rotation: float = 0.0) -> torch.Tensor:
+    """Each image of uint8 (n, C, H, W) moved by its own draw: 'none', 'shift' (crop) or 'crop-flip'; then rotated by
+    up to `rotation` degrees either way.
 
     The generator must live where the images do.
     """
     if kind not in _KINDS:
         raise UsageError(f"augment (={kind!r}) must be one of {', '.join(_KINDS)}.")
-    if kind == "none":
-        return images
-    images = _random_crop(images, max(1, images.shape[-1] // 8), generator)
-    return _random_flip(images, generator) if kind == "crop-flip" else images
+    if kind != "none":
+        images = _random_crop(images, max(1, images.shape[-1] // 8), generator)
+    if kind == "crop-flip":
+        images = _random_flip(images, generator)
+    return _random_rotation(images, rotation, generator) if rotation else images
 
 
 def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
@@ -49,3 +54,18 @@ def _crop(images: torch.Tensor, pad: int, offsets: torch.Tensor) -> torch.Tensor
 def _random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     chosen = torch.randint(2, (len(images),), generator=generator, device=images.device, dtype=torch.bool)
     return torch.where(chosen.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def _random_rotation(images: torch.Tensor, degrees: float, generator: torch.Generator) -> torch.Tensor:
+    turns = 2 * torch.rand(len(images), generator=generator, device=images.device) - 1
+    return _rotate(images, turns * degrees)
+
+
+def _rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
+    """Image n turned counter-clockwise about its centre by degrees[n], between pixels bilinearly, black outside."""
+    angle = degrees * (math.pi / 180)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    aspect = images.shape[-2] / images.shape[-1]  # affine_grid's coordinates run from -1 to 1 on either axis
+    matrices = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False).round_().to(images.dtype)

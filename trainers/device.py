@@ -4,7 +4,7 @@ import torch
 
 from layers.errors import UsageError
 
-__all__ = ["default_device", "parse_device"]
+__all__ = ["computes_in_bf16", "default_device", "parse_device"]
 
 
 def default_device() -> str:
@@ -19,3 +19,11 @@ def parse_device(name: str) -> torch.device:
         have = f"cuda:0 to cuda:{gpus - 1}" if gpus else "no GPU, so cpu alone is allowed"
         raise UsageError(f"device (={name!r}) must be cpu, cuda or cuda:N; this machine has {have}.")
     return torch.device(name)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))

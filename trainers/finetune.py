@@ -2,31 +2,32 @@
 
 Images stay uint8 until their batch is cropped, mirrored and normalised on the device; the network runs channels last.
 Every random number comes from a generator of (seed, epoch), so the same call on the same machine and with as many
-threads gives the same weights bit for bit, and what runs between two epochs cannot change the next one.
-
-Distillation is that of Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", section 2, at
-temperature 2: the teacher sees the same augmented images.
+threads gives the same weights bit for bit, and what runs between two epochs cannot change the next one. So a training
+that stopped goes on from the state it had after any epoch as if it had not.
 """
 
-import copy
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from layers.errors import OvertoneError, UsageError
 from trainers.augment import augment, normalise
-from trainers.data import Data, Split
-from trainers.evaluate import evaluate
+from trainers.data import Data
+from trainers.device import computes_in_bf16
+from trainers.evaluate import Evaluation, evaluate
+from trainers.loss import Loss, make_mixer
+from trainers.optimiser import WeightAverage, make_optimiser
 from trainers.repeatable import epoch_generator, repeatable_kernels, seeded_dropout
 from trainers.schedule import Schedule
+from trainers.stochastic_depth import stochastic_depth
 
-__all__ = ["Epoch", "Schedule", "finetune"]
+__all__ = ["Epoch", "Finetuning", "Schedule"]
 
-_TEMPERATURE = 2.0
 _CHECK_EVERY = 50  # steps between looks at the losses: a look makes a GPU wait
 
 
@@ -40,6 +41,8 @@ class Epoch:
     """Mean over the images trained on, as they came: augmented, smoothed, the network still changing."""
     val_top1: float
     """Share of validation images, 0 to 1."""
+    val_top5: float
+    """The same for the five highest outputs."""
     val_loss: float
     """Mean cross-entropy in nats."""
     lr: float
@@ -48,120 +51,156 @@ class Epoch:
     """Wall time of training and validation."""
 
 
-def finetune(
-    model: nn.Module,
-    data: Data,
-    schedule: Schedule,
-    *,
-    epochs: int,
-    seed: int,
-    device: torch.device | str,
-    teacher: nn.Module | None = None,
-) -> Iterator[Epoch]:
-    """Train the model in place; it is at the end of an epoch, in training mode, whenever one is yielded.
+class Finetuning:
+    """The training of one model, in place: iterating runs and yields the epochs that are left.
 
-    A schedule with distillation needs a teacher, which a copy is made of. Raises OvertoneError naming epoch and step
-    where the loss stops being a finite number.
+    Whenever an epoch is yielded the model is at its end, in training mode, and `state_dict` is what a new Finetuning of
+    the same arguments needs to go on from there. A schedule with an average measures that, and leaves it in the model
+    after the last epoch. One with distillation needs a teacher, which a copy is made of.
     """
-    if epochs < 1:
-        raise UsageError(f"epochs (={epochs}) must be at least 1.")
-    if schedule.distillation and teacher is None:
-        raise UsageError(f"distillation (={schedule.distillation}) needs a teacher.")
-    return _epochs(model, data, schedule, epochs, seed, torch.device(device), teacher)
 
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        schedule: Schedule,
+        *,
+        epochs: int,
+        seed: int,
+        device: torch.device | str,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        if epochs < 1:
+            raise UsageError(f"epochs (={epochs}) must be at least 1.")
+        if schedule.distillation and teacher is None:
+            raise UsageError(f"distillation (={schedule.distillation}) needs a teacher.")
+        self.device = torch.device(device)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.data, self.schedule, self.epochs, self.seed = data, schedule, epochs, seed
+        self.done = 0
+        """Epochs that were run."""
+        self.pieces = schedule.accumulate
+        """What a batch is cut into; it doubles where the device's memory does not suffice."""
+        self._train, self._val = data.train.to(self.device), data.val.to(self.device)
+        self._loss = Loss(schedule, teacher, self.device)
+        self._mixer = make_mixer(schedule, data.classes)
+        self._optimiser = make_optimiser(model, schedule)
+        self._average = WeightAverage(model, schedule.ema) if schedule.ema else None
+        bf16 = schedule.precision == "bf16" or (schedule.precision == "auto" and computes_in_bf16(self.device))
+        self.precision = "bf16" if bf16 else "fp32"
+        """What the network computes in."""
 
-def _epochs(
-    model: nn.Module,
-    data: Data,
-    schedule: Schedule,
-    epochs: int,
-    seed: int,
-    device: torch.device,
-    teacher: nn.Module | None,
-) -> Iterator[Epoch]:
-    model.to(device).to(memory_format=torch.channels_last)
-    if teacher is not None:
-        teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
-    loss_of = _Loss(schedule, teacher)
-    train, val = data.train.to(device), data.val.to(device)
-    optimiser = _optimiser(model, schedule)
-    for epoch in range(1, epochs + 1):
-        start = time.perf_counter()
-        generator = epoch_generator(seed, epoch, device)
-        batches = _batches(len(train), schedule.batch_size, generator)
-        rates = [schedule.lr_at(epoch - 1 + step / len(batches), epochs) for step in range(len(batches))]
-        model.train()
-        with repeatable_kernels(), seeded_dropout(generator):
-            loss = _train_epoch(model, data, train, optimiser, loss_of, batches, rates, epoch, generator)
+    def __iter__(self) -> Iterator[Epoch]:
+        """Run what is left; raises OvertoneError naming epoch and step where the loss stops being a finite number."""
+        while self.done < self.epochs:
+            start = time.perf_counter()
+            number = self.done + 1
+            generator = epoch_generator(self.seed, number, self.device)
+            batches = _batches(len(self._train), self.schedule.batch_size, generator)
+            rates = [self.schedule.lr_at(self.done + step / len(batches), self.epochs) for step in range(len(batches))]
+            loss = self._epoch(number, batches, rates, generator)
+            found = self._validate(number)
+            self.done = number
+            if self._average is not None and self.done == self.epochs:
+                self.model.load_state_dict(self._average.model.state_dict())
+            yield Epoch(
+                epoch=number,
+                train_loss=loss,
+                val_top1=found.top1,
+                val_top5=found.top5,
+                val_loss=found.loss,
+                lr=rates[-1],
+                seconds=time.perf_counter() - start,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """`done`, `pieces`, and tensors by name: of the `model`, the `optimiser` and the `average`."""
+        moments = self._optimiser.state_dict()["state"]
+        return {
+            "done": self.done,
+            "pieces": self.pieces,
+            "model": self.model.state_dict(),
+            "optimiser": {f"{row}.{name}": value for row, kept in moments.items() for name, value in kept.items()},
+            "average": {} if self._average is None else self._average.model.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; the state must be that of an equal model and schedule."""
+        self.done, self.pieces = state["done"], state["pieces"]
+        self.model.load_state_dict(state["model"])
+        weights = [weight for group in self._optimiser.param_groups for weight in group["params"]]
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in state["optimiser"].items():
+            row, _, name = key.partition(".")
+            like = weights[int(row)]  # in its layout sums come out to the same bits
+            moments.setdefault(int(row), {})[name] = torch.empty_like(like).copy_(value) if value.dim() else value
+        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": moments})
+        if self._average is not None:
+            self._average.model.load_state_dict(state["average"])
+
+    def _epoch(self, number: int, batches: list[torch.Tensor], rates: list[float], generator: torch.Generator) -> float:
+        """One pass over the batches of rows; the mean loss of their images."""
+        self.model.train()
+        losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(repeatable_kernels())
+            stack.enter_context(seeded_dropout(generator))
+            stack.enter_context(stochastic_depth(self.model, self.schedule.drop_path))
+            ready = stack.enter_context(contextlib.closing(self._train.batches(batches, self.device)))
+            for step, (images, labels) in enumerate(ready):
+                for group in self._optimiser.param_groups:
+                    group["lr"] = rates[step]
+                losses[step] = self._step(images, labels, generator)
+                if (step + 1) % _CHECK_EVERY == 0 or step + 1 == len(batches):
+                    _check(losses, number)
+        sizes = torch.tensor([len(batch) for batch in batches], device=self.device)
+        return float((losses * sizes).sum() / sizes.sum())
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Change the weights by one batch; its mean loss."""
+        images = augment(images, self.data.augment, generator, rotation=self.schedule.rotation)
+        images, targets = normalise(images, self.data.mean, self.data.std), labels
+        if self._mixer is not None:
+            images, targets = self._mixer(images, labels)
+            images = images.contiguous(memory_format=torch.channels_last)
+        loss = self._gradients(images, targets)
+        self._optimiser.step()
+        if self._average is not None:
+            self._average.update(self.model)
+        return loss
+
+    def _gradients(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Leave the gradients of the batch's mean loss with the weights, in as few pieces as memory has room for."""
+        while True:
+            loss = self._gradients_in_pieces(images, targets)
+            if loss is not None:
+                return loss
+            if self.pieces > len(images) // 4:
+                raise OvertoneError(f"{self.device} has no memory for {len(images)} images in {self.pieces} pieces.")
+            self.pieces *= 2
+            torch.cuda.empty_cache()
+
+    def _gradients_in_pieces(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        self._optimiser.zero_grad()
+        total = torch.zeros((), device=self.device)
+        pieces = max(1, min(self.pieces, len(images) // 2))
         try:
-            found = evaluate(model, val, mean=data.mean, std=data.std, device=device)
+            for part, wanted in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    loss = self._loss(self.model(part).float(), part, wanted)
+                loss = loss * (len(part) / len(images))
+                loss.backward()
+                total += loss.detach()
+        except torch.OutOfMemoryError:
+            return None
+        return total
+
+    def _validate(self, number: int) -> Evaluation:
+        measured = self.model if self._average is None else self._average.model
+        try:
+            return evaluate(measured, self._val, mean=self.data.mean, std=self.data.std, device=self.device)
         except OvertoneError as error:
-            raise OvertoneError(f"epoch {epoch}: {error}") from error
-        yield Epoch(
-            epoch=epoch,
-            train_loss=loss,
-            val_top1=found.top1,
-            val_loss=found.loss,
-            lr=rates[-1],
-            seconds=time.perf_counter() - start,
-        )
-
-
-def _train_epoch(
-    model: nn.Module,
-    data: Data,
-    train: Split,
-    optimiser: torch.optim.Optimizer,
-    loss_of: "_Loss",
-    batches: list[torch.Tensor],
-    rates: list[float],
-    epoch: int,
-    generator: torch.Generator,
-) -> float:
-    """One pass over the batches; the mean loss of their images."""
-    losses = torch.zeros(len(batches), dtype=torch.float64, device=train.images.device)
-    for step, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        images = normalise(augment(train.images[batch], data.augment, generator), data.mean, data.std)
-        loss = loss_of(model, images, train.labels[batch])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses[step] = loss.detach()
-        if (step + 1) % _CHECK_EVERY == 0 or step + 1 == len(batches):
-            _check(losses, epoch)
-    sizes = torch.tensor([len(batch) for batch in batches], device=losses.device)
-    return float((losses * sizes).sum() / sizes.sum())
-
-
-class _Loss:
-    """The loss of a batch by the schedule; the teacher, where there is one, sees the same images."""
-
-    def __init__(self, schedule: Schedule, teacher: nn.Module | None) -> None:
-        self.schedule, self.teacher = schedule, teacher
-
-    def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        share = self.schedule.distillation
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
-            logits = model(images).float()
-            if self.teacher is None or not share:
-                return F.cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
-            with torch.no_grad():
-                soft = F.log_softmax(self.teacher(images).float() / _TEMPERATURE, 1)
-        ours = F.log_softmax(logits / _TEMPERATURE, 1)
-        distance = _TEMPERATURE**2 * F.kl_div(ours, soft, reduction="batchmean", log_target=True)
-        hard = F.cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
-        return share * distance + (1 - share) * hard
-
-
-def _optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": schedule.weight_decay},
-        {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+            raise OvertoneError(f"epoch {number}: {error}") from error
 
 
 def _batches(images: int, batch_size: int, generator: torch.Generator) -> list[torch.Tensor]:

@@ -1,73 +1,139 @@
-"""How a network is trained: optimiser, learning rate over time, batch, precision."""
+"""How a network is trained: optimiser, learning rate over time, batch, precision, regularisation."""
+
+from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from layers.errors import UsageError
 
-__all__ = ["Schedule"]
+__all__ = ["PRESETS", "Schedule"]
 
+_OPTIMISERS = ("sgd", "adamw")
 _SHAPES = ("step", "cosine", "one-cycle", "constant")
-_PRECISIONS = ("fp32", "bf16")
-_STEP_AFTER, _STEP_TO = 3, 0.1
-_WARM_UP = 0.25
+_PRECISIONS = ("auto", "fp32", "bf16")
+_STEP_TO = 0.1
+_RISE = 0.25
+_FIRST = ("lr", "momentum", "nesterov", "weight_decay", "batch_size", "shape", "precision", "label_smoothing")
+"""Settings of the first version, which are part of every identity; a later one is where it is not at its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """SGD with momentum. Norms, biases and whatever else is a vector are not decayed."""
+    """Settings of training. Norms, biases, whatever else is a vector, and templates' transforms are not decayed."""
 
     lr: float = 1e-2
     """Highest learning rate."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Of SGD; AdamW's first beta."""
     nesterov: bool = False
-    """Whether the momentum looks ahead."""
+    """Whether SGD's momentum looks ahead."""
     weight_decay: float = 5e-4
-    """L2 penalty of weights with two or more dimensions."""
+    """SGD: L2 penalty; AdamW: decoupled decay, times the learning rate."""
     batch_size: int = 64
     """Images a step; a last, smaller batch is used too, unless it is a single image."""
     shape: str = "one-cycle"
-    """'step': lr / 10 after epoch 3, however many epochs there are; 'cosine': from lr to 0; 'one-cycle': linearly up
-    to lr over a quarter of all steps, then cosine to 0; 'constant'."""
-    precision: str = "fp32"
-    """'fp32', or 'bf16' autocast in training; evaluation is always float32."""
+    """'step': a tenth at each of `step_at`; 'cosine': from lr to 0; 'one-cycle': linearly up to lr over a quarter of
+    all steps, then cosine to 0; 'constant'."""
+    precision: str = "auto"
+    """'fp32', 'bf16' autocast in training, or 'auto': bf16 where the device computes in it; evaluation is always
+    float32."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     distillation: float = 0.0
     """Share of the loss that asks for the uncompressed network's outputs instead of the labels, 0 to 1."""
+    optimiser: str = "sgd"
+    """'sgd' or 'adamw'."""
+    step_at: tuple[float, ...] = (3.0,)
+    """Epochs after which the shape 'step' divides the learning rate by ten, rising."""
+    warm_up: float = 0.0
+    """Epochs over which the learning rate first grows linearly from 0; 'one-cycle' rises by itself."""
+    ema: float = 0.0
+    """Share of the averaged weights that each step keeps (0.999, say): these are then measured and kept; 0 is off."""
+    mixup: float = 0.0
+    """Alpha of MixUp (Zhang et al. 2018), 0 is off; with cutmix one of the two is drawn for each batch."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (Yun et al. 2019), 0 is off."""
+    rotation: float = 0.0
+    """Degrees up to which training images are rotated either way."""
+    drop_path: float = 0.0
+    """Stochastic depth (Huang et al. 2016): chance that an image skips the last residual branch, falling linearly to 0
+    for the first."""
+    accumulate: int = 1
+    """Pieces a batch is cut into where memory is short: gradients add up, norms see single pieces."""
 
     def __post_init__(self) -> None:
-        for name, value in (("lr", self.lr), ("momentum", self.momentum), ("weight_decay", self.weight_decay)):
-            if not 0 <= value < math.inf:
-                raise UsageError(f"{name} (={value}) must be 0 or more.")
-        if self.nesterov and not self.momentum:
-            raise UsageError(f"nesterov (={self.nesterov}) needs a momentum above 0.")
+        object.__setattr__(self, "step_at", tuple(self.step_at))  # JSON knows lists alone
+        for name in ("lr", "momentum", "weight_decay", "warm_up", "mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} (={getattr(self, name)}) must be 0 or more.")
+        for name in ("label_smoothing", "ema", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} (={getattr(self, name)}) must be at least 0 and below 1.")
+        for name, allowed in (("shape", _SHAPES), ("precision", _PRECISIONS), ("optimiser", _OPTIMISERS)):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} (={getattr(self, name)!r}) must be one of {', '.join(allowed)}.")
+        if self.nesterov and not (self.momentum and self.optimiser == "sgd"):
+            raise UsageError(f"nesterov (={self.nesterov}) needs sgd with a momentum above 0.")
+        if self.optimiser == "adamw" and self.momentum >= 1:
+            raise UsageError(f"momentum (={self.momentum}) must be below 1 for adamw.")
         if not isinstance(self.batch_size, int) or self.batch_size < 2:
             raise UsageError(f"batch_size (={self.batch_size}) must be a whole number of at least 2 (for batch norm).")
-        if self.shape not in _SHAPES:
-            raise UsageError(f"shape (={self.shape!r}) must be one of {', '.join(_SHAPES)}.")
-        if self.precision not in _PRECISIONS:
-            raise UsageError(f"precision (={self.precision!r}) must be one of {', '.join(_PRECISIONS)}.")
+        if not isinstance(self.accumulate, int) or not 1 <= self.accumulate <= self.batch_size // 2:
+            raise UsageError(
+                f"accumulate (={self.accumulate}) must be a whole number from 1 to half the batch_size "
+                f"(={self.batch_size})."
+            )
         if not 0 <= self.distillation <= 1:
             raise UsageError(f"distillation (={self.distillation}) must be from 0 to 1.")
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"label_smoothing (={self.label_smoothing}) must be at least 0 and below 1.")
+        if not 0 <= self.rotation <= 180:
+            raise UsageError(f"rotation (={self.rotation}) must be from 0 to 180 degrees.")
+        if list(self.step_at) != sorted(set(self.step_at)) or min(self.step_at, default=1) <= 0:
+            raise UsageError(f"step_at (={list(self.step_at)}) must be rising epochs above 0.")
+        if self.warm_up and self.shape == "one-cycle":
+            raise UsageError(f"warm_up (={self.warm_up}) is for step, cosine and constant; one-cycle rises by itself.")
 
-    @classmethod
-    def paper(cls) -> "Schedule":
-        """CosConv and ChebConv's fine-tuning: 5 epochs of SGD at 1e-4, a tenth of it after epoch 3 (batch ours)."""
-        return cls(lr=1e-4, momentum=0.9, weight_decay=5e-4, batch_size=128, shape="step")
+    def identity(self) -> dict[str, Any]:
+        """What tells this schedule from others; settings newer than the first ones count where they are made use of."""
+        default = {field.name: field.default for field in fields(self)}
+        return {name: v for name, v in asdict(self).items() if name in _FIRST or v != default[name]}
 
     def lr_at(self, done: float, epochs: int) -> float:
         """Learning rate of a step before which `done` epochs (a fraction, 0 <= done < epochs) were done."""
+        rate = self.lr * min(1.0, done / self.warm_up) if self.warm_up else self.lr
         if self.shape == "step":
-            return self.lr * (1 if done < _STEP_AFTER else _STEP_TO)
+            return rate * _STEP_TO ** sum(done >= step for step in self.step_at)
         if self.shape == "constant":
-            return self.lr
+            return rate
         share = done / epochs
         if self.shape == "one-cycle":
-            if share < _WARM_UP:
-                return self.lr * share / _WARM_UP
-            share = (share - _WARM_UP) / (1 - _WARM_UP)
-        return self.lr * (1 + math.cos(math.pi * share)) / 2
+            if share < _RISE:
+                return rate * share / _RISE
+            share = (share - _RISE) / (1 - _RISE)
+        return rate * (1 + math.cos(math.pi * share)) / 2
+
+
+PRESETS = {
+    "finetune": Schedule(),
+    "approxconv": Schedule(lr=1e-4, batch_size=128, shape="step"),
+    "approxconv-convnext": Schedule(lr=5e-5, batch_size=128, shape="step", drop_path=0.1),
+    "baseline": Schedule(lr=0.1, nesterov=True),
+    "resnet": Schedule(lr=0.1, weight_decay=1e-4, batch_size=128, shape="step", step_at=(82.0, 123.0)),
+    "templates": Schedule(lr=0.1, batch_size=128, shape="step", step_at=(150.0, 225.0), rotation=15.0),
+    "templates-imagenet": Schedule(
+        optimiser="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        batch_size=256,
+        shape="cosine",
+        warm_up=5.0,
+        mixup=0.1,
+        cutmix=1.0,
+    ),
+}
+"""Schedules by name. `approxconv` is Costain & Prisacariu's fine-tuning (appendix), `approxconv-convnext` the same for
+ConvNeXt (5 epochs each); `resnet` is that of He et al. 2016 for CIFAR-10 (section 4.2: 64,000 steps, 164 epochs);
+`templates` and `templates-imagenet` are Miles & Mikolajczyk's (section 4, 300 epochs from a random start), who leave
+rates, decay and degrees open and let ImageNet's rate fall every 25 epochs: those are ours. `baseline` and `finetune`
+are ours."""

@@ -52,22 +52,22 @@ class TrialSpec:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UsageError(f"seed (={self.seed}) must be a whole number of at least 0 and below 2**63.")
 
-    def digest(self, network: Network) -> str:
-        """SHA-256 of what the result depends on; equal for two spellings of one compressed network."""
-        schedule = asdict(self.schedule)
-        if not schedule["distillation"]:
-            del schedule["distillation"]  # trials from before there was any keep their identity
-        identity = {
+    def identity(self, network: Network) -> dict[str, Any]:
+        """What the result depends on, as plain JSON data; equal for two spellings of one compressed network."""
+        return {
             "model": self.model,
             "weights": self.weights_sha256,
             "data": self.data_fingerprint,
             "network": network.digest(self.config),
-            "schedule": schedule,
+            "schedule": self.schedule.identity(),
             "start": self.start,
             "epochs": self.epochs,
             "seed": self.seed,
         }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def digest(self, network: Network) -> str:
+        """SHA-256 of the identity."""
+        return hashlib.sha256(json.dumps(self.identity(network), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, the inverse of `from_json`."""

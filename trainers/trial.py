@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +21,16 @@ from torch import nn
 from layers import Cost, OvertoneError, UsageError, compress_model
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
+from trainers.checkpoint import read_checkpoint, write_checkpoint
 from trainers.data import Data, load_data
 from trainers.device import default_device, parse_device
 from trainers.evaluate import Evaluation, evaluate, latency_ms
-from trainers.finetune import Epoch, finetune
+from trainers.faults import DataWarning
+from trainers.finetune import Epoch, Finetuning
 from trainers.spec import TrialSpec
 from trainers.start import begin
 
-__all__ = ["Trial", "TrialResult", "load_baseline"]
+__all__ = ["Trial", "TrialResult", "image_card", "load_baseline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +42,15 @@ class TrialResult:
     cost: Cost
     val_top1: float
     """Share of validation images, after the last epoch."""
+    val_top5: float
+    """The same for the five highest outputs."""
     val_loss: float
     zero_shot_top1: float
-    """The same before fine-tuning."""
+    """Share of validation images, before fine-tuning."""
     latency_ms: float | None
+    """Of one image."""
+    latency_b64_ms: float | None
+    """Of a batch of 64."""
     curve: tuple[Epoch, ...]
     compress_s: float
     """Compression and its start: calibration, where that is the start."""
@@ -62,49 +70,80 @@ class Trial:
     """
 
     def __init__(
-        self, spec: TrialSpec, *, data: Data, baseline: nn.Module, network: Network, device: torch.device | str
+        self,
+        spec: TrialSpec,
+        *,
+        data: Data,
+        baseline: nn.Module,
+        network: Network,
+        device: torch.device | str,
+        resume_from: Path | None = None,
     ) -> None:
+        """Begin the trial, or take it up where `checkpoint` left it: it ends as if it had never stopped."""
         self.spec, self.data, self.network, self.device = spec, data, network, torch.device(device)
-        self.baseline = baseline
-        begun = time.perf_counter()
         self.model = compress_model(baseline, network.forms(spec.config))
-        begin(spec.start, self.model, baseline, data, seed=spec.seed, device=self.device)
-        self._compress_s = time.perf_counter() - begun
-        begun = time.perf_counter()
-        self.zero_shot = self._validate()
-        self._evaluate_s = time.perf_counter() - begun
-        self.curve: list[Epoch] = []
+        state = None if resume_from is None else read_checkpoint(resume_from, spec.identity(network))
+        if state is None:
+            begun = time.perf_counter()
+            begin(spec.start, self.model, baseline, data, seed=spec.seed, device=self.device)
+            self._compress_s = time.perf_counter() - begun
+            begun = time.perf_counter()
+            self.zero_shot = evaluate(self.model, data.val, mean=data.mean, std=data.std, device=self.device)
+            self._evaluate_s = time.perf_counter() - begun
+        else:
+            self._compress_s, self._evaluate_s = state["compress_s"], state["evaluate_s"]
+            self.zero_shot = Evaluation(**state["zero_shot"])
+        self.curve = [] if state is None else [Epoch(**epoch) for epoch in state["curve"]]
+        teacher = baseline if spec.schedule.distillation else None
+        self._finetuning = (
+            Finetuning(
+                self.model,
+                data,
+                spec.schedule,
+                epochs=spec.epochs,
+                seed=spec.seed,
+                device=self.device,
+                teacher=teacher,
+            )
+            if spec.epochs
+            else None
+        )
+        if self._finetuning is not None and state is not None:
+            self._finetuning.load_state_dict(state)
 
     def epochs(self) -> Iterator[Epoch]:
         """Fine-tune, an epoch at a time."""
-        if self.spec.epochs == 0:
-            return
-        spec = self.spec
-        for epoch in finetune(
-            self.model,
-            self.data,
-            spec.schedule,
-            epochs=spec.epochs,
-            seed=spec.seed,
-            device=self.device,
-            teacher=self.baseline if spec.schedule.distillation else None,
-        ):
+        for epoch in self._finetuning or ():
             self.curve.append(epoch)
             yield epoch
+
+    def checkpoint(self, path: Path) -> None:
+        """Write what the trial is after its last epoch, all or nothing; of use between two epochs."""
+        if self._finetuning is None:
+            return
+        plain = {
+            "zero_shot": asdict(self.zero_shot),
+            "curve": [asdict(epoch) for epoch in self.curve],
+            "compress_s": self._compress_s,
+            "evaluate_s": self._evaluate_s,
+        }
+        write_checkpoint(path, self.spec.identity(self.network), {**self._finetuning.state_dict(), **plain})
 
     def result(self) -> TrialResult:
         """What was measured so far; latency is measured now, where the spec asks for it."""
         begun = time.perf_counter()
-        latency = latency_ms(self.model, _image(self.data), self.device) if self.spec.latency else None
+        single, batch = (self._latency(batch_size) if self.spec.latency else None for batch_size in (1, 64))
         last = self.curve[-1] if self.curve else None
         return TrialResult(
             spec_digest=self.spec.digest(self.network),
             config_digest=self.network.digest(self.spec.config),
             cost=self.network.cost(self.spec.config),
             val_top1=self.zero_shot.top1 if last is None else last.val_top1,
+            val_top5=self.zero_shot.top5 if last is None else last.val_top5,
             val_loss=self.zero_shot.loss if last is None else last.val_loss,
             zero_shot_top1=self.zero_shot.top1,
-            latency_ms=latency,
+            latency_ms=single,
+            latency_b64_ms=batch,
             curve=tuple(self.curve),
             compress_s=self._compress_s,
             finetune_s=sum(epoch.seconds for epoch in self.curve),
@@ -113,35 +152,32 @@ class Trial:
 
     def save(self, path: str | Path) -> None:
         """Write the packed model, with what is needed to run it and where it comes from."""
-        data = self.data
-        card = {
-            "model": self.spec.model,
-            "classes": data.classes,
-            "channels": data.channels,
-            "image_size": list(_image(data)[1:]),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "spec": self.spec.to_json(),
-        }
+        card = {"model": self.spec.model, **image_card(self.data), "spec": self.spec.to_json()}
         save_model(self.model, path, card=card)
 
-    def _validate(self) -> Evaluation:
-        return evaluate(self.model, self.data.val, mean=self.data.mean, std=self.data.std, device=self.device)
+    def _latency(self, batch_size: int) -> float:
+        return latency_ms(self.model, self.data.val.image_shape, self.device, batch_size=batch_size)
+
+
+def image_card(data: Data) -> dict[str, Any]:
+    """What a packed model's card says of the images that it takes, plain JSON."""
+    return {
+        "classes": data.classes,
+        "channels": data.channels,
+        "image_size": list(data.val.image_shape[1:]),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
 
 
 def load_baseline(model: str, weights: str, data: Data, blocks: Granularity = "stage") -> tuple[nn.Module, Network]:
     """The uncompressed network with its trained weights, and what the search knows of it."""
     baseline = build_model(model, classes=data.classes, channels=data.channels)
     load_weights(baseline, weights, name=model)
-    return baseline.eval(), Network.of(baseline, _image(data), blocks)
+    return baseline.eval(), Network.of(baseline, data.val.image_shape, blocks)
 
 
-def _image(data: Data) -> tuple[int, int, int]:
-    channels, height, width = data.val.images.shape[1:]
-    return channels, height, width
-
-
-def _run(spec: TrialSpec, device: str, out: Path | None) -> TrialResult:
+def _run(spec: TrialSpec, device: str, out: Path | None, checkpoint: Path | None) -> TrialResult:
     where = parse_device(device)
     data = load_data(spec.data)
     if data.fingerprint != spec.data_fingerprint:
@@ -150,9 +186,13 @@ def _run(spec: TrialSpec, device: str, out: Path | None) -> TrialResult:
     sha256 = state_sha256(baseline)
     if sha256 != spec.weights_sha256:
         raise UsageError(f"weights_sha256 (={spec.weights_sha256}) must be that of {spec.weights}, {sha256}.")
-    trial = Trial(spec, data=data, baseline=baseline, network=network, device=where)
-    print(f"start: val_top1 {trial.zero_shot.top1:.4f}", file=sys.stderr)
+    resume_from = checkpoint if checkpoint is not None and checkpoint.exists() else None
+    trial = Trial(spec, data=data, baseline=baseline, network=network, device=where, resume_from=resume_from)
+    after = f", going on after epoch {len(trial.curve)}" if resume_from else ""
+    print(f"start: val_top1 {trial.zero_shot.top1:.4f}{after}", file=sys.stderr)
     for epoch in trial.epochs():
+        if checkpoint is not None:
+            trial.checkpoint(checkpoint)
         line = f"epoch {epoch.epoch}/{spec.epochs}: train_loss {epoch.train_loss:.4f}, val_top1 {epoch.val_top1:.4f}"
         print(line, file=sys.stderr)
     if out is not None:
@@ -165,17 +205,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainers.trial", description=_run.__doc__ or main.__doc__)
     parser.add_argument("spec", type=Path, help="JSON file of a TrialSpec; the column `spec` of a ledger row is one")
     parser.add_argument("--out", type=Path, help="write the packed model to this .safetensors file")
+    parser.add_argument("--checkpoint", type=Path, help="file to keep the trial in after each epoch, and go on from")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1")
     arguments = parser.parse_args()
+    warnings.simplefilter("always", DataWarning)
+    warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
     try:
         spec = TrialSpec.from_json(json.loads(arguments.spec.read_text()))
-        result = _run(spec, arguments.device, arguments.out)
+        result = _run(spec, arguments.device, arguments.out, arguments.checkpoint)
     except (OSError, json.JSONDecodeError) as error:
         print(f"spec (={arguments.spec}) must be a readable JSON file; {error}.", file=sys.stderr)
         return 2
     except OvertoneError as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the checkpoint, where one is named.", file=sys.stderr)
+        return 1
     print(json.dumps(result.to_json(), indent=2))
     return 0
 

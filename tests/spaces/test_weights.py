@@ -1,3 +1,4 @@
+import json
 import pickle
 from urllib.error import URLError
 
@@ -153,7 +154,7 @@ def test_saved_weights_hold_the_state_and_the_metadata(model, other, tmp_path):
     load_weights(other, str(path), name="resnet8")
     assert state_sha256(other) == state_sha256(model)
     with safetensors.safe_open(str(path), "pt") as file:
-        assert file.metadata() == {"model": "resnet8"}
+        assert file.metadata() == {"overtone": json.dumps({"model": "resnet8"})}
     assert [entry.name for entry in path.parent.iterdir()] == ["w.safetensors"]
 
 

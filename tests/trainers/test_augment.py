@@ -131,3 +131,25 @@ def test_normalisation_is_torchvisions(mean, std):
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 32, 32), (4, 1, 8, 12), (4, 3, 9, 7)])
+def test_a_batched_rotation_is_torchvisions(shape):
+    images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    degrees = [-33.0, 0.0, 4.0, 90.0]
+    found = module._rotate(images, torch.tensor(degrees))
+    for image, turned, angle in zip(images, found, degrees, strict=True):
+        expected = transforms.functional.rotate(image, angle, transforms.InterpolationMode.BILINEAR)
+        away = (turned.int() - expected.int()).abs()
+        assert away.max() <= 1  # a half is rounded either way
+        assert (away > 0).float().mean() < 0.01
+    assert torch.equal(found[1], images[1])
+
+
+def test_angles_are_uniform_either_way(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, "_rotate", lambda images, degrees: drawn.append(degrees) or images)
+    augment(torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8), "none", torch.Generator().manual_seed(0), rotation=20.0)
+    counts = torch.histc(drawn[0], 10, -20, 20)
+    assert counts.sum() == 20_000
+    assert ((counts - 2000) ** 2 / 2000).sum() < 9 + 5 * 18**0.5  # chi-square, five standard deviations

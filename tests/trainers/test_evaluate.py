@@ -35,29 +35,32 @@ def split(n: int, classes: int = 5, seed: int = 0) -> Split:
     return Split(images=images, labels=torch.randint(classes, (n,), generator=generator))
 
 
-def one_by_one(model: nn.Module, data: Split) -> tuple[list[int], float]:
-    """Predictions and mean loss, an image at a time, written out."""
+def one_by_one(model: nn.Module, data: Split) -> tuple[list[list[int]], float]:
+    """The classes from likely to unlikely, and the mean loss, an image at a time, written out."""
     model.eval()
-    predicted, loss = [], 0.0
+    ranked, loss = [], 0.0
     for image, label in zip(data.images, data.labels, strict=True):
         planes = [(image[c].double() / 255 - MEAN[c]) / STD[c] for c in range(3)]
         with torch.no_grad():
             logits = model(torch.stack(planes).float()[None])[0].double()
-        predicted.append(int(logits.argmax()))
+        ranked.append(sorted(range(len(logits)), key=lambda c: -float(logits[c])))
         loss -= float(logits[label] - logits.logsumexp(0))
-    return predicted, loss / len(data)
+    return ranked, loss / len(data)
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(1, 512), (37, 8), (40, 40), (41, 40)])
-def test_evaluation_equals_one_image_at_a_time(n, batch_size):
-    model, data = network(), split(n)
-    expected, loss = one_by_one(network(), data)
+@pytest.mark.parametrize(
+    ("n", "batch_size", "classes"), [(1, 512, 5), (37, 8, 7), (40, 40, 20), (41, 40, 6), (9, 4, 3)]
+)
+def test_evaluation_equals_one_image_at_a_time(n, batch_size, classes):
+    model, data = network(classes=classes), split(n, classes)
+    expected, loss = one_by_one(network(classes=classes), data)
     found = evaluate(model, data, mean=MEAN, std=STD, device="cpu", batch_size=batch_size)
     assert found.n == n
-    assert found.top1 == sum(a == b for a, b in zip(expected, data.labels.tolist(), strict=True)) / n
+    for share, most in ((found.top1, 1), (found.top5, 5)):
+        assert share == sum(b in a[:most] for a, b in zip(expected, data.labels.tolist(), strict=True)) / n
     assert found.loss == pytest.approx(loss, rel=1e-5)
     predicted = predict(model, data, mean=MEAN, std=STD, device="cpu", batch_size=batch_size)
-    assert predicted.tolist() == expected
+    assert predicted.tolist() == [ranks[0] for ranks in expected]
     assert predicted.dtype == torch.int64
 
 
@@ -138,6 +141,20 @@ def test_latency_takes_a_batch():
     model = Sleeper([0.0] * 35)
     latency_ms(model, (1, 4, 4), "cpu", batch_size=64)
     assert set(model.shapes) == {(64, 1, 4, 4)}
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_every_label_is_among_the_five_highest_of_five_classes(classes):
+    found = evaluate(network(classes=classes), split(30, classes), mean=MEAN, std=STD, device="cpu")
+    assert found.top5 == 1.0
+    assert found.top1 < 1.0
+
+
+def test_slow_passes_are_timed_less_often(monkeypatch):
+    model = Sleeper([9000.0, 2000.0, 4000.0, 3000.0])
+    monkeypatch.setattr("layers.timing.time.perf_counter", lambda: model.clock)
+    assert latency_ms(model, (3, 6, 6), "cpu", batch_size=64) == pytest.approx(3000.0)
+    assert model.shapes == [(64, 3, 6, 6)] * 4
 
 
 @pytest.mark.cuda

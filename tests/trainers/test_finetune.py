@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 from dataclasses import replace
 
@@ -7,12 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from layers import LayerForm, compress_model
 from layers.errors import OvertoneError, UsageError
+from trainers.checkpoint import read_checkpoint, write_checkpoint
 from trainers.data import Data, Split
 from trainers.evaluate import evaluate
-from trainers.finetune import Schedule, finetune
+from trainers.finetune import Finetuning, Schedule
 
 MEAN, STD = (0.5,), (0.25,)
+AT_REST = Schedule(lr=0.1, weight_decay=0.0, batch_size=16, shape="constant", precision="fp32")
+"""One step from rest over 16 images: what it does can be written down."""
 
 
 def network(dropout: float = 0.0, norm: bool = True) -> nn.Module:
@@ -47,7 +52,7 @@ def data(train: int = 50, augment: str = "none") -> Data:
 
 
 def run(model: nn.Module, found: Data, schedule: Schedule, epochs: int = 2, seed: int = 0):
-    return list(finetune(model, found, schedule, epochs=epochs, seed=seed, device="cpu"))
+    return list(Finetuning(model, found, schedule, epochs=epochs, seed=seed, device="cpu"))
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -87,7 +92,7 @@ def test_what_happens_between_two_epochs_does_not_change_the_next():
     expected = network(dropout=0.3)
     run(expected, data(), schedule, epochs=3)
     model = network(dropout=0.3)
-    for _ in finetune(model, data(), schedule, epochs=3, seed=0, device="cpu"):
+    for _ in Finetuning(model, data(), schedule, epochs=3, seed=0, device="cpu"):
         torch.manual_seed(torch.seed() % 1000)
         model.eval()
     assert same(state(model), state(expected))
@@ -146,7 +151,7 @@ def batches_of(train: int, batch_size: int, epochs: int) -> list[list[torch.Tens
 
 @pytest.mark.parametrize("shape", ["step", "cosine", "one-cycle", "constant"])
 def test_training_is_sgd_written_out(shape):
-    schedule = Schedule(lr=0.05, weight_decay=0.1, batch_size=16, shape=shape, label_smoothing=0.1)
+    schedule = Schedule(lr=0.05, weight_decay=0.1, batch_size=16, shape=shape, label_smoothing=0.1, precision="fp32")
     found, model = numbered(40), Recorder(network())
     expected = copy.deepcopy(model.inner)
     curve = run(model, found, schedule, epochs=5)
@@ -172,8 +177,8 @@ def test_distillation_is_written_out(share):
     distance = (soft * (soft.log() - F.log_softmax(logits / 2, 1))).sum(1).mean()
     loss = (1 - share) * F.cross_entropy(logits, found.train.labels) + share * 4 * distance
     loss.backward()
-    schedule = Schedule(lr=0.1, momentum=0.0, weight_decay=0.0, batch_size=16, shape="constant", distillation=share)
-    (epoch,) = finetune(model, found, schedule, epochs=1, seed=0, device="cpu", teacher=teacher)
+    schedule = replace(AT_REST, momentum=0.0, distillation=share)
+    (epoch,) = Finetuning(model, found, schedule, epochs=1, seed=0, device="cpu", teacher=teacher)
     assert epoch.train_loss == pytest.approx(loss.item(), rel=1e-5)
     for one, other in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other - 0.1 * other.grad, rtol=1e-4, atol=1e-6)
@@ -185,14 +190,14 @@ def test_a_teacher_without_a_share_changes_nothing():
     found, runs = data(), []
     for teacher in (None, network()):
         model = network()
-        list(finetune(model, found, Schedule(batch_size=16), epochs=1, seed=0, device="cpu", teacher=teacher))
+        list(Finetuning(model, found, Schedule(batch_size=16), epochs=1, seed=0, device="cpu", teacher=teacher))
         runs.append(state(model))
     assert same(*runs)
 
 
 def test_distillation_needs_a_teacher():
     with pytest.raises(UsageError, match=r"distillation \(=0.5\) needs a teacher\."):
-        finetune(network(), data(), Schedule(distillation=0.5), epochs=1, seed=0, device="cpu")
+        Finetuning(network(), data(), Schedule(distillation=0.5), epochs=1, seed=0, device="cpu")
 
 
 def test_nesterov_looks_ahead():
@@ -201,9 +206,163 @@ def test_nesterov_looks_ahead():
     start = copy.deepcopy(model)
     images = (found.train.images.float() / 255 - MEAN[0]) / STD[0]
     F.cross_entropy(start.train()(images), found.train.labels).backward()
-    run(model, found, Schedule(lr=0.1, weight_decay=0, batch_size=16, nesterov=True, shape="constant"), epochs=1)
+    run(model, found, replace(AT_REST, nesterov=True), epochs=1)
     for one, other in zip(model.parameters(), start.parameters(), strict=True):
         torch.testing.assert_close(one, other - 0.1 * 1.9 * other.grad, rtol=1e-3, atol=1e-5)
+
+
+def normalised(found: Data) -> torch.Tensor:
+    return (found.train.images.float() / 255 - MEAN[0]) / STD[0]
+
+
+def test_adamw_is_written_out():
+    """One step from rest: m / (1 - b1) = g and v / (1 - b2) = g^2, so w - lr (g / (|g| + 1e-8) + decay w)."""
+    found, model = data(16), network()
+    start = copy.deepcopy(model)
+    F.cross_entropy(start.train()(normalised(found)), found.train.labels).backward()
+    run(model, found, replace(AT_REST, optimiser="adamw", lr=0.01, weight_decay=0.3), epochs=1)
+    checked = 0
+    for one, other in zip(model.parameters(), start.parameters(), strict=True):
+        sure = other.grad.abs() > 1e-4  # the sign of a smaller one hangs on rounding
+        decay = 0.3 if other.dim() > 1 else 0.0
+        expected = other - 0.01 * (other.grad / (other.grad.abs() + 1e-8) + decay * other)
+        torch.testing.assert_close(one[sure], expected[sure], rtol=1e-3, atol=1e-5)
+        checked += int(sure.sum())
+    assert checked > 100
+
+
+def test_gains_of_templates_are_not_decayed():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model = compress_model(model, {"0": LayerForm(templates=2, transform="scalar")})
+    before = state(model)
+    schedule = replace(AT_REST, lr=0.1, momentum=0.0, weight_decay=1.0)
+    frozen = {id(p): p.requires_grad_(False) for p in model[3].parameters()}
+    assert len(frozen) == 2
+    with torch.no_grad():
+        model[3].weight.zero_()  # no gradient reaches the layer: only decay can move it
+    run(model, data(16), schedule, epochs=1)
+    assert torch.equal(model[0].gains, before["0.gains"])
+    torch.testing.assert_close(model[0].coefficients, before["0.coefficients"] * 0.9)
+
+
+def test_a_batch_in_pieces_gives_the_same_gradients():
+    states = []
+    for pieces in (1, 4):
+        model = network(norm=False)
+        schedule = Schedule(lr=0.1, batch_size=16, precision="fp32", accumulate=pieces, label_smoothing=0.1)
+        losses = [epoch.train_loss for epoch in run(model, data(51), schedule)]  # the last batch has three
+        states.append((state(model), losses))
+    assert states[0][1] == pytest.approx(states[1][1], rel=1e-5)
+    for name, value in states[0][0].items():
+        torch.testing.assert_close(value, states[1][0][name], rtol=1e-4, atol=1e-6)
+
+
+class Narrow(nn.Module):
+    """Has memory for so many images at a time in training."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.inner, self.room, self.sizes = network(norm=False), room, []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.sizes.append(len(images))
+            if len(images) > self.room:
+                raise torch.OutOfMemoryError("no memory")
+        return self.inner(images)
+
+
+def test_where_memory_is_short_batches_are_cut_once_and_for_all():
+    model, found, schedule = Narrow(5), data(32), Schedule(lr=0.1, batch_size=16, precision="fp32")
+    training = Finetuning(model, found, schedule, epochs=1, seed=0, device="cpu")
+    list(training)
+    assert training.pieces == 4
+    assert model.sizes == [16, 8, *[4] * 8]
+    whole = network(norm=False)
+    run(whole, found, schedule, epochs=1)
+    for one, other in zip(model.inner.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_that_never_suffices_is_told():
+    with pytest.raises(OvertoneError, match="cpu has no memory for 16 images in 8 pieces"):
+        run(Narrow(1), data(32), Schedule(batch_size=16))
+
+
+def test_the_average_of_the_weights_is_written_out_measured_and_kept():
+    found, models = data(), []
+    for ema in (0.0, 0.5):
+        model = Recorder(network())
+        states = []
+        model.register_forward_pre_hook(lambda m, _, s=states: s.append(state(m)) if m.training else None)
+        curve = run(model, found, Schedule(lr=0.1, batch_size=16, ema=ema, precision="fp32"))
+        models.append((model, states, curve))
+    (plain, steps, _), (averaged, same_steps, curve) = models
+    assert all(same(one, other) for one, other in zip(steps, same_steps, strict=True))  # it trains as without
+    mean = steps[0]
+    for step in [*steps[1:], state(plain)]:
+        mean = {k: 0.5 * mean[k] + 0.5 * v if v.is_floating_point() else v for k, v in step.items()}
+    for name, value in averaged.state_dict().items():
+        torch.testing.assert_close(value, mean[name], rtol=1e-5, atol=1e-6)
+    assert curve[-1].val_loss == evaluate(averaged, found.val, mean=MEAN, std=STD, device="cpu").loss
+
+
+@pytest.mark.parametrize(("setting", "value"), [("mixup", 0.4), ("cutmix", 1.0), ("rotation", 20.0)])
+def test_further_augmentation_reaches_the_network_in_training_alone(setting, value):
+    found = data(16)
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    model = network()
+    model.register_forward_pre_hook(lambda m, args: seen[m.training].append(args[0].clone()))
+    run(model, found, Schedule(batch_size=16, precision="fp32", **{setting: value}), epochs=1)
+    plain = normalised(found)
+    order = torch.stack([(plain - image).abs().amax((1, 2, 3)).argmin() for image in seen[True][0]])
+    assert not torch.allclose(seen[True][0], plain[order])
+    torch.testing.assert_close(seen[False][0], (found.val.images.float() / 255 - MEAN[0]) / STD[0])
+
+
+def test_mixed_labels_are_trained_on():
+    """With a network that says nothing (equal logits), the gradient of the last bias is 1/4 minus the mean target."""
+    found, model = data(16), network()
+    with torch.no_grad():
+        model[6].weight.zero_()
+        model[6].bias.zero_()
+    before = state(model)
+    run(model, found, replace(AT_REST, momentum=0.0, mixup=0.4, cutmix=1.0), epochs=1)
+    target = F.one_hot(found.train.labels, 4).float().mean(0)  # mixing with the rolled batch leaves the mean as it is
+    torch.testing.assert_close(model[6].bias, before["6.bias"] - 0.1 * (0.25 - target), rtol=1e-4, atol=1e-6)
+
+
+HARD = [
+    {},
+    {"precision": "bf16", "nesterov": True},
+    {"optimiser": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+    {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "rotation": 10.0},
+    {"distillation": 0.5, "shape": "step", "step_at": (1.0, 2.0)},
+]
+
+
+@pytest.mark.parametrize("settings", HARD)
+@pytest.mark.parametrize("stop", [1, 3])
+def test_interrupted_and_resumed_equals_uninterrupted(settings, stop, tmp_path):
+    schedule = Schedule(**{"lr": 0.05, "batch_size": 16, "precision": "fp32", **settings})
+
+    def training(model: nn.Module) -> Finetuning:
+        found, teacher = data(augment="crop-flip"), network()
+        return Finetuning(model, found, schedule, epochs=4, seed=0, device="cpu", teacher=teacher)
+
+    expected = network(dropout=0.3)
+    curve = list(training(expected))
+    first = training(network(dropout=0.3))
+    begun = list(itertools.islice(first, stop))
+    write_checkpoint(tmp_path / "c", {}, first.state_dict())
+    model = network(dropout=0.3)
+    with torch.no_grad():
+        model[0].weight.add_(1)  # nothing of where it begins may matter
+    second = training(model)
+    second.load_state_dict(read_checkpoint(tmp_path / "c", {}))
+    assert second.done == stop
+    assert untimed([*begun, *second]) == untimed(curve)
+    assert same(state(model), state(expected))
 
 
 @pytest.mark.parametrize(("kind", "outcomes"), [("none", 1), ("shift", 9), ("crop-flip", 18)])
@@ -245,7 +404,7 @@ def test_every_epoch_has_an_order_of_its_own():
 def test_each_epoch_reports_the_model_as_it_then_is():
     model, found = network(), data()
     schedule = Schedule(lr=0.1, batch_size=16, shape="step")
-    for number, epoch in enumerate(finetune(model, found, schedule, epochs=4, seed=0, device="cpu"), start=1):
+    for number, epoch in enumerate(Finetuning(model, found, schedule, epochs=4, seed=0, device="cpu"), start=1):
         expected = evaluate(model, found.val, mean=MEAN, std=STD, device="cpu")
         assert (epoch.val_top1, epoch.val_loss) == (expected.top1, expected.loss)
         assert epoch.epoch == number
@@ -308,7 +467,7 @@ def test_a_loss_that_is_no_number_names_its_epoch_and_step(value, step, said):
     curve = []
     with pytest.raises(OvertoneError, match=f"the training loss became .*{said}"):
         curve.extend(
-            finetune(Exploding(value, step), data(64), Schedule(batch_size=16), epochs=3, seed=0, device="cpu")
+            Finetuning(Exploding(value, step), data(64), Schedule(batch_size=16), epochs=3, seed=0, device="cpu")
         )
 
 
@@ -330,7 +489,7 @@ def test_a_network_that_explodes_in_its_last_step_is_caught_in_validation():
 
 def test_epochs_are_checked_at_once():
     with pytest.raises(UsageError, match=r"epochs \(=0\) must be at least 1"):
-        finetune(network(), data(), Schedule(), epochs=0, seed=0, device="cpu")
+        Finetuning(network(), data(), Schedule(), epochs=0, seed=0, device="cpu")
 
 
 @pytest.mark.cuda
@@ -339,6 +498,6 @@ def test_cuda_repeats_itself_bit_for_bit():
     states = []
     for _ in range(2):
         model = network(dropout=0.3)
-        list(finetune(model, data(augment="crop-flip"), Schedule(batch_size=16), epochs=3, seed=0, device="cuda"))
+        list(Finetuning(model, data(augment="crop-flip"), Schedule(batch_size=16), epochs=3, seed=0, device="cuda"))
         states.append(state(model))
     assert same(*states)

@@ -1,16 +1,44 @@
+import dataclasses
+import json
 import math
 
 import pytest
 
 from layers.errors import UsageError
-from trainers.schedule import Schedule
+from trainers.schedule import PRESETS, Schedule
 
 
 def test_the_papers_schedule_is_the_papers():
-    paper = Schedule.paper()
+    paper = PRESETS["approxconv"]
     assert (paper.lr, paper.momentum, paper.weight_decay, paper.shape) == (1e-4, 0.9, 5e-4, "step")
     assert [paper.lr_at(epoch, 5) for epoch in range(5)] == pytest.approx([1e-4, 1e-4, 1e-4, 1e-5, 1e-5])
     assert paper.lr_at(2.999, 5) == pytest.approx(1e-4)
+
+
+def test_he_et_als_schedule_steps_at_half_and_three_quarters():
+    resnet = PRESETS["resnet"]
+    assert [resnet.lr_at(epoch, 164) for epoch in (0, 81, 82, 122, 123, 163)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
+
+
+def test_warm_up_rises_linearly_and_then_lets_go():
+    cosine = Schedule(lr=0.8, shape="cosine", warm_up=2.0)
+    plain = Schedule(lr=0.8, shape="cosine")
+    ratios = [cosine.lr_at(done, 8) / plain.lr_at(done, 8) for done in (0, 0.5, 1, 2, 5)]
+    assert ratios == pytest.approx([0, 0.25, 0.5, 1, 1])
+
+
+def test_a_schedule_survives_json():
+    for schedule in PRESETS.values():
+        assert Schedule(**json.loads(json.dumps(dataclasses.asdict(schedule)))) == schedule
+
+
+def test_newer_settings_are_in_the_identity_where_they_are_made_use_of():
+    assert Schedule().identity().keys() == {
+        *("lr", "momentum", "nesterov", "weight_decay", "batch_size", "shape", "precision", "label_smoothing")
+    }
+    assert Schedule(ema=0.9, mixup=0.1).identity() == {**Schedule().identity(), "ema": 0.9, "mixup": 0.1}
 
 
 def test_the_step_comes_after_epoch_three_however_many_there_are():
@@ -45,11 +73,22 @@ def test_constant_is_constant():
         ({"batch_size": 1}, r"batch_size \(=1\) must be a whole number of at least 2"),
         ({"batch_size": 64.0}, r"batch_size \(=64.0\) must be a whole number"),
         ({"shape": "linear"}, r"shape \(='linear'\) must be one of step, cosine, one-cycle, constant"),
-        ({"precision": "fp16"}, r"precision \(='fp16'\) must be one of fp32, bf16"),
+        ({"precision": "fp16"}, r"precision \(='fp16'\) must be one of auto, fp32, bf16"),
         ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\) must be at least 0 and below 1"),
         ({"distillation": 1.5}, r"distillation \(=1.5\) must be from 0 to 1"),
         ({"distillation": math.nan}, r"distillation \(=nan\) must be from 0 to 1"),
-        ({"momentum": 0.0, "nesterov": True}, r"nesterov \(=True\) needs a momentum above 0"),
+        ({"optimiser": "adam"}, r"optimiser \(='adam'\) must be one of sgd, adamw"),
+        ({"ema": 1.0}, r"ema \(=1.0\) must be at least 0 and below 1"),
+        ({"drop_path": -0.1}, r"drop_path \(=-0.1\) must be at least 0 and below 1"),
+        ({"mixup": -1.0}, r"mixup \(=-1.0\) must be 0 or more"),
+        ({"rotation": 181.0}, r"rotation \(=181.0\) must be from 0 to 180 degrees"),
+        ({"accumulate": 33}, r"accumulate \(=33\) must be a whole number from 1 to half the batch_size \(=64\)"),
+        ({"step_at": (3.0, 2.0)}, r"step_at \(=\[3.0, 2.0\]\) must be rising epochs above 0"),
+        ({"step_at": (0.0,)}, r"step_at \(=\[0.0\]\) must be rising epochs above 0"),
+        ({"warm_up": 1.0}, r"warm_up \(=1.0\) is for step, cosine and constant"),
+        ({"optimiser": "adamw", "momentum": 1.0}, r"momentum \(=1.0\) must be below 1 for adamw"),
+        ({"optimiser": "adamw", "nesterov": True}, r"nesterov \(=True\) needs sgd"),
+        ({"momentum": 0.0, "nesterov": True}, r"nesterov \(=True\) needs sgd with a momentum above 0"),
     ],
 )
 def test_wrong_values_are_named(wrong, match):

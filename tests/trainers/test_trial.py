@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from layers import compress_model
+from layers import UsageError, compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_weights, state_sha256
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluate import evaluate
@@ -80,9 +80,12 @@ def test_a_trial_measures_what_its_packed_model_gives(
     assert result.zero_shot_top1 == evaluate(start, data.val, mean=data.mean, std=data.std, device="cpu").top1
     assert [epoch.epoch for epoch in result.curve] == [1, 2]
     assert result.val_top1 == result.curve[-1].val_top1
+    assert result.val_top5 == result.curve[-1].val_top5
+    assert result.latency_ms is result.latency_b64_ms is None
     assert result.cost == subject[1].cost(CONFIG)
     trial.save(tmp_path / "m.safetensors")
     found = evaluate(load_model(tmp_path / "m.safetensors"), data.val, mean=data.mean, std=data.std, device="cpu")
+    assert (found.top1, found.top5) == (result.val_top1, result.val_top5)
     assert (found.top1, found.loss) == (result.val_top1, pytest.approx(result.val_loss, rel=1e-5))
 
 
@@ -115,8 +118,10 @@ def test_no_epochs_measure_the_start_alone(spec: TrialSpec, data: Data, subject:
     result = _run(dataclasses.replace(spec, epochs=0, latency=True), data, subject).result()
     assert result.val_top1 == result.zero_shot_top1
     assert result.curve == ()
+    assert result.val_top5 > result.val_top1
     assert result.latency_ms is not None
-    assert result.latency_ms > 0
+    assert result.latency_b64_ms is not None
+    assert result.latency_b64_ms > result.latency_ms > 0
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -161,3 +166,37 @@ def test_a_spec_that_does_not_hold_is_refused_in_a_sentence(
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_trial_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(
+    spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network], tmp_path: Path
+) -> None:
+    blocks = {**CONFIG.blocks, "layer1": BlockConfig(basis="cosine", harmonics=(2, 2), allocation="filter")}
+    asked = dataclasses.replace(spec, epochs=3, config=NetworkConfig(blocks=blocks))
+    whole = _run(asked, data, subject)
+    baseline, network = subject
+    where = {"data": data, "baseline": baseline, "network": network, "device": "cpu"}
+    begun = Trial(asked, **where)
+    next(begun.epochs())
+    begun.checkpoint(tmp_path / "c")
+    resumed = Trial(asked, **where, resume_from=tmp_path / "c")
+    assert [epoch.epoch for epoch in resumed.curve] == [1]
+    assert [epoch.epoch for epoch in resumed.epochs()] == [2, 3]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    one, other = whole.result(), resumed.result()
+    assert (one.val_loss, one.zero_shot_top1) == (other.val_loss, other.zero_shot_top1)
+    assert other.compress_s == begun.result().compress_s
+    with pytest.raises(UsageError, match="is the checkpoint of a training with seed 5, 6 was given"):
+        Trial(dataclasses.replace(asked, seed=6), **where, resume_from=tmp_path / "c")
+
+
+def test_the_command_goes_on_from_the_checkpoint_it_left(spec: TrialSpec, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
+    asked = [*(sys.executable, "-m", "trainers.trial", str(tmp_path / "spec.json")), "--device", "cpu"]
+    asked += ["--checkpoint", str(tmp_path / "c")]
+    first, second = (subprocess.run(asked, capture_output=True, text=True, check=False) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "going on" not in first.stderr
+    assert "going on after epoch 2" in second.stderr
+    assert json.loads(first.stdout)["curve"] == json.loads(second.stdout)["curve"]

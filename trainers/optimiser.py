@@ -1,0 +1,45 @@
+"""What moves the weights: SGD or AdamW with decay where it belongs, and the running average of the weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+from layers import CompressedConv2d, compressed_layers
+from trainers.schedule import Schedule
+
+__all__ = ["WeightAverage", "make_optimiser"]
+
+
+def make_optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """The schedule's optimiser over what is trained; vectors (norms, biases) and templates' gains are not decayed."""
+    layers = [layer for layer in compressed_layers(model).values() if isinstance(layer, CompressedConv2d)]
+    gains = {layer.gains for layer in layers if layer.kept is not None}
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [w for w in trained if w.dim() > 1 and w not in gains], "weight_decay": schedule.weight_decay},
+        {"params": [w for w in trained if w.dim() <= 1 or w in gains], "weight_decay": 0.0},
+    ]
+    if schedule.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+
+
+class WeightAverage:
+    """The exponentially moving average of a model's weights and of its norms' statistics.
+
+    `keep` is the share of the average that a step leaves; counts and indices are the model's own.
+    """
+
+    def __init__(self, model: nn.Module, keep: float) -> None:
+        self.keep, self.model = keep, copy.deepcopy(model)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take up the model's state after a step."""
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        smooth = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in smooth], [value for _, value in smooth], 1 - self.keep)
+        for mean, value in pairs:
+            if not mean.is_floating_point():
+                mean.copy_(value)
