@@ -22,6 +22,8 @@ from layers.timing import median_ms
 __all__ = ["choose_executions", "fastest_executions"]
 
 _RUNS, _WARM_UP = 10, 3
+_BUDGET_S = 0.5
+"""A form that takes longer for all its runs gets fewer of them."""
 _GAIN = 0.95
 """Another form than `dense` must take at most this share of its time: timings are noisy."""
 
@@ -87,4 +89,4 @@ def _form_ms(layer: CompressedConv2d, x: Tensor, execution: Execution) -> float:
     if len(layer.executions) == 1:
         return 0.0  # nothing to choose
     layer.execution = execution
-    return median_ms(partial(layer.forward, x), x.device, runs=_RUNS, warm_up=_WARM_UP)
+    return median_ms(partial(layer.forward, x), x.device, runs=_RUNS, warm_up=_WARM_UP, budget_s=_BUDGET_S)

@@ -49,8 +49,8 @@ class Ledger:
     def create_study(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the record of a new study, plain JSON with `objectives` (names) in it; gives back what was written.
 
-        Read here, where given: `uncompressed`, the original network's val_top1, size_bytes, flops, macs, parameters and
-        latency_ms. Raises UsageError for a bad name, unknown objectives, or a study that is there already.
+        Read here, where given: `uncompressed`, the original network's figures, as the table `baseline` has them. Raises
+        UsageError for a bad name, unknown objectives, or a study that is there already.
         """
         _check_name(name)
         parse_objectives(record.get("objectives", ()))

@@ -27,10 +27,11 @@ logits = model(images)""",
 def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     """Markdown from what is known; what is not known is left out.
 
-    Told: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `val_top1` with `val_n` images, `test_top1` with
-    `test_n`; where `seeds` is above 1, the columns of `results.confidence` over them; `size_bytes`, `flops`,
-    `parameters`, `latency_ms` with `device`; the blocks (`blocks`, as the ledger has them, or `config`); `image_size`,
-    `channels`, `mean`, `std`, `classes`; `format` of the file of `file_bytes` bytes.
+    Told: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `val_top1` and `val_top5` with `val_n` images,
+    `test_top1` and `test_top5` with `test_n`; where `seeds` is above 1, the columns of `results.confidence` over them;
+    `size_bytes`, `flops`, `parameters`, `latency_ms` and `latency_b64_ms` with `device`; the blocks (`blocks`, as the
+    ledger has them, or `config`); `image_size`, `channels`, `mean`, `std`, `classes`; `format` of the file of
+    `file_bytes` bytes.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -48,6 +49,8 @@ def _accuracy(facts: Mapping[str, Any]) -> Iterator[str]:
     for key, name in (("val", "validation"), ("test", "test")):
         if facts.get(f"{key}_top1") is not None:
             yield f"- {name} top-1: {_share(facts[f'{key}_top1'], facts.get(f'{key}_n'))}"
+        if facts.get(f"{key}_top5") is not None and facts["classes"] > 5:
+            yield f"- {name} top-5: {_share(facts[f'{key}_top5'], facts.get(f'{key}_n'))}"
     yield ""
     if facts.get("seeds", 1) > 1:
         yield from _over_seeds(facts)
@@ -79,8 +82,9 @@ def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
         yield f"- compute: {facts['flops'] / 1e6:,.3f} MFLOPs an image (2 x multiply-accumulates)"
     if facts.get("parameters") is not None:
         yield f"- parameters: {facts['parameters']:,}"
-    if facts.get("latency_ms") is not None:
-        yield f"- latency at batch 1: {facts['latency_ms']:.3g} ms on {_text(facts.get('device') or 'its device')}"
+    for key, batch in (("latency_ms", 1), ("latency_b64_ms", 64)):
+        if facts.get(key) is not None:
+            yield f"- latency at batch {batch}: {facts[key]:.3g} ms on {_text(facts.get('device') or 'its device')}"
     yield f"- this file: {file_bytes / 1e3:,.2f} kB"
     if facts["format"] != "safetensors":
         yield ""

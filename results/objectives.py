@@ -29,6 +29,7 @@ OBJECTIVES = {
         Objective(name="size_bytes", direction="min"),
         Objective(name="flops", direction="min"),
         Objective(name="latency_ms", direction="min"),
+        Objective(name="latency_b64_ms", direction="min"),
         Objective(name="parameters", direction="min"),
         Objective(name="macs", direction="min"),
     )

@@ -2,7 +2,8 @@
 
 The file leaves out the column `study`: the folder's name (`study=NAME`) holds it, which is what pandas, DuckDB and
 Spark expect of a hive partition; it is added again on reading. The version of the schema is in every row. Rows of an
-earlier version are brought to the current one as they are read, so that what is written of them later is of one schema.
+earlier version are brought to the current one as they are read (null in what it lacked), so that what is written of
+them later is of one schema.
 """
 
 import io
@@ -16,6 +17,11 @@ from layers.errors import OvertoneError
 from results.schema import SCHEMA, SCHEMA_VERSION
 
 __all__ = ["conform", "decode", "encode", "unreadable"]
+
+_LATER = frozenset({"val_top5", "latency_b64_ms"})
+"""Columns that the first version did not have."""
+_LATER_FIELDS: Mapping[str, tuple[str, ...]] = {"blocks": ("allocation",), "curve": ("val_top5",)}
+"""Fields that the entries of the first version's lists did not have."""
 
 
 def encode(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -52,7 +58,7 @@ def conform(table: pa.Table, columns: Sequence[str], *, study: str, path: str) -
 
     Raises OvertoneError where one is missing or of another type.
     """
-    known = {*table.column_names, "study"}
+    known = {*table.column_names, "study", *_LATER}
     missing = [name for name in columns if name not in known]
     if missing:
         raise OvertoneError(f"{path!r} is not a ledger file of Overtone: it has no column {missing[0]!r}")
@@ -81,10 +87,12 @@ def _check_version(table: pa.Table, path: str) -> None:
 def _column(table: pa.Table, field: pa.Field, study: str, path: str) -> pa.ChunkedArray | pa.Array:
     if field.name == "study":
         return pa.repeat(pa.scalar(study, field.type), table.num_rows)
+    if field.name in _LATER and field.name not in table.column_names:
+        return pa.nulls(table.num_rows, field.type)
     column = table.column(field.name)
     try:
-        if field.name == "blocks":
-            column = _with_allocation(column)
+        if field.name in _LATER_FIELDS:
+            column = _with_later_fields(column, field)
         column = column if column.type == field.type else column.cast(field.type)
     except pa.ArrowException:
         raise OvertoneError(
@@ -95,26 +103,29 @@ def _column(table: pa.Table, field: pa.Field, study: str, path: str) -> pa.Chunk
     return column
 
 
-def _with_allocation(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Blocks of version 1 as those of version 2: null in `allocation`; others as they are.
+def _with_later_fields(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """A list column of an earlier version as the current one has it: null in the fields that it lacks.
 
     By hand, because what a cast does with a field that is missing depends on pyarrow: 18 refuses, 26 fills any with
-    null, and so would take a foreign column for blocks of which nothing is known.
+    null, and so would take a foreign column for entries of which nothing is known.
     """
-    kind = SCHEMA.field("blocks").type
-    names = [field.name for field in kind.value_type]
     if not pa.types.is_list(column.type) or not pa.types.is_struct(column.type.value_type):
         return column
-    if column.type.value_type.get_field_index("allocation") >= 0:
+    lacking = [name for name in _LATER_FIELDS[field.name] if column.type.value_type.get_field_index(name) < 0]
+    if not lacking:
         return column
-    return pa.chunked_array([_widened(chunk, names).cast(kind) for chunk in column.chunks], type=kind)
+    chunks = [_widened(chunk, field.type.value_type, lacking).cast(field.type) for chunk in column.chunks]
+    return pa.chunked_array(chunks, type=field.type)
 
 
-def _widened(lists: pa.ListArray, names: Sequence[str]) -> pa.ListArray:
-    """The same lists of structs with the fields `names`, of which `allocation` is null; ArrowException without one."""
+def _widened(lists: pa.ListArray, entry: pa.StructType, lacking: Sequence[str]) -> pa.ListArray:
+    """The same lists with the fields of `entry`, null in those that are lacking; ArrowException without another one."""
     entries = lists.flatten()
-    empty = pa.nulls(len(entries), pa.string())
-    fields = [empty if name == "allocation" else pc.struct_field(entries, name) for name in names]
+    names = [field.name for field in entry]
+    fields = [
+        pa.nulls(len(entries), field.type) if field.name in lacking else pc.struct_field(entries, field.name)
+        for field in entry
+    ]
     structs = pa.StructArray.from_arrays(fields, names, mask=entries.is_null())
     ends = pc.cumulative_sum(pc.list_value_length(lists).fill_null(0))
     offsets = pa.concat_arrays([pa.array([0], type=ends.type), ends])

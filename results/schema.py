@@ -3,7 +3,8 @@
 A row is flat but for two lists: `blocks` (the compressed form of each block; null in a knob means uncompressed)
 and `curve` (one entry for each epoch that ran). A number that is not finite is kept as null, never as NaN.
 
-Version 2 added `allocation` to `blocks`; a row of version 1 is read with null there.
+Version 2 added `allocation` to `blocks`, version 3 `val_top5` (in `curve` too) and `latency_b64_ms`; rows of earlier
+versions are read with null there.
 """
 
 import math
@@ -19,7 +20,7 @@ from layers.errors import OvertoneError
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "TrialRow", "TrialStatus", "to_table"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -43,6 +44,7 @@ _EPOCH = pa.struct(
         "epoch": pa.int64(),
         "train_loss": pa.float64(),
         "val_top1": pa.float64(),
+        "val_top5": pa.float64(),
         "val_loss": pa.float64(),
         "lr": pa.float64(),
         "seconds": pa.float64(),
@@ -65,10 +67,12 @@ SCHEMA = pa.schema(
         "epochs": pa.int64(),
         "epochs_run": pa.int64(),
         "val_top1": pa.float64(),
+        "val_top5": pa.float64(),
         "val_loss": pa.float64(),
         "zero_shot_top1": pa.float64(),
         "train_loss": pa.float64(),
         "latency_ms": pa.float64(),
+        "latency_b64_ms": pa.float64(),
         "parameters": pa.int64(),
         "size_bytes": pa.int64(),
         "macs": pa.int64(),
@@ -104,7 +108,8 @@ class TrialStatus(StrEnum):
 class TrialRow:
     """One trial as the ledger keeps it.
 
-    Accuracies are fractions in [0, 1], times are seconds, `latency_ms` milliseconds, `spec` and `versions` JSON.
+    Accuracies are fractions in [0, 1], times are seconds, latencies of one image and of a batch of 64 milliseconds,
+    `spec` and `versions` JSON.
     `confirms` is the id of the trial that this one repeats with another seed, null for a trial of the search itself.
     A finished row needs a finite `val_top1` and its four costs; a failed row needs the text of its error.
     """
@@ -127,10 +132,12 @@ class TrialRow:
     error: str | None = None
     confirms: str | None = None
     val_top1: float | None = None
+    val_top5: float | None = None
     val_loss: float | None = None
     zero_shot_top1: float | None = None
     train_loss: float | None = None
     latency_ms: float | None = None
+    latency_b64_ms: float | None = None
     parameters: int | None = None
     size_bytes: int | None = None
     macs: int | None = None

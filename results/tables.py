@@ -18,8 +18,10 @@ __all__ = ["TABLES", "baseline_table", "with_confidence"]
 _BASELINE = pa.schema(
     {
         "val_top1": pa.float64(),
+        "val_top5": pa.float64(),
         "val_images": pa.int64(),
         "latency_ms": pa.float64(),
+        "latency_b64_ms": pa.float64(),
         "parameters": pa.int64(),
         "size_bytes": pa.int64(),
         "macs": pa.int64(),

@@ -13,6 +13,7 @@ _AXES = {
     "macs": ("compute (million multiply-accumulates)", 1e6),
     "parameters": ("parameters (thousands)", 1e3),
     "latency_ms": ("latency at batch 1 (ms)", 1.0),
+    "latency_b64_ms": ("latency at batch 64 (ms)", 1.0),
 }
 _SHORT = {
     "size_bytes": "kB",
@@ -20,6 +21,7 @@ _SHORT = {
     "macs": "million MACs",
     "parameters": "thousand parameters",
     "latency_ms": "ms",
+    "latency_b64_ms": "ms for 64",
 }
 
 
@@ -31,7 +33,7 @@ def cost_axis(cost: str) -> tuple[str, float]:
 
 
 def short_unit(cost: str) -> str:
-    """The axis's unit as it follows a number: `kB`, `MFLOPs`, `ms`."""
+    """The axis's unit as it follows a number: `kB`, `MFLOPs`, `ms`, `ms for 64` (images)."""
     cost_axis(cost)
     return _SHORT[cost]
 
@@ -42,7 +44,7 @@ def percent(fraction: float | None) -> str:
 
 
 def figures_text(row: Mapping[str, Any]) -> str:
-    """Accuracy, size and compute of a row in one short line; what is not known is left out."""
+    """Accuracy, size, compute and latencies of a row in one short line; what is not known is left out."""
     parts = []
     if row.get("val_top1") is not None:
         parts.append(percent(row["val_top1"]))
@@ -50,6 +52,7 @@ def figures_text(row: Mapping[str, Any]) -> str:
         parts.append(f"{row['size_bytes'] / 1e3:,.1f} kB")
     if row.get("flops") is not None:
         parts.append(f"{row['flops'] / 1e6:,.2f} MFLOPs")
-    if row.get("latency_ms") is not None:
-        parts.append(f"{row['latency_ms']:.3g} ms")
+    for name in ("latency_ms", "latency_b64_ms"):
+        if row.get(name) is not None:
+            parts.append(f"{row[name]:.3g} {_SHORT[name]}")
     return " · ".join(parts)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from layers import OvertoneError, UsageError
+from layers import OvertoneError, UsageError, compress_model
 from results.confidence import study_confidence
 from results.ledger import Ledger
 from results.query import query as query_trials
@@ -26,13 +26,13 @@ from results.store import Store as OpenStore
 from results.summary import repeats, summarise
 from results.tables import TABLES
 from search import options
-from search.display import confirm_line, next_step, show_survey, show_trials, status_line
+from search.display import confirm_line, epoch_line, next_step, show_survey, show_trials, status_line
 from search.insight import insight as study_insight
 from search.insight_table import show_insight
-from spaces import Network, Space, build_model, load_weights, save_weights, state_sha256
+from spaces import Network, Space, build_model, load_weights, state_sha256
 from trainers.data import DataSpec, load_data
 from trainers.device import default_device, parse_device
-from trainers.schedule import Schedule
+from trainers.faults import DataWarning
 
 if TYPE_CHECKING:
     from search.launch import Outcome
@@ -60,11 +60,16 @@ def inspect(
         str | None, typer.Option(help="Data that fix image size and classes; default: the network's usual ones.")
     ] = None,
     data_dir: options.DataDir = "data",
+    stream: options.Stream = False,
     image: Annotated[str | None, typer.Option(help="Image as CHANNELSxHEIGHTxWIDTH, such as 3x224x224.")] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
     space: options.SpaceFile = None,
     blocks: options.Blocks = "stage",
     epochs: options.Epochs = 5,
+    schedule: options.SchedulePreset = "finetune",
+    batch_size: options.BatchSize = None,
+    precision: options.Precision = None,
+    device: Annotated[str, typer.Option(help="Where a trial is to run: cpu, cuda or cuda:1.")] = default_device(),
     weights: Annotated[
         str | None,
         typer.Option(
@@ -76,20 +81,25 @@ def inspect(
     png: options.FiltersFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show a network's blocks, what each can legally take, and the sizes and FLOPs in reach. Trains nothing.
+    """Show a network's blocks, what each can legally take, and the sizes and FLOPs in reach.
 
+    With --dataset it also says what a trial will take in time and memory: it times a few training steps of a copy of
+    the network on random images, which is all that it trains.
     With --filters and --png it draws a layer's filters and their series instead.
     Example: overtone inspect --model resnet20 --weights resnet20.safetensors --filters layer1.0.conv1 --png filters.png
     """
     from search.survey import survey, usual_shape
+    from trainers.estimate import estimate_trial
 
     if (filters is None) != (png is None):
         raise UsageError(f"filters (={filters!r}) and png (={png and str(png)!r}) must be given together.")
-    images, (shape, count) = 0, usual_shape(model)
+    settings = options.read_schedule(schedule, None, batch_size=batch_size, precision=precision)
+    where = parse_device(device)
+    images, validation, (shape, count) = 0, 0, usual_shape(model)
     if dataset is not None:
-        data = load_data(DataSpec(name=dataset, data_dir=data_dir))
-        images, count = len(data.train), data.classes
-        shape = (data.channels, data.val.images.shape[2], data.val.images.shape[3])
+        data = load_data(DataSpec(name=dataset, data_dir=data_dir, stream=stream))
+        images, validation, count = len(data.train), len(data.val), data.classes
+        shape = data.val.image_shape
     shape, count = options.parse_image(image) if image else shape, classes or count
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -100,8 +110,20 @@ def inspect(
         _draw_filters(built, model, filters, png, trained=weights is not None, as_json=as_json)
         return
     network = Network.of(built, shape, options.parse_granularity(blocks))
-    limits = options.read_space(space)
-    found = survey(Space.default(network).restricted(limits), model=model, train_images=images, epochs=epochs)
+    limited = Space.default(network).restricted(options.read_space(space))
+    trial = None
+    if dataset is not None:
+        trial = estimate_trial(
+            built,
+            shape,
+            schedule=settings,
+            epochs=epochs,
+            train_images=images,
+            val_images=validation,
+            device=where,
+            streamed=not isinstance(data.train.images, torch.Tensor),
+        )
+    found = survey(limited, model=model, train_images=images, epochs=epochs, trial=trial)
     if as_json:
         _print_json(found.to_json())
     else:
@@ -116,41 +138,70 @@ def train(
     data_dir: options.DataDir = "data",
     train_limit: options.TrainLimit = None,
     validation_from: options.ValidationFrom = "train",
+    stream: options.Stream = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="Train a compressed network instead, from its random start: the name of a preset that `overtone "
+            "inspect` lists, or a JSON file of its blocks; the config.json of an export is one."
+        ),
+    ] = None,
+    blocks: options.Blocks = "stage",
     epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 30,
+    schedule: options.SchedulePreset = "baseline",
+    lr: options.LearningRate = None,
+    batch_size: options.BatchSize = None,
+    shape: options.Shape = None,
+    precision: options.Precision = None,
+    setting: options.Settings = None,
     seed: options.Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = default_device(),
     as_json: options.Json = False,
 ) -> None:
-    """Train an uncompressed baseline, where you have no weights yet.
+    """Train an uncompressed baseline, where you have no weights yet; or a compressed network from its random start.
 
+    After each epoch it leaves a checkpoint beside the file: stopped by Ctrl-C or a crash, the same command goes on.
     Example: overtone train --model resnet8 --dataset digits --out resnet8.safetensors
+    Example: overtone train --model resnet20 --dataset cifar10 --epochs 164 --schedule resnet --out resnet20.safetensors
     """
-    from trainers.baseline import train_baseline
+    from trainers.baseline import random_network, save_trained, train_baseline
 
-    spec = DataSpec(name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from)
+    settings = options.read_schedule(schedule, setting, lr=lr, batch_size=batch_size, shape=shape, precision=precision)
+    spec = DataSpec(
+        name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from, stream=stream
+    )
     if out.suffix != ".safetensors":
         raise UsageError(f"out (={str(out)!r}) must end in .safetensors.")
     where = parse_device(device)
     data = load_data(spec)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = build_model(model, classes=data.classes, channels=data.channels)
-    Network.of(network, (data.channels, data.val.images.shape[2], data.val.images.shape[3]))
+    network = random_network(model, data, seed=seed)
+    layout = Network.of(network, data.val.image_shape, options.parse_granularity(blocks))
+    forms: dict[str, Any] = {}
+    if config is not None:
+        chosen = options.read_config(config, model, layout)
+        forms, network = {"config": chosen.to_json()}, compress_model(network, layout.forms(chosen))
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    if checkpoint.exists():
+        _err.print(f"Going on from {checkpoint}.", highlight=False)
     curve = train_baseline(
         network,
         data,
+        settings,
         epochs=epochs,
         seed=seed,
         device=where,
-        on_epoch=lambda e: _err.print(
-            f"epoch {e.epoch}/{epochs}: train_loss {e.train_loss:.4f}, val_top1 {e.val_top1:.4f}, {e.seconds:.1f} s",
-            highlight=False,
-        ),
+        on_epoch=lambda e: _err.print(epoch_line(e, epochs), highlight=False),
+        checkpoint=checkpoint,
+        about={"model": model, **forms},
     )
-    about = {"model": model, "dataset": dataset, "seed": str(seed), "val_top1": f"{curve[-1].val_top1:.6f}"}
-    save_weights(network, out, about)
-    found = {"out": str(out), "val_top1": curve[-1].val_top1, "epochs": epochs, "weights_sha256": state_sha256(network)}
-    _say(found, f"{out}: val_top1 {curve[-1].val_top1:.4f} after {epochs} epochs", as_json)
+    last = curve[-1]
+    about = {"dataset": dataset, "seed": seed, "epochs": epochs, "val_top1": round(last.val_top1, 6), **forms}
+    save_trained(network, out, model, data, {**about, "schedule": asdict(settings)})
+    checkpoint.unlink(missing_ok=True)
+    found = {"out": str(out), "val_top1": last.val_top1, "val_top5": last.val_top5, "epochs": epochs}
+    if config is None:
+        found["weights_sha256"] = state_sha256(network)
+    _say(found, f"{out}: val_top1 {last.val_top1:.4f} after {epochs} epochs", as_json)
 
 
 @app.command()
@@ -162,9 +213,12 @@ def search(
     data_dir: options.DataDir = "data",
     train_limit: options.TrainLimit = None,
     validation_from: options.ValidationFrom = "train",
+    stream: options.Stream = False,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="Repeat for each: val_top1, size_bytes, flops, latency_ms. Default: the first three."),
+        typer.Option(
+            help="Repeat for each: val_top1, size_bytes, flops, latency_ms, latency_b64_ms. Default: first three."
+        ),
     ] = None,
     max_size: Annotated[str | None, typer.Option(help="Try no network above this size, such as 40kB.")] = None,
     max_flops: Annotated[str | None, typer.Option(help="Try no network above this compute, such as 5M.")] = None,
@@ -173,15 +227,15 @@ def search(
     minimum_templates: Annotated[int, typer.Option(help="Fewest templates a layer; 32 suits ImageNet.")] = 8,
     trials: Annotated[int, typer.Option(help="Trials to run in all.")] = 24,
     epochs: options.Epochs = 5,
-    lr: Annotated[float, typer.Option(help="Highest learning rate of fine-tuning.")] = Schedule().lr,
-    batch_size: Annotated[int, typer.Option(help="Images a step of fine-tuning.")] = Schedule().batch_size,
-    shape: Annotated[
-        str, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")
-    ] = Schedule().shape,
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 where the device is fast at it.")] = "fp32",
+    schedule: options.SchedulePreset = "finetune",
+    lr: options.LearningRate = None,
+    batch_size: options.BatchSize = None,
+    shape: options.Shape = None,
+    precision: options.Precision = None,
     distillation: Annotated[
-        float, typer.Option(help="Share of the loss, 0 to 1, that asks for the uncompressed network's outputs.")
-    ] = 0.0,
+        float | None, typer.Option(help="Share of the loss, 0 to 1, that asks for the uncompressed network's outputs.")
+    ] = None,
+    setting: options.Settings = None,
     start: Annotated[
         str,
         typer.Option(
@@ -211,7 +265,9 @@ def search(
     plan = StudyPlan(
         model=model,
         weights=str(Path(weights).resolve()) if Path(weights).exists() else weights,
-        data=DataSpec(name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from),
+        data=DataSpec(
+            name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from, stream=stream
+        ),
         objectives=tuple(objective or DEFAULT_OBJECTIVES),
         budget=Budget(
             max_size=options.parse_amount(max_size, name="max_size") if max_size else None,
@@ -220,7 +276,9 @@ def search(
         blocks=options.parse_granularity(blocks),
         space=options.read_space(space),
         minimum_templates=minimum_templates,
-        schedule=Schedule(lr=lr, batch_size=batch_size, shape=shape, precision=precision, distillation=distillation),
+        schedule=options.read_schedule(
+            schedule, setting, lr=lr, batch_size=batch_size, shape=shape, precision=precision, distillation=distillation
+        ),
         start=start,
         epochs=epochs,
         seed=seed,
@@ -434,6 +492,8 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     warnings.simplefilter("ignore")
+    warnings.simplefilter("always", DataWarning)
+    warnings.showwarning = lambda message, *_, **__: print(f"overtone: {message}", file=sys.stderr)
     try:
         code = app(arguments, standalone_mode=False)
     except UsageError as error:

@@ -13,6 +13,8 @@ from rich.text import Text
 from results.network import network_text
 from search.progress import duration
 from search.survey import Survey
+from trainers.estimate import TrialEstimate
+from trainers.finetune import Epoch
 
 if TYPE_CHECKING:
     from search.confirm import Confirmation
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = [
     "accuracy",
     "confirm_line",
+    "epoch_line",
     "kilobytes",
+    "megabytes",
     "megaflops",
     "next_step",
     "show_survey",
@@ -31,16 +35,25 @@ __all__ = [
 ]
 
 _COLUMNS = (
-    *("trial", "status", "val_top1", "probability_dominated", "size_bytes", "flops", "latency_ms", "epochs_run"),
-    "blocks",
+    *("trial", "status", "val_top1", "probability_dominated", "size_bytes", "flops", "latency_ms", "latency_b64_ms"),
+    *("epochs_run", "blocks"),
 )
 _HEADERS = {
     "probability_dominated": "P(dominated)",
     "size_bytes": "size",
     "flops": "compute",
     "latency_ms": "latency",
+    "latency_b64_ms": "latency (64)",
     "blocks": "network",
 }
+
+
+def epoch_line(epoch: Epoch, epochs: int) -> str:
+    """Where a training stands after an epoch, and how long the rest takes at that pace."""
+    left = epoch.seconds * (epochs - epoch.epoch)
+    rest = f", about {duration(left)} left" if epoch.epoch < epochs else ""
+    measured = f"train_loss {epoch.train_loss:.4f}, val_top1 {epoch.val_top1:.4f}"
+    return f"epoch {epoch.epoch}/{epochs}: {measured}, {epoch.seconds:.1f} s{rest}"
 
 
 def show_survey(console: Console, survey: Survey, title: str) -> None:
@@ -67,9 +80,22 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
         f"compute: {megaflops(whole['flops'])} uncompressed, down to {megaflops(least['flops'])}",
         f"parameters: {whole['parameters']:,} uncompressed",
     ]
-    if survey.trial_flops:
-        lines.append(f"a trial: up to {survey.trial_flops / 1e9:,.1f} GFLOPs of fine-tuning")
+    if survey.trial is not None:
+        lines += _trial_lines(survey.trial, survey.trial_flops)
     console.print("\n".join(lines), highlight=False)
+
+
+def _trial_lines(trial: TrialEstimate, flops: int) -> list[str]:
+    """Seconds, bytes and arithmetic of a trial, then what they are made of."""
+    threads = f" ({trial.threads} thread{'' if trial.threads == 1 else 's'})" if trial.device == "cpu" else ""
+    parts = ("weights", "gradients", "optimiser", "activations", "validation", "images")
+    memory = ", ".join(f"{part} {megabytes(getattr(trial, f'{part}_bytes'))}" for part in parts)
+    return [
+        f"a trial: about {duration(trial.seconds)} on {trial.device}{threads}, {megabytes(trial.memory_bytes)}, "
+        f"up to {flops / 1e9:,.1f} GFLOPs of fine-tuning",
+        f"  time: training {duration(trial.training_s)}, validation {duration(trial.validation_s)}; the start is extra",
+        f"  memory: {memory}",
+    ]
 
 
 def _preset_table(source: str, presets: Sequence[Mapping[str, Any]]) -> Table:
@@ -174,6 +200,13 @@ def kilobytes(size: float) -> str:
     return f"{size / 1e3:,.1f} kB"
 
 
+def megabytes(size: float) -> str:
+    """Bytes as MB of 1,000,000, above 1,000 of them as GB."""
+    if size >= 1e9:
+        return f"{size / 1e9:,.1f} GB"
+    return f"{size / 1e6:,.1f} MB" if size < 1e7 else f"{size / 1e6:,.0f} MB"
+
+
 def megaflops(flops: float) -> str:
     """Floating-point operations in millions."""
     return f"{flops / 1e6:,.2f} MFLOPs"
@@ -195,8 +228,8 @@ def _cell(name: str, value: Any) -> str:
         return value
     forms: Mapping[str, str] = {
         **dict.fromkeys(("val_top1", "zero_shot_top1", "val_top1_mean", "val_top1_low", "val_top1_high"), "{:.2%}"),
-        "val_top1_repeats": "{:.2%}",
-        "latency_ms": "{:.3g} ms",
+        **dict.fromkeys(("val_top1_repeats", "val_top5"), "{:.2%}"),
+        **dict.fromkeys(("latency_ms", "latency_b64_ms"), "{:.3g} ms"),
         "probability_dominated": "{:.1%}",
     }
     if name == "size_bytes":

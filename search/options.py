@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +13,13 @@ import typer
 import yaml
 
 from layers import UsageError
+from spaces import Network, NetworkConfig, presets
 from spaces.blocks import Granularity
+from trainers.schedule import PRESETS, Schedule
 
 __all__ = [
     "Address",
+    "BatchSize",
     "Blocks",
     "Concurrency",
     "CpusPerTrial",
@@ -25,10 +30,16 @@ __all__ = [
     "FiltersFile",
     "GpusPerTrial",
     "Json",
+    "LearningRate",
     "Model",
+    "Precision",
+    "SchedulePreset",
     "Seed",
+    "Settings",
+    "Shape",
     "SpaceFile",
     "Store",
+    "Stream",
     "Study",
     "TrainLimit",
     "ValidationFrom",
@@ -36,8 +47,14 @@ __all__ = [
     "parse_amount",
     "parse_granularity",
     "parse_image",
+    "read_config",
+    "read_schedule",
     "read_space",
 ]
+
+_NAMED = ("lr", "batch_size", "shape", "precision", "distillation")
+SETTINGS = tuple(field.name for field in fields(Schedule) if field.name not in _NAMED)
+"""Settings of a schedule that have no option of their own."""
 
 _PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)\s*(b|bytes|flops?)?\s*", re.IGNORECASE)
@@ -58,6 +75,13 @@ Dataset = Annotated[
 ]
 DataDir = Annotated[str, typer.Option(help="Folder that cifar10 is kept in, or downloaded to.")]
 TrainLimit = Annotated[int | None, typer.Option(help="Use at most so many training images, for short runs.")]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Decode training images as they are needed, for a folder of images that do not fit in memory decoded.",
+    ),
+]
 ValidationFrom = Annotated[
     str,
     typer.Option(
@@ -84,6 +108,21 @@ Filters = Annotated[
 ]
 FiltersFile = Annotated[Path | None, typer.Option("--png", help="File to draw --filters into: .png, or .svg.")]
 Epochs = Annotated[int, typer.Option(help="Epochs of fine-tuning in a trial.")]
+SchedulePreset = Annotated[str, typer.Option("--schedule", help=f"Settings to begin with: {', '.join(PRESETS)}.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
+Shape = Annotated[str | None, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")]
+Precision = Annotated[
+    str | None, typer.Option(help="What training computes in: auto (bf16 where the device has it), bf16 or fp32.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--setting",
+        help=f"Repeat for each: any other setting of the schedule, such as ema=0.999 or step_at=30,60; "
+        f"{', '.join(SETTINGS)}.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Store = Annotated[str, typer.Option(help="Where studies are kept: a folder, NFS, or s3://bucket/prefix.")]
 Study = Annotated[str, typer.Option(help="Name of the study.")]
@@ -137,6 +176,50 @@ def parse_image(text: str) -> tuple[int, int, int]:
         raise UsageError(f"image (={text!r}) must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32.")
     channels, height, width = map(int, parts)
     return channels, height, width
+
+
+def read_schedule(preset: str, settings: Sequence[str] | None, **given: Any) -> Schedule:
+    """The preset with what was given in its place (`None` was not), and the settings, each `NAME=VALUE`."""
+    if preset not in PRESETS:
+        raise UsageError(f"schedule (={preset!r}) must be one of {', '.join(PRESETS)}.")
+    changes = {name: value for name, value in given.items() if value is not None}
+    for setting in settings or ():
+        name, _, text = setting.partition("=")
+        if name not in SETTINGS:
+            raise UsageError(f"setting (={setting!r}) must be NAME=VALUE, with a name of {', '.join(SETTINGS)}.")
+        changes[name] = _parse_setting(name, text, getattr(Schedule(), name))
+    return replace(PRESETS[preset], **changes)
+
+
+def _parse_setting(name: str, text: str, like: Any) -> Any:
+    """The value of a setting in the type of its default."""
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(like, tuple):
+            return tuple(float(part) for part in text.split(",") if part)
+        return type(like)(text)
+    except (KeyError, ValueError) as error:
+        kind = {bool: "true or false", int: "a whole number", tuple: "numbers with commas"}.get(type(like), "a number")
+        raise UsageError(f"setting {name} (={text!r}) must be {kind}.") from error
+
+
+def read_config(text: str, model: str, network: Network) -> NetworkConfig:
+    """The preset of that name, or what a JSON file holds: a config, or something with one in it, such as an export's
+    `config.json`.
+    """
+    named = {preset.name: preset.config for preset in presets(model, network)}
+    if text in named:
+        return named[text]
+    try:
+        found = json.loads(Path(text).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"config (={text!r}) must be a readable JSON file or a preset of {model}: {', '.join(named)}."
+        ) from error
+    for part in ("spec", "config"):
+        found = found.get(part, found) if isinstance(found, Mapping) else found
+    return network.canonical(NetworkConfig.from_json(found))
 
 
 def read_space(path: Path | None) -> Mapping[str, Any]:

@@ -17,6 +17,8 @@ from trainers.spec import TrialSpec
 
 __all__ = ["failed_row", "finished_row", "network_config"]
 
+_MEASURED = ("val_top1", "val_top5", "val_loss", "zero_shot_top1", "latency_ms", "latency_b64_ms")
+
 
 def finished_row(
     study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], model_sha256: str | None
@@ -29,7 +31,7 @@ def finished_row(
         status=TrialStatus.FINISHED,
         epochs_run=len(curve),
         train_loss=curve[-1]["train_loss"] if curve else None,
-        **{name: result[name] for name in ("val_top1", "val_loss", "zero_shot_top1", "latency_ms")},
+        **{name: result[name] for name in _MEASURED},
         **result["cost"],
         **{name: result[name] for name in ("config_digest", "spec_digest", "compress_s", "finetune_s", "evaluate_s")},
         **_times(report.get("started")),

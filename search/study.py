@@ -18,6 +18,8 @@ from trainers.start import STARTS
 __all__ = ["DEFAULT_OBJECTIVES", "StudyPlan"]
 
 DEFAULT_OBJECTIVES = ("val_top1", "size_bytes", "flops")
+_LATENCIES = frozenset({"latency_ms", "latency_b64_ms"})
+"""Objectives for which a trial measures latency, both of them at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,5 +79,5 @@ class StudyPlan:
             start=self.start,
             epochs=self.epochs,
             seed=self.seed,
-            latency="latency_ms" in self.objectives,
+            latency=not _LATENCIES.isdisjoint(self.objectives),
         )

@@ -42,6 +42,7 @@ class Subject:
         cost = self.network.cost(NetworkConfig())
         return {
             "val_top1": found.top1,
+            "val_top5": found.top5,
             "val_images": found.n,
             "parameters": cost.parameters,
             "size_bytes": cost.size_bytes,

@@ -9,6 +9,7 @@ from typing import Any
 from layers import Cost
 from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, presets
 from spaces.models import RESNET_DEPTHS
+from trainers.estimate import TrialEstimate
 
 __all__ = ["Survey", "survey", "usual_shape"]
 
@@ -26,6 +27,8 @@ class Survey:
     """Least `size_bytes` and least `flops` in the space, each by itself."""
     trial_flops: int
     """Arithmetic of one trial's fine-tuning of the uncompressed network, 0 where no data are named."""
+    trial: TrialEstimate | None
+    """What a trial takes on a device, where that was asked for."""
     presets: tuple[Mapping[str, Any], ...]
     """Of each row of the papers, or in their spirit (`spaces.presets`): `name`, `source`, `parameters`, `size_bytes`,
     `flops`, `published_top1`, `published_base`, and `percent_size`, `percent_flops`, `percent_parameters` of the
@@ -39,12 +42,13 @@ class Survey:
             "uncompressed": dict(self.uncompressed),
             "least": dict(self.least),
             "trial_flops": self.trial_flops,
+            "trial": self.trial and self.trial.to_json(),
             "presets": [dict(preset) for preset in self.presets],
         }
 
 
-def survey(space: Space, *, model: str, train_images: int, epochs: int) -> Survey:
-    """Count everything from shapes alone; a backward pass counts as two forward ones.
+def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: TrialEstimate | None = None) -> Survey:
+    """Count everything but the estimate from shapes alone; a backward pass counts as two forward ones.
 
     The model's name says which rows of the papers are its own; they are counted even where they lie outside the space.
     """
@@ -65,6 +69,7 @@ def survey(space: Space, *, model: str, train_images: int, epochs: int) -> Surve
             "flops": network.rest.flops + sum(min(c.flops for c in block) for block in costs.values()),
         },
         trial_flops=3 * whole.flops * train_images * epochs,
+        trial=trial,
         presets=tuple(_preset(network, preset, whole) for preset in presets(model, network)),
     )
 

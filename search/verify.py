@@ -80,7 +80,10 @@ def _card(study: str, row: dict[str, Any], spec: TrialSpec, model: nn.Module, da
             f"The packed model of trial {row['trial']} has val_top1 {found.top1}, the ledger says {row['val_top1']}."
         )
     test = evaluate(model, data.test, mean=data.mean, std=data.std, device="cpu")
-    kept = ("trial", "val_top1", "size_bytes", "flops", "macs", "parameters", "latency_ms", "device", "model_sha256")
+    kept = (
+        *("trial", "val_top1", "val_top5", "size_bytes", "flops", "macs", "parameters", "latency_ms", "latency_b64_ms"),
+        *("device", "model_sha256"),
+    )
     return {
         "study": study,
         **{name: row[name] for name in kept},
@@ -90,6 +93,7 @@ def _card(study: str, row: dict[str, Any], spec: TrialSpec, model: nn.Module, da
         "blocks": row["blocks"],
         "val_n": found.n,
         "test_top1": test.top1,
+        "test_top5": test.top5,
         "test_n": test.n,
     }
 

@@ -2,6 +2,7 @@
 const data = JSON.parse(document.getElementById('data').textContent);
 const T = data.trials;
 const COUNT = T.trial.length;
+const COSTS = ['size_bytes', 'flops', 'latency_ms', 'latency_b64_ms'];
 const axisOf = Object.fromEntries(data.axes.map((axis) => [axis.key, axis]));
 const member = new Uint8Array(COUNT);
 for (const i of data.front) member[i] = 1;
@@ -61,7 +62,7 @@ function networkLines(i, most = Infinity) {
 
 function figures(i) {
   const parts = T.val_top1[i] === null ? [] : [percent(T.val_top1[i])];
-  for (const key of ['size_bytes', 'flops', 'latency_ms']) {
+  for (const key of COSTS) {
     if (axisOf[key] && T[key][i] !== null) parts.push(cost(key, T[key][i]));
   }
   return parts.join(' · ');

@@ -59,7 +59,7 @@ function landmark(name, rows, marker) {
 }
 
 function baselineText() {
-  const costs = ['size_bytes', 'flops', 'latency_ms'].filter((key) => axisOf[key] && data.baseline[key] !== undefined);
+  const costs = COSTS.filter((key) => axisOf[key] && data.baseline[key] !== undefined);
   return [percent(data.baseline.val_top1), ...costs.map((key) => cost(key, data.baseline[key]))].join(' · ');
 }
 
@@ -113,8 +113,8 @@ function walk(event) {
 
 async function startFront() {
   radios(byId('axes'), 'axis', data.axes.map((axis) => [axis.key, axis.title]), state.axis, (key) => { state.axis = key; drawFront(); for (const follow of filtered) follow(); });
-  for (const key of ['size_bytes', 'flops', 'latency_ms']) {
-    const label = { size_bytes: 'largest size', flops: 'most compute', latency_ms: 'longest latency' }[key];
+  for (const key of COSTS) {
+    const label = { size_bytes: 'largest size', flops: 'most compute', latency_ms: 'longest latency', latency_b64_ms: 'longest latency of 64' }[key];
     if (axisOf[key]) addSlider(key, label, (value) => `${number(value / axisOf[key].unit, 3)} ${axisOf[key].short}`);
   }
   addSlider('val_top1', 'least accuracy', (value) => percent(value, 1));

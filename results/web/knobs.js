@@ -59,7 +59,7 @@ function figureAxis(key, title, scale, text) {
 
 function axesShown() {
   const items = knobViews[Number(byId('knob-view').value)]?.[1] ?? [];
-  const costs = ['size_bytes', 'flops', 'latency_ms'].filter((key) => axisOf[key])
+  const costs = COSTS.filter((key) => axisOf[key])
     .map((key) => figureAxis(key, axisOf[key].title.replace(' (', '<br>('), Math.log, (value) => number(Math.exp(value) / axisOf[key].unit, 3)));
   return [...items.map(knobAxis), ...costs, figureAxis('val_top1', 'accuracy<br>(%)', (value) => value, (value) => (100 * value).toFixed(1))].filter(Boolean);
 }

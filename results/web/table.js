@@ -7,8 +7,8 @@ const columns = [
   { key: 'trial', title: 'trial', value: (i) => T.trial[i] },
   { key: 'number', title: 'asked', kind: 'number', value: (i) => T.number[i] },
   { key: 'val_top1', title: 'accuracy', kind: 'number', value: (i) => T.val_top1[i], text: (v) => percent(v) },
-  ...data.axes.filter((axis) => ['size_bytes', 'flops', 'latency_ms'].includes(axis.key)).map((axis) => ({ key: axis.key,
-    title: { size_bytes: 'size (kB)', flops: 'MFLOPs', latency_ms: 'ms' }[axis.key], kind: 'number', value: (i) => T[axis.key][i], text: (v) => number(v / axis.unit, 4) })),
+  ...data.axes.filter((axis) => COSTS.includes(axis.key)).map((axis) => ({ key: axis.key,
+    title: { size_bytes: 'size (kB)', flops: 'MFLOPs', latency_ms: 'ms', latency_b64_ms: 'ms for 64' }[axis.key], kind: 'number', value: (i) => T[axis.key][i], text: (v) => number(v / axis.unit, 4) })),
   { key: 'seeds', title: 'seeds', kind: 'number', value: (i) => (T.status[i] === 'finished' ? data.seeds[T.trial[i]]?.seeds ?? 1 : null) },
   { key: 'network', title: 'network', kind: 'text', value: network },
 ];

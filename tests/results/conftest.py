@@ -30,21 +30,34 @@ BLOCKS = (
     | {"allocation": None, "transform": "scalar", "bits": 8, "exponent_block": None},
 )
 CURVE = (
-    {"epoch": 0, "train_loss": 1.2, "val_top1": 0.5, "val_loss": 1.1, "lr": 0.1, "seconds": 0.4},
-    {"epoch": 1, "train_loss": 0.6, "val_top1": 0.8, "val_loss": 0.7, "lr": 0.01, "seconds": 0.4},
+    {"epoch": 0, "train_loss": 1.2, "val_top1": 0.5, "val_top5": 0.9, "val_loss": 1.1, "lr": 0.1, "seconds": 0.4},
+    {"epoch": 1, "train_loss": 0.6, "val_top1": 0.8, "val_top5": 1.0, "val_loss": 0.7, "lr": 0.01, "seconds": 0.4},
 )
 
 
 def version_1(table: pa.Table) -> pa.Table:
     """Rows as version 1 of the schema held them, which had no `allocation`; written anew, they make an old file."""
-    lists = table.column("blocks").combine_chunks()
-    lists = lists if isinstance(lists, pa.Array) else pa.array([], type=table.schema.field("blocks").type)
-    names = [field.name for field in lists.type.value_type if field.name != "allocation"]
+    return _stamped(_without(version_2(table), "blocks", "allocation"), 1)
+
+
+def version_2(table: pa.Table) -> pa.Table:
+    """Rows as version 2 held them, which had neither top-5 accuracy nor latency of a batch."""
+    return _stamped(_without(table.drop_columns(["val_top5", "latency_b64_ms"]), "curve", "val_top5"), 2)
+
+
+def _without(table: pa.Table, column: str, field: str) -> pa.Table:
+    """The table without a field in the entries of a list column."""
+    lists = table.column(column).combine_chunks()
+    lists = lists if isinstance(lists, pa.Array) else pa.array([], type=table.schema.field(column).type)
+    names = [entry.name for entry in lists.type.value_type if entry.name != field]
     structs = pa.StructArray.from_arrays([lists.values.field(name) for name in names], names)
     old = pa.ListArray.from_arrays(lists.offsets, structs)
-    table = table.set_column(table.schema.get_field_index("blocks"), "blocks", old)
-    ones = pa.array([1] * table.num_rows, type=pa.int64())
-    return table.set_column(table.schema.get_field_index("schema_version"), "schema_version", ones)
+    return table.set_column(table.schema.get_field_index(column), column, old)
+
+
+def _stamped(table: pa.Table, version: int) -> pa.Table:
+    stamps = pa.array([version] * table.num_rows, type=pa.int64())
+    return table.set_column(table.schema.get_field_index("schema_version"), "schema_version", stamps)
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +117,8 @@ def random_rows(make_row: RowMaker, rng: np.random.Generator) -> Callable[[int],
                 "macs": flops // 2,
                 "flops": flops,
                 "latency_ms": float(rng.integers(1, 9)) if rng.random() < 0.8 else float("nan"),
+                "latency_b64_ms": float(rng.integers(10, 90)) if rng.random() < 0.8 else None,
+                "val_top5": round(float(rng.uniform(0.9, 1.0)), 3),
             }
             if rng.random() < 0.15:
                 values |= {"status": TrialStatus.FAILED, "error": "out of memory", "val_top1": None}

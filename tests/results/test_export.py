@@ -9,6 +9,7 @@ from layers import compress_model
 from layers.errors import OvertoneError, UsageError
 from results import export
 from results.export import FORMATS, export_model
+from results.modelcard import model_card
 from spaces.config import BlockConfig, NetworkConfig
 from spaces.models import build_model
 from spaces.network import Network
@@ -92,6 +93,15 @@ def test_readme_tells_what_people_need(exported):
         assert "- layer1: cosine 2x3, 50 % templates, G=2, 8 bits" in text
         assert f"model.{format}" in text
         assert f"{(out / f'model.{format}').stat().st_size / 1e3:,.2f} kB" in text
+
+
+@pytest.mark.parametrize(("classes", "told"), [(10, True), (5, False)])
+def test_readme_tells_both_latencies_and_top5_of_more_than_five_classes(classes, told):
+    facts = {"model": "m", "classes": classes, "channels": 3, "format": "safetensors", "device": "NVIDIA H100"}
+    measured = {"val_top1": 0.5, "val_top5": 0.75, "val_n": 400, "latency_ms": 1.234, "latency_b64_ms": 20.56}
+    text = model_card(facts | measured, 1000)
+    assert "- latency at batch 1: 1.23 ms on NVIDIA H100\n- latency at batch 64: 20.6 ms on NVIDIA H100\n" in text
+    assert ("- validation top-5: 75.00 % of n = 400 images" in text) == told
 
 
 def test_unknown_figures_are_left_out_and_names_cannot_be_markup(packed, tmp_path):

@@ -22,7 +22,7 @@ def test_study_comes_back_with_its_record(ledger):
     assert ledger.study("second") == written
     assert written["name"] == "second"
     assert written["seed"] == 3
-    assert written["schema_version"] == 2
+    assert written["schema_version"] == 3
     assert ledger.studies() == ["demo", "second"]
 
 
@@ -73,7 +73,7 @@ def test_damaged_or_newer_record_is_named(ledger):
     with pytest.raises(OvertoneError, match="holds list where an object belongs"):
         ledger.study("list")
     ledger.store.write_bytes("studies/new.json", json.dumps({**OBJECTIVES, "schema_version": 9}).encode())
-    with pytest.raises(OvertoneError, match="has schema version 9, not up to 2"):
+    with pytest.raises(OvertoneError, match="has schema version 9, not up to 3"):
         ledger.study("new")
 
 

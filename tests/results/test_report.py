@@ -74,7 +74,13 @@ def test_page_knows_every_trial_and_front_member(full_ledger, html):
     assert data["knee"] == summary.knee["trial"]
     assert data["baseline"] == UNCOMPRESSED
     assert data["command"] == f"overtone export --study demo --store {full_ledger.store.label}"
-    assert [axis["key"] for axis in data["axes"]] == ["size_bytes", "flops", "latency_ms", "parameters"]
+    assert [axis["key"] for axis in data["axes"]] == [
+        "size_bytes",
+        "flops",
+        "latency_ms",
+        "latency_b64_ms",
+        "parameters",
+    ]
     assert data["history"]["hypervolume"][-1] == pytest.approx(summary.hypervolume, abs=1e-6)
 
 

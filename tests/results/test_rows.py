@@ -5,7 +5,7 @@ import pytest
 from layers.errors import OvertoneError
 from results.rows import conform, decode, encode
 from results.schema import SCHEMA, to_table
-from tests.results.conftest import ASSETS, BLOCKS, version_1
+from tests.results.conftest import ASSETS, BLOCKS, CURVE, version_1, version_2
 
 
 def _decode(table: pa.Table) -> pa.Table:
@@ -26,7 +26,7 @@ def test_file_of_version_1_still_opens():
         {"study": "old", "trial": "0a1b2c3d4e", "status": "finished", "val_top1": 0.9375, "size_bytes": 20_000}
     ]
     assert table.column("blocks").to_pylist() == [list(BLOCKS)]
-    assert table.column("schema_version").to_pylist() == [2]
+    _check_nulls_of_version_3(table)
 
 
 def test_file_of_version_2_still_opens():
@@ -37,7 +37,36 @@ def test_file_of_version_2_still_opens():
         {"study": "old", "trial": "1b2c3d4e5f", "status": "finished", "val_top1": 0.9375, "size_bytes": 20_000}
     ]
     assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter"}]]
-    assert table.column("schema_version").to_pylist() == [2]
+    _check_nulls_of_version_3(table)
+
+
+def _check_nulls_of_version_3(table: pa.Table) -> None:
+    assert table.column("schema_version").to_pylist() == [3]
+    assert table.select(["val_top5", "latency_b64_ms"]).to_pylist() == [{"val_top5": None, "latency_b64_ms": None}]
+    assert table.column("curve").to_pylist() == [[{**epoch, "val_top5": None} for epoch in CURVE]]
+
+
+def test_file_of_version_3_still_opens():
+    """Written by `encode`, like the file of any trial."""
+    table = decode((ASSETS / "trial-v3.parquet").read_bytes(), study="old", path="old")
+    assert table.schema == SCHEMA
+    names = ["study", "trial", "val_top1", "val_top5", "latency_ms", "latency_b64_ms", "schema_version"]
+    assert list(table.select(names).to_pylist()[0].values()) == ["old", "2c3d4e5f6a", 0.9375, 0.996, 1.25, 20.5, 3]
+    assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter"}]]
+    assert table.column("curve").to_pylist() == [list(CURVE)]
+
+
+def test_columns_of_earlier_versions_are_read_alone(random_rows):
+    table = to_table(random_rows(10))
+    for old in (version_1(table), version_2(table)):
+        for names in (["val_top5"], ["trial", "latency_b64_ms"], ["curve"]):
+            found = conform(old, names, study="demo", path="x")
+            assert found.schema == pa.schema([SCHEMA.field(name) for name in names])
+            assert found.num_rows == 10
+        assert (
+            conform(old, ["curve"], study="demo", path="x").column("curve").to_pylist()
+            == [[{**epoch, "val_top5": None} for epoch in CURVE]] * 10
+        )
 
 
 def test_blocks_of_version_1_gain_a_null_wherever_lists_begin(rng):
@@ -84,5 +113,5 @@ def test_column_of_another_type_is_refused(make_row):
 
 
 def test_newer_version_is_refused(make_row):
-    with pytest.raises(OvertoneError, match="schema version 3, newer than 2: update overtone"):
-        _decode(to_table([make_row(schema_version=3)]))
+    with pytest.raises(OvertoneError, match="schema version 4, newer than 3: update overtone"):
+        _decode(to_table([make_row(schema_version=4)]))

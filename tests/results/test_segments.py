@@ -71,7 +71,7 @@ def test_foreign_segment_is_named(store, make_row, said):
 
 def test_newer_segment_is_refused(store, make_row):
     sink = pa.BufferOutputStream()
-    said = json.dumps({"schema_version": 3, "replaces": []})
+    said = json.dumps({"schema_version": 4, "replaces": []})
     pq.write_table(to_table([make_row()]).replace_schema_metadata({"overtone": said}), sink)
-    with pytest.raises(OvertoneError, match="schema version 3, newer than 2: update overtone"):
+    with pytest.raises(OvertoneError, match="schema version 4, newer than 3: update overtone"):
         Segment(store, _written(store, sink.getvalue().to_pybytes()), "demo")

@@ -33,6 +33,8 @@ def test_baseline_keeps_what_is_a_number(ledger):
 def test_figures_are_said_in_units_people_read():
     row = {"val_top1": 0.92345, "size_bytes": 12_345, "flops": 1_234_567, "latency_ms": 1.2345}
     assert figures_text(row) == "92.34 % · 12.3 kB · 1.23 MFLOPs · 1.23 ms"
+    assert figures_text({"latency_ms": 1.2345, "latency_b64_ms": 30.04}) == "1.23 ms · 30 ms for 64"
+    assert cost_axis("latency_b64_ms") == ("latency at batch 64 (ms)", 1.0)
     assert figures_text({"val_top1": None, "size_bytes": 5_000_000}) == "5,000.0 kB"
     assert percent(None) == "-"
     with pytest.raises(UsageError, match="cost 'speed' is unknown; allowed are size_bytes, flops"):

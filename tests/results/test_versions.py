@@ -11,19 +11,20 @@ from results.forms import encode_networks
 from results.ledger import Ledger
 from results.network import network_text
 from results.query import query, sql
+from results.rows import encode
 from results.schema import SCHEMA, SCHEMA_VERSION, TrialRow, to_table
 from results.segments import segment_name
-from tests.results.conftest import ASSETS, BLOCKS, RECORD, version_1
+from tests.results.conftest import ASSETS, BLOCKS, RECORD, version_1, version_2
 
 FOLDER = "trials/study=demo"
 FILTER = {**BLOCKS[1], "allocation": "filter"}
 OLD = "0a1b2c3d4e"
 
 
-def _old_segment(rows: list[TrialRow]) -> bytes:
-    """A segment as version 1 wrote it."""
+def _old_segment(rows: list[TrialRow], older=version_1) -> bytes:
+    """A segment as version 1, or another, wrote it."""
     sink = pa.BufferOutputStream()
-    table = version_1(to_table(rows)).drop_columns(["study"])
+    table = older(to_table(rows)).drop_columns(["study"])
     with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({"overtone": json.dumps({"schema_version": 1, "replaces": []})})
@@ -105,3 +106,41 @@ def test_compaction_makes_one_file_of_today(mixed):
     for reader in (mixed, Ledger(mixed.store)):
         assert reader.trials("demo").equals(before)
         assert reader.front("demo").equals(front)
+
+
+@pytest.mark.parametrize("older", [version_1, version_2])
+def test_what_version_3_added_is_null_in_earlier_rows(ledger, make_row, older):
+    """Trial 0 is an old file, 1 and 2 an old segment, 3 a file of today, 4 and 5 a segment of today."""
+    rows = [
+        make_row(number=n, val_top1=0.5 + n / 100, val_top5=0.9 + n / 100, latency_ms=1.0, latency_b64_ms=70.0 - n)
+        for n in range(6)
+    ]
+    ledger.store.write_bytes(f"{FOLDER}/{OLD}-0.parquet", encode(older(to_table(rows[:1]))))
+    ledger.store.write_bytes(f"{FOLDER}/{segment_name()}", _old_segment(rows[1:3], older))
+    ledger.append(rows[3])
+    ledger.append_many(rows[4:])
+    for reader in (ledger, Ledger(ledger.store)):
+        table = reader.trials("demo", ["number", "val_top5", "latency_b64_ms"])
+        assert table.column("val_top5").to_pylist() == [None] * 3 + [row.val_top5 for row in rows[3:]]
+        assert table.column("latency_b64_ms").to_pylist() == [None, None, None, 67.0, 66.0, 65.0]
+        assert reader.trials("demo").schema == SCHEMA
+    best = query(ledger, "demo", sort="val_top5", columns=["number"], where="val_top1 > 0")
+    assert best["number"].tolist() == [5, 4, 3, 0, 1, 2]
+    assert query(ledger, "demo", where="latency_b64_ms < 67", columns=["number"])["number"].tolist() == [4, 5]
+    epochs = sql(
+        ledger, "demo", "SELECT number, count(val_top5) AS known, count(*) AS n FROM epochs GROUP BY 1 ORDER BY 1"
+    )
+    assert epochs["known"].tolist() == [0, 0, 0, 2, 2, 2]
+    assert epochs["n"].tolist() == [2] * 6
+    before = ledger.trials("demo")
+    assert ledger.compact("demo").files_after == 1
+    assert Ledger(ledger.store).trials("demo").equals(before)
+
+
+def test_front_by_latency_of_a_batch_leaves_out_rows_that_lack_it(ledger, make_row):
+    ledger.create_study("fast", {"objectives": ["val_top1", "latency_b64_ms"]})
+    rows = [make_row(study="fast", number=n, val_top1=0.9 - n / 100, latency_b64_ms=9.0 - n) for n in range(4)]
+    ledger.store.write_bytes("trials/study=fast/old.parquet", encode(version_2(to_table(rows[:1]))))
+    for row in rows[1:]:
+        ledger.append(row)
+    assert ledger.front("fast").column("number").to_pylist() == [1, 2, 3]

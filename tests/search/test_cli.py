@@ -4,11 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from search.cli import _run, app
+from spaces import read_card
 
+TRAIN = ("train", "--model", "resnet8", "--train-limit", "64", "--out", "x.safetensors")
 DRAW = ("inspect", "--model", "resnet8", "--filters")
 
 
@@ -37,6 +40,7 @@ def test_inspect_counts_the_space(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = _said(capsys, "inspect", "--model", "resnet20", "--json")
     found = json.loads(out)
     assert code == 0
+    assert found["trial"] is None
     assert [block["block"] for block in found["blocks"]] == ["conv1", "layer1", "layer2", "layer3", "linear"]
     assert found["uncompressed"]["parameters"] == 269_722
     assert found["least"]["size_bytes"] < found["uncompressed"]["size_bytes"] / 50
@@ -45,6 +49,23 @@ def test_inspect_counts_the_space(capsys: pytest.CaptureFixture[str]) -> None:
         for values in block["choices"].values():
             size *= len(values)
     assert size == found["space_size"]
+
+
+def test_inspect_says_what_a_trial_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("inspect", "--model", "resnet8", "--dataset", "digits", "--device", "cpu", "--batch-size", "32")
+    code, out, _ = _said(capsys, *asked, "--epochs", "3")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("a trial: about ")]
+    assert f" on cpu ({torch.get_num_threads()} thread" in line
+    assert line.endswith(" GFLOPs of fine-tuning")
+    assert "activations" in out
+    code, out, _ = _said(capsys, *asked, "--precision", "fp32", "--json")
+    trial = json.loads(out)["trial"]
+    assert trial["images_bytes"] == (1078 + 360) * (64 + 8)
+    assert trial["gradients_bytes"] == trial["optimiser_bytes"] == 4 * json.loads(out)["uncompressed"]["parameters"]
+    parts = ("weights", "gradients", "optimiser", "activations", "validation", "images")
+    assert trial["memory_bytes"] == sum(trial[f"{part}_bytes"] for part in parts)
+    assert trial["seconds"] == trial["training_s"] + trial["validation_s"] > 0
 
 
 def test_inspect_takes_data_space_and_single_layers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -130,6 +151,8 @@ def test_inspect_reads_weights_only_where_they_fit(capsys: pytest.CaptureFixture
         (["inspect", "--model", "vgg16", "--image", "3x8x8"], 2, "cannot take 3x8x8 images"),
         (["inspect", "--model", "resnet8", "--dataset", "mnist"], 2, "dataset 'mnist' is unknown; allowed are"),
         (["inspect", "--model", "resnet8", "--space", "no.yaml"], 2, "space (='no.yaml') must be a readable YAML file"),
+        (["inspect", "--model", "resnet8", "--device", "tpu"], 2, "device (='tpu') must be cpu, cuda or cuda:N"),
+        (["inspect", "--model", "resnet8", "--schedule", "best"], 2, "schedule (='best') must be one of finetune,"),
         (["inspect", "--model", "resnet8", "--blocks", "row"], 2, "blocks (='row') must be stage or layer"),
         (
             ["inspect", "--model", "resnet8", "--filters", "conv1"],
@@ -142,6 +165,13 @@ def test_inspect_reads_weights_only_where_they_fit(capsys: pytest.CaptureFixture
         ([*DRAW, "linear", "--png", "x.png"], 2, "layer (='linear') (a Linear) must be a convolution"),
         ([*DRAW, "conv1", "--png", "x.png", "--weights", "w"], 2, "weights (='w') must be a file or one of"),
         (["train", "--model", "resnet8", "--out", "x.pt"], 2, "out (='x.pt') must end in .safetensors"),
+        ([*TRAIN, "--schedule", "best"], 2, "schedule (='best') must be one of finetune, approxconv,"),
+        ([*TRAIN, "--setting", "ema"], 2, "setting ema (='') must be a number"),
+        ([*TRAIN, "--setting", "lr=1"], 2, "setting (='lr=1') must be NAME=VALUE, with a name of momentum, nesterov,"),
+        ([*TRAIN, "--setting", "nesterov=1"], 2, "setting nesterov (='1') must be true or false"),
+        ([*TRAIN, "--setting", "step_at=a"], 2, "setting step_at (='a') must be numbers with commas"),
+        ([*TRAIN, "--setting", "ema=1"], 2, "ema (=1.0) must be at least 0 and below 1"),
+        ([*TRAIN, "--config", "cos-9"], 2, "config (='cos-9') must be a readable JSON file or a preset of resnet8: "),
         (["status", "--study", "none"], 2, "study 'none' does not exist"),
         (["resume", "--study", "none"], 2, "study 'none' does not exist"),
         (["query", "--study", "a/b"], 2, "study name 'a/b' must be"),
@@ -232,3 +262,22 @@ def test_inspect_train_and_export_need_neither_ray_nor_optuna(tmp_path: Path) ->
     assert out.exists()
     assert (exported.returncode, exported.stdout) == (2, "")
     assert "study 's' does not exist" in exported.stderr
+
+
+def test_a_compressed_network_is_trained_from_a_preset_and_from_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [*TRAIN, "--epochs", "2", "--schedule", "templates", "--setting", "step_at=1", "--config"]
+    code, out, err = _said(capsys, *asked, "cos-from-layer2")
+    assert (code, out) == (0, out), err
+    assert "after 2 epochs" in out
+    assert "epoch 1/2: train_loss" in err
+    assert "left" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    card = read_card("x.safetensors")
+    assert card["schedule"]["step_at"] == [1.0]
+    (tmp_path / "config.json").write_text(json.dumps({"spec": {"config": card["config"]}}))
+    first = (tmp_path / "x.safetensors").read_bytes()
+    assert _said(capsys, *asked, "config.json")[0] == 0
+    assert (tmp_path / "x.safetensors").read_bytes() == first

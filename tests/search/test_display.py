@@ -9,6 +9,7 @@ from search.display import accuracy, confirm_line, show_survey, show_trials, sta
 from search.insight_table import show_insight
 from search.survey import survey
 from spaces import Network, Space, build_model
+from trainers.estimate import TrialEstimate
 
 
 @pytest.fixture
@@ -124,6 +125,23 @@ def test_a_survey_shows_the_papers_rows_under_the_blocks(console: Console) -> No
     assert f"{row['size_bytes'] / 1e3:.1f} kB ({row['percent_size']:.1f}%)" in line
     assert f"{row['percent_parameters']:.2f}%" in line
     assert "89.55 (-2.18)" in line
+
+
+def test_a_survey_shows_what_a_trial_takes_by_its_parts(console: Console) -> None:
+    space = Space.default(Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
+    parts = {"weights": 1, "gradients": 2, "optimiser": 3, "activations": 1400, "validation": 40, "images": 50}
+    trial = TrialEstimate(
+        device="cpu",
+        threads=2,
+        training_s=250,
+        validation_s=20,
+        **{f"{part}_bytes": megabytes * 1_000_000 for part, megabytes in parts.items()},
+    )
+    show_survey(console, survey(space, model="resnet8", train_images=1000, epochs=5, trial=trial), "resnet8")
+    shown = _shown(console)
+    assert "a trial: about 4 min 30 s on cpu (2 threads), 1.5 GB, up to 22.4 GFLOPs of fine-tuning" in shown
+    assert "time: training 4 min 10 s, validation 20 s; the start is extra" in shown
+    assert "memory: weights 1.0 MB, gradients 2.0 MB, optimiser 3.0 MB, activations 1.4 GB, validation 40 MB" in shown
 
 
 def test_a_survey_of_any_network_has_generic_rows(console: Console) -> None:

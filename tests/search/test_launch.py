@@ -11,6 +11,7 @@ from results.schema import TrialStatus
 from search.budget import Budget
 from search.cluster import Resources
 from search.launch import resume_study, start_study
+from search.sampler import ConfigSampler
 from search.study import StudyPlan
 from spaces import Space, build_model, load_model, save_weights
 from trainers.data import load_data
@@ -55,6 +56,19 @@ def test_a_study_is_searched_kept_resumed_and_reproduced(
     start_study(ledger, "b", plan, SERIAL, console)
     assert _stable(ledger, "b") == _stable(ledger, "a")[:4]
     assert not list((ledger.store.local_root / "tune").iterdir())
+
+
+def test_a_study_can_be_steered_by_the_latency_of_a_batch(
+    ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, tell = [], ConfigSampler.tell
+    monkeypatch.setattr(ConfigSampler, "tell", lambda self, *given: (told.append(given[1]), tell(self, *given))[1])
+    fast = dataclasses.replace(plan, objectives=("val_top1", "latency_b64_ms"), trials=2)
+    assert start_study(ledger, "fast", fast, SERIAL, console).done == 2
+    rows = ledger.trials("fast").to_pylist()
+    assert all(row["latency_b64_ms"] > row["latency_ms"] > 0 for row in rows)
+    assert 1 <= ledger.front("fast").num_rows <= 2
+    assert [values for values in told if values] == [[row["val_top1"], row["latency_b64_ms"]] for row in rows]
 
 
 def _models_give_what_the_rows_say(ledger: Ledger, plan: StudyPlan, rows: list[dict[str, object]]) -> None:

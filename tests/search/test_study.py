@@ -33,8 +33,9 @@ def test_a_study_older_than_a_setting_goes_on_with_its_default(plan: StudyPlan) 
         _check_same("old", record, taught.to_record())
 
 
-def test_latency_is_measured_where_it_is_an_objective(plan: StudyPlan) -> None:
-    timed = dataclasses.replace(plan, objectives=("val_top1", "latency_ms"))
+@pytest.mark.parametrize("objective", ["latency_ms", "latency_b64_ms"])
+def test_latency_is_measured_where_it_is_an_objective(plan: StudyPlan, objective: str) -> None:
+    timed = dataclasses.replace(plan, objectives=("val_top1", objective))
     specs = [p.spec(NetworkConfig(), weights_sha256="w", data_fingerprint="d") for p in (plan, timed)]
     assert [spec.latency for spec in specs] == [False, True]
 

@@ -45,6 +45,12 @@ def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str,
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"model.{format}", "config.json", "README.md"}
     told = json.loads((tmp_path / "out" / "config.json").read_text())
     assert told["test_top1"] == card["test_top1"]
+    row = ledger.trials(study).to_pylist()[0]
+    assert told["val_top5"] == card["val_top5"] == row["val_top5"] == row["curve"][-1]["val_top5"] > row["val_top1"]
+    assert 1 >= card["test_top5"] > card["test_top1"]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"- test top-5: {100 * card['test_top5']:.2f} % of n = 359 images" in text
+    assert "latency" not in text
     assert (told["val_n"], told["test_n"]) == (360, 359)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
 
