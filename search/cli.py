@@ -30,9 +30,8 @@ from search.display import confirm_line, epoch_line, next_step, show_survey, sho
 from search.insight import insight as study_insight
 from search.insight_table import show_insight
 from spaces import Network, Space, build_model, load_weights, state_sha256
-from trainers.data import DataSpec, load_data
+from trainers.data import DataSpec, DataWarning, load_data
 from trainers.device import default_device, parse_device
-from trainers.faults import DataWarning
 
 if TYPE_CHECKING:
     from search.launch import Outcome

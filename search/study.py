@@ -10,7 +10,7 @@ from layers import UsageError
 from search.budget import Budget
 from spaces import NetworkConfig
 from spaces.blocks import Granularity
-from trainers.dataspec import DataSpec
+from trainers.data import DataSpec
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
 from trainers.start import STARTS

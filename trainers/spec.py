@@ -10,7 +10,7 @@ from typing import Any
 
 from layers import UsageError
 from spaces import Network, NetworkConfig
-from trainers.dataspec import DataSpec
+from trainers.data import DataSpec
 from trainers.schedule import Schedule
 from trainers.start import STARTS
 

@@ -22,10 +22,9 @@ from layers import Cost, OvertoneError, UsageError, compress_model
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from trainers.checkpoint import read_checkpoint, write_checkpoint
-from trainers.data import Data, load_data
+from trainers.data import Data, DataWarning, load_data
 from trainers.device import default_device, parse_device
 from trainers.evaluate import Evaluation, evaluate, latency_ms
-from trainers.faults import DataWarning
 from trainers.finetune import Epoch, Finetuning
 from trainers.spec import TrialSpec
 from trainers.start import begin

@@ -6,7 +6,7 @@ import pytest
 
 from layers import UsageError
 from spaces import BlockConfig, Network, NetworkConfig, build_model
-from trainers.dataspec import DataSpec
+from trainers.data import DataSpec
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
 

@@ -6,8 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from trainers import cache
-from trainers.cache import cache_folder, cache_key, cached_path, read_cached, write_cached, write_whole
+from trainers.data import cache
+from trainers.data.cache import cache_folder, cache_key, cached_path, read_cached, write_cached, write_whole
 
 KEY = cache_key("this")
 

@@ -1,7 +1,7 @@
 import pytest
 
 from layers.errors import OvertoneError
-from trainers.faults import tolerate
+from trainers.data.faults import tolerate
 
 
 def test_no_faults_say_nothing():

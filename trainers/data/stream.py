@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from layers.errors import OvertoneError
-from trainers.decode import Fit, decode_at, decode_threads
+from trainers.data.decode import Fit, decode_at, decode_threads
 
 __all__ = ["EncodedImages", "StreamedImages"]
 

@@ -1,7 +1,7 @@
 import pytest
 
 from layers.errors import OvertoneError, UsageError
-from trainers.dataspec import DataSpec
+from trainers.data.spec import DataSpec
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "parquet:/some/dir", "imagefolder:relative/dir"])

@@ -9,15 +9,14 @@ import torch
 from PIL import Image
 
 from layers.errors import OvertoneError, UsageError
-from trainers import data as data_module
-from trainers import decode, stream
-from trainers import imagefolder as imagefolder_module
-from trainers import parquet as parquet_module
-from trainers.data import Data, DataSpec, Split, load_data
-from trainers.faults import DataWarning
-from trainers.sources import Source, digits_source
+from trainers.data import Data, DataSpec, Split, decode, load_data, stream
+from trainers.data import imagefolder as imagefolder_module
+from trainers.data import load as data_module
+from trainers.data import parquet as parquet_module
+from trainers.data.faults import DataWarning
+from trainers.data.sources import Source, digits_source
 
-SHARED = Path(os.environ.get("OVERTONE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SHARED = Path(os.environ.get("OVERTONE_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 CIFAR_JPEG = SHARED / "cifar10-jpeg"
 needs_cifar = pytest.mark.skipif(
     not CIFAR_JPEG.is_dir(), reason=f"no {CIFAR_JPEG}; OVERTONE_TEST_DATA names the folder that has cifar10-jpeg"

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from layers.errors import UsageError
-from trainers.cache import cache_key, read_cached, write_cached
-from trainers.dataspec import DataSpec
-from trainers.faults import DataWarning
-from trainers.listing import FileList
-from trainers.split import Data, Split
-from trainers.stream import StreamedImages
+from trainers.data.cache import cache_key, read_cached, write_cached
+from trainers.data.faults import DataWarning
+from trainers.data.listing import FileList
+from trainers.data.spec import DataSpec
+from trainers.data.split import Data, Split
+from trainers.data.stream import StreamedImages
 
 __all__ = ["data_key", "keep", "restore"]
 

@@ -3,7 +3,7 @@
 import torch
 
 from layers.errors import OvertoneError
-from trainers.dataspec import DataSpec
+from trainers.data.spec import DataSpec
 
 __all__ = ["balanced_order", "split_rows"]
 

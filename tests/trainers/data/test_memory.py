@@ -1,7 +1,7 @@
 import pytest
 
 from layers.errors import OvertoneError
-from trainers import memory
+from trainers.data import memory
 
 
 def test_what_fits_passes_and_what_does_not_names_the_way_out(monkeypatch):

@@ -7,8 +7,8 @@ import torch
 
 from layers.errors import UsageError
 from trainers.data import Data, DataSpec, load_data
-from trainers.split import Split
-from trainers.stream import StreamedImages
+from trainers.data.split import Split
+from trainers.data.stream import StreamedImages
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from layers.errors import UsageError
-from trainers.stream import StreamedImages
+from trainers.data.stream import StreamedImages
 
 __all__ = ["Data", "Split"]
 

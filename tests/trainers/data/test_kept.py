@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from layers.errors import OvertoneError
-from trainers import cache
-from trainers import data as data_module
-from trainers.cache import CACHE_VERSION, read_cached, write_cached
-from trainers.data import Data, DataSpec, load_data
-from trainers.faults import DataWarning
-from trainers.kept import data_key, restore
-from trainers.listing import list_files
+from trainers.data import Data, DataSpec, cache, load_data
+from trainers.data import load as data_module
+from trainers.data.cache import CACHE_VERSION, read_cached, write_cached
+from trainers.data.faults import DataWarning
+from trainers.data.kept import data_key, restore
+from trainers.data.listing import list_files
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from layers.errors import OvertoneError
-from trainers import stream
-from trainers.split import Split
-from trainers.stream import StreamedImages
+from trainers.data import stream
+from trainers.data.split import Split
+from trainers.data.stream import StreamedImages
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision import transforms
 
 from layers.errors import UsageError
-from trainers.imagefolder import imagefolder_source
+from trainers.data.imagefolder import imagefolder_source
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:

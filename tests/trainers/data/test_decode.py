@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.decode import decode_all, decode_one
+from trainers.data.decode import decode_all, decode_one
 
 
 def encode(pixels: np.ndarray, form: str) -> bytes:

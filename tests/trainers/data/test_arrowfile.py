@@ -1,9 +1,9 @@
 import pyarrow as pa
 import pytest
 
-from trainers import arrowfile
-from trainers.arrowfile import open_rows, write_rows
-from trainers.cache import cache_key, cached_path
+from trainers.data import arrowfile
+from trainers.data.arrowfile import open_rows, write_rows
+from trainers.data.cache import cache_key, cached_path
 
 KEY = cache_key("rows of a test")
 

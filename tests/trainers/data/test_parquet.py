@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from layers.errors import OvertoneError, UsageError
-from trainers import parquet as parquet_module
-from trainers.listing import list_files
-from trainers.parquet import parquet_source
+from trainers.data import parquet as parquet_module
+from trainers.data.listing import list_files
+from trainers.data.parquet import parquet_source
 
 
 def png(pixels: np.ndarray) -> bytes:

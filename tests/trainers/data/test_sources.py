@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from layers.errors import OvertoneError
-from trainers.sources import cifar10_source, digits_source
+from trainers.data.sources import cifar10_source, digits_source
 
 
 def all_digits(seed: int = 0):

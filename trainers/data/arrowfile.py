@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from trainers.cache import CACHE_VERSION, cached_path, write_whole
+from trainers.data.cache import CACHE_VERSION, cached_path, write_whole
 
 __all__ = ["ArrowRows", "open_rows", "write_rows"]
 

@@ -1,7 +1,7 @@
 """Images in the Hugging Face parquet layout, each row an encoded image and a label.
 
 Labels are read at once, images a row group at a time, so that a few rows of a large set cost little. Where rows are
-wanted in any order, the encoded images are first written into a file that gives them by row (`trainers.arrowfile`).
+wanted in any order, the encoded images are first written into a file that gives them by row (`arrowfile`).
 """
 
 import os
@@ -17,13 +17,13 @@ import pyarrow as pa
 import torch
 
 from layers.errors import OvertoneError, UsageError
-from trainers.arrowfile import ArrowRows, open_rows, write_rows
-from trainers.cache import cache_key
-from trainers.decode import decode_all, decode_one
-from trainers.listing import FileList, content_of, list_files, sizes_of
-from trainers.shards import Shard, declared_classes, encoded_batches, open_shards, read_labels, reading
-from trainers.sources import Source
-from trainers.stream import StreamedImages
+from trainers.data.arrowfile import ArrowRows, open_rows, write_rows
+from trainers.data.cache import cache_key
+from trainers.data.decode import decode_all, decode_one
+from trainers.data.listing import FileList, content_of, list_files, sizes_of
+from trainers.data.shards import Shard, declared_classes, encoded_batches, open_shards, read_labels, reading
+from trainers.data.sources import Source
+from trainers.data.stream import StreamedImages
 
 __all__ = ["ParquetImages", "parquet_source"]
 

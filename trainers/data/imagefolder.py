@@ -13,10 +13,10 @@ import pyarrow as pa
 import torch
 
 from layers.errors import UsageError
-from trainers.decode import decode_all
-from trainers.listing import FileList, content_of
-from trainers.sources import Source
-from trainers.stream import StreamedImages
+from trainers.data.decode import decode_all
+from trainers.data.listing import FileList, content_of
+from trainers.data.sources import Source
+from trainers.data.stream import StreamedImages
 
 __all__ = ["ImageFiles", "imagefolder_source"]
 

@@ -2,7 +2,7 @@
 
 The validation split steers a search; the test split is only read to report. Which images they hold depends on the set,
 `DataSpec.seed` and `DataSpec.validation_from` alone, whatever `train_limit` is. What is read from a folder is decoded
-once a machine (`trainers.cache`).
+once a machine (`trainers.data.cache`).
 """
 
 import warnings
@@ -11,19 +11,19 @@ from functools import cache, partial
 
 import torch
 
-from trainers.dataspec import DataSpec
-from trainers.faults import DataWarning, tolerate
-from trainers.imagefolder import imagefolder_source
-from trainers.kept import data_key, keep, restore
-from trainers.listing import FileList, list_files
-from trainers.memory import check_memory
-from trainers.parquet import parquet_source
-from trainers.sources import Source, check_labels, cifar10_source, digits_source
-from trainers.split import Data, Split
-from trainers.splits import split_rows
-from trainers.stream import StreamedImages
+from trainers.data.faults import DataWarning, tolerate
+from trainers.data.imagefolder import imagefolder_source
+from trainers.data.kept import data_key, keep, restore
+from trainers.data.listing import FileList, list_files
+from trainers.data.memory import check_memory
+from trainers.data.parquet import parquet_source
+from trainers.data.sources import Source, check_labels, cifar10_source, digits_source
+from trainers.data.spec import DataSpec
+from trainers.data.split import Data, Split
+from trainers.data.splits import split_rows
+from trainers.data.stream import StreamedImages
 
-__all__ = ["Data", "DataSpec", "Split", "load_data"]
+__all__ = ["load_data"]
 
 
 def load_data(spec: DataSpec) -> Data:

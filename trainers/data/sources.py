@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from layers.errors import OvertoneError
-from trainers.listing import FileList
-from trainers.splits import balanced_order
-from trainers.stream import StreamedImages
+from trainers.data.listing import FileList
+from trainers.data.splits import balanced_order
+from trainers.data.stream import StreamedImages
 
 __all__ = ["Source", "check_labels", "cifar10_source", "digits_source"]
 

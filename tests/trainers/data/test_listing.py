@@ -3,7 +3,7 @@ import os
 import pytest
 
 from layers.errors import UsageError
-from trainers.listing import content_of, list_files, sizes_of
+from trainers.data.listing import content_of, list_files, sizes_of
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.splits import balanced_order
+from trainers.data.splits import balanced_order
 
 
 @settings(max_examples=50, deadline=None)
