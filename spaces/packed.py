@@ -1,31 +1,31 @@
 """Packed models: one safetensors file that holds a compressed network and says how to build it again.
 
 The file's payload is `layers.pack`'s tensors, exactly `size_bytes` long; its metadata has one key, `overtone`, with a
-JSON card: `version`, `model`, `classes`, `channels`, `forms` (the form of each compressed layer) and whatever the
-writer adds. Reading runs no code from the file.
+JSON card: `version`, `model`, `classes`, `channels`, `forms` and whatever the writer adds. `docs/packed-format.md` has
+it all. Reading runs no code from the file, and takes memory in proportion to the file, whatever the file says.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from layers import LayerForm, OvertoneError, UsageError, compress_model, compressed_layers, pack_state, unpack_state
-from spaces.models import build_model, is_factory
+from layers.linear import CompressedLinear
+from spaces.card import PACKED_VERSION, decode_card, decode_forms, encode_card
+from spaces.models import is_factory
+from spaces.outline import allocate, outline, packed_bytes, put_in_form
 
 __all__ = ["PACKED_VERSION", "load_model", "read_card", "save_model"]
-
-PACKED_VERSION = 1
-_REQUIRED = ("version", "model", "classes", "channels", "forms")
 
 
 def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -> None:
@@ -34,8 +34,7 @@ def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -
     The card names `model`, `classes` and `channels` as `build_model` takes them; the forms are read off the model.
     """
     path = Path(path)
-    forms = {name: _plain(layer.form) for name, layer in compressed_layers(model).items()}
-    text = json.dumps({**card, "version": PACKED_VERSION, "forms": forms})
+    text = encode_card(card, {name: layer.form for name, layer in compressed_layers(model).items()})
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         safetensors.torch.save_file(pack_state(model), scratch, {"overtone": text})
@@ -47,46 +46,74 @@ def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """The card of a packed model; `OvertoneError` where the file is not one, or is newer than this version reads."""
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-        card = json.loads(metadata["overtone"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise OvertoneError(f"{path} is not a packed model of Overtone: {error}.") from error
-    if isinstance(card, dict) and card.get("version", PACKED_VERSION) != PACKED_VERSION:
-        raise OvertoneError(f"{path} has version {card['version']!r}, this Overtone reads {PACKED_VERSION}.")
-    if not isinstance(card, dict) or any(key not in card for key in _REQUIRED):
-        raise OvertoneError(f"{path} is not a packed model of Overtone: its card lacks one of {', '.join(_REQUIRED)}.")
-    return card
+    """The card of a packed model, `forms` by layer whatever the version.
+
+    Raises `OvertoneError` where the file is not a packed model, or is newer than this version reads.
+    """
+    return _read(path)[0]
 
 
 def load_model(path: str | Path, *, factory: Callable[..., nn.Module] | None = None) -> nn.Module:
     """The compressed network of a packed file, in eval mode, giving the predictions that were measured.
 
     A network that came from a user's own `package.module:factory` is built by `factory`, never by what the file says.
+    Raises `OvertoneError` where the file is not a packed model or does not hold the network that it names.
     """
-    card = read_card(path)
-    try:
-        if factory is None and is_factory(card["model"]):
-            raise UsageError(f"{path} holds the network {card['model']!r}: pass its factory to load_model.")
-        build = factory or (lambda **kwargs: build_model(card["model"], **kwargs))
-        forms = {name: _form(form) for name, form in card["forms"].items()}
-        model = compress_model(build(classes=card["classes"], channels=card["channels"]), forms)
-        unpack_state(model, safetensors.torch.load_file(path))
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, OvertoneError):
-            raise
-        raise OvertoneError(f"{path} does not describe a network: {error}.") from error
+    card, tensors = _read(path)
+    if factory is None and is_factory(card["model"]):
+        raise UsageError(f"{path} holds the network {card['model']!r}: pass its factory to load_model.")
+    with _sentences(path, "does not describe a network"):
+        forms = decode_forms(card)
+        if factory is None:
+            model = _empty(card, forms, tensors)
+        else:
+            model = compress_model(factory(classes=card["classes"], channels=card["channels"]), forms)
+        unpack_state(model, tensors)
+        _check_kept(model)
     return model.eval()
 
 
-def _plain(form: LayerForm) -> dict[str, Any]:
-    """The form without what is at its default."""
-    default = dataclasses.asdict(LayerForm())
-    return {name: value for name, value in dataclasses.asdict(form).items() if value != default[name]}
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The card, and the tensors as they lie in the file."""
+    with _sentences(path, "is not a packed model of Overtone"):
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "overtone" not in metadata:
+                raise ValueError("its metadata have no card")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return decode_card(metadata["overtone"], most=8 * os.path.getsize(path)), tensors
 
 
-def _form(data: Mapping[str, Any]) -> LayerForm:
-    harmonics = data.get("harmonics")
-    return LayerForm(**{**data, "harmonics": None if harmonics is None else tuple(harmonics)})
+def _empty(card: Mapping[str, Any], forms: Mapping[str, LayerForm], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The named network in its forms, still to be filled; `OvertoneError` where the tensors cannot be its own."""
+    model = outline(card["model"], classes=card["classes"], channels=card["channels"])
+    needed, held = packed_bytes(model, forms), sum(tensor.nbytes for tensor in tensors.values())
+    if needed != held:
+        raise OvertoneError(f"the network that its card describes takes {needed} bytes, its tensors have {held}")
+    for key, value in model.state_dict().items():
+        if value.dtype == torch.int64 and key in tensors and not torch.equal(value, tensors[key]):
+            raise OvertoneError(f"the tensor {key!r} is not that of the network")
+    put_in_form(model, forms)
+    allocate(model)
+    return model
+
+
+def _check_kept(model: nn.Module) -> None:
+    for name, layer in compressed_layers(model).items():
+        if isinstance(layer, CompressedLinear) or layer.kept is None:
+            continue
+        if int(layer.kept.sum()) != layer.form.templates:
+            raise OvertoneError(f"{name!r} keeps {int(layer.kept.sum())} filters, not {layer.form.templates}")
+
+
+@contextlib.contextmanager
+def _sentences(path: str | Path, what: str) -> Iterator[None]:
+    """Whatever a file brings about as one sentence that names it."""
+    try:
+        yield
+    except (
+        *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+        *(MemoryError, OvertoneError, safetensors.SafetensorError),
+    ) as error:
+        reason = textwrap.shorten(str(error) or type(error).__name__, 500, placeholder=" ...").rstrip(".")
+        raise OvertoneError(f"{path} {what}: {reason}.") from error

@@ -1,0 +1,269 @@
+"""The packed format as docs/packed-format.md tells it: a reader in NumPy that knows nothing else, and file sizes."""
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from layers import LayerForm, compress_model, compressed_layers, pack_state
+from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, load_model, read_card, save_model
+from spaces.card import decode_forms
+
+DOC = (Path(__file__).parents[2] / "docs" / "packed-format.md").read_text()
+CARD = {"model": "resnet8", "classes": 10, "channels": 1}
+Array = np.ndarray[Any, Any]
+
+
+class Reader:
+    """A packed file of one of the small ResNets."""
+
+    def __init__(self, data: bytes) -> None:
+        start = 8 + int.from_bytes(data[:8], "little")
+        self.entries = json.loads(data[8:start])
+        self.card = json.loads(self.entries.pop("__metadata__")["overtone"])
+        self.payload = data[start:]
+        self.forms = {name: form for form in self.card["forms"] for name in form["layers"]}
+
+    def tensor(self, name: str) -> Array:
+        entry = self.entries[name]
+        begin, end = entry["data_offsets"]
+        kind = {"U8": np.uint8, "F32": "<f4", "I64": "<i8"}[entry["dtype"]]
+        return np.frombuffer(self.payload[begin:end], kind).reshape(entry["shape"])
+
+    def values(self, name: str, shape: tuple[int, ...], form: dict[str, Any]) -> Array:
+        """A tensor of this shape, out of block floating point where the form has bits."""
+        if "bits" not in form:
+            return self.tensor(name)
+        if 0 in shape:
+            return np.zeros(shape)
+        bits, width = form["bits"], form.get("exponent_bits", 7)
+        signed = numbers(self.tensor(f"{name}.mantissas"), 1 + bits, int(np.prod(shape)))
+        block = blocks(shape, form)
+        exponents = numbers(self.tensor(f"{name}.exponents"), width, block.max() + 1) - 2 ** (width - 1)
+        magnitudes = np.where(signed >> bits, -1.0, 1.0) * (signed & (2**bits - 1))
+        return magnitudes.reshape(shape) * 2.0 ** (exponents[block] - bits + 1)
+
+    def filters(self, name: str) -> Array:
+        """(N, C, K_y, K_x)."""
+        form = self.forms[name]
+        count, channels, k_y, k_x = resnet_shape(name, self.card)
+        n_y, n_x = form.get("harmonics", (k_y, k_x))
+        if "allocation" in form:
+            rows = self.values(f"{name}.coefficients", (count * n_y * n_x, channels), form)
+            width = max(1, (k_y * k_x - 1).bit_length())
+            filters, row = np.zeros((count, channels, k_y, k_x)), 0
+            for f, support in enumerate(numbers(self.tensor(f"{name}.supports"), width, count)):
+                for y in range(support // k_x + 1):
+                    for x in range(support % k_x + 1):
+                        filters[f, :, y, x] = rows[row]
+                        row += 1
+            return series(filters, form, k_y, k_x)
+        if "templates" not in form:
+            return series(self.values(f"{name}.coefficients", (count, channels, n_y, n_x), form), form, k_y, k_x)
+        m, g = form["templates"], form.get("groups", 1)
+        stored = self.values(f"{name}.coefficients", (g * m, channels // g, n_y, n_x), form)
+        templates = series(stored, form, k_y, k_x).reshape(g, m, channels // g, k_y, k_x)
+        gains = self.values(f"{name}.gains", (count - m, g, k_y, k_x), form)
+        kept = numbers(self.tensor(f"{name}.kept"), 1, count)
+        filters, j, r = [], 0, 0
+        for bit in kept:
+            if bit:
+                filters.append(np.concatenate([templates[i, j] for i in range(g)]))
+                j += 1
+            else:
+                filters.append(np.concatenate([templates[i, r % m] * gains[r, i] for i in range(g)]))
+                r += 1
+        return np.stack(filters)
+
+
+def numbers(packed: Array, width: int, count: int) -> Array:
+    bits = "".join(f"{byte:08b}" for byte in packed.tolist())
+    return np.array([int(bits[i * width : (i + 1) * width], 2) for i in range(count)], dtype=np.int64)
+
+
+def blocks(shape: tuple[int, ...], form: dict[str, Any]) -> Array:
+    """Which exponent each value has."""
+    size, axis = form.get("exponent_block", 1), form.get("exponent_axis", "flat")
+    place = np.arange(np.prod(shape)).reshape(shape)
+    if axis == "flat":
+        return place // size
+    first = place // np.prod(shape[1:])
+    if axis == "filter":
+        each = -(-int(np.prod(shape[1:])) // size)
+        return first * each + place % int(np.prod(shape[1:])) // size
+    inner = int(np.prod(shape[2:]))
+    each = -(-shape[1] // size)
+    return (first * each + place // inner % shape[1] // size) * inner + place % inner
+
+
+def series(coefficients: Array, form: dict[str, Any], k_y: int, k_x: int) -> Array:
+    if "basis" not in form:
+        return coefficients
+    phi_y, phi_x = (basis(form["basis"], taps, n) for taps, n in zip((k_y, k_x), coefficients.shape[-2:], strict=True))
+    return phi_y @ coefficients @ phi_x.T
+
+
+def basis(name: str, taps: int, harmonics: int) -> Array:
+    family, _, points = name.partition("@")
+    points = points or {"cosine": "half_sample", "chebyshev": "gauss_lobatto"}[family]
+    k, last = np.arange(taps), max(taps - 1, 1)
+    u = {"half_sample": (k + 0.5) / taps, "endpoint": k / last, "gauss_lobatto": (1 - np.cos(np.pi * k / last)) / 2}[
+        points
+    ]
+    i = np.arange(harmonics)
+    phi = np.cos(np.outer(np.pi * u if family == "cosine" else np.arccos(1 - 2 * u), i))
+    return phi / np.linalg.norm(phi, axis=0)
+
+
+def resnet_shape(name: str, card: dict[str, Any]) -> tuple[int, int, int, int]:
+    if name == "conv1":
+        return 16, card["channels"], 3, 3
+    if name == "linear":
+        return card["classes"], 64, 1, 1
+    stage, block, conv = re.fullmatch(r"layer(\d)\.(\d+)\.conv(\d)", name).groups()  # type: ignore[union-attr]
+    filters = {"1": 16, "2": 32, "3": 64}[stage]
+    before = {"1": 16, "2": 16, "3": 32}[stage]
+    return filters, before if (block, conv) == ("0", "1") else filters, 3, 3
+
+
+AXES = ("flat", "filter", "channel") if "exponent_axis" in LayerForm.__dataclass_fields__ else ("flat",)
+
+
+def random_form(rng: random.Random, name: str) -> LayerForm:
+    knobs: dict[str, Any] = {}
+    if rng.random() < 0.7:
+        knobs |= {"bits": rng.randint(2, 16), "exponent_block": rng.choice([1, 2, 7, 16, 128]), "exponent_bits": 7}
+        axis = rng.choice(AXES)
+        knobs |= {} if axis == "flat" else {"exponent_axis": axis}
+    if name == "linear":
+        return LayerForm(**knobs)
+    if rng.random() < 0.7:
+        family, points = rng.choice(["cosine", "chebyshev"]), rng.choice(["half_sample", "endpoint", "gauss_lobatto"])
+        knobs |= {"basis": f"{family}@{points}", "harmonics": (rng.randint(1, 3), rng.randint(1, 3))}
+        if rng.random() < 0.4:
+            return LayerForm(**knobs, allocation="filter")
+    if rng.random() < 0.5:
+        knobs |= {"templates": rng.randint(1, 16), "transform": "scalar"}
+        knobs |= {} if name == "conv1" else {"groups": rng.choice([1, 2, 4])}
+    return LayerForm(**knobs)
+
+
+def test_a_reader_of_the_document_gets_the_same_filters(fill, rng, tmp_path):
+    path = tmp_path / "m.safetensors"
+    for _ in range(6):
+        dense = fill(build_model("resnet8", classes=10, channels=1))
+        names = [name for name, layer in dense.named_modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+        save_model(compress_model(dense, {name: random_form(rng, name) for name in names}), path, card=CARD)
+        reader, model = Reader(path.read_bytes()), load_model(path)
+        assert reader.forms.keys() == set(names)
+        for name, layer in compressed_layers(model).items():
+            with torch.no_grad():
+                expected = layer.filters().numpy()
+            np.testing.assert_allclose(reader.filters(name).reshape(expected.shape), expected, rtol=2e-5, atol=2e-6)
+        for name, value in model.state_dict().items():
+            if name.rpartition(".")[0] not in reader.forms and not name.endswith("num_batches_tracked"):
+                assert np.array_equal(reader.tensor(name), value.numpy())
+
+
+def test_a_file_is_its_header_and_size_bytes(fill, draw, tmp_path):
+    dense, path = fill(build_model("resnet8", classes=10, channels=1)), tmp_path / "m.safetensors"
+    space = Space.default(Network.of(dense, (1, 8, 8)))
+    for _ in range(8):
+        config = space.decode(draw(space))
+        save_model(compress_model(dense, space.network.forms(config)), path, card=CARD)
+        data = path.read_bytes()
+        header = int.from_bytes(data[:8], "little")
+        assert len(data) == 8 + header + space.network.cost(config).size_bytes
+        assert header % 8 == 0
+        entries = json.loads(data[8 : 8 + header])
+        assert entries.keys() == pack_state(compress_model(dense, space.network.forms(config))).keys() | {
+            "__metadata__"
+        }
+        assert header < 300 + len(entries["__metadata__"]["overtone"]) * 1.3 + 110 * len(entries)
+
+
+IMAGES = {"resnet8": (1, 8, 8), "resnet20": (3, 32, 32), "resnet50": (3, 224, 224)}
+ROWS = re.findall(r"^\| (resnet\d+) \| (.*) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", DOC, re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=f"{row[0]}-{row[2]}") for row in ROWS])
+def test_the_headers_of_the_document_are_those_of_files(row, tmp_path):
+    name, said, *counts = row
+    image, classes = IMAGES[name], 1000 if name == "resnet50" else 10
+    model = build_model(name, classes=classes, channels=image[0]).eval()
+    network = Network.of(model, image)
+    series = {"basis": "cosine", "harmonics": (2, 2), "bits": 8, "exponent_block": 8}
+    pruned = {"pruning_rate": 0.5, "groups": 2} if "templates" in said else {}
+    blocks = {
+        block: BlockConfig(**series, **{k: v for k, v in pruned.items() if k != "groups" or block != "conv1"})
+        for block in network.blocks
+    }
+    config = NetworkConfig(blocks=blocks)
+    card = {"model": name, "classes": classes, "channels": image[0], "image_size": list(image[1:])}
+    card |= {"mean": [0.5] * image[0], "std": [0.25] * image[0], "config": config.to_json()}
+    save_model(compress_model(model, network.forms(config)), tmp_path / "m", card=card)
+    data = (tmp_path / "m").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    card_bytes = len(json.dumps(header.pop("__metadata__"), separators=(",", ":")))
+    entries = len(json.dumps(header, separators=(",", ":")))
+    found = [len(header), entries, card_bytes, network.cost(config).size_bytes]
+    assert found == [int(count.replace(",", "")) for count in counts]
+
+
+def test_layers_of_one_form_share_its_entry(dense_forms, tmp_path):
+    dense, forms = dense_forms
+    save_model(compress_model(dense, forms), tmp_path / "m", card=CARD)
+    listed = Reader((tmp_path / "m").read_bytes()).card["forms"]
+    assert listed == [
+        {"layers": ["layer1.0.conv1", "layer1.0.conv2"], "basis": "cosine", "harmonics": [2, 2], "bits": 8},
+        {"layers": ["linear"], "bits": 8},
+    ]
+    assert read_card(tmp_path / "m")["forms"]["layer1.0.conv2"] == {"basis": "cosine", "harmonics": [2, 2], "bits": 8}
+
+
+@pytest.fixture
+def dense_forms(fill):
+    form = LayerForm(basis="cosine", harmonics=(2, 2), bits=8)
+    forms = {"layer1.0.conv1": form, "layer1.0.conv2": form, "linear": LayerForm(bits=8)}
+    return fill(build_model("resnet8", classes=10, channels=1)), forms
+
+
+def test_the_examples_bytes_are_those_of_the_packer():
+    rows = re.findall(r"^\| (\w+) \| ([\d ]+) \| (\d+) \| ([0-9A-F ]+) \|$", DOC, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["mantissas", "exponents", "kept", "supports"]
+    for _, listed, width, packed in rows:
+        data = np.frombuffer(bytes.fromhex(packed), np.uint8)
+        assert numbers(data, int(width), len(listed.split())).tolist() == [int(number) for number in listed.split()]
+        assert data.size == -(-len(listed.split()) * int(width) // 8)
+    linear = torch.nn.Linear(5, 1, bias=False)
+    weights = [float(number) for number in re.search(r"five weights (.*) in the form", DOC)[1].split(", ")]
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([weights]))
+    form = json.loads(re.search(r"in the form `(.*?)`", DOC)[1])
+    state = pack_state(compress_model(torch.nn.Sequential(linear), {"0": LayerForm(**form)}))
+    for name, _, _, packed in rows[:2]:
+        assert bytes(state[f"0.coefficients.{name}"].numpy()) == bytes.fromhex(packed)
+
+
+def test_the_document_tells_every_knob():
+    told = re.findall(r"^\| `(\w+)` \|", DOC, re.MULTILINE)
+    assert set(LayerForm.__dataclass_fields__) <= set(told)
+
+
+def test_a_file_of_version_1_is_read(tmp_path):
+    """Written by the Overtone that wrote version 1, with the logits that it gave."""
+    path = Path(__file__).parent / "assets" / "packed-v1.safetensors"
+    card, model = read_card(path), load_model(path)
+    assert card["version"] == 1
+    assert {name: layer.form for name, layer in compressed_layers(model).items()} == decode_forms(card)
+    with torch.no_grad():
+        logits = model(torch.arange(64.0).view(1, 1, 8, 8) / 64)
+    torch.testing.assert_close(logits[0], torch.tensor(card["logits"]), rtol=1e-3, atol=1e-3)
+    save_model(model, tmp_path / "m", card=card)
+    assert read_card(tmp_path / "m") == card | {"version": 2}
+    assert (tmp_path / "m").stat().st_size < path.stat().st_size
