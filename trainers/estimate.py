@@ -1,7 +1,8 @@
 """What a trial will take, before one is run: seconds from a few steps that are timed, memory by counting tensors.
 
 Both are those of the uncompressed network, on a copy of it. In training a compressed network costs about the same: its
-filters are built anew from few weights in each step, but its activations, convolutions and gradients are as large.
+filters are built anew from few weights in each step, but its activations, convolutions and gradients are as large. In
+networks so small that building filters is what takes time, it costs more; the calibrated start comes on top of either.
 
 Counted are the tensors that live from one layer to another. What Python, PyTorch and CUDA take by themselves (some
 0.5 GB), and what a single kernel needs while it runs, are not.
@@ -20,7 +21,7 @@ from torch import nn
 from layers.timing import median_ms
 from trainers.augment import augment, normalise
 from trainers.device import computes_in_bf16
-from trainers.evaluate import evaluating
+from trainers.evaluate import evaluating, evaluation_batch
 from trainers.footprint import held_bytes, peak_bytes, saved_bytes
 from trainers.loss import Loss
 from trainers.optimiser import make_optimiser
@@ -33,7 +34,6 @@ _FIRST, _GROWTH = 2, 4
 _RUNS = 15
 _TRAIN_S, _VALIDATE_S = 0.75, 1.0
 """About how long the steps of training and of validation are timed for."""
-_VALIDATION_BATCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def estimate_trial(
     generator = torch.Generator(device).manual_seed(0)
     with repeatable_kernels(), seeded_dropout(generator):
         probe = _Probe(model, shape, schedule, generator)
-        batch, val_batch = min(schedule.batch_size, train_images), min(_VALIDATION_BATCH, val_images)
+        batch, val_batch = min(schedule.batch_size, train_images), min(evaluation_batch(device), val_images)
         activations = _drawn_out(probe.activations, -(-batch // schedule.accumulate))
         validation = _drawn_out(probe.validation_peak, val_batch)
         train_s = _seconds_an_image(probe.training, batch, device, _TRAIN_S)
