@@ -7,113 +7,75 @@ hidden bits, so that b = 8 and block size 1 take 16 bits a value as in the paper
 Our choices, where the paper is silent: rounding to nearest even; e is the exponent of the block's *rounded* largest
 magnitude, so that nothing saturates and block size 1 is ordinary rounding to b significant bits. With 7 exponent bits
 e is -64 .. 63: a block whose largest magnitude is below 2^-64 becomes zero, one that holds NaN, infinity or what rounds
-to 2^64 becomes NaN. Blocks are consecutive values of the flattened tensor. Quantising twice changes nothing.
+to 2^64 becomes NaN. Zeros have no sign. Which values make a block says `BlockFormat.axis`. Quantising twice changes
+nothing.
+
+Stochastic rounding, for training, goes up with a probability equal to the part that is cut off, so that its mean is
+the value itself (to 2^-24 of a step). The grid must not depend on the draw: in blocks of more than one value e is the
+exponent of the largest magnitude rounded *up*. What could round to 2^64 becomes NaN.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layers.errors import OvertoneError, UsageError
+from layers import native
+from layers.blockformat import BlockFormat
+from layers.errors import UsageError
 
-__all__ = ["BlockFormat", "pack_blocks", "pack_codes", "quantise", "unpack_blocks", "unpack_codes"]
+__all__ = ["ROUNDINGS", "BlockFormat", "Rounding", "cut_blocks", "join_blocks", "power_of_two", "quantise"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class BlockFormat:
-    """How a tensor is held in block floating point."""
-
-    bits: int
-    """Mantissa bits, 2..16, sign not counted."""
-    block: int = 1
-    """Values that share an exponent, 1..128."""
-    exponent_bits: int = 7
-    """Bits of a shared exponent, 2..7."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("bits", 2, 16), ("block", 1, 128), ("exponent_bits", 2, 7)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
-                raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}.")
-
-    @property
-    def lowest(self) -> int:
-        """The smallest shared exponent; the largest is -lowest - 1."""
-        return -(1 << (self.exponent_bits - 1))
-
-    def packed_bytes(self, values: int) -> tuple[int, int]:
-        """Bytes of `values` packed mantissas with signs, and of their shared exponents."""
-        blocks = -(-values // self.block)
-        return (values * (1 + self.bits) + 7) // 8, (blocks * self.exponent_bits + 7) // 8
+Rounding = Literal["nearest", "stochastic"]
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, form: BlockFormat) -> Tensor:
-        if form.block == 1:
-            return _round_each(x.float(), form).to(x.dtype)
-        mantissas, exponents = _encode(x, form)
-        return _decode(mantissas, exponents, form, x.shape).to(x.dtype)
+    def forward(ctx: Any, x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
+        return _in_memory_order(x.float(), form, rounding).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None
 
 
-def quantise(x: Tensor, form: BlockFormat) -> Tensor:
-    """`x` rounded to block floating point, same shape and dtype; the gradient passes straight through."""
-    quantised: Tensor = _StraightThrough.apply(x, form)
+def quantise(x: Tensor, form: BlockFormat, rounding: Rounding = "nearest") -> Tensor:
+    """`x` rounded to block floating point, same shape and dtype; the gradient passes straight through.
+
+    Stochastic rounding draws from PyTorch's global generator of the device.
+    """
+    if rounding not in ROUNDINGS:
+        raise UsageError(f"rounding (={rounding!r}) must be one of {', '.join(ROUNDINGS)}.")
+    quantised: Tensor = _StraightThrough.apply(x, form, rounding)
     return quantised
 
 
-def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
-    """Quantise and pack: uint8 bytes of the signed mantissas, and of the shared exponents, most significant bit first.
-
-    Raises `OvertoneError` where `x` holds a value that is not finite or too large for the exponent.
-    """
-    mantissas, exponents = _encode(x.detach().float().cpu(), form)
-    if not torch.isfinite(mantissas).all():
-        raise OvertoneError("A tensor that is to be packed holds values that are not finite, or too large.")
-    flat = mantissas.flatten()[: x.numel()].to(torch.int64)
-    signed = flat.abs() | ((flat < 0).to(torch.int64) << form.bits)
-    return pack_codes(signed, form.bits + 1), pack_codes(exponents.long().flatten() - form.lowest, form.exponent_bits)
+def _in_memory_order(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
+    """Round, and keep channels last where blocks allow it: they are runs of channels, or single values."""
+    free = form.block == 1 or form.axis == "channel"
+    if free and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        pixels = x.permute(0, 2, 3, 1)
+        return _round(pixels.flatten(0, 2), form, rounding).view(pixels.shape).permute(0, 3, 1, 2)
+    return _round(x.contiguous(), form, rounding)
 
 
-def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:
-    """The float32 tensor of `shape` that `pack_blocks` packed."""
-    values = shape.numel()
-    signed = unpack_codes(mantissas, form.bits + 1, values)
-    magnitude = signed & ((1 << form.bits) - 1)
-    flat = torch.where(signed >> form.bits > 0, -magnitude, magnitude).float()
-    blocks = -(-values // form.block)
-    flat = F.pad(flat, (0, blocks * form.block - values)).view(blocks, form.block)
-    return _decode(flat, unpack_codes(exponents, form.exponent_bits, blocks)[:, None] + form.lowest, form, shape)
-
-
-def _encode(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
-    """Signed mantissas (blocks, block) as float32 integers, and exponents (blocks, 1)."""
-    flat = x.detach().float().flatten()
-    blocks = -(-flat.numel() // form.block)
-    flat = F.pad(flat, (0, blocks * form.block - flat.numel())).view(blocks, form.block)
-    largest = flat.abs().amax(1, keepdim=True)
-    exponents = (torch.frexp(largest).exponent - 1).clamp(form.lowest, -form.lowest)
-    exponents += torch.round(largest * _power_of_two(form.bits - 1 - exponents)) >= 2**form.bits
-    mantissas = torch.round(flat * _power_of_two(form.bits - 1 - exponents))
-    mantissas = mantissas.masked_fill(largest < 2.0**form.lowest, 0.0)
-    return mantissas.masked_fill(~(largest < _overflow(form)), torch.nan), exponents.masked_fill(
-        largest < 2.0**form.lowest, form.lowest
-    )
+def _round(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
+    """Round a contiguous float32 tensor into a new one."""
+    if rounding == "stochastic":
+        return _round_at_random(x, form)
+    if native.takes(x):
+        rounded = torch.empty_like(x)
+        native.round_into(rounded, x, form)
+        return rounded
+    return _round_each(x, form) if form.block == 1 else _round_blocks(x, form)
 
 
 def _round_each(x: Tensor, form: BlockFormat) -> Tensor:
-    """Block size 1: float32 `x` rounded to b significant bits, by integer arithmetic on its bit patterns."""
+    """Block size 1: rounded to b significant bits, by integer arithmetic on bit patterns."""
     drop = 24 - form.bits
     rounded = F.hardshrink(x, 2.0**form.lowest * (1 - 2.0**-24))
     patterns = rounded.view(torch.int32)
@@ -122,28 +84,49 @@ def _round_each(x: Tensor, form: BlockFormat) -> Tensor:
     return rounded.masked_fill_(~(x.abs() < _overflow(form)), torch.nan)
 
 
+def _round_blocks(x: Tensor, form: BlockFormat) -> Tensor:
+    """Any block size: an anchor of 1.5 * 2^(e - b + 24) leaves a sum no bits below the step 2^(e - b + 1)."""
+    blocks = cut_blocks(x, form)
+    largest = blocks.abs().amax(2, keepdim=True)
+    patterns, drop = largest.view(torch.int32), 24 - form.bits
+    exponents = (patterns + ((patterns >> drop) & 1) + ((1 << (drop - 1)) - 1)) >> 23
+    anchors = (((exponents + drop) << 23) + (1 << 22)).view(torch.float32)
+    rounded = ((blocks + anchors) - anchors).masked_fill(largest < 2.0**form.lowest, 0.0)
+    return join_blocks(rounded.masked_fill(~(largest < _overflow(form)), torch.nan), x.shape, form)
+
+
+def _round_at_random(x: Tensor, form: BlockFormat) -> Tensor:
+    blocks = cut_blocks(x, form)
+    largest = blocks.abs().amax(2, keepdim=True)
+    upwards = 0 if form.block == 1 else (1 << (24 - form.bits)) - 1
+    exponents = ((largest.view(torch.int32) + upwards) >> 23) - 127
+    steps = exponents.clamp(form.lowest, -form.lowest - 1) - form.bits + 1
+    scaled = blocks * power_of_two(-steps)
+    whole = scaled.floor()
+    whole += torch.rand_like(scaled) < scaled - whole
+    rounded = (whole * power_of_two(steps)).masked_fill(largest < 2.0**form.lowest, 0.0)
+    most = (2.0**form.bits - 1) * 2.0 ** (-form.lowest - form.bits)
+    return join_blocks(rounded.masked_fill(~(largest <= most), torch.nan), x.shape, form)
+
+
 def _overflow(form: BlockFormat) -> float:
     """The least magnitude that rounds to more than the largest exponent can hold."""
     return (2.0**form.bits - 0.5) * 2.0 ** (-form.lowest - form.bits)
 
 
-def _decode(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:
-    return (mantissas * _power_of_two(exponents - form.bits + 1)).flatten()[: shape.numel()].view(shape)
+def cut_blocks(x: Tensor, form: BlockFormat) -> Tensor:
+    """A contiguous tensor as blocks (outer, blocks, block, inner), short ones filled with zeros."""
+    outer, length, inner = form.runs(x.shape)
+    blocks = -(-length // form.block)
+    runs, short = x.view(outer, length, inner), blocks * form.block - length
+    return (F.pad(runs, (0, 0, 0, short)) if short else runs).view(outer, blocks, form.block, inner)
 
 
-def _power_of_two(exponents: Tensor) -> Tensor:
+def join_blocks(blocks: Tensor, shape: torch.Size, form: BlockFormat) -> Tensor:
+    """The tensor of this shape that was cut into such blocks."""
+    return blocks.flatten(1, 2)[:, : form.runs(shape)[1]].contiguous().view(shape)
+
+
+def power_of_two(exponents: Tensor) -> Tensor:
     """2^exponents in float32, exact: written into the exponent field, for exponents in -126..127."""
     return ((exponents.to(torch.int32) + 127) << 23).view(torch.float32)
-
-
-def pack_codes(codes: Tensor, width: int) -> Tensor:
-    """Whole numbers (n,) below 2^width as uint8 bytes, most significant bit first."""
-    shifts = np.arange(width - 1, -1, -1)
-    bits: npt.NDArray[np.uint8] = ((codes.numpy()[:, None] >> shifts) & 1).astype(np.uint8)
-    return torch.from_numpy(np.packbits(bits))
-
-
-def unpack_codes(packed: Tensor, width: int, count: int) -> Tensor:
-    """The int64 numbers (count,) that `pack_codes` packed."""
-    bits = np.unpackbits(packed.numpy(), count=count * width).reshape(count, width).astype(np.int64)
-    return torch.from_numpy(bits @ (1 << np.arange(width - 1, -1, -1)))

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from layers.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
 from layers.basis import basis_matrix
-from layers.blockfloat import quantise
+from layers.blockfloat import Rounding, quantise
+from layers.blockformat import BlockFormat
 from layers.errors import UsageError
 from layers.form import LayerForm, LayerShape, stored_tensors
 from layers.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
@@ -34,6 +35,7 @@ class CompressedConv2d(nn.Module):
     Takes (B, C, H, W) and gives (B, N, H_out, W_out) like the `nn.Conv2d` it is made from, whatever its stride,
     padding, dilation, groups and padding mode, and (C, H, W) too. `execution` picks among exact forms: `dense` builds
     the filters, `factored` (series without templates) and `two_stage` (templates, ungrouped convolution) do not.
+    `rounding` is how block floating point rounds in training; evaluation always rounds to nearest even.
     """
 
     phi_y: Tensor | None
@@ -51,6 +53,7 @@ class CompressedConv2d(nn.Module):
         self.margins = (left, right, top, bottom)
         self.padding_mode = conv.padding_mode
         self.execution: Execution = "dense"
+        self.rounding: Rounding = "nearest"
         self._kept_filters: tuple[Any, Tensor] | None = None
         tensors = stored_tensors(self.shape, form)
         self._register_bases(conv.weight)
@@ -191,7 +194,7 @@ class CompressedConv2d(nn.Module):
     def rounded(self, x: Tensor) -> Tensor:
         """The input as the convolution sees it."""
         form = self.form.activation_format
-        return x if form is None else quantise(x, form)
+        return x if form is None else self._quantised(x, form)
 
     def responses(self, x: Tensor) -> Tensor:
         """Basis responses (B, C n_y n_x, H_out, W_out) to an input; the coefficients mix them into the output."""
@@ -233,7 +236,10 @@ class CompressedConv2d(nn.Module):
 
     def _stored(self, tensor: Tensor) -> Tensor:
         form = self.form.weight_format
-        return tensor if form is None else quantise(tensor, form)
+        return tensor if form is None else self._quantised(tensor, form)
+
+    def _quantised(self, x: Tensor, form: BlockFormat) -> Tensor:
+        return quantise(x, form, self.rounding if self.training else "nearest")
 
     def _templates(self) -> Tensor:
         """Taps (G, M, C / G, K_y, K_x) of the templates."""

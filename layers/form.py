@@ -6,7 +6,7 @@ the packed file holds them; so the three cannot disagree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from layers.allocation import support_bits
 from layers.basis import Basis, basis_name
-from layers.blockfloat import BlockFormat
+from layers.blockformat import AXES, Axis, BlockFormat
 from layers.errors import UsageError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "LayerShape",
     "StoredIndices",
     "StoredTensor",
+    "settled",
     "stored_indices",
     "stored_tensors",
 ]
@@ -54,11 +55,15 @@ class LayerForm:
     transform: Transform | None = None
     """How a template becomes a filter; given together with `templates`."""
     bits: int | None = None
-    """Mantissa bits of stored weights (blocks of `exponent_block`) and of input activations (block size 1)."""
+    """Mantissa bits of stored weights (in blocks of `exponent_block`) and of inputs (of `activation_block`)."""
     exponent_block: int = 1
     """Stored weights that share one exponent."""
+    exponent_axis: Axis = "flat"
+    """What the weights' blocks are cut from: the flattened tensor, each filter, or its channels at each tap."""
     exponent_bits: int = 7
     """Bits of a shared exponent."""
+    activation_block: int = 1
+    """Input channels of a pixel that share one exponent while the layer runs; 1 in the paper."""
 
     def __post_init__(self) -> None:
         if (self.basis is None) != (self.harmonics is None):
@@ -81,20 +86,28 @@ class LayerForm:
             raise UsageError(f"groups (={self.groups!r}) must be a whole number of at least 1.")
         if self.templates is None and self.groups != 1:
             raise UsageError(f"groups (={self.groups}) must be 1 in a layer without templates.")
-        if self.bits is not None:
-            _ = self.weight_format
+        if self.bits is None and (self.exponent_axis, self.activation_block) != ("flat", 1):
+            raise UsageError(
+                f"exponent_axis (={self.exponent_axis!r}) and activation_block (={self.activation_block!r}) need bits."
+            )
+        _ = self.weight_format, self.activation_format
 
     @property
     def weight_format(self) -> BlockFormat | None:
         """How stored weights are quantised."""
         if self.bits is None:
             return None
-        return BlockFormat(bits=self.bits, block=self.exponent_block, exponent_bits=self.exponent_bits)
+        return BlockFormat(
+            bits=self.bits, block=self.exponent_block, exponent_bits=self.exponent_bits, axis=self.exponent_axis
+        )
 
     @property
     def activation_format(self) -> BlockFormat | None:
-        """How the layer's input is quantised: block size 1, as in the paper."""
-        return None if self.bits is None else BlockFormat(bits=self.bits, exponent_bits=self.exponent_bits)
+        """How the layer's input is quantised, as (images, channels, ...)."""
+        if self.bits is None:
+            return None
+        axis: Axis = "flat" if self.activation_block == 1 else "channel"
+        return BlockFormat(bits=self.bits, block=self.activation_block, exponent_bits=self.exponent_bits, axis=axis)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +166,7 @@ class StoredTensor:
     @property
     def bytes(self) -> int:
         """Bytes in the packed file."""
-        return 4 * self.values if self.format is None else sum(self.format.packed_bytes(self.values))
+        return 4 * self.values if self.format is None else sum(self.format.packed_bytes(self.shape))
 
 
 @dataclass(frozen=True)
@@ -201,6 +214,23 @@ def stored_indices(shape: LayerShape, form: LayerForm) -> dict[str, StoredIndice
     if form.allocation is not None:
         indices["supports"] = StoredIndices(shape.out_channels, support_bits(shape.kernel))
     return indices
+
+
+def settled(shape: LayerShape, form: LayerForm) -> LayerForm:
+    """The same form of this layer in its first spelling.
+
+    That is the first axis that cuts the same blocks of all stored tensors, and blocks of activations no longer than the
+    layer has channels.
+    """
+
+    def runs(axis: Axis) -> list[tuple[int, int, int]]:
+        stored = stored_tensors(shape, replace(form, exponent_axis=axis)).values()
+        return [tensor.format.runs(tensor.shape) for tensor in stored if tensor.format is not None]
+
+    if form.bits is None:
+        return form
+    axis = next(axis for axis in AXES if runs(axis) == runs(form.exponent_axis))
+    return replace(form, exponent_axis=axis, activation_block=min(form.activation_block, shape.in_channels))
 
 
 def _check(shape: LayerShape, form: LayerForm) -> None:

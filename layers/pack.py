@@ -1,6 +1,6 @@
 """The packed state of a model: what the exported file holds, byte for byte what `layers.cost` counts.
 
-A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat`); indices, such
+A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockpack`); indices, such
 as the kept filters of a template layer, take as many bits each as they need, truth values one, most significant first;
 all else stays as the state dict has it. Batch counters of norms are left out.
 """
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from layers.blockfloat import BlockFormat, pack_blocks, pack_codes, unpack_blocks, unpack_codes
+from layers.blockformat import BlockFormat
+from layers.blockpack import pack_blocks, pack_codes, unpack_blocks, unpack_codes
 from layers.compress import compressed_layers
 from layers.errors import OvertoneError
 from layers.form import stored_indices, stored_tensors
@@ -49,7 +50,7 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
     for name, value in _kept_state(model).items():
         if name in quantised:
             form = quantised[name]
-            sizes = form.packed_bytes(value.numel())
+            sizes = form.packed_bytes(value.shape)
             mantissas = _take(left, f"{name}.mantissas", torch.Size([sizes[0]]), torch.uint8)
             exponents = _take(left, f"{name}.exponents", torch.Size([sizes[1]]), torch.uint8)
             state[name] = unpack_blocks(mantissas, exponents, form, value.shape)

@@ -117,8 +117,9 @@ _INDEPENDENT = (
 
 
 def _identity(form: LayerForm) -> dict[str, object]:
-    """A form as its network's digest holds it; without an allocation as before there was one."""
-    return {name: value for name, value in dataclasses.asdict(form).items() if name != "allocation" or value}
+    """A form as its network's digest holds it; without what was not there at first, where that is at its default."""
+    later = {"allocation": None, "exponent_axis": "flat", "activation_block": 1}
+    return {k: v for k, v in dataclasses.asdict(form).items() if k not in later or v != later[k]}
 
 
 def _layer_form(shape: LayerShape, asked: BlockConfig, minimum_templates: int) -> LayerForm:

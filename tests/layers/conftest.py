@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerForm
+from layers.blockformat import AXES
 
 ConvMaker = Callable[..., nn.Conv2d]
 
@@ -102,6 +103,7 @@ def random_form(rng: random.Random) -> Callable[..., LayerForm]:
         if rng.random() < 0.6:
             chosen |= {"bits": rng.randint(2, 16), "exponent_block": rng.choice([1, 2, 5, 16, 128])}
             chosen |= {"exponent_bits": rng.randint(6, 7)}  # least-squares gains have a heavy tail
+            chosen |= {"exponent_axis": rng.choice(AXES), "activation_block": rng.choice([1, 1, 2, 5, 16])}
         return LayerForm(**chosen)
 
     return draw

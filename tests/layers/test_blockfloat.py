@@ -1,5 +1,6 @@
 import math
 import random
+import re
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layers import OvertoneError, UsageError
-from layers.blockfloat import BlockFormat, pack_blocks, quantise, unpack_blocks
+from layers.blockfloat import ROUNDINGS, BlockFormat, quantise
+from layers.blockformat import AXES
+from layers.blockpack import pack_blocks, unpack_blocks
 
 BITS = range(2, 17)
 BLOCKS = (1, 2, 3, 7, 16, 31, 128)
@@ -34,15 +37,33 @@ def oracle_block(values: list[float], form: BlockFormat) -> list[float]:
     return [float(mantissa(value) * Fraction(2) ** (exponent - form.bits + 1)) for value in values]
 
 
+def oracle_members(shape: tuple[int, ...], form: BlockFormat) -> list[list[int]]:
+    """For each block the places of its values in the flattened tensor, in the order of the blocks' first values."""
+    places = torch.arange(math.prod(shape)).view(shape)
+    if form.axis == "flat":
+        runs = [places.flatten()]
+    elif form.axis == "filter":
+        runs = [filter.flatten() for filter in places]
+    else:
+        runs = list(places.movedim(1, -1).reshape(-1, shape[1])) if places.numel() else []
+    blocks = [part.tolist() for run in runs if len(run) for part in run.split(form.block)]
+    return sorted(blocks)
+
+
 def oracle(x: Tensor, form: BlockFormat) -> Tensor:
-    flat = x.flatten().tolist()
-    found = [v for i in range(0, len(flat), form.block) for v in oracle_block(flat[i : i + form.block], form)]
-    return torch.tensor(found, dtype=x.dtype).view(x.shape)
+    values, found = x.flatten().tolist(), torch.empty(x.numel(), dtype=x.dtype)
+    for members in oracle_members(tuple(x.shape), form):
+        found[members] = torch.tensor(oracle_block([values[i] for i in members], form), dtype=x.dtype)
+    return found.view(x.shape)
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
     """Equal values, NaN where the other is NaN."""
     return bool(torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num()))
+
+
+def random_shape(rng: random.Random, dims: int) -> tuple[int, ...]:
+    return tuple(rng.choice([1, 1, 2, 3, 5, 8, 17]) for _ in range(dims))
 
 
 def hard_values(rng: random.Random, form: BlockFormat, count: int) -> Tensor:
@@ -77,6 +98,56 @@ def test_blocks_are_consecutive_values_of_the_flattened_tensor(block, rng, norma
     form = BlockFormat(bits=rng.choice(BITS), block=block)
     x = normal(3, 5, 7, dtype=torch.float32) * 2.0 ** torch.arange(-3, 4)
     assert equal(quantise(x, form), oracle(x, form))
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("dims", [2, 3, 4])
+def test_blocks_of_every_axis_are_those_of_rational_arithmetic(axis, dims, rng):
+    for _ in range(12):
+        form = BlockFormat(bits=rng.choice(BITS), block=rng.choice(BLOCKS), exponent_bits=rng.randint(2, 7), axis=axis)
+        shape = random_shape(rng, dims)
+        x = hard_values(rng, form, math.prod(shape)).view(shape)
+        assert equal(quantise(x, form), oracle(x, form)), (form, x)
+
+
+def test_filters_and_channels_do_not_share_blocks():
+    x = torch.tensor([[[1.0, 1.0], [8.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]])
+    x[0, 0, 0] = 64.0  # rounds what shares its block to a multiple of 16
+
+    def gone(axis: str, block: int) -> list[list[int]]:
+        return (quantise(x, BlockFormat(bits=3, block=block, axis=axis)) == 0).nonzero().tolist()
+
+    assert gone("flat", 8) == [[0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 2, 0], [0, 2, 1], [1, 0, 0], [1, 0, 1]]
+    assert gone("filter", 8) == [[0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 2, 0], [0, 2, 1]]
+    assert gone("filter", 4) == [[0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    assert gone("channel", 8) == [[0, 1, 0], [0, 2, 0]]
+    assert gone("channel", 2) == [[0, 1, 0]]
+
+
+def random_tensors(draw: st.DrawFn) -> tuple[Tensor, BlockFormat]:
+    axis = draw(st.sampled_from(AXES))
+    shape = draw(st.lists(st.integers(0, 5), min_size=0 if axis == "flat" else 2, max_size=4))
+    count = math.prod(shape)
+    values = draw(st.lists(st.floats(width=32), min_size=count, max_size=count))
+    form = BlockFormat(
+        bits=draw(st.integers(2, 16)), block=draw(st.integers(1, 9)), exponent_bits=draw(st.integers(2, 7)), axis=axis
+    )
+    return torch.tensor(values, dtype=torch.float32).view(shape), form
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn=st.composite(random_tensors)())
+def test_any_shape_axis_and_block_agree_with_rational_arithmetic_and_have_a_packed_size(drawn):
+    x, form = drawn
+    once = quantise(x, form)
+    assert once.shape == x.shape
+    assert equal(once, oracle(x, form))
+    assert equal(quantise(once, form), once)
+    if once.isfinite().all():
+        packed = pack_blocks(x, form)
+        assert tuple(part.numel() for part in packed) == form.packed_bytes(x.shape)
+        back = unpack_blocks(*packed, form, x.shape)
+        assert torch.equal(back.view(torch.int32), once.view(torch.int32))  # zeros without a sign too
 
 
 @settings(max_examples=150, deadline=None)
@@ -139,6 +210,10 @@ def test_zeros_of_either_sign_stay_zero():
     for block in (1, 3, 128):
         found = quantise(torch.tensor([0.0, -0.0, 0.0, -0.0]), BlockFormat(bits=4, block=block))
         assert found.tolist() == [0.0] * 4
+        assert not found.signbit().any()
+    small = quantise(torch.tensor([-1e-3, -0.0, 1.0, -1.0]), BlockFormat(bits=4, block=4))
+    assert small.tolist() == [0.0, 0.0, 1.0, -1.0]
+    assert small.signbit().tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -154,12 +229,12 @@ def test_fast_path_of_block_one_equals_the_general_path(bits, generator):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_unpacked_is_what_was_quantised(bits, block, rng, normal):
-    form = BlockFormat(bits=bits, block=block, exponent_bits=rng.randint(4, 7))
+    form = BlockFormat(bits=bits, block=block, exponent_bits=rng.randint(4, 7), axis=rng.choice(AXES))
     shape = torch.Size([rng.randint(1, 5), rng.randint(1, 9), rng.randint(1, 9)])
     x = normal(*shape, dtype=torch.float32)
     mantissas, exponents = pack_blocks(x, form)
     assert mantissas.dtype == exponents.dtype == torch.uint8
-    assert (mantissas.numel(), exponents.numel()) == form.packed_bytes(x.numel())
+    assert (mantissas.numel(), exponents.numel()) == form.packed_bytes(x.shape)
     found = unpack_blocks(mantissas, exponents, form, shape)
     assert found.dtype == torch.float32
     assert torch.equal(found, quantise(x, form))
@@ -170,24 +245,33 @@ def test_unpacked_is_what_was_quantised(bits, block, rng, normal):
 
 @pytest.mark.parametrize("_", range(10))
 def test_packed_bits_are_sign_and_mantissa_then_exponent_offset_most_significant_first(_, rng, normal):
-    form = BlockFormat(bits=rng.choice(BITS), block=rng.choice(BLOCKS), exponent_bits=rng.randint(4, 7))
-    x = normal(rng.randint(1, 200), dtype=torch.float32)
+    widths = {"bits": rng.choice(BITS), "block": rng.choice(BLOCKS), "exponent_bits": rng.randint(4, 7)}
+    form = BlockFormat(**widths, axis=rng.choice(AXES))
+    x = normal(rng.randint(1, 9), rng.randint(1, 20), rng.randint(1, 4), dtype=torch.float32)
     mantissas, exponents = ("".join(f"{byte:08b}" for byte in part.tolist()) for part in pack_blocks(x, form))
-    expected = oracle(x, form).tolist()
-    for i, value in enumerate(expected):
-        code = mantissas[i * (form.bits + 1) : (i + 1) * (form.bits + 1)]
-        block = i // form.block
+    expected, blocks = oracle(x, form).flatten().tolist(), oracle_members(tuple(x.shape), form)
+    for block, i in ((number, i) for number, members in enumerate(blocks) for i in members):
+        code, value = mantissas[i * (form.bits + 1) : (i + 1) * (form.bits + 1)], expected[i]
         exponent = int(exponents[block * form.exponent_bits : (block + 1) * form.exponent_bits], 2) + form.lowest
         assert (-1) ** int(code[0]) * int(code[1:], 2) * 2.0 ** (exponent - form.bits + 1) == value
 
 
 def test_packed_bytes_of_the_papers_formats():
     # Table 4 of Costain & Prisacariu: 16 bits a weight at 8 mantissa bits, 12 at 4, block size 1.
-    assert sum(BlockFormat(bits=8).packed_bytes(1000)) == 2000
-    assert sum(BlockFormat(bits=4).packed_bytes(1000)) == 1500
-    assert BlockFormat(bits=4, block=16).packed_bytes(1000) == (625, (63 * 7 + 7) // 8)
-    assert BlockFormat(bits=7, block=128, exponent_bits=2).packed_bytes(129) == (129, 1)
-    assert BlockFormat(bits=2).packed_bytes(0) == (0, 0)
+    assert sum(BlockFormat(bits=8).packed_bytes((1000,))) == 2000
+    assert sum(BlockFormat(bits=4).packed_bytes((1000,))) == 1500
+    assert BlockFormat(bits=4, block=16).packed_bytes((1000,)) == (625, (63 * 7 + 7) // 8)
+    assert BlockFormat(bits=7, block=128, exponent_bits=2).packed_bytes((129,)) == (129, 1)
+    assert BlockFormat(bits=2).packed_bytes((0,)) == (0, 0)
+
+
+def test_packed_bytes_of_blocks_that_end_with_their_filter_or_channels():
+    shape, eight = (4, 10, 3, 3), {"bits": 7, "exponent_bits": 4}
+    assert BlockFormat(**eight, block=16).packed_bytes(shape) == (360, math.ceil(23 / 2))
+    assert BlockFormat(**eight, block=16, axis="filter").packed_bytes(shape) == (360, 4 * 6 // 2)
+    assert BlockFormat(**eight, block=16, axis="channel").packed_bytes(shape) == (360, 4 * 9 // 2)
+    assert BlockFormat(**eight, block=4, axis="channel").packed_bytes(shape) == (360, 4 * 9 * 3 // 2)
+    assert BlockFormat(**eight, axis="channel").packed_bytes(shape) == BlockFormat(**eight).packed_bytes(shape)
 
 
 @pytest.mark.parametrize("block", [1, 8])
@@ -208,12 +292,13 @@ def test_what_is_not_finite_or_too_large_does_not_pack(bad):
 
 
 @pytest.mark.parametrize("block", [1, 5])
-def test_gradient_passes_straight_through(block, normal):
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_gradient_passes_straight_through(block, rounding, normal):
     x = normal(4, 9, dtype=torch.float32)
     x[0, 0], x[1, 1], x[2, 2] = math.nan, 1e-30, 0.0
     x.requires_grad_()
     upstream = normal(4, 9, dtype=torch.float32)
-    quantise(x, BlockFormat(bits=3, block=block)).backward(upstream)
+    quantise(x, BlockFormat(bits=3, block=block), rounding).backward(upstream)
     assert torch.equal(x.grad, upstream)
 
 
@@ -228,8 +313,9 @@ def test_dtype_is_kept_and_the_values_are_those_of_float32(dtype, block, rng, no
 
 
 @pytest.mark.parametrize("block", [1, 6])
-def test_any_memory_layout_gives_the_same_values_and_leaves_its_input_alone(block, rng, normal):
-    form = BlockFormat(bits=rng.choice(BITS), block=block)
+@pytest.mark.parametrize("axis", AXES)
+def test_any_memory_layout_gives_the_same_values_and_leaves_its_input_alone(block, axis, rng, normal):
+    form = BlockFormat(bits=rng.choice(BITS), block=block, axis=axis)
     dense = normal(2, 4, 6, 5, dtype=torch.float32)
     expected = oracle(dense, form)
     wide = dense.repeat_interleave(2, 3)
@@ -239,12 +325,15 @@ def test_any_memory_layout_gives_the_same_values_and_leaves_its_input_alone(bloc
         assert torch.equal(quantise(x, form), expected)
         assert torch.equal(x, before)
     assert torch.equal(quantise(dense[:1].expand(3, -1, -1, -1), form), oracle(dense[:1].expand(3, -1, -1, -1), form))
-    assert quantise(dense[0, 0, 0, 0], form).shape == ()
+    if axis == "flat":
+        assert quantise(dense[0, 0, 0, 0], form).shape == ()
 
 
-def test_block_of_one_keeps_channels_last(normal):
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_blocks_of_one_and_of_channels_keep_channels_last(rounding, normal):
     x = normal(2, 4, 6, 5, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
-    assert quantise(x, BlockFormat(bits=4)).is_contiguous(memory_format=torch.channels_last)
+    for form in (BlockFormat(bits=4), BlockFormat(bits=4, block=3, axis="channel")):
+        assert quantise(x, form, rounding).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +346,24 @@ def test_block_of_one_keeps_channels_last(normal):
         ({"bits": 8, "block": 129}, r"block \(=129\) must be"),
         ({"bits": 8, "exponent_bits": 1}, r"exponent_bits \(=1\) must be a whole number from 2 to 7\."),
         ({"bits": 8, "exponent_bits": 8}, r"exponent_bits \(=8\) must be"),
+        ({"bits": 8, "axis": "row"}, r"axis \(='row'\) must be one of flat, filter, channel\."),
     ],
 )
 def test_formats_outside_the_limits_are_refused(asked, message):
     with pytest.raises(UsageError, match=message):
         BlockFormat(**asked)
+
+
+@pytest.mark.parametrize("axis", ["filter", "channel"])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_tensors_without_channels_know_flat_blocks_alone(axis, shape):
+    form = BlockFormat(bits=4, block=2, axis=axis)
+    message = rf"axis \(='{axis}'\) must be flat for a tensor of the shape {re.escape(str(shape))}\."
+    for call in (lambda: quantise(torch.ones(shape), form), lambda: form.packed_bytes(shape)):
+        with pytest.raises(UsageError, match=message):
+            call()
+
+
+def test_roundings_that_do_not_exist_are_refused():
+    with pytest.raises(UsageError, match=r"rounding \(='up'\) must be one of nearest, stochastic\."):
+        quantise(torch.ones(3), BlockFormat(bits=4), "up")

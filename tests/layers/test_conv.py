@@ -26,6 +26,7 @@ from layers.blockfloat import BlockFormat, quantise
 SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))
 TEMPLATES = LayerForm(templates=3, groups=2, transform="scalar")
 SPENT = LayerForm(basis="cosine", harmonics=(2, 2), allocation="filter")
+IN_BLOCKS = LayerForm(bits=4, activation_block=3)
 ALL = LayerForm(basis="cosine", harmonics=(2, 2), templates=3, groups=2, transform="scalar", bits=5, exponent_block=16)
 
 
@@ -72,6 +73,16 @@ def oracle_filters(layer: CompressedConv2d) -> Tensor:
     return torch.stack(filters)
 
 
+def rounded_inputs(x: Tensor, form: LayerForm) -> Tensor:
+    """Pixel by pixel, in blocks of consecutive channels."""
+    if form.bits is None:
+        return x
+    own = BlockFormat(bits=form.bits, block=form.activation_block, exponent_bits=form.exponent_bits)
+    pixels = x.movedim(1, -1)
+    rows = [quantise(row, own) for row in pixels.reshape(-1, x.shape[1])]
+    return torch.stack(rows).view(pixels.shape).movedim(-1, 1)
+
+
 @pytest.mark.parametrize("_", range(40))
 def test_layer_is_the_dense_convolution_with_the_filters_that_its_tensors_stand_for(
     _, random_conv, random_form, images
@@ -81,7 +92,7 @@ def test_layer_is_the_dense_convolution_with_the_filters_that_its_tensors_stand_
     layer = CompressedConv2d(conv, form)
     expected_filters = oracle_filters(layer)
     assert torch.allclose(layer.filters(), expected_filters, atol=1e-10)
-    rounded = x if form.bits is None else quantise(x, BlockFormat(bits=form.bits, exponent_bits=form.exponent_bits))
+    rounded = rounded_inputs(x, form)
     expected = F.conv2d(rounded, expected_filters, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     found = layer(x)
     assert found.shape == expected.shape
@@ -160,7 +171,7 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
     with torch.no_grad():
         conv.weight.copy_(oracle_filters(layer))
     x = x.double()
-    expected = conv(x if form.bits is None else quantise(x, form.activation_format))
+    expected = conv(rounded_inputs(x, form))
     executions = ["dense"]
     factored = form.basis is not None and form.templates is None and (conv.groups == 1 or not form.allocation)
     executions += ["factored"] if factored else []
@@ -236,7 +247,7 @@ def test_gradients_of_a_whole_layer(form, conv, normal):
 
 
 def test_gradient_of_quantised_layer_is_that_of_the_dense_one_at_the_rounded_values(conv, x):
-    form = LayerForm(bits=3, exponent_block=16)
+    form = LayerForm(bits=3, exponent_block=16, exponent_axis="filter", activation_block=3)
     layer, dense = CompressedConv2d(conv, form), copy.deepcopy(conv)
     with torch.no_grad():
         dense.weight.copy_(quantise(conv.weight, form.weight_format))
@@ -350,7 +361,9 @@ def check_compiled(form: LayerForm, execution: Any, conv: nn.Conv2d, x: Tensor, 
     assert all(torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-3) for one, other in gradients)
 
 
-@pytest.mark.parametrize("form", [LayerForm(basis="cosine", harmonics=(1, 2)), TEMPLATES, LayerForm(bits=4)])
+@pytest.mark.parametrize(
+    "form", [LayerForm(basis="cosine", harmonics=(1, 2)), TEMPLATES, LayerForm(bits=4, activation_block=3)]
+)
 @pytest.mark.parametrize(("padding", "mode"), [(2, "zeros"), (1, "reflect"), (2, "circular"), ("same", "replicate")])
 def test_1d_convolutions(form, padding, mode, fill, normal):
     conv = fill(nn.Conv1d(4, 8, 5, padding=padding, padding_mode=mode, dilation=2, bias=mode != "zeros").double())
@@ -361,7 +374,7 @@ def test_1d_convolutions(form, padding, mode, fill, normal):
     assert layer.shape == LayerShape.of(conv)
     assert torch.allclose(layer.filters(), CompressedConv2d(flat, form).filters(), atol=1e-12)
     x = normal(3, 4, 17)
-    rounded = x if form.bits is None else quantise(x, form.activation_format)
+    rounded = rounded_inputs(x, form)
     with torch.no_grad():
         conv.weight.copy_(layer.filters()[:, :, 0])
     for execution in layer.executions:
@@ -429,11 +442,13 @@ def test_linear_layer_rounds_weights_and_inputs(fill, rng, normal):
     linear = fill(nn.Linear(rng.randint(1, 20), 7, bias=rng.random() < 0.5))
     x = normal(3, 4, 2, linear.in_features, dtype=torch.float32)
     assert torch.equal(CompressedLinear(linear, LayerForm())(x), linear(x))
-    form = LayerForm(bits=3, exponent_block=5)
+    form = LayerForm(bits=3, exponent_block=5, exponent_axis="filter", activation_block=rng.choice([1, 3, 64]))
     layer = CompressedLinear(linear, form)
-    weight = quantise(linear.weight, form.weight_format)
+    weight = torch.stack([quantise(row, BlockFormat(bits=3, block=5)) for row in linear.weight])
     assert torch.equal(layer.filters(), weight)
-    assert torch.equal(layer(x), F.linear(quantise(x, form.activation_format), weight, linear.bias))
+    rounded = rounded_inputs(x.movedim(-1, 1), form).movedim(1, -1)
+    assert torch.equal(layer(x), F.linear(rounded, weight, linear.bias))
+    assert torch.equal(layer(x[0, 0, 0]), F.linear(rounded[0, 0, 0], weight, linear.bias))
     assert torch.equal(layer.to(memory_format=torch.channels_last).filters(), weight)
 
 

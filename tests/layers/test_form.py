@@ -1,8 +1,12 @@
+import dataclasses
+
 import pytest
+import torch
 from torch import nn
 
-from layers import LayerForm, LayerShape, UsageError
-from layers.form import stored_tensors
+from layers import LayerForm, LayerShape, UsageError, compress_layer, layer_cost, pack_state
+from layers.blockformat import BlockFormat
+from layers.form import settled, stored_tensors
 
 SHAPE = LayerShape(kind="conv2d", in_channels=12, out_channels=20, kernel=(5, 3), groups=2, bias=True)
 LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
@@ -27,6 +31,10 @@ LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
         ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16\."),
         ({"bits": 4, "exponent_block": 0}, r"block \(=0\) must be a whole number from 1 to 128\."),
         ({"bits": 4, "exponent_bits": 9}, r"exponent_bits \(=9\) must be a whole number from 2 to 7\."),
+        ({"bits": 4, "exponent_axis": "row"}, r"axis \(='row'\) must be one of flat, filter, channel\."),
+        ({"bits": 4, "activation_block": 0}, r"block \(=0\) must be a whole number from 1 to 128\."),
+        ({"exponent_axis": "filter"}, r"exponent_axis \(='filter'\) and activation_block \(=1\) need bits\."),
+        ({"activation_block": 4}, r"exponent_axis \(='flat'\) and activation_block \(=4\) need bits\."),
     ],
 )
 def test_forms_that_contradict_themselves_are_refused(asked, message):
@@ -73,12 +81,63 @@ def test_stored_tensors_of_every_step():
     assert tensors["gains"].bytes == (585 * 7 + 7) // 8 + (585 * 7 + 7) // 8
 
 
-def test_weights_share_exponents_and_activations_do_not():
-    form = LayerForm(bits=6, exponent_block=32, exponent_bits=5)
-    weights, activations = form.weight_format, form.activation_format
-    assert (weights.bits, weights.block, weights.exponent_bits) == (6, 32, 5)
-    assert (activations.bits, activations.block, activations.exponent_bits) == (6, 1, 5)
+def test_weights_share_exponents_and_activations_do_not_unless_asked():
+    form = LayerForm(bits=6, exponent_block=32, exponent_bits=5, exponent_axis="filter")
+    assert form.weight_format == BlockFormat(bits=6, block=32, exponent_bits=5, axis="filter")
+    assert form.activation_format == BlockFormat(bits=6, exponent_bits=5)
+    shared = dataclasses.replace(form, activation_block=16)
+    assert shared.activation_format == BlockFormat(bits=6, block=16, exponent_bits=5, axis="channel")
+    assert shared.weight_format == form.weight_format
     assert LayerForm().weight_format is LayerForm().activation_format is None
+
+
+ONE_TAP = LayerShape(kind="conv2d", in_channels=48, out_channels=6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "form", "axis"),
+    [
+        (SHAPE, {"exponent_block": 7, "exponent_axis": "filter"}, "filter"),
+        (SHAPE, {"exponent_block": 7, "exponent_axis": "channel"}, "channel"),
+        (SHAPE, {"exponent_block": 1, "exponent_axis": "channel"}, "flat"),
+        (SHAPE, {"exponent_block": 45, "exponent_axis": "filter"}, "flat"),  # 90 weights a filter
+        (SHAPE, {"exponent_block": 6, "exponent_axis": "channel"}, "channel"),
+        (ONE_TAP, {"exponent_block": 16, "exponent_axis": "channel"}, "flat"),
+        (ONE_TAP, {"exponent_block": 32, "exponent_axis": "channel"}, "filter"),
+        (LINEAR, {"exponent_block": 8, "exponent_axis": "channel"}, "filter"),
+        (LINEAR, {"exponent_block": 4, "exponent_axis": "filter"}, "flat"),
+        (
+            SHAPE,  # 90 coefficients a template, 15 gains a filter
+            {"templates": 3, "transform": "scalar", "exponent_block": 45, "exponent_axis": "filter"},
+            "filter",
+        ),
+    ],
+)
+def test_settled_form_names_the_first_axis_with_the_same_blocks(shape, form, axis):
+    form = LayerForm(bits=6, **form)
+    found = settled(shape, form)
+    assert found == dataclasses.replace(form, exponent_axis=axis)
+    assert settled(shape, found) == found
+
+
+def test_settled_form_has_no_more_channels_to_a_block_than_there_are():
+    wide = LayerForm(bits=6, activation_block=64)
+    assert settled(LINEAR, wide).activation_block == 12
+    assert settled(ONE_TAP, wide).activation_block == 48
+    assert settled(ONE_TAP, LayerForm(bits=6, activation_block=16)).activation_block == 16
+    assert settled(LINEAR, LayerForm()) == LayerForm()
+
+
+@pytest.mark.parametrize("_", range(30))
+def test_settled_form_computes_costs_and_packs_the_same(_, random_conv, random_form, images):
+    conv = random_conv(dtype=torch.float32)
+    form, x = random_form(conv), images(conv)
+    layer = compress_layer(conv, form)
+    other = compress_layer(conv, settled(layer.shape, form))
+    assert torch.equal(layer(x), other(x))
+    assert layer_cost(layer.shape, form) == layer_cost(layer.shape, other.form)
+    one, two = pack_state(nn.Sequential(layer)), pack_state(nn.Sequential(other))
+    assert all(torch.equal(one[name], two[name]) for name in one | two)
 
 
 def test_shape_is_read_off_the_layer():

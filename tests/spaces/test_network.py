@@ -232,3 +232,13 @@ def test_families_that_agree_are_one_config(resnet8):
         ]
         assert (configs[0] == configs[1]) is same
         assert (resnet8.digest(configs[0]) == resnet8.digest(configs[1])) is same
+
+
+def test_digests_stay_as_they_were_when_knobs_are_added():
+    """Trials in ledgers are known by them."""
+    network = Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+    blocks = {
+        "layer1": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8, exponent_block=16),
+        "layer3": BlockConfig(pruning_rate=0.5, groups=2, bits=4),
+    }
+    assert network.digest(NetworkConfig(blocks=blocks)) == "27709cfc09e4b4b018b7aec9bcc6d203f1d88e117606575f135bbd0fe4e02c3d"

@@ -1,0 +1,170 @@
+"""Block floating point on this machine: what rounding costs.
+
+    python benchmarks/quantisation.py --speed [--threads 2] [--rounds 15]
+
+Rounding to nearest even reads a tensor once and writes it once, as a copy does: so its speed is told as a ratio to that
+of `torch.Tensor.copy_`. `--speed` takes float32 tensors of 40 kB (a layer's filters), 4 MiB (a batch of activations),
+64 and 256 MiB, and writes `quantisation_speed.parquet` (one row a call) and `quantisation_speed.md`. Sides:
+
+- `copy`: `copy_` into memory that is there;
+- `kernel`: our C kernel into the same memory. Its ratio to `copy` is the cost of rounding itself;
+- `clone`: a copy into new memory, where the system hands out large tensors a page at a time;
+- `quantise`: what a layer calls, into new memory too. Its ratio to `clone` is what a forward pass sees;
+- `plain`: the same in plain PyTorch, as where there is no C compiler or under `torch.compile`. Beside `clone`.
+
+Formats have 8 mantissa bits: blocks of 1, 16 and 64 consecutive values, and of 16 channels of (64, C, 32, 32), which
+lie 1,024 values apart, or next to each other in channels last. All sides take turns within a round, in an order that
+moves on by one a round. Ratios are those of medians; the range beside one is that of the rounds' own ratios. They say
+little where other work shares the processor: `echo -18 > /proc/self/autogroup`, as root, keeps it out of the way.
+"""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from layers import blockfloat, native
+from layers.blockfloat import BlockFormat, quantise
+
+_BYTES = (40_000, 4 << 20, 64 << 20, 256 << 20)
+_FORMATS = {
+    "1": BlockFormat(bits=8),
+    "16": BlockFormat(bits=8, block=16),
+    "64": BlockFormat(bits=8, block=64),
+    "16 channels": BlockFormat(bits=8, block=16, axis="channel"),
+    "16 channels, last": BlockFormat(bits=8, block=16, axis="channel"),
+}
+_PAIRS = (("kernel", "copy"), ("quantise", "clone"), ("plain", "clone"))
+_PLAIN_MOST = 64 << 20
+_CALL_S = 0.002
+"""A timing holds as many calls as take so long."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speed", action="store_true", required=True, help="measure how fast rounding is")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.speed:
+        _write_speed(_speed(arguments.rounds), arguments.out)
+
+
+def _speed(rounds: int) -> pd.DataFrame:
+    """One row a size, side, format and round."""
+    about = {"device": _processor(), "threads": torch.get_num_threads(), "torch": version("torch")}
+    rows = []
+    for size in track(_BYTES, "sizes"):
+        sides = _sides(size)
+        calls = {side: _calls(call) for side, call in sides.items()}  # a warm-up too
+        for turn in range(rounds):
+            for index in range(len(sides)):
+                side = list(sides)[(turn + index) % len(sides)]
+                seconds, load = _seconds(sides[side], calls[side]), os.getloadavg()[0]
+                rows.append({"bytes": size, "side": side[0], "blocks": side[1], "round": turn, "seconds": seconds})
+                rows[-1] |= {"load": load, **about}
+    return pd.DataFrame(rows)
+
+
+def _sides(size: int) -> dict[tuple[str, str], Callable[[], Any]]:
+    """What is timed, by side and blocks (copies have none)."""
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(size // 4, generator=generator)
+    ready = torch.zeros_like(x)
+    sides: dict[tuple[str, str], Callable[[], Any]] = {("copy", ""): lambda: ready.copy_(x), ("clone", ""): x.clone}
+    for name, form in _FORMATS.items():
+        shaped, target = _shaped(x, name), _shaped(ready, name)
+        if shaped is None or target is None:
+            continue
+        if native.kernel() is not None:
+            sides["kernel", name] = lambda x=shaped, out=target, form=form: native.round_into(out, x, form)
+        sides["quantise", name] = lambda x=shaped, form=form: quantise(x, form)
+        if size <= _PLAIN_MOST:
+            sides["plain", name] = lambda x=shaped, form=form: _plain(x, form)
+    return sides
+
+
+def _shaped(x: Tensor, name: str) -> Tensor | None:
+    """The tensor as contiguous memory of the shape that the format's blocks are cut from; `None` where it is small."""
+    if "channels" not in name:
+        return x
+    if x.numel() % (64 * 1024) or x.numel() < 64 * 1024 * 16:
+        return None
+    return x.view(64 * 1024, -1) if name.endswith("last") else x.view(64, -1, 32, 32)
+
+
+def _plain(x: Tensor, form: BlockFormat) -> Tensor:
+    return blockfloat._round_each(x, form) if form.block == 1 else blockfloat._round_blocks(x, form)
+
+
+def _calls(call: Callable[[], Any]) -> int:
+    call()
+    return max(1, round(_CALL_S / max(_seconds(call, 1), 1e-7)))
+
+
+def _seconds(call: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def _write_speed(runs: pd.DataFrame, out: Path) -> None:
+    runs.to_parquet(out / "quantisation_speed.parquet", index=False)
+    text = _speed_markdown(runs)
+    (out / "quantisation_speed.md").write_text(text)
+    print(text)
+
+
+def _speed_markdown(runs: pd.DataFrame) -> str:
+    first, rounds = runs.iloc[0], runs["round"].max() + 1
+    lines = [
+        "# How fast block floating point is",
+        "",
+        f"`python benchmarks/quantisation.py --speed --threads {first.threads} --rounds {rounds}`: {first.device}, "
+        f"{first.threads} threads, torch {first.torch}, n = {rounds} rounds, load average "
+        f"{runs.load.min():.1f} to {runs.load.max():.1f}.",
+        "Median milliseconds of a call; a ratio is that of medians, its range that of the rounds' own.",
+        "",
+        "| bytes | blocks | side | ms | beside | ms | ratio | range |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for size, same in runs.groupby("bytes"):
+        for blocks in _FORMATS:
+            for side, other in _PAIRS:
+                lines += _line(same, size, blocks, side, other)
+    return "\n".join(lines) + "\n"
+
+
+def _line(same: pd.DataFrame, size: Any, blocks: str, side: str, other: str) -> list[str]:
+    one = same[(same.side == side) & (same.blocks == blocks)].set_index("round").seconds
+    two = same[same.side == other].set_index("round").seconds
+    if one.empty:
+        return []
+    ratios = one / two
+    return [
+        f"| {size:,} | {blocks} | {side} | {1e3 * one.median():.3f} | {other} | {1e3 * two.median():.3f} | "
+        f"{one.median() / two.median():.2f} | {ratios.min():.2f} - {ratios.max():.2f} |"
+    ]
+
+
+def _processor() -> str:
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Block floating point as bytes: signed mantissas of all values in a row, and the shared exponents of all blocks.
+
+Values come in the tensor's order, sign and mantissa of each together; exponents, less the lowest, in the order of the
+blocks' first values. Both are packed without gaps, the most significant bit first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from layers.blockfloat import cut_blocks, join_blocks, power_of_two, quantise
+from layers.blockformat import BlockFormat
+from layers.errors import OvertoneError
+
+__all__ = ["pack_blocks", "pack_codes", "unpack_blocks", "unpack_codes"]
+
+
+def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
+    """Quantise and pack: uint8 bytes of the signed mantissas, and of the shared exponents.
+
+    Raises `OvertoneError` where `x` holds a value that is not finite or too large for the exponent.
+    """
+    blocks = cut_blocks(quantise(x.detach().float().cpu().contiguous(), form), form)
+    if not torch.isfinite(blocks).all():
+        raise OvertoneError("A tensor that is to be packed holds values that are not finite, or too large.")
+    largest = blocks.abs().amax(2, keepdim=True)
+    exponents = (torch.frexp(largest).exponent - 1).masked_fill(largest == 0, form.lowest)
+    whole = join_blocks(blocks * power_of_two(form.bits - 1 - exponents), x.shape, form).flatten().long()
+    signed = whole.abs() | ((whole < 0).long() << form.bits)
+    return pack_codes(signed, form.bits + 1), pack_codes(exponents.flatten().long() - form.lowest, form.exponent_bits)
+
+
+def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:
+    """The float32 tensor of `shape` that `pack_blocks` packed."""
+    signed = unpack_codes(mantissas, form.bits + 1, shape.numel())
+    magnitude = signed & ((1 << form.bits) - 1)
+    whole = torch.where(signed >> form.bits > 0, -magnitude, magnitude).float()
+    outer, length, inner = form.runs(shape)
+    counts = (outer, -(-length // form.block), 1, inner)
+    steps = unpack_codes(exponents, form.exponent_bits, torch.Size(counts).numel()) + form.lowest - form.bits + 1
+    return join_blocks(cut_blocks(whole.view(shape), form) * power_of_two(steps.view(counts)), shape, form)
+
+
+def pack_codes(codes: Tensor, width: int) -> Tensor:
+    """Whole numbers (n,) below 2^width as uint8 bytes, most significant bit first."""
+    shifts = np.arange(width - 1, -1, -1)
+    bits: npt.NDArray[np.uint8] = ((codes.numpy()[:, None] >> shifts) & 1).astype(np.uint8)
+    return torch.from_numpy(np.packbits(bits))
+
+
+def unpack_codes(packed: Tensor, width: int, count: int) -> Tensor:
+    """The int64 numbers (count,) that `pack_codes` packed."""
+    bits = np.unpackbits(packed.numpy(), count=count * width).reshape(count, width).astype(np.int64)
+    return torch.from_numpy(bits @ (1 << np.arange(width - 1, -1, -1)))

@@ -1,0 +1,130 @@
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from layers import blockfloat, native
+from layers.blockfloat import BlockFormat, quantise
+from layers.blockformat import AXES
+
+
+@pytest.fixture
+def compiled() -> None:
+    if native.kernel() is None:
+        pytest.skip("there is no C compiler")
+
+
+@pytest.fixture
+def without_kernel(monkeypatch):
+    """A process that finds no C compiler."""
+    native.kernel.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    yield
+    native.kernel.cache_clear()
+
+
+def plainly(x: Tensor, form: BlockFormat) -> Tensor:
+    each = blockfloat._round_each if form.block == 1 else blockfloat._round_blocks
+    return each(x, form)
+
+
+def any_pattern(generator: torch.Generator, *shape: int) -> Tensor:
+    """Float32 values of all exponents, subnormals, infinities and NaN among them."""
+    values = torch.randint(-(2**31), 2**31, shape, generator=generator).to(torch.int32).view(torch.float32)
+    few = torch.rand(shape, generator=generator)
+    ordinary = torch.randn(shape, generator=generator)
+    values = torch.where(few < 0.9, ordinary, values)
+    for edge in (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, 2.0**-64, 2.0**64):
+        values[torch.rand(shape, generator=generator) < 0.002] = edge
+    return values
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("bits", range(2, 17))
+@pytest.mark.parametrize("axis", AXES)
+def test_kernel_equals_plain_pytorch_bit_for_bit(bits, axis, rng: random.Random, generator):
+    for block in (1, 8, 16, 32, rng.randint(2, 128), 128):
+        form = BlockFormat(bits=bits, block=block, exponent_bits=rng.randint(2, 7), axis=axis)
+        shape = (rng.randint(1, 6), rng.randint(1, 150), *rng.choice([(), (3, 3), (1, 1), (19, 31)]))
+        x = any_pattern(generator, *shape)
+        found = torch.full_like(x, 7.0)
+        native.round_into(found, x, form)
+        assert torch.equal(found.view(torch.int32), plainly(x, form).view(torch.int32)), (form, shape)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("threads", [2, 3])
+def test_parts_of_large_tensors_meet_wherever_blocks_end(axis, threads, rng, generator):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for block in (1, 7, 16):
+            form = BlockFormat(bits=6, block=block, axis=axis)
+            x = torch.randn(5, rng.randint(300, 310), 29, 37, generator=generator)  # three parts at least
+            assert torch.equal(quantise(x, form).view(torch.int32), plainly(x, form).view(torch.int32))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_a_compiler_the_values_are_the_same(without_kernel, generator):
+    x = any_pattern(generator, 4, 9, 3, 3)
+    forms = [BlockFormat(bits=5, block=block, axis=axis) for block in (1, 4) for axis in AXES]
+    assert native.kernel() is None
+    plain = [quantise(x, form) for form in forms]
+    native.kernel.cache_clear()
+    for form, found in zip(forms, plain, strict=True):
+        assert torch.equal(found.view(torch.int32), plainly(x, form).view(torch.int32))
+
+
+def test_compilers_that_fail_and_libraries_that_do_not_load_leave_plain_pytorch(without_kernel, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "false")
+    assert native.kernel() is None
+    assert native._loaded(tmp_path / "none.so") is None
+    assert quantise(torch.tensor([1.0, 3.3]), BlockFormat(bits=2)).tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_compiled_networks_hold_plain_pytorch(block, normal):
+    form, x = BlockFormat(bits=5, block=block), normal(3, 7, dtype=torch.float32)
+    compiled = torch.compile(lambda x: 2 * quantise(x, form), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), 2 * quantise(x, form))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_kernel_takes_nothing_that_is_traced_or_elsewhere(normal):
+    taken = []
+
+    def call(x: Tensor) -> Tensor:
+        taken.append(native.takes(x))
+        return x + 1
+
+    torch.jit.trace(call, normal(3), check_trace=False)
+    assert taken == [False]
+    on_meta = torch.ones(3, 7, device="meta")
+    assert not native.takes(on_meta)
+    assert quantise(on_meta, BlockFormat(bits=5, block=4)).shape == (3, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", AXES)
+def test_inductor_gives_the_same_bits(axis, generator):
+    form = BlockFormat(bits=6, block=5, axis=axis)
+    x = any_pattern(generator, 3, 17, 4)
+    found = torch.compile(lambda x: quantise(x, form), fullgraph=True)(x)
+    assert torch.equal(found.isnan(), quantise(x, form).isnan())
+    assert torch.equal(found.nan_to_num(), quantise(x, form).nan_to_num())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("block", [1, 16])
+def test_cuda_gives_the_same_values(axis, block, generator):
+    form = BlockFormat(bits=6, block=block, axis=axis)
+    x = any_pattern(generator, 3, 17, 4)
+    found = quantise(x.cuda(), form).cpu()
+    assert torch.equal(found.isnan(), quantise(x, form).isnan())
+    assert torch.equal(found.nan_to_num(), quantise(x, form).nan_to_num())
