@@ -227,7 +227,7 @@ def settled(shape: LayerShape, form: LayerForm) -> LayerForm:
         stored = stored_tensors(shape, replace(form, exponent_axis=axis)).values()
         return [tensor.format.runs(tensor.shape) for tensor in stored if tensor.format is not None]
 
-    if form.bits is None:
+    if (form.exponent_axis, form.activation_block) == ("flat", 1):
         return form
     axis = next(axis for axis in AXES if runs(axis) == runs(form.exponent_axis))
     return replace(form, exponent_axis=axis, activation_block=min(form.activation_block, shape.in_channels))

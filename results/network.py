@@ -1,6 +1,7 @@
 """A network block by block, as short text for people: `layer1: cosine 2x3, 50 % templates, G=2, 8 bits`.
 
-`cosine 2x3 per filter` spends as many coefficients as 2x3 for each filter where they buy most in a layer.
+`cosine 2x3 per filter` spends as many coefficients as 2x3 for each filter where they buy most in a layer;
+`8 bits in blocks of 16 of a filter, inputs in blocks of 32` says how many values share an exponent, and cut from what.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 __all__ = ["block_records", "block_text", "network_text"]
 
-_PLAIN = ("allocation", "pruning_rate", "groups", "transform", "bits", "exponent_block")
+_ROUNDING = ("bits", "exponent_block", "exponent_axis", "activation_block")
+_PLAIN = ("allocation", "pruning_rate", "groups", "transform", *_ROUNDING)
 
 
 def block_records(config: Mapping[str, Any], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -60,7 +62,9 @@ def _groups(block: Mapping[str, Any]) -> str:
 
 
 def _bits(block: Mapping[str, Any]) -> str:
-    bits, shared = block.get("bits"), block.get("exponent_block")
+    bits, shared, inputs = block.get("bits"), block.get("exponent_block"), block.get("activation_block")
     if bits is None:
         return ""
-    return f"{int(bits)} bits" + ("" if shared is None else f" in blocks of {int(shared)}")
+    cut = {"filter": " of a filter", "channel": " of a filter's channels"}.get(block.get("exponent_axis") or "", "")
+    weights = "" if shared is None else f" in blocks of {int(shared)}{cut}"
+    return f"{int(bits)} bits{weights}" + ("" if inputs is None else f", inputs in blocks of {int(inputs)}")

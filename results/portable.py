@@ -19,28 +19,38 @@ __all__ = ["PortableRounding", "portable_model"]
 
 
 class PortableRounding(nn.Module):
-    """`layers.quantise` for blocks of one value, any shape, as plain arithmetic."""
+    """`layers.quantise` as plain arithmetic: for blocks of one value any shape, for blocks of channels (B, C, ...)."""
 
     powers: Tensor
 
     def __init__(self, form: BlockFormat) -> None:
         super().__init__()
-        if form.block != 1:
-            raise ValueError(f"block (={form.block}) must be 1: activations share no exponents")
-        self.bits, self.lowest, self.highest = form.bits, form.lowest, -form.lowest - 1
+        if form.block != 1 and form.axis != "channel":
+            raise ValueError(f"axis (={form.axis!r}) must be 'channel' for blocks of {form.block}.")
+        self.bits, self.block = form.bits, form.block
+        self.lowest, self.highest = form.lowest, -form.lowest - 1
         self.reach = form.bits - form.lowest
         exponents = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
         self.register_buffer("powers", torch.exp2(exponents).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each value rounded to `bits` significant bits, ties to even; out of range it becomes zero or NaN."""
-        size = x.abs()
+        """Each block rounded to steps of its largest value's last bit, ties to even; out of range it is zero or NaN."""
+        if self.block == 1:
+            return self._round(x, x.abs())
+        channels = x.shape[1]
+        short = -channels % self.block
+        blocks = F.pad(x, [0, 0] * (x.dim() - 2) + [0, short]).unflatten(1, (-1, self.block))
+        return self._round(blocks, blocks.abs().amax(2, keepdim=True)).flatten(1, 2)[:, :channels]
+
+    def _round(self, x: Tensor, size: Tensor) -> Tensor:
+        """`size` is the largest magnitude of each value's block."""
         exponent = self._exponent(size)
         carries = torch.round(size * self._power(self.bits - 1 - exponent)) >= 2**self.bits
         exponent = exponent + carries.to(torch.int64)
-        rounded = torch.round(x * self._power(self.bits - 1 - exponent)) * self._power(exponent - self.bits + 1)
-        rounded = torch.where(size < 2.0**self.lowest, 0.0, rounded)
-        return torch.where(rounded.abs() < 2.0**-self.lowest, rounded, torch.nan)
+        scale, step = self._power(self.bits - 1 - exponent), self._power(exponent - self.bits + 1)
+        steps = torch.round(x * scale)
+        rounded = torch.where((size < 2.0**self.lowest) | (steps == 0), 0.0, steps * step)
+        return torch.where(torch.round(size * scale) * step < 2.0**-self.lowest, rounded, torch.nan)
 
     def _exponent(self, size: Tensor) -> Tensor:
         """floor(log2(size)) as int64, exact between the format's lowest and highest exponent, its ends beyond."""
@@ -84,7 +94,8 @@ class _Linear(_Frozen):
     weight: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.rounding(x), self.weight, self.bias)
+        rounded = self.rounding(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        return F.linear(rounded, self.weight, self.bias)
 
 
 class _Conv2d(_Frozen):
@@ -100,7 +111,7 @@ class _Conv2d(_Frozen):
         self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.rounding(x)
+        x = self.rounding(x) if x.dim() == 4 else self.rounding(x[None])[0]
         if self.margins is not None:
             x = F.pad(x, self.margins, mode=self.mode)
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

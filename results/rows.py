@@ -20,7 +20,10 @@ __all__ = ["conform", "decode", "encode", "unreadable"]
 
 _LATER = frozenset({"val_top5", "latency_b64_ms"})
 """Columns that the first version did not have."""
-_LATER_FIELDS: Mapping[str, tuple[str, ...]] = {"blocks": ("allocation",), "curve": ("val_top5",)}
+_LATER_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "blocks": ("allocation", "exponent_axis", "activation_block"),
+    "curve": ("val_top5",),
+}
 """Fields that the entries of the first version's lists did not have."""
 
 

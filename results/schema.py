@@ -3,8 +3,8 @@
 A row is flat but for two lists: `blocks` (the compressed form of each block; null in a knob means uncompressed)
 and `curve` (one entry for each epoch that ran). A number that is not finite is kept as null, never as NaN.
 
-Version 2 added `allocation` to `blocks`, version 3 `val_top5` (in `curve` too) and `latency_b64_ms`; rows of earlier
-versions are read with null there.
+Version 2 added `allocation` to `blocks`, version 3 `val_top5` (in `curve` too), `latency_b64_ms`, and `exponent_axis`
+and `activation_block` to `blocks`; rows of earlier versions are read with null there.
 """
 
 import math
@@ -36,6 +36,8 @@ _BLOCK = pa.struct(
         "transform": pa.string(),
         "bits": pa.int64(),
         "exponent_block": pa.int64(),
+        "exponent_axis": pa.string(),
+        "activation_block": pa.int64(),
     }
 )
 

@@ -93,7 +93,7 @@ SpaceFile = Annotated[
     Path | None,
     typer.Option(
         "--space",
-        help="YAML file that limits the search space, such as `all: {bits: [8, 4]}` or `layer3: {harmonics: [1, 2]}`; "
+        help="YAML file that says what knobs may be, such as `all: {bits: [8, 4]}` or `layer3: {harmonics: [1, 2]}`; "
         "`overtone inspect` shows blocks and knobs.",
     ),
 ]

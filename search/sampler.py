@@ -1,7 +1,7 @@
 """Optuna's part: which config to try next. The only place that knows Optuna.
 
 The Optuna study lives in memory and is rebuilt from the ledger's rows; nothing else is kept, so nothing can disagree.
-Every knob with a choice is one distribution: an index into its values, ordered but for the basis family.
+Every knob with a choice is one distribution: an index into its values, ordered but for bases and exponent axes.
 """
 
 from __future__ import annotations
@@ -73,6 +73,6 @@ class ConfigSampler:
 
 
 def _distribution(name: str, choices: int) -> BaseDistribution:
-    if name.endswith(".basis"):
+    if name.endswith((".basis", ".exponent_axis")):
         return CategoricalDistribution(list(range(choices)))
     return IntDistribution(0, choices - 1)

@@ -8,9 +8,13 @@ from typing import Any
 
 from layers import UsageError
 from layers.basis import Basis, basis_name
+from layers.blockformat import AXES, Axis
 from layers.form import ALLOCATIONS, TRANSFORMS, Allocation, Transform
 
 __all__ = ["BlockConfig", "NetworkConfig"]
+
+_RANGES = {"groups": (1, 1 << 16), "bits": (2, 16), "exponent_block": (1, 128), "activation_block": (1, 128)}
+"""Least and most of the knobs that are whole numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,10 @@ class BlockConfig:
     """Mantissa bits of weights and input activations."""
     exponent_block: int | None = None
     """Stored weights that share one exponent; 1 where bits are given without it."""
+    exponent_axis: Axis | None = None
+    """What the weights' blocks are cut from; `flat` where bits are given without it."""
+    activation_block: int | None = None
+    """Input channels of a pixel that share one exponent; 1 where bits are given without it."""
 
     def __post_init__(self) -> None:
         if self.basis is not None:
@@ -41,7 +49,9 @@ class BlockConfig:
             raise UsageError(f"allocation (={self.allocation!r}) must be {', '.join(ALLOCATIONS)}, or left out.")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}, or left out.")
-        for name, low, high in (("groups", 1, 1 << 16), ("bits", 2, 16), ("exponent_block", 1, 128)):
+        if self.exponent_axis is not None and self.exponent_axis not in AXES:
+            raise UsageError(f"exponent_axis (={self.exponent_axis!r}) must be one of {', '.join(AXES)}, or left out.")
+        for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not low <= value <= high):
                 raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}, or left out.")

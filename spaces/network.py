@@ -9,13 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
 from layers.basis import BASES, Basis, basis_matrix
-from layers.form import stored_tensors
+from layers.form import settled, stored_tensors
 from layers.template import template_count
 from spaces.blocks import Granularity, find_blocks, trace_shapes
 from spaces.config import BlockConfig, NetworkConfig
@@ -68,6 +69,12 @@ class Network:
         forms = {name: _layer_form(self.shapes[name], asked, minimum_templates) for name in self.layers_of(block)}
         return {name: form for name, form in forms.items() if form != LayerForm()}
 
+    def same(self, block: str, one: BlockConfig, other: BlockConfig, minimum_templates: int) -> bool:
+        """Whether two configs of a block give its layers the same forms."""
+        return one == other or (
+            self.block_forms(block, one, minimum_templates) == self.block_forms(block, other, minimum_templates)
+        )
+
     def cost(self, config: NetworkConfig) -> Cost:
         """What the compressed network costs, exactly, without building it."""
         return network_cost(self.shapes, self.forms(config), self.rest)
@@ -84,24 +91,31 @@ class Network:
         return hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
 
     def canonical(self, config: NetworkConfig) -> NetworkConfig:
-        """The config without the knobs that change no layer, `cosine` where both families agree, blocks in order."""
+        """The config without the knobs that change no layer, blocks in order.
+
+        Where several values of a knob are the same it has the first: `cosine` where both families agree, `filter` where
+        its exponent blocks are those of `channel`, an activation block no longer than a layer has channels.
+        """
         self.forms(config)
         blocks = {}
         for block in sorted(config.blocks, key=lambda name: list(self.shapes).index(self.layers_of(name)[0])):
             asked = config.blocks[block]
-            cosine = asked if asked.basis is None else dataclasses.replace(asked, basis="cosine")
-            if self._same(block, asked, cosine, config.minimum_templates):
-                asked = cosine
+            for knob, first in (("basis", "cosine"), ("exponent_axis", "filter")):
+                if getattr(asked, knob) is not None:
+                    asked = self._if_same(block, asked, {knob: first}, config.minimum_templates)
+            if asked.activation_block is not None:
+                most = max(self.shapes[layer].in_channels for layer in self.layers_of(block))
+                asked = dataclasses.replace(asked, activation_block=min(asked.activation_block, most))
             for knobs in _INDEPENDENT:
-                without = dataclasses.replace(asked, **dict.fromkeys(knobs))
-                if self._same(block, asked, without, config.minimum_templates):
-                    asked = without
+                asked = self._if_same(block, asked, dict.fromkeys(knobs), config.minimum_templates)
             if asked != BlockConfig():
                 blocks[block] = asked
         return NetworkConfig(blocks=blocks, minimum_templates=config.minimum_templates)
 
-    def _same(self, block: str, one: BlockConfig, other: BlockConfig, minimum: int) -> bool:
-        return self.block_forms(block, one, minimum) == self.block_forms(block, other, minimum)
+    def _if_same(self, block: str, asked: BlockConfig, changes: Mapping[str, Any], minimum: int) -> BlockConfig:
+        """What is asked with the changes, where they change nothing."""
+        other = dataclasses.replace(asked, **changes)
+        return other if self.same(block, asked, other, minimum) else asked
 
 
 _INDEPENDENT = (
@@ -110,8 +124,10 @@ _INDEPENDENT = (
     ("pruning_rate", "groups", "transform"),
     ("groups",),
     ("transform",),
-    ("bits", "exponent_block"),
+    ("bits", "exponent_block", "exponent_axis", "activation_block"),
     ("exponent_block",),
+    ("exponent_axis",),
+    ("activation_block",),
 )
 """Knobs that can be left out together, tried in this order."""
 
@@ -125,12 +141,18 @@ def _identity(form: LayerForm) -> dict[str, object]:
 def _layer_form(shape: LayerShape, asked: BlockConfig, minimum_templates: int) -> LayerForm:
     form = LayerForm()
     if asked.bits is not None:
-        form = dataclasses.replace(form, bits=asked.bits, exponent_block=asked.exponent_block or 1)
+        form = dataclasses.replace(
+            form,
+            bits=asked.bits,
+            exponent_block=asked.exponent_block or 1,
+            exponent_axis=asked.exponent_axis or "flat",
+            activation_block=asked.activation_block or 1,
+        )
     if shape.kind == "conv2d":
         form = _with_series(form, shape, asked)
         form = _with_templates(form, shape, asked, minimum_templates)
     stored_tensors(shape, form)
-    return form
+    return settled(shape, form)
 
 
 def _with_series(form: LayerForm, shape: LayerShape, asked: BlockConfig) -> LayerForm:

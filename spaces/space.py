@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,11 +24,14 @@ __all__ = ["KNOBS", "Space", "Value"]
 
 Value = str | int | float | None
 
-KNOBS = ("basis", "harmonics_y", "harmonics_x", "allocation", "pruning_rate", "groups", "bits", "exponent_block")
+_EXPONENTS = ("exponent_block", "exponent_axis", "activation_block")
+KNOBS = ("basis", "harmonics_y", "harmonics_x", "allocation", "pruning_rate", "groups", "bits", *_EXPONENTS)
 PRUNING_RATES = (None, 0.25, 0.5, 0.75, 0.875)
 GROUPS = (1, 2, 4)
 BITS = (4, 6, 8, None)
 EXPONENT_BLOCKS = (16,)
+EXPONENT_AXES = ("flat",)
+ACTIVATION_BLOCKS = (1,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +40,19 @@ class Space:
 
     network: Network
     choices: Mapping[str, Mapping[str, tuple[Value, ...]]]
-    """Block -> knob -> values, ordered where order means something (all but `basis`)."""
+    """Block -> knob -> values, ordered where order means something (all but `basis` and `exponent_axis`)."""
     minimum_templates: int = 8
 
     @classmethod
     def default(cls, network: Network, minimum_templates: int = 8) -> Space:
-        """Everything that each block can legally take, the uncompressed network included."""
+        """What each block can legally take, the uncompressed network included; of some knobs a selection."""
         choices = {block: _legal(network, block, minimum_templates) for block in network.blocks}
         return cls(network=network, choices=choices, minimum_templates=minimum_templates)
 
     def restricted(self, limits: Mapping[str, Any]) -> Space:
         """The space with some knobs limited: `{block or "all": {knob: [values]}}`; `harmonics` stands for both axes.
 
+        Knobs of which the default space has a selection take any value that the layers can.
         Raises `UsageError` naming a block, knob or value that the network cannot take.
         """
         choices = {block: dict(knobs) for block, knobs in self.choices.items()}
@@ -87,12 +91,14 @@ class Space:
         """One value a knob that decodes to the config; `UsageError` where it lies outside the space."""
         values = {}
         for block, knobs in self.choices.items():
+            asked = config.blocks.get(block, BlockConfig())
             for knob, allowed in knobs.items():
-                value = self._value(block, knob, config.blocks.get(block, BlockConfig()))
-                spare = knob == "basis" or (value is None and knob in ("groups", "exponent_block"))
-                if value not in allowed and not spare:
+                value = self._value(block, knob, asked)
+                spare = knob == "basis" or (value is None and knob in ("groups", *_EXPONENTS))
+                alike = (value,) if value in allowed else self._alike(block, knob, asked)
+                if not alike and not spare:
                     raise UsageError(f"{block}.{knob} (={value}) must be one of {_words(allowed)}.")
-                values[f"{block}.{knob}"] = value if value in allowed else allowed[0]
+                values[f"{block}.{knob}"] = (*alike, *allowed)[0]
         if self.network.digest(self.decode(values)) != self.network.digest(config):
             raise UsageError("The config lies outside the space: a knob that the space holds fixed differs.")
         return values
@@ -106,6 +112,16 @@ class Space:
     def block_costs(self, block: str) -> dict[BlockConfig, Cost]:
         """Cost of the block in each of its forms."""
         return {c: self.network.block_cost(block, c, self.minimum_templates) for c in self.block_configs(block)}
+
+    def _alike(self, block: str, knob: str, asked: BlockConfig) -> tuple[Value, ...]:
+        """Choices of a knob of exponents that make of the block what is asked; a canonical config names only one."""
+        if knob not in _EXPONENTS:
+            return ()
+
+        def fits(value: Any) -> bool:
+            return self.network.same(block, asked, replace(asked, **{knob: value}), self.minimum_templates)
+
+        return tuple(filter(fits, self.choices[block][knob]))
 
     def _value(self, block: str, knob: str, config: BlockConfig) -> Value:
         if knob in ("harmonics_y", "harmonics_x"):
@@ -131,6 +147,7 @@ def _legal(network: Network, block: str, minimum_templates: int) -> dict[str, tu
         knobs["pruning_rate"] = rates
         knobs["groups"] = tuple(g for g in GROUPS if all(shape.filter_channels % g == 0 for shape in convs))
     knobs["bits"], knobs["exponent_block"] = BITS, EXPONENT_BLOCKS
+    knobs["exponent_axis"], knobs["activation_block"] = EXPONENT_AXES, ACTIVATION_BLOCKS
     return knobs
 
 
@@ -155,7 +172,7 @@ def _block(values: Mapping[str, Any]) -> BlockConfig:
         pruning_rate=rate,
         groups=values.get("groups") if rate is not None else None,
         bits=bits,
-        exponent_block=values.get("exponent_block") if bits is not None else None,
+        **{knob: values.get(knob) if bits is not None else None for knob in _EXPONENTS},
     )
 
 
@@ -173,7 +190,7 @@ def _axes(knobs: Any, block: str) -> Iterator[tuple[str, tuple[Value, ...]]]:
             yield name, values
 
 
-_SELECTIONS = ("basis", "pruning_rate", "groups", "bits", "exponent_block")
+_SELECTIONS = ("basis", "pruning_rate", "groups", "bits", *_EXPONENTS)
 """Knobs whose default choices are a selection: other values may be asked for, where the layers can take them."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layers import compressed_layers
 from layers.errors import OvertoneError, UsageError
 from trainers.augment import augment, normalise
 from trainers.data import Data
@@ -77,6 +78,8 @@ class Finetuning:
         self.device = torch.device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.data, self.schedule, self.epochs, self.seed = data, schedule, epochs, seed
+        for layer in compressed_layers(self.model).values():
+            layer.rounding = schedule.rounding
         self.done = 0
         """Epochs that were run."""
         self.pieces = schedule.accumulate

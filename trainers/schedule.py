@@ -6,13 +6,17 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from layers.blockfloat import ROUNDINGS, Rounding
 from layers.errors import UsageError
 
 __all__ = ["PRESETS", "Schedule"]
 
-_OPTIMISERS = ("sgd", "adamw")
-_SHAPES = ("step", "cosine", "one-cycle", "constant")
-_PRECISIONS = ("auto", "fp32", "bf16")
+_NAMES: dict[str, tuple[str, ...]] = {
+    "shape": ("step", "cosine", "one-cycle", "constant"),
+    "precision": ("auto", "fp32", "bf16"),
+    "optimiser": ("sgd", "adamw"),
+    "rounding": ROUNDINGS,
+}
 _STEP_TO = 0.1
 _RISE = 0.25
 _FIRST = ("lr", "momentum", "nesterov", "weight_decay", "batch_size", "shape", "precision", "label_smoothing")
@@ -62,6 +66,8 @@ class Schedule:
     for the first."""
     accumulate: int = 1
     """Pieces a batch is cut into where memory is short: gradients add up, norms see single pieces."""
+    rounding: Rounding = "nearest"
+    """How block floating point rounds in training, 'nearest' or 'stochastic'; evaluation always rounds to nearest."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "step_at", tuple(self.step_at))  # JSON knows lists alone
@@ -71,7 +77,7 @@ class Schedule:
         for name in ("label_smoothing", "ema", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} (={getattr(self, name)}) must be at least 0 and below 1.")
-        for name, allowed in (("shape", _SHAPES), ("precision", _PRECISIONS), ("optimiser", _OPTIMISERS)):
+        for name, allowed in _NAMES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} (={getattr(self, name)!r}) must be one of {', '.join(allowed)}.")
         if self.nesterov and not (self.momentum and self.optimiser == "sgd"):

@@ -1,6 +1,7 @@
 // Parallel coordinates of knobs and objectives; drawn as SVG, so that they are there without WebGL too.
 const LINES = 250;  // lines of trials beyond the front
 const AXES = 12;  // knobs side by side
+const KNOBS = ['basis', 'harmonics_y', 'harmonics_x', 'allocation', 'pruning_rate', 'groups', 'transform', 'bits', 'exponent_block', 'exponent_axis', 'activation_block'];
 const knobPlot = byId('knob-plot');
 const knobViews = [];
 
@@ -15,7 +16,7 @@ function varyingKnobs() {
   const { names, forms, rows } = data.networks, found = [];
   names.forEach((_, block) => {
     const used = [...new Set(rows[block])];
-    for (const knob of ['basis', 'harmonics_y', 'harmonics_x', 'allocation', 'pruning_rate', 'groups', 'transform', 'bits', 'exponent_block']) {
+    for (const knob of KNOBS) {
       const values = [...new Set(used.map((form) => (form < 0 ? null : forms[form].knobs[knob] ?? null)))];
       if (values.length > 1) found.push({ block, knob, values: values.sort((a, b) => (a === null ? -1 : b === null ? 1 : a < b ? -1 : 1)) });
     }

@@ -25,9 +25,11 @@ UNCOMPRESSED = {
 }
 BLOCKS = (
     {"block": "conv1", "basis": None, "harmonics_y": None, "harmonics_x": None, "pruning_rate": None, "groups": None}
-    | {"allocation": None, "transform": None, "bits": None, "exponent_block": None},
+    | {"allocation": None, "transform": None, "bits": None}
+    | dict.fromkeys(("exponent_block", "exponent_axis", "activation_block")),
     {"block": "layer1", "basis": "cosine", "harmonics_y": 2, "harmonics_x": 3, "pruning_rate": 0.5, "groups": 2}
-    | {"allocation": None, "transform": "scalar", "bits": 8, "exponent_block": None},
+    | {"allocation": None, "transform": "scalar", "bits": 8}
+    | dict.fromkeys(("exponent_block", "exponent_axis", "activation_block")),
 )
 CURVE = (
     {"epoch": 0, "train_loss": 1.2, "val_top1": 0.5, "val_top5": 0.9, "val_loss": 1.1, "lr": 0.1, "seconds": 0.4},
@@ -37,19 +39,20 @@ CURVE = (
 
 def version_1(table: pa.Table) -> pa.Table:
     """Rows as version 1 of the schema held them, which had no `allocation`; written anew, they make an old file."""
-    return _stamped(_without(version_2(table), "blocks", "allocation"), 1)
+    return _stamped(_without(version_2(table), "blocks", {"allocation"}), 1)
 
 
 def version_2(table: pa.Table) -> pa.Table:
-    """Rows as version 2 held them, which had neither top-5 accuracy nor latency of a batch."""
-    return _stamped(_without(table.drop_columns(["val_top5", "latency_b64_ms"]), "curve", "val_top5"), 2)
+    """Rows as version 2 held them: no top-5 accuracy, latency of a batch, axis of exponents, blocks of activations."""
+    table = _without(table.drop_columns(["val_top5", "latency_b64_ms"]), "curve", {"val_top5"})
+    return _stamped(_without(table, "blocks", {"exponent_axis", "activation_block"}), 2)
 
 
-def _without(table: pa.Table, column: str, field: str) -> pa.Table:
-    """The table without a field in the entries of a list column."""
+def _without(table: pa.Table, column: str, fields: set[str]) -> pa.Table:
+    """The table without fields in the entries of a list column."""
     lists = table.column(column).combine_chunks()
     lists = lists if isinstance(lists, pa.Array) else pa.array([], type=table.schema.field(column).type)
-    names = [entry.name for entry in lists.type.value_type if entry.name != field]
+    names = [entry.name for entry in lists.type.value_type if entry.name not in fields]
     structs = pa.StructArray.from_arrays([lists.values.field(name) for name in names], names)
     old = pa.ListArray.from_arrays(lists.offsets, structs)
     return table.set_column(table.schema.get_field_index(column), column, old)

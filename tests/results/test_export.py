@@ -28,7 +28,9 @@ def packed(tmp_path_factory):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_var.uniform_(0.5, 1.5)
     both = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, bits=8)
-    config = NetworkConfig(blocks={"layer1": both, "layer2": BlockConfig(bits=5), "layer3": BlockConfig(bits=4)})
+    config = NetworkConfig(
+        blocks={"layer1": both, "layer2": BlockConfig(bits=5, activation_block=12), "layer3": BlockConfig(bits=4)}
+    )
     compressed = compress_model(model, Network.of(model, (1, 8, 8)).forms(config)).eval()
     path = tmp_path_factory.mktemp("packed") / "trial.safetensors"
     card = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.3], "std": [0.4]}

@@ -6,7 +6,8 @@ from results.schema import SCHEMA
 from tests.results.conftest import BLOCKS
 
 KNOBS = {"basis": None, "harmonics_y": None, "harmonics_x": None, "pruning_rate": None, "groups": None}
-KNOBS |= {"allocation": None, "transform": None, "bits": None, "exponent_block": None}
+KNOBS |= {"allocation": None, "transform": None, "bits": None}
+KNOBS |= {"exponent_block": None, "exponent_axis": None, "activation_block": None}
 
 
 def _column(blocks):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from results.network import block_records, block_text, network_text
 from spaces.config import BlockConfig, NetworkConfig
 from tests.results.conftest import BLOCKS
@@ -11,6 +13,13 @@ def test_each_block_says_what_was_done_to_it():
 def test_knobs_that_do_nothing_are_left_out():
     block = {"block": "fc", "bits": 4, "exponent_block": 16, "groups": 1, "pruning_rate": None}
     assert network_text([block]) == "fc: 4 bits in blocks of 16"
+    axes = {"filter": " of a filter", "channel": " of a filter's channels", "flat": "", None: ""}
+    for axis, said in axes.items():
+        assert network_text([{**block, "exponent_axis": axis}]) == f"fc: 4 bits in blocks of 16{said}"
+    inputs = {**block, "exponent_axis": "filter", "activation_block": 8}
+    assert network_text([inputs]) == "fc: 4 bits in blocks of 16 of a filter, inputs in blocks of 8"
+    assert network_text([{**inputs, "exponent_block": None}]) == "fc: 4 bits, inputs in blocks of 8"
+    assert network_text([{**inputs, "bits": None}]) == "uncompressed"
     assert network_text([{"block": "a", "pruning_rate": 0.75, "transform": "affine"}]) == "a: 25 % templates (affine)"
 
 
@@ -34,3 +43,6 @@ def test_config_becomes_the_rows_of_the_ledger():
     assert block_records(config) == [BLOCKS[1]]
     assert [record["block"] for record in block_records(config, ["layer2"])] == ["layer2", "layer1"]
     assert block_records({}) == []
+    exponents = {"exponent_block": 16, "exponent_axis": "channel", "activation_block": 8}
+    config = NetworkConfig(blocks={"layer1": replace(block, **exponents)}).to_json()
+    assert block_records(config) == [{**BLOCKS[1], **exponents}]

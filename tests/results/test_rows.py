@@ -47,13 +47,22 @@ def _check_nulls_of_version_3(table: pa.Table) -> None:
 
 
 def test_file_of_version_3_still_opens():
-    """Written by `encode`, like the file of any trial."""
+    """Written by `encode`, like the file of any trial; `layer1` has an axis of its exponents, and blocks of inputs."""
     table = decode((ASSETS / "trial-v3.parquet").read_bytes(), study="old", path="old")
     assert table.schema == SCHEMA
     names = ["study", "trial", "val_top1", "val_top5", "latency_ms", "latency_b64_ms", "schema_version"]
     assert list(table.select(names).to_pylist()[0].values()) == ["old", "2c3d4e5f6a", 0.9375, 0.996, 1.25, 20.5, 3]
-    assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter"}]]
+    exponents = {"exponent_block": 8, "exponent_axis": "channel", "activation_block": 16}
+    assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter", **exponents}]]
     assert table.column("curve").to_pylist() == [list(CURVE)]
+
+
+def test_blocks_of_earlier_versions_gain_what_each_lacks(random_rows):
+    table = to_table(random_rows(5))
+    for old in (version_1(table), version_2(table)):
+        knobs = {field.name for field in old.schema.field("blocks").type.value_type}
+        assert not knobs & {"exponent_axis", "activation_block"}
+        assert _decode(old).column("blocks").equals(table.column("blocks"))
 
 
 def test_columns_of_earlier_versions_are_read_alone(random_rows):

@@ -139,6 +139,33 @@ def test_an_allocation_that_could_be_and_is_not_is_uniform(tmp_path: Path) -> No
     assert effects[0]["val_top1"] > 0.69 > 0.51 > effects[1]["val_top1"]
 
 
+def test_exponents_at_their_defaults_are_values_where_there_are_bits(tmp_path: Path) -> None:
+    """The ledger keeps them as null, which says nothing where there are no bits."""
+
+    def rule(knobs: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {"val_top1": float(rng.uniform(0.3, 0.5)), "size_bytes": 900}
+
+    rng, asked = np.random.default_rng(), {"exponent_block": 16, "exponent_axis": "filter", "activation_block": 8}
+    ledger = _study(tmp_path, rng, 600, rule)
+    assert not {f"b.{knob}" for knob in asked} & {row["knob"] for row in insight(ledger, "demo")["effects"]}
+    records = ledger.trials("demo").to_pylist()
+    for record in records:
+        b = record["blocks"][1]
+        for knob, value in asked.items():
+            b[knob] = value if b["bits"] is not None and rng.random() < 0.5 else None
+        if b["exponent_axis"]:
+            record["val_top1"] = record["val_top1"] and record["val_top1"] + 0.4
+    found = insight(_Known(tmp_path / "axes", pa.Table.from_pylist(records, schema=SCHEMA), RECORD), "demo")
+    assert found["importance"][0]["knob"] == "b.exponent_axis"
+    finished = [record["blocks"][1] for record in records if record["status"] == "finished"]
+    for knob, values in {"exponent_block": [1, 16], "exponent_axis": ["filter", "flat"]}.items():
+        effects = {row["value"]: row["n"] for row in found["effects"] if row["knob"] == f"b.{knob}"}
+        assert list(effects) == values
+        assert effects[asked[knob]] == sum(b[knob] is not None for b in finished)
+        assert sum(effects.values()) == sum(b["bits"] is not None for b in finished)
+    assert [row["value"] for row in found["effects"] if row["knob"] == "b.activation_block"] == [1, 8]
+
+
 def test_effects_and_shares_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     def rule(knobs: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         costs = {name: int(rng.integers(1, 30)) for name in ("size_bytes", "flops")}

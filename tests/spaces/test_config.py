@@ -6,7 +6,15 @@ from layers import UsageError
 from spaces import BlockConfig, NetworkConfig
 
 FULL = BlockConfig(
-    basis="chebyshev", harmonics=(2, 3), pruning_rate=0.75, groups=2, transform="scalar", bits=6, exponent_block=16
+    basis="chebyshev",
+    harmonics=(2, 3),
+    pruning_rate=0.75,
+    groups=2,
+    transform="scalar",
+    bits=6,
+    exponent_block=16,
+    exponent_axis="channel",
+    activation_block=32,
 )
 
 
@@ -25,6 +33,8 @@ def test_json_round_trip():
                 "transform": "scalar",
                 "bits": 6,
                 "exponent_block": 16,
+                "exponent_axis": "channel",
+                "activation_block": 32,
             },
             "conv1": {"bits": 4},
             "fc": {},
@@ -75,6 +85,10 @@ def test_harmonics_become_a_tuple_so_that_configs_hash():
         ({"bits": "8"}, r"bits \(='8'\) must be a whole number"),
         ({"exponent_block": 0}, r"exponent_block \(=0\) must be a whole number from 1 to 128, or left out\."),
         ({"exponent_block": 129}, r"exponent_block \(=129\) must be a whole number"),
+        ({"exponent_axis": "row"}, r"exponent_axis \(='row'\) must be one of flat, filter, channel, or left out\."),
+        ({"exponent_axis": []}, r"exponent_axis \(=\[\]\) must be one of flat, filter, channel, or left out\."),
+        ({"activation_block": 0}, r"activation_block \(=0\) must be a whole number from 1 to 128, or left out\."),
+        ({"activation_block": 129}, r"activation_block \(=129\) must be a whole number"),
     ],
 )
 def test_bad_knobs_are_refused_in_python_and_in_json(knobs, message):
@@ -91,8 +105,8 @@ def test_bad_knobs_are_refused_in_python_and_in_json(knobs, message):
         ({"block": {}}, r"config has the key 'block', allowed are blocks, minimum_templates\."),
         ({"blocks": [1]}, r"blocks \(=\[1\]\) must be a mapping of block names to knobs\."),
         ({"blocks": None}, r"blocks \(=None\) must be a mapping"),
-        ({"blocks": {"a": 3}}, r"block 'a' \(=3\) must be a mapping with the keys allocation, "),
-        ({"blocks": {"a": {"bit": 3}}}, r"block 'a' has the key 'bit', allowed are allocation, basis, bits, "),
+        ({"blocks": {"a": 3}}, r"block 'a' \(=3\) must be a mapping with the keys activation_block, "),
+        ({"blocks": {"a": {"bit": 3}}}, r"block 'a' has the key 'bit', allowed are activation_block, allocation, "),
         ({"minimum_templates": 0}, r"minimum_templates \(=0\) must be a whole number of at least 1\."),
         ({"minimum_templates": 2.5}, r"minimum_templates \(=2\.5\) must be a whole number"),
         ({"minimum_templates": "8"}, r"minimum_templates \(='8'\) must be a whole number"),

@@ -4,6 +4,7 @@ import pytest
 
 from layers import LayerForm, UsageError, compress_model, pack_state
 from layers.basis import BASES
+from layers.blockformat import AXES
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model
 
 PRUNED = BlockConfig(pruning_rate=0.5)
@@ -12,6 +13,10 @@ FOUR_BITS = BlockConfig(bits=4)
 
 def series(y: int, x: int, basis="cosine") -> BlockConfig:
     return BlockConfig(basis=basis, harmonics=(y, x))
+
+
+def in_blocks(block: int = 16, axis=None, inputs=None) -> BlockConfig:
+    return BlockConfig(bits=4, exponent_block=block, exponent_axis=axis, activation_block=inputs)
 
 
 def config(minimum_templates: int = 2, **blocks: BlockConfig) -> NetworkConfig:
@@ -55,6 +60,7 @@ def test_minimum_of_templates_is_kept(wide_network):
         BlockConfig(groups=4),
         BlockConfig(transform="scalar"),
         BlockConfig(exponent_block=64),
+        BlockConfig(exponent_axis="channel", activation_block=16),
     ],
 )
 def test_knobs_without_effect_collapse(nothing, wide_network):
@@ -70,6 +76,11 @@ def test_knobs_without_effect_collapse(nothing, wide_network):
     [
         (config(body2=PRUNED), config(body2=dataclasses.replace(PRUNED, groups=1, transform="scalar"))),
         (config(body2=FOUR_BITS), config(body2=BlockConfig(bits=4, exponent_block=1, groups=3))),
+        (config(head=FOUR_BITS), config(head=dataclasses.replace(FOUR_BITS, exponent_axis="filter"))),
+        (config(head=in_blocks(axis="filter")), config(head=in_blocks(axis="channel"))),
+        (config(body__4=in_blocks(8, axis="channel")), config(body__4=in_blocks(8, axis="flat"))),
+        (config(body2=in_blocks(inputs=32)), config(body2=in_blocks(inputs=100))),
+        (config(body__3=in_blocks(inputs=24)), config(body__3=in_blocks(inputs=128))),
         (config(body2=series(1, 1)), config(body2=series(1, 1, "chebyshev"))),
         (config(body2=series(2, 8)), config(body2=series(2, 3))),
         (config(body2=PRUNED), config(body2=BlockConfig(pruning_rate=0.51))),
@@ -136,6 +147,8 @@ def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
                 transform=rng.choice([None, "scalar"]),
                 bits=rng.choice([None, 4, 8]),
                 exponent_block=rng.choice([None, 1, 16]),
+                exponent_axis=rng.choice([None, *AXES]),
+                activation_block=rng.choice([None, 1, 16, 128]),
             )
         asked = NetworkConfig(blocks=blocks, minimum_templates=rng.randint(1, 9))
         canonical = wide_network.canonical(asked)
@@ -151,6 +164,34 @@ def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
                 assert wide_network.forms(config(canonical.minimum_templates, **{name: without})) != wide_network.forms(
                     config(canonical.minimum_templates, **{name: block})
                 )
+
+
+def test_axes_and_activation_blocks_mean_what_they_say(wide_network):
+    """Of `body.0` 16 channels a filter at 7 taps, of `body.4` 24 at one."""
+    asked = in_blocks(16, axis="channel", inputs=20)
+    forms = wide_network.forms(config(body=asked))
+    assert {name: (form.exponent_axis, form.activation_block) for name, form in forms.items()} == {
+        "body.0": ("channel", 16),
+        "body.3": ("channel", 20),
+        "body.4": ("filter", 20),
+    }
+    assert wide_network.forms(config(body2=FOUR_BITS))["body2"] == LayerForm(bits=4)
+
+
+def test_exponents_of_one_network_are_one_config(wide_network):
+    """A linear layer of 12 inputs has its channels in a row: filter and channel cut the same blocks, of 4 flat too."""
+
+    def canonical(**blocks: BlockConfig) -> BlockConfig:
+        (block,) = wide_network.canonical(config(**blocks)).blocks.values()
+        return block
+
+    for axis in ("filter", "channel"):
+        assert canonical(head=in_blocks(16, axis)) == in_blocks(16, "filter")
+        assert canonical(head=in_blocks(4, axis)) == in_blocks(4)
+        assert canonical(body2=in_blocks(20, axis)) == in_blocks(20, axis)
+        assert canonical(body2=in_blocks(1, axis)) == FOUR_BITS
+    assert canonical(head=in_blocks(inputs=12)) == canonical(head=in_blocks(inputs=128)) == in_blocks(inputs=12)
+    assert canonical(head=in_blocks(inputs=1)) == in_blocks()
 
 
 def test_different_networks_have_different_digests(resnet8, draw):
@@ -231,4 +272,5 @@ def test_digests_stay_as_they_were_when_knobs_are_added():
         "layer1": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8, exponent_block=16),
         "layer3": BlockConfig(pruning_rate=0.5, groups=2, bits=4),
     }
-    assert network.digest(NetworkConfig(blocks=blocks)) == "27709cfc09e4b4b018b7aec9bcc6d203f1d88e117606575f135bbd0fe4e02c3d"
+    digest = "27709cfc09e4b4b018b7aec9bcc6d203f1d88e117606575f135bbd0fe4e02c3d"
+    assert network.digest(NetworkConfig(blocks=blocks)) == digest

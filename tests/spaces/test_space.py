@@ -74,7 +74,7 @@ def test_the_uncompressed_network_is_in_every_space(space):
 def test_choices_are_what_the_layers_can_take(wide_space):
     knobs = wide_space.choices
     assert list(knobs) == ["stem", "body", "body2", "head"]
-    assert tuple(knobs["head"]) == ("bits", "exponent_block")
+    assert tuple(knobs["head"]) == ("bits", "exponent_block", "exponent_axis", "activation_block")
     assert knobs["stem"]["harmonics_y"] == knobs["stem"]["harmonics_x"] == tuple(range(1, 8))
     assert knobs["stem"]["groups"] == (1,)
     assert knobs["body"]["harmonics_y"] == (1, 2, 3, 4)
@@ -136,7 +136,8 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
     assert space.choices["layer2"]["harmonics_x"] == (1, 3)
     assert space.choices["layer1"]["bits"] == (8,)
     assert space.choices["layer1"]["pruning_rate"] == (None, 0.6)
-    assert space.choices["linear"] == {"bits": (8,), "exponent_block": (1, 128)}
+    default = {"exponent_axis": ("flat",), "activation_block": (1,)}
+    assert space.choices["linear"] == {"bits": (8,), "exponent_block": (1, 128), **default}
     assert resnet8_space.choices["layer1"]["bits"] == (4, 6, 8, None)
     assert resnet8_space.restricted({}) == resnet8_space
 
@@ -162,6 +163,11 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
         ({"layer1": {"groups": [3]}}, r"space.layer1.groups has the value 3; groups \(=3\) must divide the 16 chan"),
         ({"layer1": {"groups": [-1]}}, r"space.layer1.groups has the value -1; groups \(=-1\) must be a whole number"),
         ({"layer1": {"exponent_block": [0]}}, r"space.layer1.exponent_block has the value 0; exponent_block \(=0\)"),
+        (
+            {"layer1": {"exponent_axis": ["row"]}},
+            r"space.layer1.exponent_axis has the value 'row'; exponent_axis \(='r",
+        ),
+        ({"layer1": {"activation_block": [129]}}, r"space.layer1.activation_block has the value 129; activation_block"),
         ({"layer1": [4]}, r"space.layer1 \(=\[4\]\) must be a mapping of knobs to lists of values\."),
         ({"all": None}, r"space.all \(=None\) must be a mapping of knobs to lists of values\."),
     ],
@@ -179,6 +185,37 @@ def test_other_sample_points_can_be_asked_for(resnet8_space):
     config = space.decode(values | {"layer1.basis": "chebyshev@endpoint", "layer1.harmonics_x": 1})
     assert config.blocks["layer1"].basis == "chebyshev@endpoint"
     assert space.decode(space.encode(config)) == config
+
+
+AXES = ["channel", "flat", "filter"]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"exponent_axis": AXES, "activation_block": [16, 1, 128, 5], "exponent_block": [16, 1, 7]},
+        {"exponent_axis": ["channel"], "activation_block": [64, 128]},
+        {"exponent_axis": ["filter", "flat"], "exponent_block": [4, 128], "bits": [8, 4]},
+    ],
+)
+def test_other_exponents_can_be_asked_for(limits, space, draw):
+    wider = space.restricted({"all": {"bits": [4, 8, None], **limits}})
+    assert wider.choices["conv1" if "conv1" in wider.choices else "stem"]["exponent_axis"] == (
+        *limits["exponent_axis"],
+    )
+    for _ in range(100):
+        values = draw(wider)
+        config = wider.decode(values)
+        assert wider.network.digest(config) == wider.network.digest(spelled(wider, values))
+        assert wider.decode(wider.encode(config)) == config
+
+
+def test_exponents_that_the_space_lacks_are_refused(resnet8_space):
+    asked = BlockConfig(bits=4, exponent_block=16, exponent_axis="channel")
+    for knob, value in (("exponent_axis", "channel"), ("activation_block", 16)):
+        asked = BlockConfig(bits=4, exponent_block=16, **{knob: value})
+        with pytest.raises(UsageError, match=rf"layer2.{knob} \(={value}\) must be one of (flat|1)\."):
+            resnet8_space.encode(NetworkConfig(blocks={"layer2": asked}))
 
 
 def test_restricted_spaces_decode_and_encode_too(resnet8_space, draw):

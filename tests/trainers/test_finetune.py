@@ -81,6 +81,26 @@ def test_the_same_seed_gives_the_same_bits(augment, precision):
     assert not same(runs[0][1], runs[2][1])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stochastic_rounding_is_for_training_and_repeats_by_seed(precision):
+    form = LayerForm(bits=3, exponent_block=4, activation_block=4)
+    runs = []
+    for rounding, seed in (("nearest", 3), ("stochastic", 3), ("stochastic", 3), ("stochastic", 4)):
+        model = compress_model(network(), {"0": form, "6": form})
+        schedule = Schedule(batch_size=16, precision=precision, rounding=rounding)
+        torch.rand(7)
+        runs.append((untimed(run(model, data(), schedule, seed=seed)), state(model), model))
+    assert runs[1][0] == runs[2][0]
+    assert same(runs[1][1], runs[2][1])
+    assert not same(runs[0][1], runs[1][1])
+    assert not same(runs[3][1], runs[1][1])
+    found, (_, weights, model) = data(), runs[1]
+    twice = [evaluate(model, found.val, mean=MEAN, std=STD, device="cpu") for _ in range(2)]
+    plain = compress_model(network(), {"0": form, "6": form})
+    plain.load_state_dict(weights)
+    assert twice[0] == twice[1] == evaluate(plain, found.val, mean=MEAN, std=STD, device="cpu")
+
+
 def test_the_callers_random_state_is_untouched():
     before = torch.get_rng_state()
     run(network(dropout=0.5), data(augment="shift"), Schedule(batch_size=16))

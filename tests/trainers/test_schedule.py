@@ -39,6 +39,7 @@ def test_newer_settings_are_in_the_identity_where_they_are_made_use_of():
         *("lr", "momentum", "nesterov", "weight_decay", "batch_size", "shape", "precision", "label_smoothing")
     }
     assert Schedule(ema=0.9, mixup=0.1).identity() == {**Schedule().identity(), "ema": 0.9, "mixup": 0.1}
+    assert Schedule(rounding="stochastic").identity() == {**Schedule().identity(), "rounding": "stochastic"}
 
 
 def test_the_step_comes_after_epoch_three_however_many_there_are():
@@ -83,6 +84,7 @@ def test_constant_is_constant():
         ({"mixup": -1.0}, r"mixup \(=-1.0\) must be 0 or more"),
         ({"rotation": 181.0}, r"rotation \(=181.0\) must be from 0 to 180 degrees"),
         ({"accumulate": 33}, r"accumulate \(=33\) must be a whole number from 1 to half the batch_size \(=64\)"),
+        ({"rounding": "up"}, r"rounding \(='up'\) must be one of nearest, stochastic"),
         ({"step_at": (3.0, 2.0)}, r"step_at \(=\[3.0, 2.0\]\) must be rising epochs above 0"),
         ({"step_at": (0.0,)}, r"step_at \(=\[0.0\]\) must be rising epochs above 0"),
         ({"warm_up": 1.0}, r"warm_up \(=1.0\) is for step, cosine and constant"),
