@@ -4,7 +4,7 @@ import torch
 
 from layers.errors import UsageError
 
-__all__ = ["computes_in_bf16", "default_device", "parse_device"]
+__all__ = ["default_device", "parse_device", "training_precision"]
 
 
 def default_device() -> str:
@@ -21,8 +21,17 @@ def parse_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16."""
+def training_precision(asked: str, device: torch.device) -> str:
+    """What a device trains in, `fp32` or `bf16`, where `fp32`, `bf16` or `auto` is asked.
+
+    `auto` is bf16 where the hardware multiplies it: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16.
+    """
+    if asked != "auto":
+        return asked
+    return "bf16" if _multiplies_bf16(device) else "fp32"
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     can = torch.cpu.get_capabilities() if device.type == "cpu" else {}

@@ -20,7 +20,7 @@ from torch import nn
 
 from layers.timing import median_ms
 from trainers.augment import augment, normalise
-from trainers.device import computes_in_bf16
+from trainers.device import training_precision
 from trainers.evaluate import evaluating, evaluation_batch
 from trainers.footprint import held_bytes, peak_bytes, saved_bytes
 from trainers.loss import Loss
@@ -128,7 +128,7 @@ class _Probe:
         self.optimiser = make_optimiser(self.model, schedule)
         for group in self.optimiser.param_groups:
             group["lr"] = 0.0
-        self.bf16 = schedule.precision == "bf16" or (schedule.precision == "auto" and computes_in_bf16(self.device))
+        self.bf16 = training_precision(schedule.precision, self.device) == "bf16"
 
     def training(self, count: int) -> Callable[[], None]:
         """A step over so many images, as they come from the set."""

@@ -19,7 +19,7 @@ from layers import compressed_layers
 from layers.errors import OvertoneError, UsageError
 from trainers.augment import augment, normalise
 from trainers.data import Data
-from trainers.device import computes_in_bf16
+from trainers.device import training_precision
 from trainers.evaluate import Evaluation, evaluate
 from trainers.loss import Loss, make_mixer
 from trainers.optimiser import WeightAverage, make_optimiser
@@ -89,8 +89,7 @@ class Finetuning:
         self._mixer = make_mixer(schedule, data.classes)
         self._optimiser = make_optimiser(model, schedule)
         self._average = WeightAverage(model, schedule.ema) if schedule.ema else None
-        bf16 = schedule.precision == "bf16" or (schedule.precision == "auto" and computes_in_bf16(self.device))
-        self.precision = "bf16" if bf16 else "fp32"
+        self.precision = training_precision(schedule.precision, self.device)
         """What the network computes in."""
 
     def __iter__(self) -> Iterator[Epoch]:

@@ -46,8 +46,10 @@ def make_mixer(schedule: Schedule, classes: int) -> Mixer | None:
 
     They draw from torch's global state.
     """
+    if not schedule.mixup and not schedule.cutmix:
+        return None
     from torchvision.transforms import v2  # here, because importing it takes a second
 
     mixers: list[nn.Module] = [v2.MixUp(alpha=schedule.mixup, num_classes=classes)] if schedule.mixup else []
     mixers += [v2.CutMix(alpha=schedule.cutmix, num_classes=classes)] if schedule.cutmix else []
-    return v2.RandomChoice(mixers) if mixers else None
+    return v2.RandomChoice(mixers)

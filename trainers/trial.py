@@ -23,7 +23,7 @@ from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from trainers.checkpoint import read_checkpoint, write_checkpoint
 from trainers.data import Data, DataWarning, load_data
-from trainers.device import default_device, parse_device
+from trainers.device import default_device, parse_device, training_precision
 from trainers.evaluate import Evaluation, evaluate, latency_ms
 from trainers.finetune import Epoch, Finetuning
 from trainers.spec import TrialSpec
@@ -51,6 +51,8 @@ class TrialResult:
     latency_b64_ms: float | None
     """Of a batch of 64."""
     curve: tuple[Epoch, ...]
+    precision: str
+    """What it was fine-tuned in, 'fp32' or 'bf16'."""
     compress_s: float
     """Compression and its start: calibration, where that is the start."""
     finetune_s: float
@@ -144,6 +146,7 @@ class Trial:
             latency_ms=single,
             latency_b64_ms=batch,
             curve=tuple(self.curve),
+            precision=training_precision(self.spec.schedule.precision, self.device),
             compress_s=self._compress_s,
             finetune_s=sum(epoch.seconds for epoch in self.curve),
             evaluate_s=self._evaluate_s + time.perf_counter() - begun,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from layers import UsageError
-from trainers.device import default_device, parse_device
+from trainers.device import default_device, parse_device, training_precision
 
 
 def _with(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
@@ -28,3 +28,15 @@ def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     _with(monkeypatch, 2)
     with pytest.raises(UsageError, match=r"device \(='cuda:2'\) .* this machine has cuda:0 to cuda:1"):
         parse_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True, "avx512_bf16": False}, "bf16")],
+)
+def test_precision_is_that_of_the_hardware_where_nobody_says(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert training_precision("auto", cpu) == expected
+    assert [training_precision(asked, cpu) for asked in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert training_precision("auto", torch.device("meta")) == "fp32"
