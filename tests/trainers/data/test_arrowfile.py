@@ -61,7 +61,7 @@ def test_a_foreign_file_and_another_version_are_not_there(rows, folder, monkeypa
     assert open_rows(KEY) is None
 
 
-def test_a_file_that_does_not_fit_leaves_nothing(rows, folder, small_files):
-    with pytest.raises(OSError, match="File too large"):
+def test_a_file_that_does_not_fit_leaves_nothing(rows, folder, full_disk):
+    with full_disk(), pytest.raises(OSError, match="File too large"):
         write_rows(KEY, batches(rows * 4, (404,)))
     assert list(folder.iterdir()) == []

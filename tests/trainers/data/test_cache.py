@@ -130,8 +130,8 @@ def test_where_no_folder_can_be_made_is_an_os_error(tensors, tmp_path, monkeypat
         write_cached(KEY, tensors, {})
 
 
-def test_a_file_that_does_not_fit_leaves_nothing(small_files, folder, generator):
-    with pytest.raises(OSError, match="File too large"):
+def test_a_file_that_does_not_fit_leaves_nothing(full_disk, folder, generator):
+    with full_disk(), pytest.raises(OSError, match="File too large"):
         write_cached(KEY, {"images": torch.zeros(100_000)}, {})
     assert list(folder.iterdir()) == []
     assert read_cached(KEY) is None

@@ -137,10 +137,10 @@ def test_a_file_that_cannot_be_used_is_written_anew(spec, kept, damage, monkeypa
     assert len(list(kept.iterdir())) == 1
 
 
-def test_a_full_disk_is_a_warning_and_the_data_are_there(parquet_set, kept, small_files, decoded):
+def test_a_full_disk_is_a_warning_and_the_data_are_there(parquet_set, kept, full_disk, decoded):
     spec = DataSpec(name=f"parquet:{parquet_set}")
     for _ in range(2):
-        with pytest.warns(DataWarning) as told:
+        with full_disk(), pytest.warns(DataWarning) as told:
             data = load_data(spec)
         assert [warning.filename for warning in told] == [__file__]
         assert re.fullmatch(
