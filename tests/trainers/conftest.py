@@ -51,7 +51,7 @@ def image_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def full_disk() -> Callable[[], AbstractContextManager[None]]:
-    """Within what it gives no file of this process can grow past 10 kB: not around a whole test, whose log is a file."""
+    """Within what it gives no file of this process can grow past 10 kB; not around a test, whose log is a file too."""
 
     @contextmanager
     def full() -> Iterator[None]:
