@@ -64,7 +64,7 @@ class PortableRounding(nn.Module):
 
 
 def portable_model(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with each compressed layer replaced; float32, the same predictions bit for bit in PyTorch."""
+    """A copy in eval mode with each compressed layer replaced; float32; in PyTorch it differs by the order of additions at most."""
     portable = copy.deepcopy(model).eval()
     for name, layer in compressed_layers(portable).items():
         frozen = _frozen(layer)

@@ -37,7 +37,7 @@ def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -
     text = encode_card(card, {name: layer.form for name, layer in compressed_layers(model).items()})
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        safetensors.torch.save_file(pack_state(model), scratch, {"overtone": text})
+        scratch.write_bytes(safetensors.torch.save(pack_state(model), {"overtone": text}))
         os.replace(scratch, path)
     except (OSError, safetensors.SafetensorError) as error:
         with contextlib.suppress(OSError):
