@@ -8,6 +8,7 @@ from layers.execution import choose_executions
 from layers.form import LayerForm, LayerShape
 from layers.linear import CompressedLinear
 from layers.named import ChebConv2d, CosConv2d, TemplateConv2d
+from layers.norm import CompressedNorm
 from layers.pack import pack_state, unpack_state
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CompressedConv1d",
     "CompressedConv2d",
     "CompressedLinear",
+    "CompressedNorm",
     "CosConv2d",
     "Cost",
     "LayerForm",

@@ -47,8 +47,9 @@ class OutputRegression:
 
     def add(self, x: Tensor, outputs: Tensor) -> None:
         """Inputs (B, C, H, W) as the layer gets them, and the outputs (B, N, H_out, W_out) it should give."""
-        if self.layer.bias is not None:
-            outputs = outputs - self.layer.bias[:, None, None]
+        bias = self.layer.rounded_bias()
+        if bias is not None:
+            outputs = outputs - bias[:, None, None]
         if self.layer.kept is not None:
             outputs = outputs[:, self.layer.kept]
         places = self._gram.shape[0] * self._gram.shape[1] * outputs.shape[2] * outputs.shape[3]

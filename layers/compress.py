@@ -9,12 +9,13 @@ from torch import nn
 
 from layers.conv import CompressedConv1d, CompressedConv2d
 from layers.errors import UsageError
-from layers.form import LayerForm
+from layers.form import LayerForm, is_norm
 from layers.linear import CompressedLinear
+from layers.norm import CompressedNorm, compress_norm
 
 __all__ = ["CompressedLayer", "compress_layer", "compress_model", "compressed_layers"]
 
-CompressedLayer = CompressedConv2d | CompressedLinear
+CompressedLayer = CompressedConv2d | CompressedLinear | CompressedNorm
 
 
 def compress_layer(layer: nn.Module, form: LayerForm) -> CompressedLayer:
@@ -25,7 +26,9 @@ def compress_layer(layer: nn.Module, form: LayerForm) -> CompressedLayer:
         return CompressedConv1d(layer, form)
     if isinstance(layer, nn.Linear):
         return CompressedLinear(layer, form)
-    raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d or a Linear.")
+    if is_norm(layer):
+        return compress_norm(layer, form)
+    raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d, a Linear or a norm.")
 
 
 def compress_model(model: nn.Module, forms: Mapping[str, LayerForm]) -> nn.Module:

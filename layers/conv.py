@@ -17,11 +17,10 @@ from torch.nn import functional as F
 
 from layers.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
 from layers.basis import basis_matrix
-from layers.blockfloat import Rounding, quantise
-from layers.blockformat import BlockFormat
 from layers.errors import UsageError
 from layers.form import LayerForm, LayerShape, stored_tensors
 from layers.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
+from layers.rounded import RoundedLayer
 from layers.template import choose_templates, least_squares_gains, rebuild_filters, two_stage_conv2d
 
 __all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]
@@ -29,13 +28,12 @@ __all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]
 Execution = Literal["dense", "factored", "two_stage"]
 
 
-class CompressedConv2d(nn.Module):
+class CompressedConv2d(RoundedLayer):
     """A convolution in a compressed form, started at the least-squares answer to the filters of a dense one.
 
     Takes (B, C, H, W) and gives (B, N, H_out, W_out) like the `nn.Conv2d` it is made from, whatever its stride,
     padding, dilation, groups and padding mode, and (C, H, W) too. `execution` picks among exact forms: `dense` builds
     the filters, `factored` (series without templates) and `two_stage` (templates, ungrouped convolution) do not.
-    `rounding` is how block floating point rounds in training; evaluation always rounds to nearest even.
     """
 
     phi_y: Tensor | None
@@ -53,7 +51,6 @@ class CompressedConv2d(nn.Module):
         self.margins = (left, right, top, bottom)
         self.padding_mode = conv.padding_mode
         self.execution: Execution = "dense"
-        self.rounding: Rounding = "nearest"
         self._kept_filters: tuple[Any, Tensor] | None = None
         tensors = stored_tensors(self.shape, form)
         self._register_bases(conv.weight)
@@ -187,14 +184,14 @@ class CompressedConv2d(nn.Module):
         x = self.rounded(x)
         if self.execution == "dense":
             x, padding = padded(x, self.margins, self.padding_mode)
-            return F.conv2d(x, self.filters(), self.bias, self.stride, padding, self.dilation, self.shape.groups)
-        y = self._factored(x) if self.execution == "factored" else self._two_stage(x)
-        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+            bias = self.rounded_bias()
+            return F.conv2d(x, self.filters(), bias, self.stride, padding, self.dilation, self.shape.groups)
+        y, bias = self._factored(x) if self.execution == "factored" else self._two_stage(x), self.rounded_bias()
+        return y if bias is None else y + bias[:, None, None].to(y.dtype)
 
     def rounded(self, x: Tensor) -> Tensor:
         """The input as the convolution sees it."""
-        form = self.form.activation_format
-        return x if form is None else self._quantised(x, form)
+        return self.quantised(x, self.form.activation_format)
 
     def responses(self, x: Tensor) -> Tensor:
         """Basis responses (B, C n_y n_x, H_out, W_out) to an input; the coefficients mix them into the output."""
@@ -235,11 +232,7 @@ class CompressedConv2d(nn.Module):
         )
 
     def _stored(self, tensor: Tensor) -> Tensor:
-        form = self.form.weight_format
-        return tensor if form is None else self._quantised(tensor, form)
-
-    def _quantised(self, x: Tensor, form: BlockFormat) -> Tensor:
-        return quantise(x, form, self.rounding if self.training else "nearest")
+        return self.quantised(tensor, self.form.weight_format)
 
     def _templates(self) -> Tensor:
         """Taps (G, M, C / G, K_y, K_x) of the templates."""

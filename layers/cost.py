@@ -36,20 +36,26 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.parameters + other.parameters, self.size_bytes + other.size_bytes, self.macs + other.macs)
 
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.parameters - other.parameters, self.size_bytes - other.size_bytes, self.macs - other.macs)
+
 
 def layer_cost(shape: LayerShape, form: LayerForm) -> Cost:
     """Cost of one layer; `UsageError` where the layer cannot take the form."""
     tensors = stored_tensors(shape, form).values()
     indices = stored_indices(shape, form).values()
     return Cost(
-        parameters=sum(tensor.values for tensor in tensors),
+        parameters=sum(tensor.values for tensor in tensors if tensor.trains),
         size_bytes=sum(tensor.bytes for tensor in tensors) + sum(index.bytes for index in indices),
         macs=sum(_macs(shape, form, source, target) for source, target in shape.calls),
     )
 
 
 def network_cost(shapes: Mapping[str, LayerShape], forms: Mapping[str, LayerForm], rest: Cost) -> Cost:
-    """Cost of a network: its layers by name, each in its form (none: as it was), and what else it holds."""
+    """Cost of a network: its layers by name, each in its form (none: as it was), and what else it holds.
+
+    `rest` is what `remaining_cost` gives for the same layers.
+    """
     return sum((layer_cost(shape, forms.get(name, LayerForm())) for name, shape in shapes.items()), rest)
 
 

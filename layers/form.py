@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from layers.allocation import support_bits
 from layers.basis import Basis, basis_name
@@ -25,6 +25,7 @@ __all__ = [
     "LayerShape",
     "StoredIndices",
     "StoredTensor",
+    "is_norm",
     "settled",
     "stored_indices",
     "stored_tensors",
@@ -64,6 +65,8 @@ class LayerForm:
     """Bits of a shared exponent."""
     activation_block: int = 1
     """Input channels of a pixel that share one exponent while the layer runs; 1 in the paper."""
+    vector_bits: int | None = None
+    """Mantissa bits of a layer's bias or a norm's vectors, each value with an exponent of its own."""
 
     def __post_init__(self) -> None:
         if (self.basis is None) != (self.harmonics is None):
@@ -90,7 +93,7 @@ class LayerForm:
             raise UsageError(
                 f"exponent_axis (={self.exponent_axis!r}) and activation_block (={self.activation_block!r}) need bits."
             )
-        _ = self.weight_format, self.activation_format
+        _ = self.weight_format, self.activation_format, self.vector_format
 
     @property
     def weight_format(self) -> BlockFormat | None:
@@ -109,12 +112,19 @@ class LayerForm:
         axis: Axis = "flat" if self.activation_block == 1 else "channel"
         return BlockFormat(bits=self.bits, block=self.activation_block, exponent_bits=self.exponent_bits, axis=axis)
 
+    @property
+    def vector_format(self) -> BlockFormat | None:
+        """How a bias or a norm's vectors are quantised."""
+        return (
+            None if self.vector_bits is None else BlockFormat(bits=self.vector_bits, exponent_bits=self.exponent_bits)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """Shape of a convolution or linear layer, and the places at which the network calls it."""
+    """Shape of a convolution, linear layer or norm, and the places at which the network calls it."""
 
-    kind: Literal["conv2d", "linear"]
+    kind: Literal["conv2d", "linear", "norm"]
     in_channels: int
     out_channels: int
     kernel: tuple[int, int] = (1, 1)
@@ -124,10 +134,12 @@ class LayerShape:
     bias: bool = False
     calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
     """Input and output (height, width) of every call in one forward pass of one image; (1, rows) for linear layers."""
+    vectors: tuple[str, ...] = ()
+    """What a norm stores of each channel: `weight`, `bias`, and where it has them `running_mean`, `running_var`."""
 
     @classmethod
     def of(cls, layer: nn.Module, calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()) -> LayerShape:
-        """The shape of an `nn.Conv2d`, an `nn.Conv1d` (one row) or an `nn.Linear`."""
+        """The shape of an `nn.Conv2d`, an `nn.Conv1d` (one row), an `nn.Linear`, or a norm (`is_norm`)."""
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
             return cls(
@@ -143,12 +155,28 @@ class LayerShape:
                 bias=bias,
                 calls=calls,
             )
-        raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d or a Linear.")
+        if is_norm(layer):
+            vectors = _vectors(layer)
+            channels = next(iter(vectors.values())).numel()
+            return cls(kind="norm", in_channels=channels, out_channels=channels, vectors=tuple(vectors))
+        raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d, a Linear or a norm.")
 
     @property
     def filter_channels(self) -> int:
         """Input channels that one filter sees, C / groups."""
         return self.in_channels // self.groups
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether the layer is a norm whose numbers are vectors, one value a channel."""
+    norms = nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm
+    vectors = _vectors(layer).values() if isinstance(layer, norms) else ()
+    return bool(vectors) and all(vector.dim() == 1 for vector in vectors)
+
+
+def _vectors(norm: nn.Module) -> dict[str, Tensor]:
+    named = [*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)]
+    return {name: value for name, value in named if name != "num_batches_tracked"}
 
 
 @dataclass(frozen=True)
@@ -157,6 +185,7 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     format: BlockFormat | None = None
+    trains: bool = True
 
     @property
     def values(self) -> int:
@@ -183,15 +212,18 @@ class StoredIndices:
 
 
 def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor]:
-    """The trainable tensors that a layer of this shape stores in this form, by name.
+    """The tensors of numbers that a layer of this shape stores in this form, by name.
 
     `coefficients` (G M, C / G, n_y, n_x): series coefficients of the templates, or their taps where there is no
     basis, or all filters (G = 1, M = N) where there are no templates. `gains` (N - M, G, K_y, K_x): scalar
     transforms. `bias` (N,). Where coefficients are allocated to filters they are (N n_y n_x, C), a row for each
-    harmonic of each filter. What is stored besides, and does not train, is `stored_indices`. Raises `UsageError` where
-    form and shape clash.
+    harmonic of each filter. A norm stores its vectors (C,), of which statistics do not train. What is stored besides is
+    `stored_indices`. Raises `UsageError` where form and shape clash.
     """
     _check(shape, form)
+    if shape.kind == "norm":
+        trained = {name: name in ("weight", "bias") for name in shape.vectors}
+        return {n: StoredTensor((shape.out_channels,), form.vector_format, trains) for n, trains in trained.items()}
     outputs = shape.out_channels
     templates = outputs if form.templates is None else form.templates
     taps = shape.kernel if form.harmonics is None else form.harmonics
@@ -202,12 +234,12 @@ def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor
     if form.templates is not None:
         tensors["gains"] = StoredTensor((outputs - templates, form.groups, *shape.kernel), form.weight_format)
     if shape.bias:
-        tensors["bias"] = StoredTensor((outputs,))
+        tensors["bias"] = StoredTensor((outputs,), form.vector_format)
     return tensors
 
 
 def stored_indices(shape: LayerShape, form: LayerForm) -> dict[str, StoredIndices]:
-    """What a layer stores besides `stored_tensors`, by name: which filters are `kept`, each filter's `supports`."""
+    """What a layer stores besides, by name, and does not train: which filters are `kept`, each filter's `supports`."""
     indices = {}
     if form.templates is not None:
         indices["kept"] = StoredIndices(shape.out_channels, 1)
@@ -234,6 +266,8 @@ def settled(shape: LayerShape, form: LayerForm) -> LayerForm:
 
 
 def _check(shape: LayerShape, form: LayerForm) -> None:
+    if shape.kind == "norm" and form != LayerForm(vector_bits=form.vector_bits, exponent_bits=form.exponent_bits):
+        raise UsageError("A norm takes vector_bits alone, neither bits nor harmonics nor templates.")
     if shape.kind == "linear" and (form.basis or form.templates):
         raise UsageError("A linear layer takes bits alone, neither harmonics nor templates.")
     if form.harmonics is not None and not all(1 <= n <= k for n, k in zip(form.harmonics, shape.kernel, strict=True)):

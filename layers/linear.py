@@ -5,38 +5,29 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers.blockfloat import Rounding, quantise
-from layers.blockformat import BlockFormat
 from layers.form import LayerForm, LayerShape, stored_tensors
+from layers.rounded import RoundedLayer
 
 __all__ = ["CompressedLinear"]
 
 
-class CompressedLinear(nn.Module):
-    """A linear layer whose weights and inputs are held in block floating point; (..., C) to (..., N).
-
-    `rounding` is how they are rounded in training; evaluation always rounds to nearest even.
-    """
+class CompressedLinear(RoundedLayer):
+    """A linear layer whose weights and inputs are held in block floating point; (..., C) to (..., N)."""
 
     def __init__(self, linear: nn.Linear, form: LayerForm) -> None:
         super().__init__()
         self.shape, self.form = LayerShape.of(linear), form
-        self.rounding: Rounding = "nearest"
         stored = stored_tensors(self.shape, form)["coefficients"]
         self.coefficients = nn.Parameter(linear.weight.detach().clone().view(stored.shape))
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
 
     def filters(self) -> Tensor:
         """The weight (N, C)."""
-        form, weight = self.form.weight_format, self.coefficients.view(self.shape.out_channels, -1)
-        return weight if form is None else self._quantised(weight, form)
+        return self.quantised(self.coefficients.view(self.shape.out_channels, -1), self.form.weight_format)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply; the input is rounded first where the form has bits."""
         form = self.form.activation_format
         if form is not None:
-            x = self._quantised(x.reshape(-1, x.shape[-1]), form).view(x.shape)
-        return F.linear(x, self.filters(), self.bias)
-
-    def _quantised(self, x: Tensor, form: BlockFormat) -> Tensor:
-        return quantise(x, form, self.rounding if self.training else "nearest")
+            x = self.quantised(x.reshape(-1, x.shape[-1]), form).view(x.shape)
+        return F.linear(x, self.filters(), self.rounded_bias())

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers import CompressedConv1d, CompressedConv2d, CompressedLinear, compressed_layers
+from layers import CompressedConv1d, CompressedConv2d, CompressedLinear, CompressedNorm, compressed_layers
 from layers.blockfloat import BlockFormat
+from layers.compress import CompressedLayer
 
 __all__ = ["PortableRounding", "portable_model"]
 
@@ -64,7 +65,7 @@ class PortableRounding(nn.Module):
 
 
 def portable_model(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with each compressed layer replaced; float32; in PyTorch it differs by the order of additions at most."""
+    """A float32 copy in eval mode with each compressed layer replaced; its sums may be added in another order."""
     portable = copy.deepcopy(model).eval()
     for name, layer in compressed_layers(portable).items():
         frozen = _frozen(layer)
@@ -73,7 +74,9 @@ def portable_model(model: nn.Module) -> nn.Module:
     return portable
 
 
-def _frozen(layer: CompressedConv2d | CompressedLinear) -> nn.Module:
+def _frozen(layer: CompressedLayer) -> nn.Module:
+    if isinstance(layer, CompressedNorm):
+        return layer.plain()
     if isinstance(layer, CompressedLinear):
         return _Linear(layer)
     return _Conv1d(layer) if isinstance(layer, CompressedConv1d) else _Conv2d(layer)
@@ -85,7 +88,8 @@ class _Frozen(nn.Module):
     def __init__(self, layer: CompressedConv2d | CompressedLinear) -> None:
         super().__init__()
         self.register_buffer("weight", layer.filters().detach().clone())
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        bias = layer.rounded_bias()
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
         form = layer.form.activation_format
         self.rounding = nn.Identity() if form is None else PortableRounding(form)
 

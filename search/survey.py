@@ -9,6 +9,7 @@ from typing import Any
 from layers import Cost
 from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, presets
 from spaces.models import RESNET_DEPTHS
+from spaces.network import VECTORS
 from trainers.estimate import TrialEstimate
 
 __all__ = ["Survey", "survey", "usual_shape"]
@@ -19,7 +20,9 @@ class Survey:
     """Blocks, choices, reachable costs."""
 
     blocks: tuple[Mapping[str, Any], ...]
-    """Of each block: `block`, `layers`, `parameters`, `size_bytes`, `flops`, `choices` (knob to values)."""
+    """Of each block: `block`, `layers`, `parameters`, `size_bytes`, `flops`, `choices` (knob to values).
+
+    The last may be `vectors`, all biases and norms; biases are counted in their layers' blocks too."""
     space_size: int
     """Points of the space, before spellings of one network collapse."""
     uncompressed: Mapping[str, int]
@@ -75,10 +78,12 @@ def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: T
 
 
 def _block(space: Space, block: str) -> dict[str, Any]:
-    cost = space.network.block_cost(block, BlockConfig(), space.minimum_templates)
+    network = space.network
+    plain = network.vectors_cost() if block == VECTORS else None
+    cost = plain or network.block_cost(block, BlockConfig(), space.minimum_templates)
     return {
         "block": block,
-        "layers": list(space.network.layers_of(block)),
+        "layers": list(network.layers_of(block)),
         "parameters": cost.parameters,
         "size_bytes": cost.size_bytes,
         "flops": cost.flops,

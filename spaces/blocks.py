@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -14,13 +15,12 @@ __all__ = ["Granularity", "find_blocks", "trace_shapes"]
 Granularity = Literal["stage", "layer"]
 
 
-def find_blocks(model: nn.Module, granularity: Granularity = "stage") -> dict[str, tuple[str, ...]]:
-    """Names of the convolution and linear layers of each block, in network order.
+def find_blocks(layers: Collection[str], granularity: Granularity = "stage") -> dict[str, tuple[str, ...]]:
+    """Which of the named convolution and linear layers, given in network order, are in each block.
 
     A `stage` is a child of the network; where one child holds more than half of all layers (torchvision's
     `features`), its own children are the stages instead. With `layer`, each layer is a block.
     """
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
     if granularity == "layer":
         return {name: (name,) for name in layers}
     if granularity != "stage":
@@ -31,7 +31,7 @@ def find_blocks(model: nn.Module, granularity: Granularity = "stage") -> dict[st
     return {block: tuple(names) for block, names in blocks.items()}
 
 
-def _stage_of(layer: str, layers: list[str]) -> str:
+def _stage_of(layer: str, layers: Collection[str]) -> str:
     """The shortest prefix of the layer's path that holds at most half of all layers (or the layer itself)."""
     parts = layer.split(".")
     for depth in range(1, len(parts) + 1):
@@ -42,9 +42,10 @@ def _stage_of(layer: str, layers: list[str]) -> str:
 
 
 def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, LayerShape]:
-    """Shape of every convolution and linear layer, by one forward pass of one (channels, height, width) image.
+    """Shape of every convolution and linear layer that is called for a (channels, height, width) image.
 
-    Raises `UsageError` where the network cannot take such an image.
+    Others cannot be compressed: what reads their weights (torchvision's Swin does) knows nothing of a compressed form,
+    or they serve training alone. Raises `UsageError` where the network cannot take such an image.
     """
     calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
     layers = {
@@ -63,7 +64,7 @@ def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, Lay
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return {name: LayerShape.of(module, tuple(calls[name])) for name, module in layers.items()}
+    return {name: LayerShape.of(module, tuple(calls[name])) for name, module in layers.items() if calls[name]}
 
 
 def _recorder(calls: list[tuple[tuple[int, int], tuple[int, int]]]):  # type: ignore[no-untyped-def]

@@ -34,7 +34,7 @@ class BlockConfig:
     transform: Transform | None = None
     """How templates become filters; `scalar` where a pruning rate is given without one."""
     bits: int | None = None
-    """Mantissa bits of weights and input activations."""
+    """Mantissa bits of weights and input activations; in the block `vectors` of biases and norms."""
     exponent_block: int | None = None
     """Stored weights that share one exponent; 1 where bits are given without it."""
     exponent_axis: Axis | None = None

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
 from layers.basis import BASES, Basis, basis_matrix
-from layers.form import settled, stored_tensors
+from layers.form import is_norm, settled, stored_tensors
 from layers.template import template_count
 from spaces.blocks import Granularity, find_blocks, trace_shapes
 from spaces.config import BlockConfig, NetworkConfig
 
-__all__ = ["Network"]
+__all__ = ["VECTORS", "Network"]
+
+VECTORS = "vectors"
+"""The block of all biases and norms, which takes bits alone; it has a name of its own, for norms are in no block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +34,21 @@ class Network:
     blocks: Mapping[str, tuple[str, ...]]
     """Layer names of each block, in network order."""
     shapes: Mapping[str, LayerShape]
-    """Shape of each convolution and linear layer."""
+    """Shape of each convolution and linear layer, in network order."""
     rest: Cost
-    """Cost of everything that is not a convolution or linear layer."""
+    """Cost of everything that is not a convolution or linear layer, norms included."""
+    norms: Mapping[str, LayerShape] = field(default_factory=dict)
+    """Shape of each norm."""
 
     @classmethod
     def of(cls, model: nn.Module, image: tuple[int, int, int], granularity: Granularity = "stage") -> Network:
         """Look at a model that takes (channels, height, width) images."""
         shapes = trace_shapes(model, image)
-        return cls(blocks=find_blocks(model, granularity), shapes=shapes, rest=remaining_cost(model, shapes))
+        blocks = find_blocks(shapes, granularity)
+        if VECTORS in blocks:
+            raise UsageError(f"The network's part {VECTORS!r} needs another name, which biases and norms have here.")
+        norms = {name: LayerShape.of(module) for name, module in model.named_modules() if is_norm(module)}
+        return cls(blocks=blocks, shapes=shapes, norms=norms, rest=remaining_cost(model, shapes))
 
     def forms(self, config: NetworkConfig) -> dict[str, LayerForm]:
         """The form of every layer that the config changes, by layer name.
@@ -47,17 +56,28 @@ class Network:
         This is what the config *means*: knobs without effect (as many harmonics as taps, a pruning rate that prunes
         nothing) leave no trace here. Raises `UsageError` for an unknown block or a value that its layers cannot take.
         """
-        forms, seen = {}, set[str]()
+        forms, seen = dict[str, LayerForm](), set[str]()
         for block, asked in config.blocks.items():
+            if block == VECTORS:
+                continue
             layers = self.layers_of(block)
             if seen.intersection(layers):
                 raise UsageError(f"block (={block!r}) holds layers that another block of the config holds too.")
             seen.update(layers)
             forms.update(self.block_forms(block, asked, config.minimum_templates))
-        return forms
+        vectors = self._vector_forms(config.blocks.get(VECTORS, BlockConfig()))
+        return forms | {
+            name: dataclasses.replace(forms.get(name, LayerForm()), vector_bits=form.vector_bits)
+            for name, form in vectors.items()
+        }
 
     def layers_of(self, block: str) -> tuple[str, ...]:
-        """Names of a block's layers; a block is any part of the network, a single layer too, by its module path."""
+        """Names of a block's layers; a block is any part of the network, a single layer too, by its module path.
+
+        The block `vectors` is what has a bias, and the norms.
+        """
+        if block == VECTORS:
+            return (*(name for name, shape in self.shapes.items() if shape.bias), *self.norms)
         layers = tuple(name for name in self.shapes if name == block or name.startswith(f"{block}."))
         if not layers:
             close = difflib.get_close_matches(block, [*self.blocks, *self.shapes], n=1) or list(self.blocks)
@@ -66,6 +86,8 @@ class Network:
 
     def block_forms(self, block: str, asked: BlockConfig, minimum_templates: int) -> dict[str, LayerForm]:
         """The forms of one block's layers, without those that stay as they were."""
+        if block == VECTORS:
+            return self._vector_forms(asked)
         forms = {name: _layer_form(self.shapes[name], asked, minimum_templates) for name in self.layers_of(block)}
         return {name: form for name, form in forms.items() if form != LayerForm()}
 
@@ -77,13 +99,23 @@ class Network:
 
     def cost(self, config: NetworkConfig) -> Cost:
         """What the compressed network costs, exactly, without building it."""
-        return network_cost(self.shapes, self.forms(config), self.rest)
+        plain = sum((layer_cost(shape, LayerForm()) for shape in self.norms.values()), Cost())
+        return network_cost({**self.shapes, **self.norms}, self.forms(config), self.rest - plain)
+
+    def vectors_cost(self) -> Cost:
+        """Cost of all biases and norms as they were."""
+        biases = (Cost(shape.out_channels, 4 * shape.out_channels) for shape in self.shapes.values() if shape.bias)
+        return sum((layer_cost(shape, LayerForm()) for shape in self.norms.values()), sum(biases, Cost()))
 
     def block_cost(self, block: str, asked: BlockConfig, minimum_templates: int) -> Cost:
-        """Cost of one block's layers."""
+        """Cost of one block's layers; of `vectors` what it adds to those of all layers and the rest, which is negative.
+
+        So that the costs of all blocks and the rest add up to the network's.
+        """
         forms = self.block_forms(block, asked, minimum_templates)
-        costs = (layer_cost(self.shapes[name], forms.get(name, LayerForm())) for name in self.layers_of(block))
-        return sum(costs, Cost())
+        shapes = {name: self.shapes.get(name) or self.norms[name] for name in self.layers_of(block)}
+        cost = network_cost(shapes, forms, Cost())
+        return cost - network_cost(shapes, {}, Cost()) if block == VECTORS else cost
 
     def digest(self, config: NetworkConfig) -> str:
         """Identity of the network that the config builds: equal for two spellings of one network."""
@@ -98,12 +130,12 @@ class Network:
         """
         self.forms(config)
         blocks = {}
-        for block in sorted(config.blocks, key=lambda name: list(self.shapes).index(self.layers_of(name)[0])):
+        for block in sorted(config.blocks, key=self._place):
             asked = config.blocks[block]
             for knob, first in (("basis", "cosine"), ("exponent_axis", "filter")):
                 if getattr(asked, knob) is not None:
                     asked = self._if_same(block, asked, {knob: first}, config.minimum_templates)
-            if asked.activation_block is not None:
+            if asked.activation_block is not None and block != VECTORS:
                 most = max(self.shapes[layer].in_channels for layer in self.layers_of(block))
                 asked = dataclasses.replace(asked, activation_block=min(asked.activation_block, most))
             for knobs in _INDEPENDENT:
@@ -111,6 +143,17 @@ class Network:
             if asked != BlockConfig():
                 blocks[block] = asked
         return NetworkConfig(blocks=blocks, minimum_templates=config.minimum_templates)
+
+    def _place(self, block: str) -> int:
+        """Where a block is in the network; `vectors` come last."""
+        return len(self.shapes) if block == VECTORS else list(self.shapes).index(self.layers_of(block)[0])
+
+    def _vector_forms(self, asked: BlockConfig) -> dict[str, LayerForm]:
+        if asked != BlockConfig(bits=asked.bits):
+            raise UsageError(f"block (={VECTORS!r}) takes bits alone; {asked} was given.")
+        if asked.bits is None:
+            return {}
+        return dict.fromkeys(self.layers_of(VECTORS), LayerForm(vector_bits=asked.bits))
 
     def _if_same(self, block: str, asked: BlockConfig, changes: Mapping[str, Any], minimum: int) -> BlockConfig:
         """What is asked with the changes, where they change nothing."""
@@ -134,7 +177,7 @@ _INDEPENDENT = (
 
 def _identity(form: LayerForm) -> dict[str, object]:
     """A form as its network's digest holds it; without what was not there at first, where that is at its default."""
-    later = {"allocation": None, "exponent_axis": "flat", "activation_block": 1}
+    later = {"allocation": None, "exponent_axis": "flat", "activation_block": 1, "vector_bits": None}
     return {k: v for k, v in dataclasses.asdict(form).items() if k not in later or v != later[k]}
 
 

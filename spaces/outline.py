@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from layers import LayerForm, LayerShape, UsageError, compress_layer, network_cost, remaining_cost
+from layers import CompressedConv2d, LayerForm, LayerShape, UsageError, compress_layer, network_cost, remaining_cost
 from layers.compress import CompressedLayer
 from layers.form import stored_tensors
-from layers.linear import CompressedLinear
 from spaces.models import build_model
 
 __all__ = ["allocate", "outline", "packed_bytes", "put_in_form"]
@@ -58,14 +57,13 @@ def allocate(network: nn.Module) -> None:
 
 def _hollow(layer: nn.Module, form: LayerForm) -> CompressedLayer:
     """The layer in its form, from one of a single filter and channel: their numbers show in these tensors alone."""
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return compress_layer(layer, form)
     shape, thin = LayerShape.of(layer), copy.deepcopy(layer)
-    assert isinstance(thin, nn.Conv1d | nn.Conv2d)
     thin.in_channels = thin.out_channels = thin.groups = 1
     thin.weight = nn.Parameter(torch.zeros(1, 1, *thin.kernel_size))
     found = compress_layer(thin, dataclasses.replace(form, groups=1, templates=form.templates and 1))
-    assert not isinstance(found, CompressedLinear)
+    assert isinstance(found, CompressedConv2d)
     found.shape, found.form = shape, form
     for name, stored in stored_tensors(shape, form).items():
         setattr(found, name, nn.Parameter(torch.empty(stored.shape, device="meta")))

@@ -19,8 +19,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from layers import LayerForm, OvertoneError, UsageError, compress_model, compressed_layers, pack_state, unpack_state
-from layers.linear import CompressedLinear
+from layers import (
+    CompressedConv2d,
+    LayerForm,
+    OvertoneError,
+    UsageError,
+    compress_model,
+    compressed_layers,
+    pack_state,
+    unpack_state,
+)
 from spaces.card import PACKED_VERSION, decode_card, decode_forms, encode_card
 from spaces.models import is_factory
 from spaces.outline import allocate, outline, packed_bytes, put_in_form
@@ -100,7 +108,7 @@ def _empty(card: Mapping[str, Any], forms: Mapping[str, LayerForm], tensors: Map
 
 def _check_kept(model: nn.Module) -> None:
     for name, layer in compressed_layers(model).items():
-        if isinstance(layer, CompressedLinear) or layer.kept is None:
+        if not isinstance(layer, CompressedConv2d) or layer.kept is None:
             continue
         if int(layer.kept.sum()) != layer.form.templates:
             raise OvertoneError(f"{name!r} keeps {int(layer.kept.sum())} filters, not {layer.form.templates}")

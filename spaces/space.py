@@ -18,7 +18,7 @@ from layers import Cost, UsageError
 from layers.basis import FAMILIES, basis_name
 from layers.form import ALLOCATIONS, MOST_TAPS
 from spaces.config import BlockConfig, NetworkConfig
-from spaces.network import Network
+from spaces.network import VECTORS, Network
 
 __all__ = ["KNOBS", "Space", "Value"]
 
@@ -32,6 +32,7 @@ BITS = (4, 6, 8, None)
 EXPONENT_BLOCKS = (16,)
 EXPONENT_AXES = ("flat",)
 ACTIVATION_BLOCKS = (1,)
+VECTOR_BITS = (8, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +48,21 @@ class Space:
     def default(cls, network: Network, minimum_templates: int = 8) -> Space:
         """What each block can legally take, the uncompressed network included; of some knobs a selection."""
         choices = {block: _legal(network, block, minimum_templates) for block in network.blocks}
-        return cls(network=network, choices=choices, minimum_templates=minimum_templates)
+        vectors = {VECTORS: {"bits": VECTOR_BITS}} if network.layers_of(VECTORS) else {}
+        return cls(network=network, choices={**choices, **vectors}, minimum_templates=minimum_templates)
 
     def restricted(self, limits: Mapping[str, Any]) -> Space:
         """The space with some knobs limited: `{block or "all": {knob: [values]}}`; `harmonics` stands for both axes.
 
-        Knobs of which the default space has a selection take any value that the layers can.
+        Knobs of which the default space has a selection take any value that the layers can. `all` are all blocks of
+        layers, not `vectors`.
         Raises `UsageError` naming a block, knob or value that the network cannot take.
         """
         choices = {block: dict(knobs) for block, knobs in self.choices.items()}
         for block, knobs in sorted(limits.items(), key=lambda item: item[0] != "all"):
             if block != "all" and block not in choices:
                 raise UsageError(f"space names the block {block!r}; the network has {', '.join(choices)}.")
-            for name in [block] if block != "all" else choices:
+            for name in [block] if block != "all" else choices.keys() - {VECTORS}:
                 for knob, values in _axes(knobs, block):
                     if knob in choices[name]:
                         choices[name][knob] = _limit(self, name, knob, values)
@@ -202,6 +205,7 @@ def _limit(space: Space, block: str, knob: str, values: tuple[Value, ...]) -> tu
         raise UsageError(f"space.{block}.{knob} (={list(values)}) must be a list of values among {_words(legal)}.")
     for value in values if knob in _SELECTIONS else ():
         others: dict[str, Any] = {"basis": "cosine", "harmonics": (1, 1), "pruning_rate": 0.5, "bits": 8}
+        others = {} if block == VECTORS else others
         try:
             space.network.block_forms(block, BlockConfig(**others | {knob: value}), minimum_templates=1)
         except (UsageError, TypeError) as error:

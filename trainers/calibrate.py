@@ -178,7 +178,7 @@ def _twinned(model: nn.Module, baseline: nn.Module, images: Tensor) -> Iterator[
         if layer in originals:
             twins.following[originals[layer]] = originals[norm]
     for name, module in modules.items():
-        kind = _NormTwin if isinstance(module, _Norm) else _LayerTwin
+        kind = _NormTwin if _has_statistics(module) else _LayerTwin
         twin = kind(name, twins, module, originals[name])
         hooks += [module.register_forward_pre_hook(twin.before), module.register_forward_hook(twin.after)]
     try:

@@ -148,5 +148,5 @@ def test_shape_is_read_off_the_layer():
     assert LayerShape.of(nn.Linear(3, 2, bias=False), calls) == LayerShape(
         kind="linear", in_channels=3, out_channels=2, calls=calls
     )
-    with pytest.raises(UsageError, match=r"layer \(=ReLU\) must be a Conv2d, a Conv1d or a Linear\."):
+    with pytest.raises(UsageError, match=r"layer \(=ReLU\) must be a Conv2d, a Conv1d, a Linear or a norm\."):
         LayerShape.of(nn.ReLU())

@@ -142,3 +142,17 @@ def test_1d_convolutions_too(generator, form):
     signals = torch.randn(5, 3, 12, generator=generator)
     with torch.no_grad():
         close(portable_model(compressed)(signals), compressed(signals))
+
+
+def test_rounded_biases_and_norms_become_ordinary_ones(generator):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5), nn.LayerNorm(5))
+    with torch.no_grad():
+        for value in (*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())):
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.1)
+    compressed = compress_model(model, {name: LayerForm(vector_bits=3) for name in ("0", "1", "3", "4")}).eval()
+    portable, x = portable_model(compressed), torch.randn(2, 3, 6, 6, generator=generator)
+    assert type(portable[1]) is nn.BatchNorm2d
+    assert type(portable[4]) is nn.LayerNorm
+    with torch.no_grad():
+        close(portable(x), compressed(x))
+        assert (portable(x) - model.eval()(x)).abs().max() > 0.01

@@ -10,7 +10,9 @@ from spaces.blocks import find_blocks, trace_shapes
 
 def blocks_of(name: str, granularity="stage") -> dict[str, tuple[str, ...]]:
     with torch.device("meta"):
-        return find_blocks(build_model(name, classes=10, channels=3), granularity)
+        model = build_model(name, classes=10, channels=3)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return find_blocks(layers, granularity)
 
 
 def test_stages_of_resnet18():
@@ -56,7 +58,7 @@ def test_every_layer_is_in_one_block_in_network_order(name):
 
 def test_unknown_granularity_is_refused():
     with pytest.raises(UsageError, match=r"blocks \(='filter'\) must be 'stage' or 'layer'\."):
-        find_blocks(nn.Conv2d(1, 1, 1), "filter")
+        find_blocks(["conv"], "filter")
 
 
 class Shared(nn.Module):
@@ -75,7 +77,7 @@ class Shared(nn.Module):
         return self.tokens(x.flatten(2).mT)
 
 
-def test_every_call_is_recorded():
+def test_every_call_is_recorded_and_layers_without_one_are_left_out():
     shapes = trace_shapes(Shared(), (3, 15, 11))
     assert shapes == {
         "conv": LayerShape(
@@ -87,7 +89,6 @@ def test_every_call_is_recorded():
             calls=(((15, 11), (7, 5)), ((7, 5), (3, 2))),
         ),
         "tokens": LayerShape(kind="linear", in_channels=3, out_channels=5, bias=True, calls=(((1, 6), (1, 6)),)),
-        "unused": LayerShape(kind="linear", in_channels=2, out_channels=2, bias=True),
     }
 
 
@@ -139,10 +140,9 @@ class Rows(nn.Module):
 
 
 def test_1d_convolutions_are_layers_with_one_row():
-    model = Rows(classes=3, channels=1)
-    assert find_blocks(model) == {"stem": ("stem",), "rows": ("rows",), "head": ("head",)}
-    shape = trace_shapes(model, (1, 8, 6))["rows"]
-    assert shape == LayerShape(
+    shapes = trace_shapes(Rows(classes=3, channels=1), (1, 8, 6))
+    assert find_blocks(shapes) == {"stem": ("stem",), "rows": ("rows",), "head": ("head",)}
+    assert shapes["rows"] == LayerShape(
         kind="conv2d", in_channels=4, out_channels=6, kernel=(1, 5), bias=True, calls=(((1, 8), (1, 4)),)
     )
 
@@ -160,3 +160,16 @@ def test_a_network_with_a_1d_convolution_is_compressed_priced_packed_and_loaded(
     assert torch.equal(loaded(x), compressed(x))
     tensors = safetensors.torch.load_file(tmp_path / "m.safetensors")
     assert sum(tensor.nbytes for tensor in tensors.values()) == network.cost(config).size_bytes
+
+
+def test_layers_whose_weights_the_network_reads_itself_are_not_offered(images):
+    """Swin's attention takes the weights of `qkv` without calling it."""
+    with torch.random.fork_rng():
+        model = build_model("swin_t", classes=2, channels=3).eval()
+    network = Network.of(model, (3, 64, 64), "layer")
+    assert isinstance(model.get_submodule("features.1.0.attn.qkv"), nn.Linear)
+    assert not any(name.endswith(".qkv") for name in [*network.blocks, *network.shapes])
+    config = NetworkConfig(blocks={block: BlockConfig(bits=8) for block in network.blocks})
+    compressed = compress_model(model, network.forms(config))
+    assert compressed(images(1, 3, 64, 64)).shape == (1, 2)
+    assert network.cost(NetworkConfig()).parameters == sum(weight.numel() for weight in model.parameters())

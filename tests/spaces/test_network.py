@@ -1,8 +1,9 @@
 import dataclasses
 
 import pytest
+from torch import nn
 
-from layers import LayerForm, UsageError, compress_model, pack_state
+from layers import Cost, LayerForm, UsageError, compress_model, pack_state
 from layers.basis import BASES
 from layers.blockformat import AXES
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model
@@ -214,7 +215,7 @@ def test_cost_is_that_of_the_built_and_packed_network(name, wide, draw):
         built = compress_model(model, network.forms(asked))
         assert cost.parameters == sum(parameter.numel() for parameter in built.parameters())
         assert cost.size_bytes == sum(tensor.nbytes for tensor in pack_state(built).values())
-        blocks = (network.block_cost(block, asked.blocks.get(block, BlockConfig()), 3) for block in network.blocks)
+        blocks = (network.block_cost(block, asked.blocks.get(block, BlockConfig()), 3) for block in space.choices)
         assert sum(blocks, network.rest) == cost
 
 
@@ -274,3 +275,35 @@ def test_digests_stay_as_they_were_when_knobs_are_added():
     }
     digest = "27709cfc09e4b4b018b7aec9bcc6d203f1d88e117606575f135bbd0fe4e02c3d"
     assert network.digest(NetworkConfig(blocks=blocks)) == digest
+
+
+def test_vectors_are_all_biases_and_norms():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, bias=False), nn.GroupNorm(2, 6))
+    network = Network.of(model, (1, 8, 8))
+    forms = network.forms(NetworkConfig(blocks={"vectors": BlockConfig(bits=5), "0": BlockConfig(bits=8)}))
+    assert forms == {
+        "0": LayerForm(bits=8, vector_bits=5),
+        "1": LayerForm(vector_bits=5),
+        "3": LayerForm(vector_bits=5),
+    }
+    assert network.layers_of("vectors") == ("0", "1", "3")
+    assert network.vectors_cost() == Cost(parameters=4 + 8 + 12, size_bytes=4 * (4 + 16 + 12))
+    saved = network.block_cost("vectors", BlockConfig(bits=5), 8)
+    assert saved == Cost(size_bytes=5 * (3 + 4) + 2 * (5 + 6) - 4 * 32)  # mantissas and exponents
+    assert network.block_cost("vectors", BlockConfig(), 8) == Cost()
+
+
+def test_vectors_take_bits_alone(resnet8):
+    for asked in (PRUNED, series(2, 2), in_blocks(16), in_blocks(1), BlockConfig(bits=8, groups=2)):
+        with pytest.raises(UsageError, match=r"block \(='vectors'\) takes bits alone; BlockConfig\("):
+            resnet8.forms(config(vectors=asked))
+    assert resnet8.canonical(config(vectors=FOUR_BITS)) == config(vectors=FOUR_BITS)
+    assert resnet8.canonical(config(vectors=BlockConfig())) == config()
+    assert resnet8.digest(config(vectors=FOUR_BITS)) != resnet8.digest(config())
+
+
+def test_a_part_of_the_network_cannot_be_called_vectors():
+    model = nn.Sequential()
+    model.add_module("vectors", nn.Conv2d(1, 4, 3))
+    with pytest.raises(UsageError, match=r"The network's part 'vectors' needs another name"):
+        Network.of(model, (1, 8, 8))

@@ -166,7 +166,7 @@ def test_cards_that_cannot_be_read(change, message, path):
         lambda card: card | {"forms": {}},
         lambda card: card | {"forms": card["forms"] | {"layer9": card["forms"]["linear"]}},
         lambda card: card | {"forms": card["forms"] | {"layer1": card["forms"]["linear"]}},
-        lambda card: card | {"forms": card["forms"] | {"bn1": {}}},
+        lambda card: card | {"forms": card["forms"] | {"bn1": {"bits": 8}}},
         form(bits=99),
         form(bits=10**30),
         form(exponent_bits=8),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from layers import Cost, LayerShape
 from spaces import BlockConfig, Network, NetworkConfig, build_model
@@ -13,9 +14,9 @@ def networks():
     def network(name: str, granularity="stage", classes: int = 1000) -> Network:
         with torch.device("meta"):
             model = build_model(name, classes=classes, channels=3)
-        blocks = find_blocks(model, granularity)
-        shapes = {layer: LayerShape.of(model.get_submodule(layer)) for part in blocks.values() for layer in part}
-        return Network(blocks=blocks, shapes=shapes, rest=Cost())
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+        shapes = {name: LayerShape.of(layer) for name, layer in layers.items()}
+        return Network(blocks=find_blocks(shapes, granularity), shapes=shapes, rest=Cost())
 
     return {
         "resnet18": network("resnet18"),

@@ -73,7 +73,7 @@ def test_the_uncompressed_network_is_in_every_space(space):
 
 def test_choices_are_what_the_layers_can_take(wide_space):
     knobs = wide_space.choices
-    assert list(knobs) == ["stem", "body", "body2", "head"]
+    assert list(knobs) == ["stem", "body", "body2", "head", "vectors"]
     assert tuple(knobs["head"]) == ("bits", "exponent_block", "exponent_axis", "activation_block")
     assert knobs["stem"]["harmonics_y"] == knobs["stem"]["harmonics_x"] == tuple(range(1, 8))
     assert knobs["stem"]["groups"] == (1,)
@@ -83,9 +83,20 @@ def test_choices_are_what_the_layers_can_take(wide_space):
     assert knobs["body2"]["groups"] == (1, 2, 4)
     for block, choices in knobs.items():
         assert tuple(choices) == tuple(knob for knob in KNOBS if knob in choices)
-        if block != "head":
+        if block not in ("head", "vectors"):
             assert choices["pruning_rate"][0] is None
         assert None in choices["bits"]
+    assert knobs["vectors"] == {"bits": (8, None)}
+
+
+def test_all_blocks_of_layers_are_limited_and_vectors_by_their_name(wide_space):
+    assert wide_space.restricted({"all": {"bits": [3]}}).choices["vectors"] == {"bits": (8, None)}
+    limited = wide_space.restricted({"vectors": {"bits": [5, "none"]}})
+    assert limited.choices == {**wide_space.choices, "vectors": {"bits": (5, None)}}
+    with pytest.raises(UsageError, match=r"space\.vectors\.bits has the value 1; .* from 2 to 16"):
+        wide_space.restricted({"vectors": {"bits": [1]}})
+    with pytest.raises(UsageError, match=r"space\.vectors has the knob 'groups', the block takes bits"):
+        wide_space.restricted({"vectors": {"groups": [1]}})
 
 
 def test_rates_that_leave_the_same_templates_are_offered_once(resnet8_space):
@@ -103,7 +114,7 @@ def test_size_is_the_number_of_points(space):
         {"all": {"bits": [8], "pruning_rate": ["none"], "groups": [1], "harmonics": [1, 2], "allocation": "none"}}
     )
     series = sum("basis" in knobs for knobs in small.choices.values())
-    assert small.size == 2**series * 4**series
+    assert small.size == 2 * 2**series * 4**series  # the first 2 are those of vectors
 
 
 def test_forms_of_a_block_are_all_combinations(resnet8_space):

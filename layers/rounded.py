@@ -1,0 +1,31 @@
+"""What all compressed layers share: a form, and block floating point as it is in training and in evaluation."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from layers.blockfloat import Rounding, quantise
+from layers.blockformat import BlockFormat
+from layers.form import LayerForm, LayerShape
+
+__all__ = ["RoundedLayer"]
+
+
+class RoundedLayer(nn.Module):
+    """A layer that may hold its numbers in block floating point.
+
+    `rounding` is how they are rounded in training; evaluation always rounds to nearest even.
+    """
+
+    shape: LayerShape
+    form: LayerForm
+    rounding: Rounding = "nearest"
+    bias: Tensor | None
+
+    def quantised(self, x: Tensor, form: BlockFormat | None) -> Tensor:
+        """`x` rounded to the format, as it is where there is none; the gradient passes straight through."""
+        return x if form is None else quantise(x, form, self.rounding if self.training else "nearest")
+
+    def rounded_bias(self) -> Tensor | None:
+        """The bias (N,) as it is added."""
+        return None if self.bias is None else self.quantised(self.bias, self.form.vector_format)
