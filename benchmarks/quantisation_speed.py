@@ -1,10 +1,10 @@
 """Block floating point on this machine: what rounding costs.
 
-    python benchmarks/quantisation.py --speed [--threads 2] [--rounds 15]
+    python benchmarks/quantisation_speed.py [--threads 2] [--rounds 15]
 
 Rounding to nearest even reads a tensor once and writes it once, as a copy does: so its speed is told as a ratio to that
-of `torch.Tensor.copy_`. `--speed` takes float32 tensors of 40 kB (a layer's filters), 4 MiB (a batch of activations),
-64 and 256 MiB, and writes `quantisation_speed.parquet` (one row a call) and `quantisation_speed.md`. Sides:
+of `torch.Tensor.copy_`. Tensors are float32 of 40 kB (a layer's filters), 4 MiB (a batch of activations),
+64 and 256 MiB. It writes `quantisation_speed.parquet` (one row a call) and `quantisation_speed.md`. Sides:
 
 - `copy`: `copy_` into memory that is there;
 - `kernel`: our C kernel into the same memory. Its ratio to `copy` is the cost of rounding itself;
@@ -32,8 +32,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from layers import blockfloat, native
+from layers import native
 from layers.blockfloat import BlockFormat, quantise
+from layers.blockplain import round_plainly
 
 _BYTES = (40_000, 4 << 20, 64 << 20, 256 << 20)
 _FORMATS = {
@@ -51,17 +52,15 @@ _CALL_S = 0.002
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--speed", action="store_true", required=True, help="measure how fast rounding is")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.speed:
-        _write_speed(_speed(arguments.rounds), arguments.out)
+    _write(_measure(arguments.rounds), arguments.out)
 
 
-def _speed(rounds: int) -> pd.DataFrame:
+def _measure(rounds: int) -> pd.DataFrame:
     """One row a size, side, format and round."""
     about = {"device": _processor(), "threads": torch.get_num_threads(), "torch": version("torch")}
     rows = []
@@ -91,7 +90,7 @@ def _sides(size: int) -> dict[tuple[str, str], Callable[[], Any]]:
             sides["kernel", name] = lambda x=shaped, out=target, form=form: native.round_into(out, x, form)
         sides["quantise", name] = lambda x=shaped, form=form: quantise(x, form)
         if size <= _PLAIN_MOST:
-            sides["plain", name] = lambda x=shaped, form=form: _plain(x, form)
+            sides["plain", name] = lambda x=shaped, form=form: round_plainly(x, form)
     return sides
 
 
@@ -102,10 +101,6 @@ def _shaped(x: Tensor, name: str) -> Tensor | None:
     if x.numel() % (64 * 1024) or x.numel() < 64 * 1024 * 16:
         return None
     return x.view(64 * 1024, -1) if name.endswith("last") else x.view(64, -1, 32, 32)
-
-
-def _plain(x: Tensor, form: BlockFormat) -> Tensor:
-    return blockfloat._round_each(x, form) if form.block == 1 else blockfloat._round_blocks(x, form)
 
 
 def _calls(call: Callable[[], Any]) -> int:
@@ -120,19 +115,19 @@ def _seconds(call: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _write_speed(runs: pd.DataFrame, out: Path) -> None:
+def _write(runs: pd.DataFrame, out: Path) -> None:
     runs.to_parquet(out / "quantisation_speed.parquet", index=False)
-    text = _speed_markdown(runs)
+    text = _markdown(runs)
     (out / "quantisation_speed.md").write_text(text)
     print(text)
 
 
-def _speed_markdown(runs: pd.DataFrame) -> str:
+def _markdown(runs: pd.DataFrame) -> str:
     first, rounds = runs.iloc[0], runs["round"].max() + 1
     lines = [
         "# How fast block floating point is",
         "",
-        f"`python benchmarks/quantisation.py --speed --threads {first.threads} --rounds {rounds}`: {first.device}, "
+        f"`python benchmarks/quantisation_speed.py --threads {first.threads} --rounds {rounds}`: {first.device}, "
         f"{first.threads} threads, torch {first.torch}, n = {rounds} rounds, load average "
         f"{runs.load.min():.1f} to {runs.load.max():.1f}.",
         "Median milliseconds of a call; a ratio is that of medians, its range that of the rounds' own.",

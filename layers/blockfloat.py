@@ -21,13 +21,22 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from layers import native
 from layers.blockformat import BlockFormat
+from layers.blockplain import cut_blocks, join_blocks, round_plainly
 from layers.errors import UsageError
 
-__all__ = ["ROUNDINGS", "BlockFormat", "Rounding", "cut_blocks", "join_blocks", "power_of_two", "quantise"]
+__all__ = [
+    "ROUNDINGS",
+    "BlockFormat",
+    "Rounding",
+    "cut_blocks",
+    "join_blocks",
+    "power_of_two",
+    "quantise",
+    "round_plainly",
+]
 
 Rounding = Literal["nearest", "stochastic"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
@@ -71,28 +80,7 @@ def _round(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
         rounded = torch.empty_like(x)
         native.round_into(rounded, x, form)
         return rounded
-    return _round_each(x, form) if form.block == 1 else _round_blocks(x, form)
-
-
-def _round_each(x: Tensor, form: BlockFormat) -> Tensor:
-    """Block size 1: rounded to b significant bits, by integer arithmetic on bit patterns."""
-    drop = 24 - form.bits
-    rounded = F.hardshrink(x, 2.0**form.lowest * (1 - 2.0**-24))
-    patterns = rounded.view(torch.int32)
-    patterns += ((patterns >> drop) & 1).add_((1 << (drop - 1)) - 1)
-    patterns &= -(1 << drop)
-    return rounded.masked_fill_(~(x.abs() < _overflow(form)), torch.nan)
-
-
-def _round_blocks(x: Tensor, form: BlockFormat) -> Tensor:
-    """Any block size: an anchor of 1.5 * 2^(e - b + 24) leaves a sum no bits below the step 2^(e - b + 1)."""
-    blocks = cut_blocks(x, form)
-    largest = blocks.abs().amax(2, keepdim=True)
-    patterns, drop = largest.view(torch.int32), 24 - form.bits
-    exponents = (patterns + ((patterns >> drop) & 1) + ((1 << (drop - 1)) - 1)) >> 23
-    anchors = (((exponents + drop) << 23) + (1 << 22)).view(torch.float32)
-    rounded = ((blocks + anchors) - anchors).masked_fill(largest < 2.0**form.lowest, 0.0)
-    return join_blocks(rounded.masked_fill(~(largest < _overflow(form)), torch.nan), x.shape, form)
+    return round_plainly(x, form)
 
 
 def _round_at_random(x: Tensor, form: BlockFormat) -> Tensor:
@@ -107,24 +95,6 @@ def _round_at_random(x: Tensor, form: BlockFormat) -> Tensor:
     rounded = (whole * power_of_two(steps)).masked_fill(largest < 2.0**form.lowest, 0.0)
     most = (2.0**form.bits - 1) * 2.0 ** (-form.lowest - form.bits)
     return join_blocks(rounded.masked_fill(~(largest <= most), torch.nan), x.shape, form)
-
-
-def _overflow(form: BlockFormat) -> float:
-    """The least magnitude that rounds to more than the largest exponent can hold."""
-    return (2.0**form.bits - 0.5) * 2.0 ** (-form.lowest - form.bits)
-
-
-def cut_blocks(x: Tensor, form: BlockFormat) -> Tensor:
-    """A contiguous tensor as blocks (outer, blocks, block, inner), short ones filled with zeros."""
-    outer, length, inner = form.runs(x.shape)
-    blocks = -(-length // form.block)
-    runs, short = x.view(outer, length, inner), blocks * form.block - length
-    return (F.pad(runs, (0, 0, 0, short)) if short else runs).view(outer, blocks, form.block, inner)
-
-
-def join_blocks(blocks: Tensor, shape: torch.Size, form: BlockFormat) -> Tensor:
-    """The tensor of this shape that was cut into such blocks."""
-    return blocks.flatten(1, 2)[:, : form.runs(shape)[1]].contiguous().view(shape)
 
 
 def power_of_two(exponents: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The C kernel of block floating point, compiled for this very machine when a process first needs it.
+"""The kernels of block floating point, in C and in CUDA, compiled for this very machine when they are first needed.
 
-That takes less than a second, and nothing is kept on disk. Where there is no C compiler (`cc`, or what `CC` names)
-there is no kernel, and plain PyTorch gives the same bits.
+That takes less than a second, and nothing is kept on disk. Where there is no C compiler (`cc`, or what `CC` names), or
+for a GPU no package `cuda-core`, there is no kernel, and plain PyTorch gives the same bits.
 """
 
 from __future__ import annotations
@@ -13,35 +13,97 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from layers import gpu
 from layers.blockformat import BlockFormat
+from layers.blockplain import round_plainly
 
-__all__ = ["kernel", "round_into", "takes"]
+__all__ = ["cuda_launch", "kernel", "round_into", "takes", "works_on"]
 
-_SOURCE = Path(__file__).parent / "csrc" / "blockfloat.c"
+_SOURCE = gpu.FOLDER / "blockfloat.c"
+_THREADS = 256
+_AHEAD = 4
+"""Values of each thread in `blockfloat.cu`."""
 _PARALLEL: tuple[list[str], ...] = (["-fopenmp"], [])
 _TUNED: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
 """Flags, of which the compiler may know the first or only later ones. PyTorch's own OpenMP threads do the work."""
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernel can round this tensor: a plain one on the CPU, that nothing is tracing."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu":
+    """Whether a kernel can round this tensor: a plain one on the CPU or a CUDA GPU, that nothing is tracing."""
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
         return False
-    return torch._C._get_tracing_state() is None and kernel() is not None
+    if torch._C._get_tracing_state() is not None:
+        return False
+    return kernel() is not None if x.device.type == "cpu" else x.device.type == "cuda" and works_on(x.device.index)
 
 
 def round_into(out: Tensor, x: Tensor, form: BlockFormat) -> None:
     """Fill `out` with `x` rounded to nearest even; both contiguous, float32, of one shape, and not overlapping."""
+    if x.device.type == "cuda":
+        _launch(out, x, form)
+        return
     library = kernel()
     assert library is not None
     where = (x.data_ptr(), out.data_ptr(), *form.runs(x.shape))
     library.round_blocks(*where, form.block, form.bits, form.lowest, torch.get_num_threads())
+
+
+def cuda_launch(shape: Sequence[int], form: BlockFormat) -> tuple[str, tuple[int, ...], int]:
+    """How a GPU rounds a tensor of this shape: the kernel, its whole numbers, and how many threads they keep busy."""
+    (rows, length, inner), widths = form.runs(shape), (form.bits, form.lowest)
+    blocks = rows * -(-length // form.block) * inner
+    if form.block == 1:
+        return "single_values", (blocks, *widths), -(-blocks // _AHEAD)
+    if inner > 1:
+        return "many_blocks", (rows, length, inner, form.block, *widths), blocks
+    lanes = 1 << (-(-form.block // _AHEAD) - 1).bit_length()
+    return "rows_of_blocks", (rows, length, form.block, lanes, *widths), blocks * lanes
+
+
+def _launch(out: Tensor, x: Tensor, form: BlockFormat) -> None:
+    if not x.numel():
+        return
+    wide = x.numel() >= 1 << 30
+    name, numbers, threads = cuda_launch(x.shape, form)
+    gpu.launch(
+        "blockfloat.cu",
+        name,
+        (x.data_ptr(), out.data_ptr(), *map(np.int64 if wide else np.int32, numbers)),
+        device=x.device.index,
+        grid=-(-threads // _THREADS),
+        block=_THREADS,
+        macros=("WIDE",) if wide else (),
+    )
+
+
+@cache
+def works_on(device: int) -> bool:
+    """Whether the CUDA kernels run on this GPU and give there what plain PyTorch gives; tried once."""
+    if not gpu.installed():
+        return False
+    x = torch.linspace(-3, 5, 2 * 37 * 3, device=f"cuda:{device}").exp().view(2, 37, 3)
+    try:
+        for form in (
+            *(BlockFormat(bits=5, block=block) for block in (1, 8)),
+            BlockFormat(bits=5, block=8, axis="channel"),
+        ):
+            found = torch.full_like(x, 7.0)
+            _launch(found, x, form)
+            if not torch.equal(found, round_plainly(x, form)):
+                raise RuntimeError("it gives other values than plain PyTorch")
+    except Exception as error:  # drivers and packages fail in many ways, and none need stop a training
+        warnings.warn(f"Rounding on cuda:{device} goes without our kernel: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 @cache

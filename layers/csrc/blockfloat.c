@@ -1,11 +1,8 @@
-/* Rounding to block floating point, nearest even: bit for bit what `layers.blockfloat` does in plain PyTorch.
-
-   A float32 x is rounded to a multiple of 2^(e - b + 1) by adding and taking away an anchor of 1.5 * 2^(e - b + 24):
-   their sum has no bits below that step, and the processor rounds it to nearest even. So a value costs one addition and
-   one subtraction, a block one integer sum on the bit pattern of its largest magnitude. */
+/* Rounding to block floating point on a CPU: bit for bit what `layers.blockfloat` does in plain PyTorch. */
 
 #include <stdint.h>
-#include <string.h>
+
+#include "blockfloat.h"
 
 enum { SHARE = 1 << 17, PLACES = 128, BATCH = 1024 };
 
@@ -17,40 +14,8 @@ typedef struct {
     int bits, lowest;
 } Part;
 
-static const uint32_t NOT_A_NUMBER = 0x7fc00000u;
-
-static inline uint32_t pattern(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-static inline float value(uint32_t bits) {
-    float found;
-    memcpy(&found, &bits, sizeof found);
-    return found;
-}
-
 static inline int64_t least(int64_t one, int64_t other) {
     return one < other ? one : other;
-}
-
-static inline uint32_t larger(uint32_t magnitude, float x) {
-    uint32_t other = pattern(x) & 0x7fffffffu;
-    return other > magnitude ? other : magnitude;
-}
-
-/* The anchor of a block by its largest magnitude: NaN where that is too large, one that swallows too small a block. */
-static inline float anchor(uint32_t largest, int bits, int lowest) {
-    uint32_t drop = 24 - bits;
-    uint32_t exponent = (largest + (1u << (drop - 1)) - 1 + ((largest >> drop) & 1)) >> 23;
-    uint32_t found = (exponent + drop) << 23 | 0x400000u;
-    found = largest < (uint32_t)(127 + lowest) << 23 ? (uint32_t)(127 + lowest + 25) << 23 | 0x400000u : found;
-    return value(exponent >= (uint32_t)(127 - lowest) ? NOT_A_NUMBER : found);
-}
-
-static inline float rounded(float x, float by) {
-    return pattern(by) == NOT_A_NUMBER ? by : (x + by) - by;
 }
 
 static void single_values(const Part *part) {
@@ -62,10 +27,10 @@ static void single_values(const Part *part) {
 static void row_of_blocks(const Part *part, int64_t first, int64_t blocks, int64_t count) {
     const float *x = part->x + first;
     float *y = part->y + first, by[BATCH];
-    uint32_t largest[BATCH];
+    Pattern largest[BATCH];
     for (int64_t i = 0; i < BATCH; i += 16) __builtin_prefetch(x + BATCH + i); /* the next ones, meanwhile */
     for (int64_t j = 0; j < blocks; j++) {
-        uint32_t found = 0;
+        Pattern found = 0;
         for (int64_t i = 0; i < count; i++) found = larger(found, x[j * count + i]);
         largest[j] = found;
     }
@@ -79,7 +44,7 @@ static void many_blocks(const Part *part, int64_t first, int64_t count) {
     float by[PLACES];
     for (int64_t start = 0; start < part->inner; start += PLACES) {
         int64_t places = least(part->inner - start, PLACES);
-        uint32_t largest[PLACES] = {0};
+        Pattern largest[PLACES] = {0};
         for (int64_t i = 0; i < count; i++) {
             const float *x = part->x + first + start + i * part->inner;
             for (int64_t j = 0; j < places; j++) largest[j] = larger(largest[j], x[j]);

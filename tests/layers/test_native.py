@@ -1,13 +1,14 @@
-import math
 import random
 
 import pytest
 import torch
 from torch import Tensor
 
-from layers import blockfloat, native
+from layers import native
 from layers.blockfloat import BlockFormat, quantise
 from layers.blockformat import AXES
+from layers.blockplain import round_plainly
+from tests.layers.patterns import any_pattern
 
 
 @pytest.fixture
@@ -25,22 +26,6 @@ def without_kernel(monkeypatch):
     native.kernel.cache_clear()
 
 
-def plainly(x: Tensor, form: BlockFormat) -> Tensor:
-    each = blockfloat._round_each if form.block == 1 else blockfloat._round_blocks
-    return each(x, form)
-
-
-def any_pattern(generator: torch.Generator, *shape: int) -> Tensor:
-    """Float32 values of all exponents, subnormals, infinities and NaN among them."""
-    values = torch.randint(-(2**31), 2**31, shape, generator=generator).to(torch.int32).view(torch.float32)
-    few = torch.rand(shape, generator=generator)
-    ordinary = torch.randn(shape, generator=generator)
-    values = torch.where(few < 0.9, ordinary, values)
-    for edge in (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, 2.0**-64, 2.0**64):
-        values[torch.rand(shape, generator=generator) < 0.002] = edge
-    return values
-
-
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("bits", range(2, 17))
 @pytest.mark.parametrize("axis", AXES)
@@ -51,7 +36,7 @@ def test_kernel_equals_plain_pytorch_bit_for_bit(bits, axis, rng: random.Random,
         x = any_pattern(generator, *shape)
         found = torch.full_like(x, 7.0)
         native.round_into(found, x, form)
-        assert torch.equal(found.view(torch.int32), plainly(x, form).view(torch.int32)), (form, shape)
+        assert torch.equal(found.view(torch.int32), round_plainly(x, form).view(torch.int32)), (form, shape)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -64,7 +49,7 @@ def test_parts_of_large_tensors_meet_wherever_blocks_end(axis, threads, rng, gen
         for block in (1, 7, 16):
             form = BlockFormat(bits=6, block=block, axis=axis)
             x = torch.randn(5, rng.randint(300, 310), 29, 37, generator=generator)  # three parts at least
-            assert torch.equal(quantise(x, form).view(torch.int32), plainly(x, form).view(torch.int32))
+            assert torch.equal(quantise(x, form).view(torch.int32), round_plainly(x, form).view(torch.int32))
     finally:
         torch.set_num_threads(before)
 
@@ -76,7 +61,7 @@ def test_without_a_compiler_the_values_are_the_same(without_kernel, generator):
     plain = [quantise(x, form) for form in forms]
     native.kernel.cache_clear()
     for form, found in zip(forms, plain, strict=True):
-        assert torch.equal(found.view(torch.int32), plainly(x, form).view(torch.int32))
+        assert torch.equal(found.view(torch.int32), round_plainly(x, form).view(torch.int32))
 
 
 def test_compilers_that_fail_and_libraries_that_do_not_load_leave_plain_pytorch(without_kernel, monkeypatch, tmp_path):

@@ -1,0 +1,95 @@
+"""CUDA kernels without a GPU: compiled for every architecture, and run from their own source on the CPU."""
+
+import ctypes
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from layers import gpu
+from layers.blockfloat import BlockFormat
+from layers.blockformat import AXES
+from layers.blockplain import round_plainly
+from layers.native import cuda_launch
+from tests.layers.patterns import any_pattern
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+MARGIN = 64
+
+
+@pytest.mark.skipif(not gpu.installed(), reason="the package cuda-core is not installed")
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("macros", [(), ("WIDE",)])
+def test_kernels_compile_without_warnings_and_keep_everything_in_registers(arch, macros):
+    log = io.StringIO()
+    gpu.compile_kernels("blockfloat.cu", arch, macros, log)
+    text = log.getvalue()
+    kernels = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", text)
+    assert sorted(kernels) == [(name, arch) for name in ("many_blocks", "rows_of_blocks", "single_values")]
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+    assert frames == [("0", "0", "0")] * 3
+    assert "warning" not in text
+
+
+@pytest.fixture(scope="module", params=["-DNARROW", "-DWIDE"])
+def on_cpu(request, tmp_path_factory):
+    """The kernels' source as a library for the CPU, and its type of whole numbers."""
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler")
+    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    source = Path(__file__).parent / "csrc" / "blockfloat_on_cpu.cpp"
+    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Werror", "-Wno-unused-function"]
+    command = ["c++", *flags, "-x", "c++", request.param, f"-I{gpu.FOLDER}", "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library)), ctypes.c_longlong if request.param == "-DWIDE" else ctypes.c_int
+
+
+def run(on_cpu, x, form, grid):
+    """What the kernel writes between two margins that it must not touch."""
+    library, index = on_cpu
+    memory = torch.full((x.numel() + 2 * MARGIN,), 7.0)
+    y = memory[MARGIN : MARGIN + x.numel()].view(x.shape)
+    name, numbers, _ = cuda_launch(x.shape, form)
+    pointers = (ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()))
+    getattr(library, f"run_{name}")(ctypes.c_uint(grid), *pointers, *map(index, numbers))
+    assert memory[:MARGIN].eq(7).all()
+    assert memory[-MARGIN:].eq(7).all()
+    return y
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("block", [1, 2, 3, 4, 16, 31, 64, 100, 128])
+def test_kernels_give_plain_pytorchs_bits(on_cpu, axis, block, rng, generator):
+    for _ in range(2):
+        form = BlockFormat(bits=rng.randint(2, 16), block=block, exponent_bits=rng.randint(2, 7), axis=axis)
+        shape = (rng.randint(1, 4), rng.randint(1, 140), *rng.choice([(), (3, 3), (1, 1), (5, 2)]))
+        x = any_pattern(generator, *shape)
+        found = run(on_cpu, x, form, grid=rng.randint(1, 3))
+        assert torch.equal(found.view(torch.int32), round_plainly(x, form).view(torch.int32)), (form, shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "form", "expected"),
+    [
+        ((3, 5), BlockFormat(bits=4), ("single_values", (15, 4, -64), 4)),
+        ((3, 5), BlockFormat(bits=4, block=16), ("rows_of_blocks", (1, 15, 16, 4, 4, -64), 4)),
+        ((3, 40), BlockFormat(bits=4, block=128, axis="filter"), ("rows_of_blocks", (3, 40, 128, 32, 4, -64), 96)),
+        ((3, 9), BlockFormat(bits=4, block=5, axis="filter"), ("rows_of_blocks", (3, 9, 5, 2, 4, -64), 12)),
+        ((3, 9, 2), BlockFormat(bits=4, block=5, axis="channel"), ("many_blocks", (3, 9, 2, 5, 4, -64), 12)),
+    ],
+)
+def test_threads_are_as_many_as_the_values_need(shape, form, expected):
+    assert cuda_launch(shape, form) == expected
+
+
+def test_without_the_package_gpus_round_in_plain_pytorch(monkeypatch):
+    from layers import native
+
+    monkeypatch.setattr(gpu, "installed", lambda: False)
+    native.works_on.cache_clear()
+    assert not native.works_on(0)
+    native.works_on.cache_clear()
