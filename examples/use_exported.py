@@ -1,4 +1,4 @@
-"""Load an exported model and classify the test images: python examples/use_exported.py demo/knee."""
+"""Load an exported model and classify the test images: python examples/use_exported.py demo/knee [parquet:DIR]."""
 
 import json
 import sys
@@ -13,7 +13,8 @@ folder = Path(sys.argv[1])
 config = json.loads((folder / "config.json").read_text())
 model = load_model(folder / "model.safetensors")
 
-images, labels = (split := load_data(DataSpec(**config["spec"]["data"])).test).images, split.labels
+data = DataSpec(**{**config["spec"]["data"], "name": sys.argv[2] if len(sys.argv) > 2 else config["dataset"]})
+images, labels = (split := load_data(data).test).images, split.labels
 mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
 with torch.no_grad():
     logits = model((images / 255 - mean) / std)

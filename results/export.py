@@ -25,7 +25,7 @@ from results.portable import portable_model
 from results.store import Store
 from spaces.packed import load_model, read_card
 
-__all__ = ["FORMATS", "export_model"]
+__all__ = ["FORMATS", "check_format", "export_model"]
 
 
 def export_model(
@@ -35,23 +35,33 @@ def export_model(
     format: str,
     card: Mapping[str, Any],
     factory: Callable[..., nn.Module] | None = None,
+    prove: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes `model.<format>`, `config.json` and `README.md` into `out_dir`, which must be new or empty.
 
     `card` adds to the packed file's own card, plain JSON; `results.modelcard` says what of it is told. `factory` builds
-    a network that came from a user's own code. Raises UsageError for an unknown format, an `out_dir` in use, or missing
+    a network that came from a user's own code. `prove` is given the written model and gives what more the card is to
+    say; where it raises nothing is left. Raises UsageError for an unknown format, an `out_dir` in use, or missing
     packages, and OvertoneError where the model cannot be read or the format cannot express it.
     """
-    if format not in FORMATS:
-        raise UsageError(f"format {format!r} is unknown; allowed are {', '.join(FORMATS)}")
-    _check_packages(format)
+    check_format(format)
     source, facts = Path(model_path), {**read_card(Path(model_path)), **card, "format": format}
     with _whole_folder(Path(out_dir)) as folder:
         FORMATS[format](source, folder / f"model.{format}", facts, factory)
+        facts |= prove(folder / f"model.{format}") if prove else {}
         files = Store(folder)
         files.write_bytes("config.json", (json.dumps(facts, indent=2) + "\n").encode())
         files.write_bytes("README.md", model_card(facts, (folder / f"model.{format}").stat().st_size).encode())
     return Path(out_dir)
+
+
+def check_format(format: str) -> None:
+    """Raises UsageError for a format that is unknown, or whose packages are not installed."""
+    if format not in FORMATS:
+        raise UsageError(f"format {format!r} is unknown; allowed are {', '.join(FORMATS)}")
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise UsageError(f"format 'onnx' needs the package {missing[0]}: pip install 'overtone[onnx]'")
 
 
 _Facts = Mapping[str, Any]
@@ -91,12 +101,6 @@ FORMATS: dict[str, Callable[[Path, Path, _Facts, _Factory], None]] = {
     "onnx": _write_onnx,
     "pt2": _write_pt2,
 }
-
-
-def _check_packages(format: str) -> None:
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if format == "onnx" and missing:
-        raise UsageError(f"format 'onnx' needs the package {missing[0]}: pip install 'overtone[onnx]'")
 
 
 def _example(facts: _Facts) -> torch.Tensor:

@@ -150,6 +150,14 @@ class Ledger:
             self.store.write_bytes(_model(digest), data)
         return digest
 
+    def has_model(self, sha256: str) -> bool:
+        """Whether the packed model was kept; a row says the SHA-256 of one that was not kept too."""
+        return self.store.exists(_model(sha256))
+
+    def models(self) -> frozenset[str]:
+        """The SHA-256 of all packed models in the store, of whatever study."""
+        return frozenset(Path(name).stem for name in self.store.list("models", ".safetensors"))
+
     def model_path(self, sha256: str) -> Path:
         """A local file that holds the model: the store's own where it is local, a checked copy where it is not."""
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):

@@ -28,10 +28,11 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     """Markdown from what is known; what is not known is left out.
 
     Told: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `val_top1` and `val_top5` with `val_n` images,
-    `test_top1` and `test_top5` with `test_n`; where `seeds` is above 1, the columns of `results.confidence` over them;
-    `size_bytes`, `flops`, `parameters`, `latency_ms` and `latency_b64_ms` with `device`; the blocks (`blocks`, as the
-    ledger has them, or `config`); `image_size`, `channels`, `mean`, `std`, `classes`; `format` of the file of
-    `file_bytes` bytes.
+    `test_top1` and `test_top5` with `test_n`; for how many validation images the file was `differing` from the packed
+    model; `same_file`, where the trial was trained again, whether to the same bits; where `seeds` is above 1, the
+    columns of `results.confidence` over them; `size_bytes`, `flops`, `parameters`, `latency_ms` and `latency_b64_ms`
+    with `device`; the blocks (`blocks`, as the ledger has them, or `config`); `image_size`, `channels`, `mean`, `std`,
+    `classes`; `format` of the file of `file_bytes` bytes.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -52,11 +53,23 @@ def _accuracy(facts: Mapping[str, Any]) -> Iterator[str]:
         if facts.get(f"{key}_top5") is not None and facts["classes"] > 5:
             yield f"- {name} top-5: {_share(facts[f'{key}_top5'], facts.get(f'{key}_n'))}"
     yield ""
+    if facts.get("differing") is not None:
+        yield _proven(facts["differing"], facts["val_n"])
+    if facts.get("same_file") is False:
+        yield "This is the trial trained again: another file than the search measured, with figures of its own."
     if facts.get("seeds", 1) > 1:
         yield from _over_seeds(facts)
     else:
         yield "One training run of a single seed. The search chose by validation accuracy, so that figure is"
         yield "optimistic; the intervals are about the number of images alone."
+
+
+def _proven(differing: int, n: int) -> str:
+    shown = "Read in a process of its own, this file gave the packed model's class for"
+    if not differing:
+        return f"{shown} all {n:,} validation images."
+    order = "other runtimes add in another order, which can turn the rounding of an activation held in few bits"
+    return f"{shown} {n - differing:,} of {n:,} validation images: {order}."
 
 
 def _over_seeds(facts: Mapping[str, Any]) -> Iterator[str]:

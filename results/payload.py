@@ -1,7 +1,7 @@
 """Everything that the report's page shows, as plain JSON: columns of all trials, and what was computed from them."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,15 @@ _DIGITS = {"val_top1": 6, "latency_ms": 5, "latency_b64_ms": 4, "total_s": 2}
 
 
 def payload(
-    summary: Summary, seeds: Mapping[str, Mapping[str, Any]], insight: Mapping[str, Any] | None
+    summary: Summary,
+    seeds: Mapping[str, Mapping[str, Any]],
+    models: Collection[str],
+    insight: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The page's data; `seeds` is what `results.summary.repeats` gives, `insight` what `search.insight` gives.
 
-    A cost that no trial has measured is left out of `axes`.
+    `models` are the SHA-256 of the packed models that were kept. A cost that no trial has measured is left out of
+    `axes`.
     """
     record = summary.record
     known = {name: summary.trials.column(name).null_count < summary.trials.num_rows for name in _COSTS}
@@ -37,7 +41,7 @@ def payload(
         "axes": axes,
         "command": shlex.join(["overtone", "export", "--study", summary.study, "--store", summary.store]),
         "baseline": dict(summary.baseline),
-        "trials": _trials(summary, [axis["key"] for axis in axes]),
+        "trials": _trials(summary, [axis["key"] for axis in axes], models),
         "networks": encode_networks(summary.trials.column("blocks")),
         "front": _members(summary),
         "knee": None if summary.knee is None else summary.knee["trial"],
@@ -53,15 +57,19 @@ def _axis(name: str) -> dict[str, Any]:
     return {"key": name, "title": title, "unit": unit, "short": short_unit(name)}
 
 
-def _trials(summary: Summary, costs: list[str]) -> dict[str, list[Any]]:
-    """Columns by name; `error` is an index into `errors`, as many trials fail alike."""
+def _trials(summary: Summary, costs: list[str], models: Collection[str]) -> dict[str, list[Any]]:
+    """Columns by name; `error` is an index into `errors`, as many trials fail alike.
+
+    `kept` is 1 for a model in the store, 2 for one that an export would train again, 0 where a trial left none.
+    """
     table = summary.trials
     columns = {name: table.column(name).to_pylist() for name in ("trial", "number", "status", "seed")}
     columns |= {name: _rounded(table.column(name), name) for name in ("val_top1", *costs, "total_s")}
     errors = pc.dictionary_encode(table.column("error").combine_chunks())
     columns["error"] = pc.fill_null(errors.indices, -1).to_pylist()
     columns["errors"] = errors.dictionary.to_pylist()
-    columns["kept"] = pc.cast(pc.is_valid(table.column("model_sha256")), pa.int8()).to_pylist()
+    digests = table.column("model_sha256").to_pylist()
+    columns["kept"] = [0 if digest is None else 1 if digest in models else 2 for digest in digests]
     return columns
 
 

@@ -36,7 +36,7 @@ def write_report(
     if path.suffix != ".html":
         raise UsageError(f"out (={os.fspath(out)!r}) must end in .html, .png or .svg")
     summary = summarise(ledger, study)
-    data = payload(summary, repeats(ledger, summary), insight)
+    data = payload(summary, repeats(ledger, summary), ledger.models(), insight)
     body, title = "\n".join(sections(summary, data)), f"Overtone: {study}"
     if summary.finished.num_rows:
         text = page(title=title, body=body, data=data, scripts=[get_plotlyjs(), _script()])

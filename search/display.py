@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -24,6 +25,7 @@ __all__ = [
     "accuracy",
     "confirm_line",
     "epoch_line",
+    "export_line",
     "kilobytes",
     "megabytes",
     "megaflops",
@@ -54,6 +56,17 @@ def epoch_line(epoch: Epoch, epochs: int) -> str:
     rest = f", about {duration(left)} left" if epoch.epoch < epochs else ""
     measured = f"train_loss {epoch.train_loss:.4f}, val_top1 {epoch.val_top1:.4f}"
     return f"epoch {epoch.epoch}/{epochs}: {measured}, {epoch.seconds:.1f} s{rest}"
+
+
+def export_line(out: Path, card: Mapping[str, Any]) -> str:
+    """What was exported, and how it was proven, in a line."""
+    differing, n = card["differing"], card["val_n"]
+    same = f"for {n - differing} of {n}" if differing else f"for all {n}"
+    return (
+        f"{out}: trial {card['trial']}, {kilobytes(card['size_bytes'])}, {megaflops(card['flops'])}, "
+        f"val_top1 {card['val_top1']:.4f}, test_top1 {card['test_top1']:.4f} (n = {card['test_n']}); "
+        f"the exported file gives the trial's class {same} validation images"
+    )
 
 
 def show_survey(console: Console, survey: Survey, title: str) -> None:

@@ -45,8 +45,8 @@ class TrialKeeper(Callback):
         """Say where the run stands; `row` is a trial that ended just now."""
 
     @abstractmethod
-    def model_of(self, trial: Any) -> str | None:
-        """Keep the packed model in a trial's checkpoint, and give back its SHA-256; `None` keeps none."""
+    def with_model(self, row: TrialRow, trial: Any) -> TrialRow:
+        """Keep the packed model in a finished trial's checkpoint, where it is to be kept; the row that says which."""
 
     def tally(self) -> Tally:
         """Where the run stands."""
@@ -92,7 +92,7 @@ class TrialKeeper(Callback):
             self.lost = self.lost or error
 
     def _keep_finished(self, trial: Any, report: Mapping[str, Any]) -> None:
-        self._keep(finished_row(self.study, trial.config, report, self.model_of(trial)))
+        self._keep(self.with_model(finished_row(self.study, trial.config, report), trial))
 
     def _keep(self, row: TrialRow) -> None:
         self.guarded(lambda: self.write(row))

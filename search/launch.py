@@ -75,13 +75,14 @@ def open_study(ledger: Ledger, name: str) -> tuple[StudyPlan, Subject]:
 
 
 def _check_same(name: str, record: dict[str, Any], given: dict[str, Any]) -> None:
+    undecided = {"keep"} - record.keys()
     record = {
         **record,
         **StudyPlan.from_record(record).to_record(),
     }  # settings newer than the study are at their default
     for key, value in given.items():
         known = record.get(key)
-        if key == "trials" or known == value:
+        if key == "trials" or known == value or key in undecided:
             continue
         if isinstance(known, dict) and isinstance(value, dict):
             key, known, value = next(
@@ -125,7 +126,7 @@ def _run(
         return Outcome(done=len(past), wanted=plan.trials, exhausted=False)
     searcher.begin(missing)
     with connected(resources.address), Progress(console) as progress:
-        recorder = Recorder(ledger, name, subject.network, progress, wanted=plan.trials)
+        recorder = Recorder(ledger, name, subject.network, progress, wanted=plan.trials, keep=plan.keep)
         share = resources.resolved()
         console.print(
             f"study {name}: {missing} of {plan.trials} trials to run, up to {share.concurrency} at a time, "

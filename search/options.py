@@ -30,9 +30,11 @@ __all__ = [
     "FiltersFile",
     "GpusPerTrial",
     "Json",
+    "Keep",
     "LearningRate",
     "Model",
     "Precision",
+    "Rerun",
     "SchedulePreset",
     "Seed",
     "Settings",
@@ -126,6 +128,20 @@ Settings = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Store = Annotated[str, typer.Option(help="Where studies are kept: a folder, NFS, or s3://bucket/prefix.")]
 Study = Annotated[str, typer.Option(help="Name of the study.")]
+Keep = Annotated[
+    str,
+    typer.Option(
+        help="Whose packed models go into the store: front (trials that none before them dominates; what leaves the "
+        "front later stays) or all. Others can be trained again by `overtone export --rerun`."
+    ),
+]
+Rerun = Annotated[
+    bool,
+    typer.Option(
+        "--rerun",
+        help="Train the trial again where its model was not kept; stopped by Ctrl-C, the same command goes on.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 Where = Annotated[
     str | None,

@@ -21,13 +21,16 @@ _MEASURED = ("val_top1", "val_top5", "val_loss", "zero_shot_top1", "latency_ms",
 
 
 def finished_row(
-    study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], model_sha256: str | None
+    study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], model_sha256: str | None = None
 ) -> TrialRow:
-    """The row of a trial that ran to its end; `report` is the last one of its actor."""
+    """The row of a trial that ran to its end; `report` is the last one of its actor.
+
+    `model_sha256` is that of the packed file that was measured, whether or not it is kept.
+    """
     result = json.loads(report["result"])
     curve = result["curve"]
     return TrialRow(
-        **_common(study, suggestion),
+        **_common(study, suggestion, report),
         status=TrialStatus.FINISHED,
         epochs_run=len(curve),
         train_loss=curve[-1]["train_loss"] if curve else None,
@@ -49,7 +52,7 @@ def failed_row(
     spec = TrialSpec.from_json(suggestion["spec"])
     cost = network.cost(spec.config)
     return TrialRow(
-        **_common(study, suggestion),
+        **_common(study, suggestion, report),
         status=TrialStatus.FAILED,
         error=error,
         epochs_run=report.get("epochs_run", 0),
@@ -70,7 +73,7 @@ def network_config(row: Mapping[str, Any]) -> NetworkConfig:
     return TrialSpec.from_json(json.loads(row["spec"])).config
 
 
-def _common(study: str, suggestion: Mapping[str, Any]) -> dict[str, Any]:
+def _common(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
     spec = suggestion["spec"]
     return {
         "study": study,
@@ -84,7 +87,7 @@ def _common(study: str, suggestion: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": spec["epochs"],
         "spec": json.dumps(spec),
         "blocks": tuple(block_records(spec["config"])),
-        "versions": json.dumps(_versions()),
+        "versions": json.dumps(_versions(report)),
     }
 
 
@@ -94,6 +97,8 @@ def _times(started: str | None) -> dict[str, Any]:
     return {"started_at": begin, "finished_at": now, "total_s": (now - begin).total_seconds()}
 
 
-def _versions() -> dict[str, str]:
+def _versions(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Whatever else the bits of a result depend on, such as the threads that share out a CPU's sums."""
     packages = {name: version(name) for name in ("overtone", "torch", "ray", "optuna")}
-    return {**packages, "python": platform.python_version(), "driver": socket.gethostname()}
+    threads = {"threads": report["threads"]} if "threads" in report else {}
+    return {**packages, "python": platform.python_version(), "driver": socket.gethostname(), **threads}

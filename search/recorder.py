@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from results.dominance import front_mask
 from results.front import hypervolume, reference_point
 from results.ledger import Ledger
-from results.schema import TrialRow, TrialStatus
+from results.schema import TrialRow, TrialStatus, to_table
 from search.keeper import TrialKeeper
 from search.progress import Progress, Snapshot
 from search.trainable import MODEL_FILE
@@ -22,11 +27,13 @@ __all__ = ["Recorder"]
 class Recorder(TrialKeeper):
     """Keeps the trials of a search."""
 
-    def __init__(self, ledger: Ledger, study: str, network: Network, progress: Progress, *, wanted: int) -> None:
+    def __init__(
+        self, ledger: Ledger, study: str, network: Network, progress: Progress, *, wanted: int, keep: str
+    ) -> None:
         statuses = ledger.trials(study).column("status").to_pylist()
         failed = sum(status != TrialStatus.FINISHED for status in statuses)
         super().__init__(ledger, study, network, wanted=wanted, done=len(statuses), failed=failed)
-        self._progress = progress
+        self._progress, self._keep_all = progress, keep == "all"
         self._objectives = ledger.objectives(study)
         self._uncompressed = ledger.study(study)["uncompressed"]
 
@@ -35,10 +42,17 @@ class Recorder(TrialKeeper):
         self.ledger.append(row)
         self.ledger.write_front(self.study)
 
-    def model_of(self, trial: Any) -> str:
-        """Every trial's model is kept."""
+    def with_model(self, row: TrialRow, trial: Any) -> TrialRow:
+        """The row names its packed model, kept or not: what is kept is what no trial so far dominates, or all."""
         with trial.checkpoint.as_directory() as folder:
-            return self.ledger.put_model(os.path.join(folder, MODEL_FILE))
+            packed = Path(folder, MODEL_FILE).read_bytes()
+        if self._keep_all or self._on_front(row):
+            self.ledger.put_model(packed)
+        return replace(row, model_sha256=hashlib.sha256(packed).hexdigest())
+
+    def _on_front(self, row: TrialRow) -> bool:
+        both = pa.concat_tables([self.ledger.front(self.study), to_table([row])])
+        return bool(front_mask(both, self._objectives)[-1])
 
     def tell(self, row: TrialRow | None) -> None:
         """To other terminals, and to this one."""

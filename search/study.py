@@ -47,12 +47,16 @@ class StudyPlan:
     sampler: str = "tpe"
     trials: int = 24
     """Trials wanted in all."""
+    keep: str = "front"
+    """Whose packed models go into the store: `front`, of trials that none before them dominates, or `all`."""
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
         if self.trials < 1:
             raise UsageError(f"trials (={self.trials}) must be at least 1.")
+        if self.keep not in ("front", "all"):
+            raise UsageError(f"keep (={self.keep!r}) must be front or all.")
 
     def to_record(self) -> dict[str, Any]:
         """Plain JSON data, the inverse of `from_record`."""
@@ -60,7 +64,8 @@ class StudyPlan:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> StudyPlan:
-        """The plan in a study's record, which may hold more."""
+        """The plan in a study's record, which may hold more; one that does not say what it keeps has kept all."""
+        record = {"keep": "all", **record}
         known = {name: record[name] for name in (f.name for f in fields(cls)) if name in record}
         nested = {"data": DataSpec, "schedule": Schedule, "budget": Budget}
         parsed = {name: parse(**known[name]) for name, parse in nested.items() if name in known}

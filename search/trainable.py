@@ -94,4 +94,5 @@ class TrialActor(tune.Trainable):
 
     def _report(self, status: str) -> dict[str, Any]:
         device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
-        return {DONE: True, "status": status, "started": self._started.isoformat(), "device": device}
+        where = {"device": device, "threads": torch.get_num_threads()}
+        return {DONE: True, "status": status, "started": self._started.isoformat(), **where}

@@ -54,15 +54,14 @@ class Space:
     def restricted(self, limits: Mapping[str, Any]) -> Space:
         """The space with some knobs limited: `{block or "all": {knob: [values]}}`; `harmonics` stands for both axes.
 
-        Knobs of which the default space has a selection take any value that the layers can. `all` are all blocks of
-        layers, not `vectors`.
+        Knobs of which the default space has a selection take any value that the layers can.
         Raises `UsageError` naming a block, knob or value that the network cannot take.
         """
         choices = {block: dict(knobs) for block, knobs in self.choices.items()}
         for block, knobs in sorted(limits.items(), key=lambda item: item[0] != "all"):
             if block != "all" and block not in choices:
                 raise UsageError(f"space names the block {block!r}; the network has {', '.join(choices)}.")
-            for name in [block] if block != "all" else choices.keys() - {VECTORS}:
+            for name in [block] if block != "all" else choices:
                 for knob, values in _axes(knobs, block):
                     if knob in choices[name]:
                         choices[name][knob] = _limit(self, name, knob, values)

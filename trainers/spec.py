@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -72,6 +73,12 @@ class TrialSpec:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, the inverse of `from_json`."""
         return {**asdict(self), "config": self.config.to_json()}
+
+    def to_card(self) -> dict[str, Any]:
+        """The same for a file that is given away: no folders, so that it is equal wherever weights and data lie."""
+        data = {**asdict(self.data), "name": self.data.label}
+        del data["data_dir"]
+        return {**self.to_json(), "weights": os.path.basename(self.weights), "data": data}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialSpec:

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from trainers.finetune import Epoch, Finetuning
 from trainers.spec import TrialSpec
 from trainers.start import begin
 
-__all__ = ["Trial", "TrialResult", "image_card", "load_baseline"]
+__all__ = ["Trial", "TrialResult", "image_card", "load_baseline", "run_trial"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Trial:
 
     def save(self, path: str | Path) -> None:
         """Write the packed model, with what is needed to run it and where it comes from."""
-        card = {"model": self.spec.model, **image_card(self.data), "spec": self.spec.to_json()}
+        card = {"model": self.spec.model, **image_card(self.data), "spec": self.spec.to_card()}
         save_model(self.model, path, card=card)
 
     def _latency(self, batch_size: int) -> float:
@@ -179,9 +179,19 @@ def load_baseline(model: str, weights: str, data: Data, blocks: Granularity = "s
     return baseline.eval(), Network.of(baseline, data.val.image_shape, blocks)
 
 
-def _run(spec: TrialSpec, device: str, out: Path | None, checkpoint: Path | None) -> TrialResult:
-    where = parse_device(device)
-    data = load_data(spec.data)
+def run_trial(
+    spec: TrialSpec,
+    data: Data,
+    device: torch.device | str,
+    *,
+    on_epoch: Callable[[Epoch], None],
+    on_start: Callable[[Trial], None] = lambda trial: None,
+    checkpoint: Path | None = None,
+) -> Trial:
+    """Run a trial from its spec alone to its end, or from where the checkpoint left it.
+
+    Raises UsageError where the data or the weights are not those of the spec.
+    """
     if data.fingerprint != spec.data_fingerprint:
         raise UsageError(f"data_fingerprint (={spec.data_fingerprint}) must be that of the data, {data.fingerprint}.")
     baseline, network = load_baseline(spec.model, spec.weights, data)
@@ -189,14 +199,26 @@ def _run(spec: TrialSpec, device: str, out: Path | None, checkpoint: Path | None
     if sha256 != spec.weights_sha256:
         raise UsageError(f"weights_sha256 (={spec.weights_sha256}) must be that of {spec.weights}, {sha256}.")
     resume_from = checkpoint if checkpoint is not None and checkpoint.exists() else None
-    trial = Trial(spec, data=data, baseline=baseline, network=network, device=where, resume_from=resume_from)
-    after = f", going on after epoch {len(trial.curve)}" if resume_from else ""
-    print(f"start: val_top1 {trial.zero_shot.top1:.4f}{after}", file=sys.stderr)
+    trial = Trial(spec, data=data, baseline=baseline, network=network, device=device, resume_from=resume_from)
+    on_start(trial)
     for epoch in trial.epochs():
         if checkpoint is not None:
             trial.checkpoint(checkpoint)
+        on_epoch(epoch)
+    return trial
+
+
+def _run(spec: TrialSpec, device: str, out: Path | None, checkpoint: Path | None) -> TrialResult:
+    def start(trial: Trial) -> None:
+        after = f", going on after epoch {len(trial.curve)}" if trial.curve else ""
+        print(f"start: val_top1 {trial.zero_shot.top1:.4f}{after}", file=sys.stderr)
+
+    def tell(epoch: Epoch) -> None:
         line = f"epoch {epoch.epoch}/{spec.epochs}: train_loss {epoch.train_loss:.4f}, val_top1 {epoch.val_top1:.4f}"
         print(line, file=sys.stderr)
+
+    where = parse_device(device)
+    trial = run_trial(spec, load_data(spec.data), where, on_epoch=tell, on_start=start, checkpoint=checkpoint)
     if out is not None:
         trial.save(out)
     return trial.result()

@@ -82,11 +82,11 @@ const interval = (row) => `${(100 * row.val_top1_low).toFixed(2)}–${percent(ro
 
 const quoted = (text) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\"'\"'")}'`);
 
-// The command that exports trial i, '' where its model was not kept.
+// The command that exports trial i, '' where it left no model.
 function command(i) {
   if (!T.kept[i]) return '';
-  const trial = T.trial[i];
-  return `${data.command} --pick ${quoted(trial)} --format safetensors --out ${quoted(`${data.study}-${trial}`)}`;
+  const trial = T.trial[i], again = T.kept[i] === 2 ? ' --rerun' : '';
+  return `${data.command} --pick ${quoted(trial)} --format safetensors --out ${quoted(`${data.study}-${trial}`)}${again}`;
 }
 
 let toastTimer = 0;
@@ -99,7 +99,7 @@ function toast(text) {
 // The clipboard needs permission; where there is none, the old way, and where that fails the text to copy by hand.
 async function copyCommand(i) {
   const text = command(i);
-  if (!text) return toast(`The model of trial ${T.trial[i]} was not kept, so there is nothing to export.`);
+  if (!text) return toast(`Trial ${T.trial[i]} left no model, so there is nothing to export.`);
   let copied = false;
   try { await navigator.clipboard.writeText(text); copied = true; } catch { copied = copyByHand(text); }
   return toast(copied ? `Copied: ${text}` : `Copy this by hand: ${text}`);

@@ -8,7 +8,7 @@ function showDetails() {
   const text = command(i);
   const export_ = text ? [element('code', { className: 'command' }, text),
     element('button', { type: 'button', id: 'copy', onclick: () => copyCommand(i) }, 'Copy the export command')]
-    : [element('p', { className: 'soft' }, 'Its model was not kept.')];
+    : [element('p', { className: 'soft' }, 'It left no model.')];
   return box.replaceChildren(element('h3', {}, element('code', {}, T.trial[i]), ...marks), element('p', {}, figures(i)),
     data.seeds[T.trial[i]] ? element('p', { className: 'soft' }, certainty(i)) : '', saving(i),
     element('ul', { className: 'blocks', tabIndex: 0, ariaLabel: 'The network block by block' }, ...lines), ...export_);

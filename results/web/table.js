@@ -70,7 +70,7 @@ function rowOf(i) {
   if (T.status[i] !== 'finished') words.prepend(element('strong', {}, T.status[i]), ` ${errorOf(i)} `);
   last.replaceChildren(words);
   const copy = element('button', { type: 'button', disabled: !T.kept[i], onclick: () => { choose(i); copyCommand(i); } }, 'copy');
-  copy.setAttribute('aria-label', T.kept[i] ? `Copy the export command of trial ${T.trial[i]}` : `The model of trial ${T.trial[i]} was not kept`);
+  copy.setAttribute('aria-label', T.kept[i] ? `Copy the export command of trial ${T.trial[i]}` : `Trial ${T.trial[i]} left no model`);
   return element('tr', { className: i === state.chosen ? 'selected' : '' }, ...cells, element('td', {}, copy));
 }
 

@@ -62,6 +62,26 @@ def test_safetensors_is_the_packed_file_itself(packed, exported, images):
     assert facts["format"] == "safetensors"
 
 
+def test_what_proves_the_file_adds_to_the_card_and_leaves_nothing_where_it_fails(packed, tmp_path):
+    def prove(file):
+        assert file.read_bytes() == packed.read_bytes()
+        return {"differing": 0}
+
+    card = {**CARD, "differing": 5, "same_file": True}
+    out = export_model(packed, tmp_path / "out", format="safetensors", card=card, prove=prove)
+    assert json.loads((out / "config.json").read_text())["differing"] == 0
+    text = (out / "README.md").read_text()
+    assert "this file gave the packed model's class for all 360 validation images." in text
+    assert "trained again" not in text
+
+    def refuse(file):
+        raise OvertoneError("it is another model")
+
+    with pytest.raises(OvertoneError, match="it is another model"):
+        export_model(packed, tmp_path / "other", format="safetensors", card=card, prove=refuse)
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_pt2_runs_without_our_layers_on_any_batch(packed, exported, images):
     module = torch.export.load(exported["pt2"] / "model.pt2").module()
     model = load_model(packed)

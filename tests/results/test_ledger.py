@@ -192,7 +192,10 @@ def test_front_is_kept_beside_the_trials(full_ledger):
 def test_models_are_kept_once_by_content(ledger, tmp_path, rng):
     data = rng.bytes(1000)
     (tmp_path / "model.safetensors").write_bytes(data)
+    assert not ledger.has_model(hashlib.sha256(data).hexdigest())
     digest = ledger.put_model(tmp_path / "model.safetensors")
+    assert ledger.has_model(digest)
+    assert ledger.models() == {digest}
     assert digest == hashlib.sha256(data).hexdigest() == ledger.put_model(data)
     assert ledger.model_path(digest).read_bytes() == data
     assert len(ledger.store.list("models")) == 1

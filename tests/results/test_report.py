@@ -67,6 +67,7 @@ def test_page_knows_every_trial_and_front_member(full_ledger, html):
     trials = data["trials"]
     for name in ("trial", "status", "number", "size_bytes", "flops"):
         assert trials[name] == summary.trials.column(name).to_pylist()
+    assert set(trials["kept"]) == {1}
     assert trials["val_top1"] == pytest.approx(summary.trials.column("val_top1").to_pylist())
     errors = [None if index < 0 else trials["errors"][index] for index in trials["error"]]
     assert errors == summary.trials.column("error").to_pylist()
@@ -138,6 +139,7 @@ def test_hostile_names_stay_text(hostile, tmp_path):
     data = _data(text)
     assert data["networks"]["names"] == [EVIL]
     assert data["trials"]["errors"] == [f"</table>{EVIL}"]
+    assert data["trials"]["kept"] == [2, 0, 0]
     assert "--store '" in data["command"]
     for suffix in (".png", ".svg"):
         assert write_report(hostile, "evil", tmp_path / f"front{suffix}").stat().st_size > 1000

@@ -213,6 +213,7 @@ def test_hostile_names_run_nothing(browser, tmp_path, make_row):
         page.locator("#copy").click()
         page.wait_for_selector("#toast:has-text('Copied: ')")
         assert "--store '" in _clipboard(page)
+        assert _clipboard(page).endswith(" --rerun")
         with page.expect_download() as download:
             page.get_by_label("all", exact=True).check()
             page.get_by_role("button", name="Download CSV").click()

@@ -1,6 +1,8 @@
 """A small network on few digits, and one Ray for all tests that search."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,15 @@ from rich.console import Console
 from results.ledger import Ledger
 from results.store import Store
 from search.cluster import Resources
+from search.record import finished_row
 from search.study import StudyPlan
-from spaces import Network, Space, build_model, save_weights
+from search.subject import Subject
+from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, save_weights
 from trainers.data import DataSpec
+from trainers.trial import run_trial
 
 DIGITS = DataSpec(name="digits", train_limit=96)
+CONFIG = NetworkConfig(blocks={"layer3": BlockConfig(basis="cosine", harmonics=(2, 2), bits=6, exponent_block=16)})
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +50,29 @@ def plan(weights: Path) -> StudyPlan:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(Store(tmp_path / "runs"))
+
+
+@pytest.fixture
+def run_alone(ledger: Ledger, tmp_path: Path) -> Callable[[StudyPlan], str]:
+    """Makes a study `s` of a plan's settings with one trial, `abc`, run without Ray, and keeps its model."""
+
+    def run(plan: StudyPlan) -> str:
+        subject = Subject.of(plan)
+        ledger.create_study("s", {**plan.to_record(), **subject.identity(), "uncompressed": subject.reference()})
+        spec = plan.spec(CONFIG, **subject.identity())
+        trial = run_trial(spec, subject.data, "cpu", on_epoch=lambda epoch: None)
+        trial.save(tmp_path / "m.safetensors")
+        report = {
+            "result": json.dumps(trial.result().to_json()),
+            "started": datetime.now(UTC).isoformat(),
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+        }
+        suggestion = {"trial": "abc", "number": 0, "spec": spec.to_json()}
+        ledger.append(finished_row("s", suggestion, report, ledger.put_model(tmp_path / "m.safetensors")))
+        return "s"
+
+    return run
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from search import cli
 from search.cli import _run, app
 from spaces import read_card
 
@@ -41,7 +42,7 @@ def test_inspect_counts_the_space(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(out)
     assert code == 0
     assert found["trial"] is None
-    assert [block["block"] for block in found["blocks"]] == ["conv1", "layer1", "layer2", "layer3", "linear"]
+    assert [block["block"] for block in found["blocks"]] == ["conv1", "layer1", "layer2", "layer3", "linear", "vectors"]
     assert found["uncompressed"]["parameters"] == 269_722
     assert found["least"]["size_bytes"] < found["uncompressed"]["size_bytes"] / 50
     size = 1
@@ -184,6 +185,7 @@ def test_inspect_reads_weights_only_where_they_fit(capsys: pytest.CaptureFixture
         (["insight", "--study", "none", "--limit", "0"], 2, "limit (=0) must be at least 1"),
         (["report", "--study", "none", "--out", "x.html"], 2, "study 'none' does not exist"),
         (["export", "--study", "none", "--out", "x"], 2, "study 'none' does not exist"),
+        (["export", "--study", "none", "--out", "x", "--rerun", "--device", "tpu"], 2, "device (='tpu') must be cpu"),
     ],
 )
 def test_wrong_use_is_one_sentence(
@@ -213,6 +215,7 @@ def test_wrong_use_is_one_sentence(
         (["--distillation", "2"], "distillation (=2.0) must be from 0 to 1"),
         (["--sampler", "luck"], "sampler (='luck') must be one of tpe, nsga2, random"),
         (["--trials", "0"], "trials (=0) must be at least 1"),
+        (["--keep", "best"], "keep (='best') must be front or all"),
         (["--model", "resnet20"], "do not fit the model 'resnet20'"),
         (["--weights", "missing.safetensors"], "weights (='missing.safetensors') must be a file"),
         (["--dataset", "parquet:/nowhere"], "/nowhere"),
@@ -235,6 +238,14 @@ def test_a_search_that_cannot_begin_says_why(
     assert message in err
     assert err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_ctrl_c_is_a_word_and_a_failure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(store: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "OpenStore", stop)
+    assert _said(capsys, "status", "--study", "s") == (1, "", "overtone: Interrupted.\n")
 
 
 def test_inspect_train_and_export_need_neither_ray_nor_optuna(tmp_path: Path) -> None:

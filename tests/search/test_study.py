@@ -20,13 +20,14 @@ def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
         schedule=Schedule(lr=0.02, shape="step", distillation=0.5),
         start="least_squares",
         seed=11,
+        keep="all",
     )
     assert StudyPlan.from_record({**json.loads(json.dumps(rich.to_record())), "name": "x", "uncompressed": {}}) == rich
 
 
 def test_a_study_older_than_a_setting_goes_on_with_its_default(plan: StudyPlan) -> None:
     record = json.loads(json.dumps(plan.to_record()))
-    del record["schedule"]["distillation"]
+    del record["schedule"]["distillation"], record["keep"]
     _check_same("old", record, plan.to_record())
     taught = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, distillation=0.5))
     with pytest.raises(UsageError, match=r"exists with schedule.distillation 0.0, 0.5 was given"):
@@ -38,6 +39,14 @@ def test_latency_is_measured_where_it_is_an_objective(plan: StudyPlan, objective
     timed = dataclasses.replace(plan, objectives=("val_top1", objective))
     specs = [p.spec(NetworkConfig(), weights_sha256="w", data_fingerprint="d") for p in (plan, timed)]
     assert [spec.latency for spec in specs] == [False, True]
+
+
+def test_a_study_keeps_to_what_it_keeps(plan: StudyPlan) -> None:
+    other = dataclasses.replace(plan, keep="all")
+    with pytest.raises(UsageError, match=r"exists with keep 'front', 'all' was given"):
+        _check_same("s", plan.to_record(), other.to_record())
+    with pytest.raises(UsageError, match=r"keep \(='best'\) must be front or all"):
+        dataclasses.replace(plan, keep="best")
 
 
 def test_a_study_has_trials(plan: StudyPlan) -> None:

@@ -1,41 +1,35 @@
 import dataclasses
 import json
-import shutil
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from layers import OvertoneError, UsageError
+from results.export import FORMATS
 from results.ledger import Ledger
 from results.schema import TrialRow
 from search import verify
-from search.record import finished_row
+from search.display import export_line
 from search.study import StudyPlan
-from search.subject import Subject
 from search.verify import export_trial
-from spaces import BlockConfig, NetworkConfig, load_model
-from trainers.trial import Trial
-
-CONFIG = NetworkConfig(blocks={"layer3": BlockConfig(basis="cosine", harmonics=(2, 2), bits=6, exponent_block=16)})
+from spaces import load_model, read_card, save_model
+from trainers.data import load_data
+from trainers.evaluate import predict
 
 
 @pytest.fixture
-def study(ledger: Ledger, plan: StudyPlan, tmp_path: Path) -> str:
-    """A study of one trial, run without Ray."""
-    subject = Subject.of(plan)
-    ledger.create_study("s", {**plan.to_record(), **subject.identity(), "uncompressed": subject.reference()})
-    spec = plan.spec(CONFIG, **subject.identity())
-    trial = Trial(spec, data=subject.data, baseline=subject.baseline, network=subject.network, device="cpu")
-    for _ in trial.epochs():
-        pass
-    trial.save(tmp_path / "m.safetensors")
-    report = {"result": json.dumps(trial.result().to_json()), "started": datetime.now(UTC).isoformat(), "device": "cpu"}
-    suggestion = {"trial": "abc", "number": 0, "spec": spec.to_json()}
-    ledger.append(finished_row("s", suggestion, report, ledger.put_model(tmp_path / "m.safetensors")))
-    return "s"
+def study(run_alone: Callable[[StudyPlan], str], plan: StudyPlan) -> str:
+    return run_alone(plan)
+
+
+@pytest.fixture
+def classes(ledger: Ledger, study: str, plan: StudyPlan) -> torch.Tensor:
+    """What the trial's model says of the validation images."""
+    data, (row,) = load_data(plan.data), ledger.trials(study).to_pylist()
+    model = load_model(ledger.model_path(row["model_sha256"]))
+    return predict(model, data.val, mean=data.mean, std=data.std, device="cpu")
 
 
 @pytest.mark.parametrize("format", ["safetensors", "onnx", "pt2"])
@@ -52,10 +46,15 @@ def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str,
     assert f"- test top-5: {100 * card['test_top5']:.2f} % of n = 359 images" in text
     assert "latency" not in text
     assert (told["val_n"], told["test_n"]) == (360, 359)
+    assert told["differing"] == card["differing"] <= (0 if format == "safetensors" else 1)
+    assert "this file gave the packed model's class for" in text
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
 
 
-def test_a_card_tells_the_accuracy_over_seeds(ledger: Ledger, study: str, tmp_path: Path) -> None:
+def test_a_card_tells_the_accuracy_over_seeds(
+    ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
     export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "one")
     assert "One training run of a single seed." in (tmp_path / "one" / "README.md").read_text()
     row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
@@ -77,26 +76,86 @@ def test_a_card_tells_the_accuracy_over_seeds(ledger: Ledger, study: str, tmp_pa
 def test_a_file_that_says_something_else_is_not_exported(
     ledger: Ledger, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(*paths: object, **options: object) -> nn.Module:
-        model = load_model(*paths, **options)  # type: ignore[arg-type]
-        if "export" in str(paths[0]):
-            with torch.no_grad():
-                model.linear.bias[3] += 100.0
-        return model
+    def spoil(source: Path, target: Path, *_: object) -> None:
+        model = load_model(source)
+        with torch.no_grad():
+            model.linear.bias[3] += 100.0
+        save_model(model, target, card={k: v for k, v in read_card(source).items() if k not in ("version", "forms")})
 
-    monkeypatch.setattr(verify, "load_model", spoiled)
+    monkeypatch.setitem(FORMATS, "safetensors", spoil)
     with pytest.raises(OvertoneError, match="The exported safetensors gives another class than trial abc for"):
         export_trial(ledger, study, "best", where=None, format="safetensors", out=tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "m.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("format", "differing", "taken"),
+    [("safetensors", 1, False), ("pt2", 1, True), ("pt2", 2, False), ("onnx", 1, True), ("onnx", 2, False)],
+)
+def test_other_runtimes_may_differ_for_one_image_in_two_hundred(
+    ledger: Ledger,
+    study: str,
+    tmp_path: Path,
+    classes: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+    differing: int,
+    taken: bool,
+) -> None:
+    """Of 360 images that is one; without the exporters, as only the comparison counts here."""
+    others = torch.cat([(classes[:differing] + 1) % 10, classes[differing:]])
+    monkeypatch.setattr(verify, "read_apart", lambda *_: others)
+    monkeypatch.setitem(FORMATS, format, FORMATS["safetensors"])
+    out = tmp_path / "out"
+    if not taken:
+        with pytest.raises(OvertoneError, match=f"another class than trial abc for {differing} of 360 validation"):
+            export_trial(ledger, study, "abc", where=None, format=format, out=out)
+        assert not out.exists()
+        return
+    card = export_trial(ledger, study, "abc", where=None, format=format, out=out)
+    assert card["differing"] == json.loads((out / "config.json").read_text())["differing"] == 1
+    assert (
+        "class for 359 of 360 validation images: other runtimes add in another order" in (out / "README.md").read_text()
+    )
+    assert "the exported file gives the trial's class for 359 of 360 validation images" in export_line(out, card)
+
+
+def test_the_tensors_take_what_the_ledger_says(
+    ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
+    row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
+    ledger.append(dataclasses.replace(row, trial="other", size_bytes=(row.size_bytes or 0) + 1))
+    said = f"holds {row.size_bytes} bytes of tensors, size_bytes of trial other is {(row.size_bytes or 0) + 1}"
+    with pytest.raises(OvertoneError, match=said):
+        export_trial(ledger, study, "other", where=None, format="safetensors", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
 
 
-def test_a_model_that_is_not_the_ledgers_is_not_exported(ledger: Ledger, study: str, tmp_path: Path) -> None:
-    row = ledger.trials(study).to_pylist()[0]
-    kept = ledger.model_path(row["model_sha256"])
-    shutil.copy(kept, tmp_path / "copy.safetensors")
-    kept.unlink()
-    with pytest.raises(OvertoneError, match="it does not exist"):
+def test_a_shipped_file_tells_no_folder(
+    ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
+    export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        assert str(tmp_path.parent).encode() not in path.read_bytes()
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (told["spec"]["weights"], told["dataset"]) == ("resnet8.safetensors", "digits")
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("front", r"The model of trial abc was not kept \(--keep front\): add --rerun to train it again, 1 epoch\."),
+        ("all", r"The model of trial abc is not in the store: add --rerun to train it again, 1 epoch\."),
+    ],
+)
+def test_a_model_that_was_not_kept_is_not_exported(
+    ledger: Ledger, study: str, tmp_path: Path, keep: str, message: str
+) -> None:
+    ledger.update_study(study, {"keep": keep})
+    ledger.model_path(ledger.trials(study).to_pylist()[0]["model_sha256"]).unlink()
+    with pytest.raises(OvertoneError, match=message):
         export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

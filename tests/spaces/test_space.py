@@ -89,8 +89,8 @@ def test_choices_are_what_the_layers_can_take(wide_space):
     assert knobs["vectors"] == {"bits": (8, None)}
 
 
-def test_all_blocks_of_layers_are_limited_and_vectors_by_their_name(wide_space):
-    assert wide_space.restricted({"all": {"bits": [3]}}).choices["vectors"] == {"bits": (8, None)}
+def test_vectors_are_limited_like_other_blocks(wide_space):
+    assert wide_space.restricted({"all": {"bits": [3], "groups": [1]}}).choices["vectors"] == {"bits": (3,)}
     limited = wide_space.restricted({"vectors": {"bits": [5, "none"]}})
     assert limited.choices == {**wide_space.choices, "vectors": {"bits": (5, None)}}
     with pytest.raises(UsageError, match=r"space\.vectors\.bits has the value 1; .* from 2 to 16"):
@@ -114,7 +114,7 @@ def test_size_is_the_number_of_points(space):
         {"all": {"bits": [8], "pruning_rate": ["none"], "groups": [1], "harmonics": [1, 2], "allocation": "none"}}
     )
     series = sum("basis" in knobs for knobs in small.choices.values())
-    assert small.size == 2 * 2**series * 4**series  # the first 2 are those of vectors
+    assert small.size == 2**series * 4**series
 
 
 def test_forms_of_a_block_are_all_combinations(resnet8_space):

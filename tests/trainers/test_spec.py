@@ -28,6 +28,21 @@ def test_a_spec_survives_json() -> None:
     assert TrialSpec.from_json(json.loads(json.dumps(SPEC.to_json()))) == SPEC
 
 
+def test_a_card_is_the_same_wherever_weights_and_data_lie() -> None:
+    first, second = (
+        dataclasses.replace(SPEC, weights=f"{folder}/w.safetensors", data=DataSpec(name=name, data_dir=folder))
+        for folder, name in (("/home/me", "parquet:/home/me/cifar10/"), ("elsewhere", "parquet:cifar10"))
+    )
+    card = first.to_card()
+    assert card == second.to_card()
+    assert "/home" not in json.dumps(card)
+    assert (card["weights"], card["data"]["name"]) == ("w.safetensors", "parquet:cifar10")
+    assert first.to_json()["weights"] == "/home/me/w.safetensors"
+    named = dataclasses.replace(SPEC, weights="ResNet18_Weights.IMAGENET1K_V1").to_card()
+    assert named["weights"] == "ResNet18_Weights.IMAGENET1K_V1"
+    assert TrialSpec.from_json(named).config == SPEC.config
+
+
 @pytest.mark.parametrize(
     "change",
     [

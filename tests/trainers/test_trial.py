@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from layers import UsageError, compress_model
-from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_weights, state_sha256
+from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, read_card, save_weights, state_sha256
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluate import evaluate
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
 from trainers.start import begin
-from trainers.trial import Trial, load_baseline
+from trainers.trial import Trial, load_baseline, run_trial
 
 DATA = DataSpec(train_limit=128)
 CONFIG = NetworkConfig(
@@ -142,6 +142,25 @@ def test_a_trial_runs_from_its_spec_file_without_ray_and_optuna(spec: TrialSpec,
         tensor.numel() * tensor.element_size() for tensor in _payload(tmp_path / "m.safetensors")
     )
     assert "epoch 1/1: train_loss" in done.stderr
+
+
+def test_a_trial_of_single_layers_runs_from_its_spec_alone(spec: TrialSpec, data: Data) -> None:
+    blocks = {name: BlockConfig(basis="cosine", harmonics=(2, 2)) for name in ("layer1.0.conv1", "layer3.0.conv2")}
+    said: list[int] = []
+    asked = dataclasses.replace(spec, config=NetworkConfig(blocks=blocks), epochs=1)
+    trial = run_trial(asked, data, "cpu", on_epoch=lambda epoch: said.append(epoch.epoch))
+    _, layers = load_baseline(asked.model, asked.weights, data, "layer")
+    assert trial.result().spec_digest == asked.digest(layers)
+    assert said == [1]
+
+
+def test_a_packed_model_tells_no_folder(
+    spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network], tmp_path: Path
+) -> None:
+    trial = _run(dataclasses.replace(spec, epochs=0), data, subject)
+    trial.save(tmp_path / "m.safetensors")
+    assert read_card(tmp_path / "m.safetensors")["spec"]["weights"] == "w.safetensors"
+    assert str(Path(spec.weights).parent).encode() not in (tmp_path / "m.safetensors").read_bytes()
 
 
 def _payload(path: Path) -> list[torch.Tensor]:

@@ -66,3 +66,8 @@ class DataSpec:
     def folder(self) -> str:
         """The DIR of the name ('~' is the home folder), '' where it has none."""
         return os.path.expanduser(self.name.partition(":")[2])
+
+    @property
+    def label(self) -> str:
+        """The name as others may read it: of DIR its last part alone."""
+        return f"{self.kind}:{os.path.basename(os.path.abspath(self.folder))}" if self.folder else self.name

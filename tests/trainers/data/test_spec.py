@@ -10,6 +10,19 @@ def test_the_four_forms_are_taken(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("digits", "digits"),
+        ("parquet:/some/dir", "parquet:dir"),
+        ("imagefolder:relative/dir/", "imagefolder:dir"),
+        ("parquet:~/cifar10", "parquet:cifar10"),
+    ],
+)
+def test_a_label_tells_the_last_folder_alone(name, label):
+    assert DataSpec(name=name).label == label
+
+
+@pytest.mark.parametrize(
     "name", ["", "cifar100", "Digits", "parquet", "parquet:", "imagefolder:", "digits:x", ":x", "parquet:a\0b"]
 )
 def test_an_unknown_name_is_answered_with_the_allowed_forms(name):

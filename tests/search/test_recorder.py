@@ -1,0 +1,67 @@
+"""What a search keeps of its trials, without Ray Tune: rows always, packed models where they are worth it."""
+
+import dataclasses
+import hashlib
+import json
+import random
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from results.ledger import Ledger
+from results.schema import TrialRow, TrialStatus
+from search.progress import Progress
+from search.recorder import Recorder
+from search.study import StudyPlan
+from search.trainable import MODEL_FILE
+from spaces import Network
+
+
+def _row(number: int, top1: float | None, size: int, flops: int) -> TrialRow:
+    texts = dict.fromkeys(("model", "dataset", "start", "config_digest", "spec_digest"), "x")
+    counts = dict.fromkeys(("seed", "epochs", "epochs_run", "parameters", "macs"), 1)
+    times = dict.fromkeys(("started_at", "finished_at"), datetime.now(UTC))
+    return TrialRow(
+        **{**texts, **counts, **times, "study": "s", "trial": f"t{number}", "spec": "{}"},
+        number=number,
+        status=TrialStatus.FINISHED,
+        val_top1=top1,
+        size_bytes=size,
+        flops=flops,
+    )
+
+
+@pytest.mark.parametrize("keep", ["front", "all"])
+def test_a_model_is_kept_where_no_trial_so_far_dominates_it(
+    ledger: Ledger, network: Network, console: Console, tmp_path: Path, rng: random.Random, keep: str
+) -> None:
+    ledger.create_study("s", {"objectives": ["val_top1", "size_bytes", "flops"], "uncompressed": {}})
+    recorder = Recorder(ledger, "s", network, Progress(console), wanted=40, keep=keep)
+    trial = SimpleNamespace(checkpoint=SimpleNamespace(as_directory=lambda: nullcontext(str(tmp_path))))
+    past: list[tuple[float, int, int]] = []
+    wanted = set()
+    for number in range(40):
+        point = (rng.randint(0, 5) / 5, rng.randint(1, 6), rng.randint(1, 6))
+        (tmp_path / MODEL_FILE).write_bytes(f"model {number}".encode())
+        row = recorder.with_model(_row(number, *point), trial)
+        assert row.model_sha256 == hashlib.sha256(f"model {number}".encode()).hexdigest()
+        beaten = any(t >= point[0] and s <= point[1] and f <= point[2] and (t, s, f) != point for t, s, f in past)
+        wanted |= set() if beaten and keep == "front" else {row.model_sha256}
+        assert ledger.has_model(row.model_sha256) == (row.model_sha256 in wanted)
+        recorder.write(row)
+        past.append(point)
+    assert ledger.models() == wanted
+    kept = {row["model_sha256"] for row in ledger.front("s").to_pylist()}
+    assert kept <= wanted
+
+
+def test_what_a_study_keeps_is_in_its_record_and_older_ones_have_kept_all(plan: StudyPlan) -> None:
+    record = json.loads(json.dumps(plan.to_record()))
+    assert record["keep"] == StudyPlan.from_record(record).keep == "front"
+    assert StudyPlan.from_record({**record, "keep": "all"}).keep == "all"
+    del record["keep"]
+    assert StudyPlan.from_record(record) == dataclasses.replace(plan, keep="all")
