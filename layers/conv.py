@@ -1,6 +1,6 @@
 """Compressed convolutions: one weight built in independent steps from the few tensors that are stored.
 
-Coefficients -> (block floating point) -> (each filter's own harmonics) -> series -> templates' taps -> gains ->
+Coefficients -> (block floating point) -> (each filter's own harmonics) -> series -> templates' taps -> transforms ->
 filters; then an ordinary convolution of the input, itself rounded to block floating point. Each step is left out where
 its knob is `None`. Sources: Costain & Prisacariu (series, block floating point); Miles & Mikolajczyk (templates); the
 combination is ours. A 1-D convolution is one of images with a single row.
@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from layers.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
 from layers.basis import basis_matrix
 from layers.errors import UsageError
-from layers.form import LayerForm, LayerShape, stored_tensors
+from layers.form import PARAMETERS, LayerForm, LayerShape, stored_tensors
 from layers.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
 from layers.rounded import RoundedLayer
-from layers.template import choose_templates, least_squares_gains, rebuild_filters, two_stage_conv2d
+from layers.template import choose_templates, fitted_transforms, rebuild_filters, two_stage_conv2d
+from layers.transforms import Transform
 
 __all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]
 
@@ -63,7 +64,8 @@ class CompressedConv2d(RoundedLayer):
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
         self.coefficients = nn.Parameter(conv.weight.new_empty(tensors["coefficients"].shape))
         if kept is not None:
-            self.gains = nn.Parameter(conv.weight.new_empty(tensors["gains"].shape))
+            for name in tensors.keys() & set(PARAMETERS.values()):
+                self.register_parameter(name, nn.Parameter(conv.weight.new_empty(tensors[name].shape)))
         kept_filters = conv.weight if kept is None else conv.weight[kept]
         if form.allocation is not None:
             self._begin_allocated(conv.weight.detach())
@@ -77,7 +79,7 @@ class CompressedConv2d(RoundedLayer):
         """Take coefficients (M, C / groups, n_y, n_x) of the kept filters, all filters where there are no templates.
 
         Where they are allocated to filters they are given for all K_y K_x harmonics, and those within each filter's
-        support are taken. Gains become those that bring the templates nearest to the filters `weight`
+        support are taken. Transforms become those that bring the templates near to the filters `weight`
         (N, C / groups, K_y, K_x).
         """
         if self.slots is not None:
@@ -86,7 +88,10 @@ class CompressedConv2d(RoundedLayer):
         by_group = coefficients.unflatten(1, (self.form.groups, -1)).transpose(0, 1).flatten(0, 1)
         self.coefficients.copy_(by_group)
         if self.kept is not None:
-            self.gains.copy_(least_squares_gains(weight, self._templates(), self.kept))
+            parameters = self.transforms()
+            if parameters is not None:
+                transform = self._transform()
+                parameters.copy_(fitted_transforms(transform, weight, self._templates(), self.kept))
 
     def kept_coefficients(self) -> Tensor:
         """The coefficients in the order of `begin_at`."""
@@ -165,7 +170,7 @@ class CompressedConv2d(RoundedLayer):
         templates = self._templates()
         if self.kept is None:
             return templates[0]
-        return rebuild_filters(templates, self._stored(self.gains), self.kept)
+        return rebuild_filters(templates, self._transform(), self._stored_transforms(), self.kept)
 
     def train(self, mode: bool = True) -> Self:
         """Forget the filters that evaluation keeps."""
@@ -224,12 +229,30 @@ class CompressedConv2d(RoundedLayer):
         return two_stage_conv2d(
             x,
             self._templates(),
-            self._stored(self.gains),
+            self._transform(),
+            self._stored_transforms(),
             self.kept,
             stride=self.stride,
             padding=padding,
             dilation=self.dilation,
         )
+
+    def transforms(self) -> Tensor | None:
+        """The parameters (N - M, G, ...) of the transforms, `None` where there are none (`layers.form.PARAMETERS`)."""
+        name = None if self.form.transform is None else PARAMETERS.get(self.form.transform)
+        return None if name is None else self.get_parameter(name)
+
+    def _transform(self) -> Transform:
+        assert self.form.transform is not None
+        return self.form.transform
+
+    def _stored_transforms(self) -> Tensor:
+        """The parameters as they are stored; where there are none, an empty tensor of as many filters and groups."""
+        parameters = self.transforms()
+        if parameters is not None:
+            return self._stored(parameters)
+        assert self.form.templates is not None
+        return self.coefficients.new_zeros(self.shape.out_channels - self.form.templates, self.form.groups, 0)
 
     def _stored(self, tensor: Tensor) -> Tensor:
         return self.quantised(tensor, self.form.weight_format)

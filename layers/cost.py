@@ -88,6 +88,21 @@ def _macs(shape: LayerShape, form: LayerForm, source: tuple[int, int], target: t
         columns = places * channels * n_y * n_x * k_x
         forms.append(rows + columns + places * prod(form.harmonics) * shape.filter_channels * outputs)
     if form.templates is not None and shape.groups == 1:
-        pruned = outputs - form.templates
-        forms.append(places * k_y * k_x * (channels * form.templates + form.groups * pruned))
+        forms.append(_two_stage_macs(shape, form, source[0] * source[1], places))
+    elif form.transform == "zero":
+        assert form.templates is not None
+        forms.append(forms[0] // outputs * form.templates)
     return min(forms)
+
+
+def _two_stage_macs(shape: LayerShape, form: LayerForm, inputs: int, places: int) -> int:
+    """Maps of the templates, then the gather: eq. 5, and section 2.5 for transforms that mix taps."""
+    assert form.templates is not None
+    taps, rebuilt = prod(shape.kernel), form.groups * (shape.out_channels - form.templates)
+    maps = taps * shape.in_channels * form.templates
+    if form.transform == "zero":
+        return places * maps
+    if form.transform == "scalar":
+        return places * (maps + taps * rebuilt)
+    neighbours = prod(2 if k > 1 else 1 for k in shape.kernel)
+    return inputs * maps + places * neighbours * taps * rebuilt

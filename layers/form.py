@@ -16,11 +16,12 @@ from layers.allocation import support_bits
 from layers.basis import Basis, basis_name
 from layers.blockformat import AXES, Axis, BlockFormat
 from layers.errors import UsageError
+from layers.transforms import TRANSFORMS, Transform, parameter_shape
 
 __all__ = [
     "ALLOCATIONS",
     "MOST_TAPS",
-    "TRANSFORMS",
+    "PARAMETERS",
     "LayerForm",
     "LayerShape",
     "StoredIndices",
@@ -35,8 +36,10 @@ Allocation = Literal["filter"]
 ALLOCATIONS: tuple[Allocation, ...] = ("filter",)
 MOST_TAPS = 256
 """Taps of the largest filter that coefficients can be allocated to: a byte names its support."""
-Transform = Literal["scalar"]
-TRANSFORMS: tuple[Transform, ...] = ("scalar",)
+
+
+PARAMETERS: dict[Transform, str] = {"scalar": "gains", "rotation": "angles", "affine": "matrices"}
+"""What the transforms' parameters are called where they are stored; `zero` has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +218,10 @@ def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor
     """The tensors of numbers that a layer of this shape stores in this form, by name.
 
     `coefficients` (G M, C / G, n_y, n_x): series coefficients of the templates, or their taps where there is no
-    basis, or all filters (G = 1, M = N) where there are no templates. `gains` (N - M, G, K_y, K_x): scalar
-    transforms. `bias` (N,). Where coefficients are allocated to filters they are (N n_y n_x, C), a row for each
-    harmonic of each filter. A norm stores its vectors (C,), of which statistics do not train. What is stored besides is
-    `stored_indices`. Raises `UsageError` where form and shape clash.
+    basis, or all filters (G = 1, M = N) where there are no templates. Transforms: `gains` (N - M, G, K_y, K_x),
+    `angles` (N - M, G, 1) or `matrices` (N - M, G, 2, 3). `bias` (N,). Where coefficients are allocated to filters
+    they are (N n_y n_x, C), a row for each harmonic of each filter. A norm stores its vectors (C,), of which statistics
+    do not train. What is stored besides is `stored_indices`. Raises `UsageError` where form and shape clash.
     """
     _check(shape, form)
     if shape.kind == "norm":
@@ -232,7 +235,10 @@ def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor
     if form.allocation is not None:
         tensors["coefficients"] = StoredTensor((outputs * taps[0] * taps[1], channels), form.weight_format)
     if form.templates is not None:
-        tensors["gains"] = StoredTensor((outputs - templates, form.groups, *shape.kernel), form.weight_format)
+        assert form.transform is not None
+        if form.transform in PARAMETERS:
+            numbers = (outputs - templates, form.groups, *parameter_shape(form.transform, shape.kernel))
+            tensors[PARAMETERS[form.transform]] = StoredTensor(numbers, form.weight_format)
     if shape.bias:
         tensors["bias"] = StoredTensor((outputs,), form.vector_format)
     return tensors

@@ -9,6 +9,7 @@ from torch import nn
 from layers.basis import Basis
 from layers.conv import CompressedConv2d
 from layers.form import LayerForm
+from layers.transforms import Transform
 
 __all__ = ["ChebConv2d", "CosConv2d", "TemplateConv2d"]
 
@@ -50,7 +51,7 @@ class ChebConv2d(_SeriesConv2d):
 
 
 class TemplateConv2d(CompressedConv2d):
-    """Filters rebuilt from `templates` templates in `template_groups` channel groups by scalar transforms."""
+    """Filters rebuilt from `templates` templates in `template_groups` channel groups by spatial transforms."""
 
     def __init__(
         self,
@@ -60,10 +61,11 @@ class TemplateConv2d(CompressedConv2d):
         templates: int,
         *,
         template_groups: int = 1,
+        transform: Transform = "scalar",
         stride: _Size = 1,
         padding: str | _Size = 0,
         dilation: _Size = 1,
         bias: bool = True,
     ) -> None:
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias)
-        super().__init__(conv, LayerForm(templates=templates, groups=template_groups, transform="scalar"))
+        super().__init__(conv, LayerForm(templates=templates, groups=template_groups, transform=transform))

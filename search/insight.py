@@ -38,9 +38,14 @@ from results.schema import TrialStatus
 
 __all__ = ["insight"]
 
-_BESIDE_BITS = {"exponent_block": 1, "exponent_axis": "flat", "activation_block": 1}
-"""Knobs of bits, and what null means where there are bits."""
-_CONDITIONAL = frozenset({"basis", "allocation", "groups", "transform", *_BESIDE_BITS})
+_DEFAULTS = {
+    "exponent_block": ("bits", 1),
+    "exponent_axis": ("bits", "flat"),
+    "activation_block": ("bits", 1),
+    "transform": ("pruning_rate", "scalar"),
+}
+"""Knobs whose null stands for a default beside another knob: beside which, and for what."""
+_CONDITIONAL = frozenset({"basis", "allocation", "groups", *_DEFAULTS})
 """Knobs that say something only beside harmonics, a pruning rate or bits; null where there is nothing to say."""
 _BEST_SHARE, _BEST_LEAST, _BEST_MOST = 0.1, 10, 1 / 3
 
@@ -55,7 +60,8 @@ def insight(ledger: Ledger, study: str) -> dict[str, Any]:
     chance) and `chance`; `blocks` the same summed over a block's knobs. `effects` has for each value of a knob (null:
     uncompressed) `n` trials, their mean `val_top1`, and geometric means of `size_bytes` and `flops`. `shared` has the
     share of the front's members, and of all finished trials, that have the value. Knobs that never varied are left out.
-    `allocation` is `uniform` where a block could have one and has not; beside bits, exponents are at their defaults.
+    `allocation` is `uniform` where a block could have one and has not; beside bits, exponents are at their defaults, as
+    transforms are beside a pruning rate.
     """
     trials = ledger.trials(study)
     finished = trials.filter(pc.equal(trials.column("status"), TrialStatus.FINISHED.value))
@@ -109,8 +115,9 @@ def _values_of(entries: pa.StructArray, knob: str) -> list[Any]:
         several = pc.greater(pc.multiply(entries.field("harmonics_y"), entries.field("harmonics_x")), 1)
         uniform = pc.and_(column.is_null(), pc.and_(series, several.fill_null(False)))
         column = pc.if_else(uniform, "uniform", column)
-    if knob in _BESIDE_BITS:
-        column = pc.if_else(entries.field("bits").is_valid(), pc.fill_null(column, _BESIDE_BITS[knob]), column)
+    if knob in _DEFAULTS:
+        beside, default = _DEFAULTS[knob]
+        column = pc.if_else(entries.field(beside).is_valid(), pc.fill_null(column, default), column)
     found: list[Any] = column.to_pylist()
     return found
 

@@ -9,7 +9,8 @@ from typing import Any
 from layers import UsageError
 from layers.basis import Basis, basis_name
 from layers.blockformat import AXES, Axis
-from layers.form import ALLOCATIONS, TRANSFORMS, Allocation, Transform
+from layers.form import ALLOCATIONS, Allocation
+from layers.transforms import TRANSFORMS, Transform
 
 __all__ = ["BlockConfig", "NetworkConfig"]
 
@@ -32,7 +33,7 @@ class BlockConfig:
     groups: int | None = None
     """Channel groups of the templates."""
     transform: Transform | None = None
-    """How templates become filters; `scalar` where a pruning rate is given without one."""
+    """How templates become filters; `scalar` where a pruning rate is given without one, and for a single tap."""
     bits: int | None = None
     """Mantissa bits of weights and input activations; in the block `vectors` of biases and norms."""
     exponent_block: int | None = None

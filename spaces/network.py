@@ -230,6 +230,8 @@ def _with_templates(form: LayerForm, shape: LayerShape, asked: BlockConfig, mini
     if templates == shape.out_channels:
         return form
     transform = asked.transform or "scalar"
+    if shape.kernel == (1, 1) and transform in ("rotation", "affine"):
+        transform = "scalar"
     if form.allocation is not None:
         form = _with_series(form, shape, dataclasses.replace(asked, allocation=None))
     return dataclasses.replace(form, templates=templates, groups=asked.groups or 1, transform=transform)

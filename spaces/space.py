@@ -25,9 +25,11 @@ __all__ = ["KNOBS", "Space", "Value"]
 Value = str | int | float | None
 
 _EXPONENTS = ("exponent_block", "exponent_axis", "activation_block")
-KNOBS = ("basis", "harmonics_y", "harmonics_x", "allocation", "pruning_rate", "groups", "bits", *_EXPONENTS)
+_TEMPLATES = ("pruning_rate", "groups", "transform")
+KNOBS = ("basis", "harmonics_y", "harmonics_x", "allocation", *_TEMPLATES, "bits", *_EXPONENTS)
 PRUNING_RATES = (None, 0.25, 0.5, 0.75, 0.875)
 GROUPS = (1, 2, 4)
+TRANSFORMS = ("scalar",)
 BITS = (4, 6, 8, None)
 EXPONENT_BLOCKS = (16,)
 EXPONENT_AXES = ("flat",)
@@ -41,7 +43,7 @@ class Space:
 
     network: Network
     choices: Mapping[str, Mapping[str, tuple[Value, ...]]]
-    """Block -> knob -> values, ordered where order means something (all but `basis` and `exponent_axis`)."""
+    """Block -> knob -> values, ordered where order means something (not in `basis`, `transform`, `exponent_axis`)."""
     minimum_templates: int = 8
 
     @classmethod
@@ -96,7 +98,7 @@ class Space:
             asked = config.blocks.get(block, BlockConfig())
             for knob, allowed in knobs.items():
                 value = self._value(block, knob, asked)
-                spare = knob == "basis" or (value is None and knob in ("groups", *_EXPONENTS))
+                spare = knob == "basis" or (value is None and knob in ("groups", "transform", *_EXPONENTS))
                 alike = (value,) if value in allowed else self._alike(block, knob, asked)
                 if not alike and not spare:
                     raise UsageError(f"{block}.{knob} (={value}) must be one of {_words(allowed)}.")
@@ -116,8 +118,8 @@ class Space:
         return {c: self.network.block_cost(block, c, self.minimum_templates) for c in self.block_configs(block)}
 
     def _alike(self, block: str, knob: str, asked: BlockConfig) -> tuple[Value, ...]:
-        """Choices of a knob of exponents that make of the block what is asked; a canonical config names only one."""
-        if knob not in _EXPONENTS:
+        """Choices of a knob that make of the block what is asked, where a canonical config may not name it."""
+        if knob not in ("transform", *_EXPONENTS):
             return ()
 
         def fits(value: Any) -> bool:
@@ -148,6 +150,7 @@ def _legal(network: Network, block: str, minimum_templates: int) -> dict[str, tu
     if len(rates) > 1:
         knobs["pruning_rate"] = rates
         knobs["groups"] = tuple(g for g in GROUPS if all(shape.filter_channels % g == 0 for shape in convs))
+        knobs["transform"] = TRANSFORMS
     knobs["bits"], knobs["exponent_block"] = BITS, EXPONENT_BLOCKS
     knobs["exponent_axis"], knobs["activation_block"] = EXPONENT_AXES, ACTIVATION_BLOCKS
     return knobs
@@ -173,6 +176,7 @@ def _block(values: Mapping[str, Any]) -> BlockConfig:
         allocation=values.get("allocation") if harmonics else None,
         pruning_rate=rate,
         groups=values.get("groups") if rate is not None else None,
+        transform=values.get("transform") if rate is not None else None,
         bits=bits,
         **{knob: values.get(knob) if bits is not None else None for knob in _EXPONENTS},
     )
@@ -192,7 +196,7 @@ def _axes(knobs: Any, block: str) -> Iterator[tuple[str, tuple[Value, ...]]]:
             yield name, values
 
 
-_SELECTIONS = ("basis", "pruning_rate", "groups", "bits", *_EXPONENTS)
+_SELECTIONS = ("basis", *_TEMPLATES, "bits", *_EXPONENTS)
 """Knobs whose default choices are a selection: other values may be asked for, where the layers can take them."""
 
 

@@ -12,13 +12,13 @@ __all__ = ["WeightAverage", "make_optimiser"]
 
 
 def make_optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """The schedule's optimiser over what is trained; vectors (norms, biases) and templates' gains are not decayed."""
+    """The schedule's optimiser over what is trained; vectors (norms, biases) and transforms are not decayed."""
     layers = [layer for layer in compressed_layers(model).values() if isinstance(layer, CompressedConv2d)]
-    gains = {layer.gains for layer in layers if layer.kept is not None}
+    transforms = {layer.transforms() for layer in layers}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
-        {"params": [w for w in trained if w.dim() > 1 and w not in gains], "weight_decay": schedule.weight_decay},
-        {"params": [w for w in trained if w.dim() <= 1 or w in gains], "weight_decay": 0.0},
+        {"params": [w for w in trained if w.dim() > 1 and w not in transforms], "weight_decay": schedule.weight_decay},
+        {"params": [w for w in trained if w.dim() <= 1 or w in transforms], "weight_decay": 0.0},
     ]
     if schedule.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))

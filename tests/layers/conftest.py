@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerForm
 from layers.blockformat import AXES
+from layers.transforms import TRANSFORMS
 
 ConvMaker = Callable[..., nn.Conv2d]
 
@@ -98,7 +99,7 @@ def random_form(rng: random.Random) -> Callable[..., LayerForm]:
         elif rng.random() < 0.6:
             channels = conv.in_channels // conv.groups
             divisors = [g for g in range(1, channels + 1) if channels % g == 0]
-            chosen |= {"templates": rng.randint(1, conv.out_channels), "transform": "scalar"}
+            chosen |= {"templates": rng.randint(1, conv.out_channels), "transform": rng.choice(TRANSFORMS)}
             chosen |= {"groups": rng.choice(divisors)}
         if rng.random() < 0.6:
             chosen |= {"bits": rng.randint(2, 16), "exponent_block": rng.choice([1, 2, 5, 16, 128])}

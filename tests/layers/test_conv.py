@@ -22,6 +22,7 @@ from layers import (
 )
 from layers.basis import basis_matrix
 from layers.blockfloat import BlockFormat, quantise
+from layers.transforms import tap_operators
 
 SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))
 TEMPLATES = LayerForm(templates=3, groups=2, transform="scalar")
@@ -66,11 +67,21 @@ def oracle_filters(layer: CompressedConv2d) -> Tensor:
         index = used if kept else rebuilt % form.templates
         parts = [templates[g * form.templates + index] for g in range(form.groups)]
         if not kept:
-            gains = stored(layer.gains).double()[rebuilt]
-            parts = [part * gain for part, gain in zip(parts, gains, strict=True)]
+            parts = [transformed(layer, part, stored, rebuilt, group) for group, part in enumerate(parts)]
         filters.append(torch.cat(parts))
         used, rebuilt = used + kept, rebuilt + (not kept)
     return torch.stack(filters)
+
+
+def transformed(layer: CompressedConv2d, part: Tensor, stored: Any, rebuilt: int, group: int) -> Tensor:
+    parameters = layer.transforms()
+    if parameters is None:
+        return 0 * part
+    own = stored(parameters).double()[rebuilt, group]
+    if layer.form.transform == "scalar":
+        return part * own
+    operator = tap_operators(layer.form.transform, own, layer.shape.kernel)
+    return (part.flatten(1) @ operator.T).view(part.shape)
 
 
 def rounded_inputs(x: Tensor, form: LayerForm) -> Tensor:
@@ -112,7 +123,7 @@ def test_start_is_the_least_squares_answer(_, random_conv, random_form):
         columns = templates.flatten(2).flatten(0, 1).mT
         templates = torch.linalg.lstsq(system, columns).solution.mT.reshape(layer.coefficients.shape)
     assert torch.allclose(layer.coefficients, templates, atol=1e-9)
-    if form.templates is not None:
+    if form.transform == "scalar":
         taps = oracle_filters(layer)[kept].unflatten(1, (form.groups, -1))
         base = taps[torch.arange(conv.out_channels - form.templates) % form.templates]
         pruned = conv.weight.detach()[~kept].unflatten(1, (form.groups, -1))

@@ -53,8 +53,12 @@ def test_cost_of_a_convolution_is_that_of_the_built_and_packed_layer(_, random_c
         macs.append(count_macs(layer, x))
     if form.templates is not None and conv.groups == 1:
         taps, places = math.prod(conv.kernel_size), conv(x)[0, 0].numel()
-        stages = form.templates * conv.in_channels, (conv.out_channels - form.templates) * form.groups
-        macs.append(places * taps * sum(stages))
+        own, rebuilt = form.templates * conv.in_channels, (conv.out_channels - form.templates) * form.groups
+        mixed = form.transform in ("rotation", "affine")
+        each = {"scalar": 1, "zero": 0}.get(form.transform, math.prod(min(k, 2) for k in conv.kernel_size))
+        macs.append(taps * ((x[0, 0].numel() if mixed else places) * own + places * rebuilt * each))
+    elif form.transform == "zero":
+        macs.append(macs[0] // conv.out_channels * form.templates)
     assert cost.macs == min(macs)
 
 

@@ -23,7 +23,10 @@ LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
         ({"basis": "sine", "harmonics": (2, 2)}, r"basis \(='sine'\) must be cosine or chebyshev, or"),
         ({"templates": 4}, r"templates \(=4\) and transform \(=None\) go together\."),
         ({"transform": "scalar"}, r"templates \(=None\) and transform \(='scalar'\) go together\."),
-        ({"templates": 4, "transform": "spin"}, r"transform \(='spin'\) must be one of scalar\."),
+        (
+            {"templates": 4, "transform": "spin"},
+            r"transform \(='spin'\) must be one of scalar, rotation, ",
+        ),
         ({"groups": 2}, r"groups \(=2\) must be 1 in a layer without templates\."),
         ({"templates": 4, "transform": "scalar", "groups": 0}, r"groups \(=0\) must be a whole number of at least 1\."),
         ({"templates": 4, "transform": "scalar", "groups": -2}, r"groups \(=-2\) must be a whole number"),

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from layers import UsageError
 from layers.template import (
     choose_templates,
-    least_squares_gains,
+    fitted_transforms,
     rebuild_filters,
     template_count,
     two_stage_conv2d,
@@ -47,7 +47,7 @@ def oracle_filters(templates: Tensor, gains: Tensor, kept: Tensor) -> Tensor:
 @pytest.mark.parametrize("_", range(20))
 def test_filters_are_kept_templates_and_gains_times_template_r_mod_m(_, setting):
     templates, gains, kept = setting()
-    assert torch.equal(rebuild_filters(templates, gains, kept), oracle_filters(templates, gains, kept))
+    assert torch.equal(rebuild_filters(templates, "scalar", gains, kept), oracle_filters(templates, gains, kept))
 
 
 @pytest.mark.parametrize("_", range(30))
@@ -60,7 +60,7 @@ def test_two_stages_equal_the_dense_convolution(_, setting, rng, normal):
     x = normal(2, groups * channels, *size)
     where = {"stride": stride, "padding": padding, "dilation": dilation}
     expected = F.conv2d(x, oracle_filters(templates, gains, kept), **where)
-    found = two_stage_conv2d(x, templates, gains, kept, **where)
+    found = two_stage_conv2d(x, templates, "scalar", gains, kept, **where)
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, atol=1e-10)
 
@@ -72,10 +72,10 @@ def test_gradients_of_both_executions(setting, normal):
     gains.requires_grad_()
 
     def two_stage(x: Tensor, templates: Tensor, gains: Tensor) -> Tensor:
-        return two_stage_conv2d(x, templates, gains, kept, stride=(2, 1), padding=(1, 0), dilation=(1, 1))
+        return two_stage_conv2d(x, templates, "scalar", gains, kept, stride=(2, 1), padding=(1, 0), dilation=(1, 1))
 
     assert torch.autograd.gradcheck(two_stage, (x, templates, gains))
-    assert torch.autograd.gradcheck(lambda t, g: rebuild_filters(t, g, kept), (templates, gains))
+    assert torch.autograd.gradcheck(lambda t, g: rebuild_filters(t, "scalar", g, kept), (templates, gains))
 
 
 @pytest.mark.parametrize("_", range(10))
@@ -83,7 +83,7 @@ def test_gains_are_the_least_squares_answer_of_each_tap(_, setting, normal):
     templates, gains, kept = setting()
     groups, count, channels, k_y, k_x = templates.shape
     weight = normal(len(kept), groups * channels, k_y, k_x)
-    found = least_squares_gains(weight, templates, kept)
+    found = fitted_transforms("scalar", weight, templates, kept)
     assert found.shape == gains.shape
     pruned = weight[~kept]
     for r in range(len(gains)):
@@ -99,10 +99,10 @@ def test_gains_are_the_least_squares_answer_of_each_tap(_, setting, normal):
 def test_no_perturbation_of_the_gains_is_nearer(setting, normal):
     templates, _, kept = setting(filters=9, count=3)
     weight = normal(9, templates.shape[0] * templates.shape[2], *templates.shape[3:])
-    gains = least_squares_gains(weight, templates, kept)
+    gains = fitted_transforms("scalar", weight, templates, kept)
 
     def error(gains: Tensor) -> Tensor:
-        return (rebuild_filters(templates, gains, kept) - weight).square().sum()
+        return (rebuild_filters(templates, "scalar", gains, kept) - weight).square().sum()
 
     best = error(gains)
     assert all(error(gains + scale * normal(*gains.shape)) > best for scale in (1e-3, 0.1, 1.0) for _ in range(10))
@@ -111,7 +111,7 @@ def test_no_perturbation_of_the_gains_is_nearer(setting, normal):
 def test_gain_of_a_tap_at_which_the_template_is_zero_is_zero(normal):
     templates, weight = normal(1, 1, 2, 3, 3), normal(2, 2, 3, 3)
     templates[0, 0, :, 1, 2] = 0.0
-    gains = least_squares_gains(weight, templates, torch.tensor([True, False]))
+    gains = fitted_transforms("scalar", weight, templates, torch.tensor([True, False]))
     assert gains[0, 0, 1, 2] == 0.0
     assert torch.count_nonzero(gains) == 8
 
@@ -119,10 +119,10 @@ def test_gain_of_a_tap_at_which_the_template_is_zero_is_zero(normal):
 def test_gain_of_a_tap_at_which_the_template_cancels_to_rounding_is_zero(normal):
     templates, weight = normal(1, 1, 2, 3, 3), normal(2, 2, 3, 3)
     templates[0, 0, :, 1, 2] *= 1e-17
-    gains = least_squares_gains(weight, templates, torch.tensor([True, False]))
+    gains = fitted_transforms("scalar", weight, templates, torch.tensor([True, False]))
     assert gains[0, 0, 1, 2] == 0.0
     assert torch.count_nonzero(gains) == 8
-    assert torch.equal(least_squares_gains(weight, 0 * templates, torch.tensor([True, False])), 0 * gains)
+    assert torch.equal(fitted_transforms("scalar", weight, 0 * templates, torch.tensor([True, False])), 0 * gains)
 
 
 @pytest.mark.parametrize("_", range(5))
@@ -131,7 +131,7 @@ def test_kept_filters_are_rebuilt_exactly(_, rng, normal):
     weight = normal(filters, 8, 3, 3)
     kept = choose_templates(weight, rng.randint(1, filters))
     templates = weight[kept].unflatten(1, (groups, -1)).transpose(0, 1)
-    rebuilt = rebuild_filters(templates, least_squares_gains(weight, templates, kept), kept)
+    rebuilt = rebuild_filters(templates, "scalar", fitted_transforms("scalar", weight, templates, kept), kept)
     assert torch.equal(rebuilt[kept], weight[kept])
     assert (rebuilt - weight).square().sum() < weight[~kept].square().sum() or kept.all()
 
@@ -199,7 +199,7 @@ def test_macs_of_the_two_stages_are_equation_5(_, rng, setting, normal, count_ma
     x = normal(2, groups * channels, k_y + 3, k_x + 2)
 
     def call() -> Tensor:
-        return two_stage_conv2d(x, templates, gains, kept, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        return two_stage_conv2d(x, templates, "scalar", gains, kept, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
 
     places, total_channels = 4 * 3, groups * channels
     expected = places * k_y * k_x * (total_channels * count + groups * (len(kept) - count))

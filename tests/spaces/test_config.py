@@ -79,7 +79,7 @@ def test_harmonics_become_a_tuple_so_that_configs_hash():
         ({"groups": 0}, r"groups \(=0\) must be a whole number from 1 "),
         ({"groups": -2}, r"groups \(=-2\) must be a whole number"),
         ({"groups": 2.0}, r"groups \(=2\.0\) must be a whole number"),
-        ({"transform": "spin"}, r"transform \(='spin'\) must be one of scalar, or left out\."),
+        ({"transform": "spin"}, r"transform \(='spin'\) must be one of scalar, rotation, affine, zero, or left out\."),
         ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16, or left out\."),
         ({"bits": 17}, r"bits \(=17\) must be a whole number"),
         ({"bits": "8"}, r"bits \(='8'\) must be a whole number"),

@@ -37,6 +37,13 @@ FORMS: list[dict[str, LayerForm]] = [
             basis="cosine", harmonics=(2, 1), templates=9, groups=2, transform="scalar", bits=8, exponent_block=16
         ),
     },
+    {
+        "layer1.0.conv2": LayerForm(templates=3, groups=2, transform="affine", bits=6),
+        "layer2.0.conv2": LayerForm(templates=5, transform="rotation"),
+        "layer3.0.conv2": LayerForm(templates=5, transform="zero"),
+        "bn1": LayerForm(vector_bits=8),
+        "linear": LayerForm(vector_bits=4),
+    },
 ]
 JUNK: list[Any] = [
     *(None, True, False, -1, 0, 1, 2, 3, 16, 2**31, 2**63, 2**64, 10**30, -(10**30), 0.5, 1e308, -1.0, "", "x" * 300),

@@ -145,7 +145,7 @@ def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
                 allocation=rng.choice([None, "filter"]) if series[0] else None,
                 pruning_rate=rng.choice([None, 0.01, 0.5, 0.9]),
                 groups=rng.choice([None, 1]),
-                transform=rng.choice([None, "scalar"]),
+                transform=rng.choice([None, "scalar", "rotation", "affine", "zero"]),
                 bits=rng.choice([None, 4, 8]),
                 exponent_block=rng.choice([None, 1, 16]),
                 exponent_axis=rng.choice([None, *AXES]),
@@ -307,3 +307,11 @@ def test_a_part_of_the_network_cannot_be_called_vectors():
     model.add_module("vectors", nn.Conv2d(1, 4, 3))
     with pytest.raises(UsageError, match=r"The network's part 'vectors' needs another name"):
         Network.of(model, (1, 8, 8))
+
+
+@pytest.mark.parametrize("transform", ["rotation", "affine"])
+def test_filters_of_a_single_tap_take_gains(transform):
+    network = Network.of(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1)), (1, 8, 8))
+    pruned = BlockConfig(pruning_rate=0.5, transform=transform)
+    forms = network.forms(NetworkConfig(blocks={"0": pruned, "1": pruned}, minimum_templates=2))
+    assert (forms["0"].transform, forms["1"].transform) == (transform, "scalar")

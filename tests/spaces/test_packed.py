@@ -16,7 +16,9 @@ FORMS = {
     "layer1.0.conv1": LayerForm(basis="chebyshev", harmonics=(2, 2), allocation="filter", bits=7),
     "conv1": LayerForm(basis="cosine", harmonics=(2, 3), bits=6),
     "layer3.0.conv2": LayerForm(templates=9, groups=2, transform="scalar", bits=8, exponent_block=16),
-    "linear": LayerForm(bits=4, exponent_block=7),
+    "linear": LayerForm(bits=4, exponent_block=7, vector_bits=6),
+    "layer2.0.bn1": LayerForm(vector_bits=8),
+    "layer2.0.conv2": LayerForm(templates=9, groups=2, transform="affine", bits=8),
 }
 
 

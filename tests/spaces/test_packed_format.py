@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from layers import LayerForm, compress_model, compressed_layers, pack_state
+from layers.transforms import TRANSFORMS
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, load_model, read_card, save_model
 from spaces.card import decode_forms
 
@@ -68,7 +69,7 @@ class Reader:
         m, g = form["templates"], form.get("groups", 1)
         stored = self.values(f"{name}.coefficients", (g * m, channels // g, n_y, n_x), form)
         templates = series(stored, form, k_y, k_x).reshape(g, m, channels // g, k_y, k_x)
-        gains = self.values(f"{name}.gains", (count - m, g, k_y, k_x), form)
+        transforms = self.transforms(name, form, (count - m, g), (k_y, k_x))
         kept = numbers(self.tensor(f"{name}.kept"), 1, count)
         filters, j, r = [], 0, 0
         for bit in kept:
@@ -76,9 +77,39 @@ class Reader:
                 filters.append(np.concatenate([templates[i, j] for i in range(g)]))
                 j += 1
             else:
-                filters.append(np.concatenate([templates[i, r % m] * gains[r, i] for i in range(g)]))
+                filters.append(np.concatenate([transforms(templates[i, r % m], r, i) for i in range(g)]))
                 r += 1
         return np.stack(filters)
+
+    def transforms(self, name: str, form: dict[str, Any], count: tuple[int, int], kernel: tuple[int, int]) -> Any:
+        """What makes of a template (C / G, K_y, K_x) the r-th rebuilt filter in group g."""
+        if form["transform"] == "zero":
+            return lambda template, r, g: 0 * template
+        if form["transform"] == "scalar":
+            gains = self.values(f"{name}.gains", (*count, *kernel), form)
+            return lambda template, r, g: template * gains[r, g]
+        if form["transform"] == "affine":
+            matrices = self.values(f"{name}.matrices", (*count, 2, 3), form)
+            return lambda template, r, g: resampled(template, matrices[r, g])
+        angles = self.values(f"{name}.angles", (*count, 1), form)[..., 0]
+        return lambda template, r, g: resampled(template, turn(angles[r, g]))
+
+
+def turn(angle: float) -> Array:
+    return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
+
+
+def resampled(template: Array, matrix: Array) -> Array:
+    """Tap by tap, from the four around the place that it is carried to."""
+    (_, k_y, k_x), found = template.shape, np.zeros(template.shape)
+    for y in range(k_y):
+        for x in range(k_x):
+            to_y, to_x = matrix @ [y - (k_y - 1) / 2, x - (k_x - 1) / 2, 1] + [(k_y - 1) / 2, (k_x - 1) / 2]
+            for tap_y in range(k_y):
+                for tap_x in range(k_x):
+                    near = max(0, 1 - abs(to_y - tap_y)) * max(0, 1 - abs(to_x - tap_x))
+                    found[:, y, x] += near * template[:, tap_y, tap_x]
+    return found
 
 
 def numbers(packed: Array, width: int, count: int) -> Array:
@@ -148,7 +179,7 @@ def random_form(rng: random.Random, name: str) -> LayerForm:
         if rng.random() < 0.4:
             return LayerForm(**knobs, allocation="filter")
     if rng.random() < 0.5:
-        knobs |= {"templates": rng.randint(1, 16), "transform": "scalar"}
+        knobs |= {"templates": rng.randint(1, 16), "transform": rng.choice(TRANSFORMS)}
         knobs |= {} if name == "conv1" else {"groups": rng.choice([1, 2, 4])}
     return LayerForm(**knobs)
 
@@ -158,10 +189,16 @@ def test_a_reader_of_the_document_gets_the_same_filters(fill, rng, tmp_path):
     for _ in range(6):
         dense = fill(build_model("resnet8", classes=10, channels=1))
         names = [name for name, layer in dense.named_modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
-        save_model(compress_model(dense, {name: random_form(rng, name) for name in names}), path, card=CARD)
+        forms = {name: random_form(rng, name) for name in names} | {"bn1": LayerForm(vector_bits=rng.randint(2, 16))}
+        save_model(compress_model(dense, forms), path, card=CARD)
         reader, model = Reader(path.read_bytes()), load_model(path)
-        assert reader.forms.keys() == set(names)
+        assert reader.forms.keys() == set(forms)
+        for vector in ("weight", "bias", "running_mean", "running_var"):
+            found = reader.values(f"bn1.{vector}", (16,), {"bits": forms["bn1"].vector_bits})
+            assert np.array_equal(found, model.state_dict()[f"bn1.{vector}"].numpy())
         for name, layer in compressed_layers(model).items():
+            if name == "bn1":
+                continue
             with torch.no_grad():
                 expected = layer.filters().numpy()
             np.testing.assert_allclose(reader.filters(name).reshape(expected.shape), expected, rtol=2e-5, atol=2e-6)

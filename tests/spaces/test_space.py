@@ -265,3 +265,16 @@ def test_other_minimum_of_templates_is_another_network(resnet8_space):
     config = NetworkConfig(blocks={"layer3": BlockConfig(pruning_rate=0.875)}, minimum_templates=16)
     with pytest.raises(UsageError, match=r"The config lies outside the space"):
         resnet8_space.encode(config)
+
+
+def test_transforms_can_be_asked_for(resnet8_space):
+    families = ["affine", "scalar", "zero", "rotation"]
+    space = resnet8_space.restricted({"layer2": {"transform": families, "pruning_rate": [0.5]}})
+    assert space.choices["layer2"]["transform"] == tuple(families)
+    for family in families:
+        config = space.decode({"layer2.transform": family})
+        forms = space.network.block_forms("layer2", config.blocks["layer2"], minimum_templates=8)
+        assert {form.transform for form in forms.values()} == {family}
+        assert space.encode(config)["layer2.transform"] == family
+    with pytest.raises(UsageError, match=r"space\.layer2\.transform has the value 'spin'; transform"):
+        resnet8_space.restricted({"layer2": {"transform": ["spin"]}})

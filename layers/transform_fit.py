@@ -1,0 +1,96 @@
+"""Where transforms start: at the parameters that bring templates nearest to the filters they are to rebuild.
+
+Gains have a closed form, tap by tap. Angles and matrices have not: the best of a grid is taken (angles; and for
+matrices mirrored and shifted templates too), then matrices go down the gradient from there, all filters at once. Both
+are deterministic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from layers.transforms import Transform, parameter_shape, tap_operators, transformed
+
+__all__ = ["fit_transforms", "least_squares_gains"]
+
+_ANGLES = 64
+_STEPS, _RATE = 60, 0.02
+_SHIFTS = (-0.5, 0.0, 0.5)
+
+
+@torch.no_grad()
+def fit_transforms(transform: Transform, base: Tensor, wanted: Tensor) -> Tensor:
+    """Parameters (R, G, *parameter_shape) that bring templates (R, G, C, K_y, K_x) near to filters of that shape."""
+    kernel = (base.shape[-2], base.shape[-1])
+    if transform == "scalar":
+        return least_squares_gains(base, wanted)
+    if transform == "zero" or not len(base):
+        return wanted.new_zeros(*base.shape[:2], *parameter_shape(transform, kernel))
+    found = _best_of(_grid(transform), transform, base.double(), wanted.double())
+    if transform == "affine":
+        found = _descend(found, base.double(), wanted.double())
+    return found.to(wanted.dtype)
+
+
+def least_squares_gains(base: Tensor, wanted: Tensor) -> Tensor:
+    """Gains (R, G, K_y, K_x) that bring templates (R, G, C, K_y, K_x) nearest to filters of that shape.
+
+    The taps separate: each gain is <w, b> / <b, b> over the channels. A tap at which the template is zero, or what
+    rounding leaves of zero (where the terms of a series cancel), gets the gain zero: the quotient there means nothing
+    and overflows.
+    """
+    base, pruned = base.double(), wanted.double()
+    energy = (base * base).sum(2)
+    present = energy > 1e-12 * energy.amax((-2, -1), keepdim=True)
+    gains = torch.where(present, (pruned * base).sum(2) / energy.where(present, 1.0), 0.0)
+    return gains.to(wanted.dtype)
+
+
+def _grid(transform: Transform) -> Tensor:
+    """Parameters to begin with, identity first."""
+    angles = torch.arange(_ANGLES, dtype=torch.float64) * (2 * math.pi / _ANGLES)
+    if transform == "rotation":
+        return angles[:, None]
+    cos, sin = angles[::4].cos(), angles[::4].sin()
+    turned = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+    mirror = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    found = []
+    for linear, shift in itertools.product((turned, turned @ mirror), itertools.product(_SHIFTS, _SHIFTS)):
+        column = torch.tensor(shift, dtype=torch.float64).view(1, 2, 1).expand(len(linear), 2, 1)
+        found.append(torch.cat([linear, column], 2))
+    grid = torch.cat(found)
+    return grid[grid[:, :, 2].abs().sum(1).argsort(stable=True)]
+
+
+def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -> Tensor:
+    """For each template and filter the grid's parameters of least squared error; the first of equals."""
+    kernel = (base.shape[-2], base.shape[-1])
+    grid = grid.to(base.device)
+    operators = tap_operators(transform, grid, kernel)
+    base, wanted = base.flatten(-2), wanted.flatten(-2)
+    products = torch.einsum("rgcl,rgck->rglk", wanted, base)  # <w[l], b[k]>
+    energies = torch.einsum("rgck,rgcj->rgkj", base, base)
+    gained = torch.einsum("alk,rglk->rga", operators, products)
+    length = torch.einsum("alk,rgkj,alj->rga", operators, energies, operators)
+    return grid[(length - 2 * gained).argmin(-1)]
+
+
+def _descend(start: Tensor, base: Tensor, wanted: Tensor) -> Tensor:
+    """Adam from the start on each filter's squared error; of each the best place that it came by."""
+    best, least = start.clone(), torch.full(start.shape[:2], math.inf, dtype=start.dtype, device=start.device)
+    with torch.enable_grad():
+        parameters = start.clone().requires_grad_()
+        optimiser = torch.optim.Adam([parameters], lr=_RATE)
+        for _ in range(_STEPS):
+            errors = (transformed("affine", base, parameters) - wanted).square().sum((2, 3, 4))
+            better = errors.detach() < least
+            best[better], least = parameters.detach()[better], torch.where(better, errors.detach(), least)
+            scale = wanted.square().sum((2, 3, 4)).clamp(min=1e-300)
+            optimiser.zero_grad()
+            (errors / scale).sum().backward()
+            optimiser.step()
+    return best

@@ -1,0 +1,88 @@
+"""How a template becomes another filter: families of cheap spatial transformations, each linear in the template's taps.
+
+Miles & Mikolajczyk, "Reconstructing Pruned Filters using Cheap Spatial Transformations", sections 2.1 and 2.5. A
+filter's taps are W[k'] = sum_k S[k', k] B[k], the same for all channels. The operator S (T, T) of a filter with T taps
+comes from few parameters:
+
+- `zero`: S = 0. The filter is pruned, its output is zero; the paper's baseline.
+- `scalar`: a gain for each tap, S is diagonal.
+- `rotation`: one angle, about the filter's middle. The paper writes SO(3); in the plane that is our reading.
+- `affine`: a matrix (2, 3), (y, x, 1) -> (y, x) from the middle, in taps. The paper writes GL(3).
+
+The last two sample the template bilinearly where a tap's place is carried to, and find zeros beyond it: at most four
+taps of S in a row are not zero. At the angle 0 and the matrix (1, 0, 0; 0, 1, 0), S is the identity exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from layers.errors import UsageError
+
+__all__ = ["TRANSFORMS", "Transform", "identity_parameters", "parameter_shape", "tap_operators", "transformed"]
+
+Transform = Literal["scalar", "rotation", "affine", "zero"]
+TRANSFORMS: tuple[Transform, ...] = ("scalar", "rotation", "affine", "zero")
+
+
+def parameter_shape(transform: Transform, kernel: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of the parameters of one filter and group; `zero` has none."""
+    if transform not in TRANSFORMS:
+        raise UsageError(f"transform (={transform!r}) must be one of {', '.join(TRANSFORMS)}.")
+    shapes: dict[str, tuple[int, ...]] = {"scalar": kernel, "rotation": (1,), "affine": (2, 3), "zero": (0,)}
+    return shapes[transform]
+
+
+def identity_parameters(transform: Transform, kernel: tuple[int, int]) -> Tensor:
+    """The parameters, float64, that leave a template as it is; `UsageError` for `zero`."""
+    if transform == "zero":
+        raise UsageError("transform (='zero') leaves nothing of a template.")
+    if transform == "scalar":
+        return torch.ones(kernel, dtype=torch.float64)
+    return torch.eye(2, 3, dtype=torch.float64) if transform == "affine" else torch.zeros(1, dtype=torch.float64)
+
+
+def transformed(transform: Transform, base: Tensor, parameters: Tensor) -> Tensor:
+    """Templates (..., C, K_y, K_x) as their transforms, with parameters (..., *parameter_shape), make them."""
+    if transform == "scalar":
+        return base * parameters.unsqueeze(-3)
+    if transform == "zero":
+        return torch.zeros_like(base)
+    k_y, k_x = base.shape[-2:]
+    operators = tap_operators(transform, parameters, (k_y, k_x))
+    return (base.flatten(-2) @ operators.mT.to(base.dtype)).unflatten(-1, (k_y, k_x))
+
+
+def tap_operators(transform: Transform, parameters: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """The operators S (..., T, T) of parameters (..., *parameter_shape), T = K_y K_x; differentiable.
+
+    Where a place falls on a tap, the derivative is that towards the next one.
+    """
+    taps = kernel[0] * kernel[1]
+    if transform == "zero":
+        return parameters.new_zeros(*parameters.shape[:-1], taps, taps)
+    if transform == "scalar":
+        return parameters.flatten(-2).unsqueeze(-1) * torch.eye(taps, dtype=parameters.dtype, device=parameters.device)
+    if transform == "rotation":
+        angle, zero = parameters[..., 0], torch.zeros_like(parameters[..., 0])
+        cos, sin = angle.cos(), angle.sin()
+        parameters = torch.stack([cos, -sin, zero, sin, cos, zero], -1).unflatten(-1, (2, 3))
+    middle = [(k - 1) / 2 for k in kernel]
+    along = [torch.arange(k, device=parameters.device) - half for k, half in zip(kernel, middle, strict=True)]
+    y, x = (place.flatten() for place in torch.meshgrid(*along, indexing="ij"))
+    places = torch.stack([y, x, torch.ones_like(y)]).to(parameters.dtype)
+    to_y, to_x = (parameters @ places).unbind(-2)
+    weights = [_between(to + half, k) for to, half, k in zip((to_y, to_x), middle, kernel, strict=True)]
+    return (weights[0].unsqueeze(-1) * weights[1].unsqueeze(-2)).flatten(-2)
+
+
+def _between(place: Tensor, taps: int) -> Tensor:
+    """Linear weights (..., taps) of the taps on both sides of a place (...), counted from the first tap."""
+    below = place.detach().floor()
+    part = (place - below).unsqueeze(-1)
+    tap = torch.arange(taps, device=place.device, dtype=place.dtype)
+    below = below.unsqueeze(-1)
+    return (tap == below) * (1 - part) + (tap == below + 1) * part
