@@ -1,0 +1,148 @@
+"""Trials of a trained ResNet-20 on CIFAR-10 as JPEG images, for benchmarks that compare what can be made of it.
+
+A trial is the calibrated start, then some epochs of one cycle of SGD to 1e-2 in bfloat16 with the uncompressed
+network's outputs as targets, over the first `--train-limit` images of the training split. The weights have seen all
+training images, so validation images are 5,000 of the test images and the other 5,000 the test images. Each trial runs
+in a process of its own with one thread. Rows are kept as trials end, and the same command goes on from there.
+"""
+
+import argparse
+import multiprocessing
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.progress import track
+
+from spaces import NetworkConfig, state_sha256
+from trainers.data import DataSpec, load_data
+from trainers.evaluate import evaluate
+from trainers.schedule import Schedule
+from trainers.spec import TrialSpec
+from trainers.trial import Trial, load_baseline
+
+SCHEDULE = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
+
+Run = dict[str, Any]
+"""What a row is known by: plain values, `seed` among them."""
+
+_shared: dict[str, Any] = {}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that these benchmarks have in common."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--data", required=True, help="folder of train-*.parquet and test-*.parquet")
+    found.add_argument("--weights", required=True, help="safetensors of the trained ResNet-20")
+    found.add_argument("--train-limit", type=int, default=10_000, help="training images of each run")
+    found.add_argument("--epochs", type=int, default=5)
+    found.add_argument("--seeds", type=int, default=1)
+    found.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    found.add_argument("--out", type=Path, default=Path(__file__).parent)
+    return found
+
+
+def run_trials(
+    arguments: argparse.Namespace,
+    table: str,
+    runs: Sequence[Run],
+    config: Callable[[Run], NetworkConfig],
+    write: Callable[[pd.DataFrame, Path], None],
+) -> None:
+    """Run what is missing in `table`.parquet, and have `write` tell of all rows after each."""
+    path, key = arguments.out / f"{table}.parquet", list(runs[0])
+    done = pd.read_parquet(path).set_index(key) if path.exists() else pd.DataFrame()
+    missing = [run for run in runs if tuple(run.values()) not in done.index]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, context, _load, (arguments,)) as pool:
+        futures = [pool.submit(_run, run, config(run)) for run in missing]
+        for future in track(as_completed(futures), f"{len(missing)} runs", total=len(missing)):
+            row = pd.DataFrame([future.result()]).set_index(key)
+            done = pd.concat([done, row]) if len(done) else row
+            scratch = path.with_name(f".{path.name}.tmp")
+            done.reset_index().to_parquet(scratch, index=False)
+            scratch.replace(path)
+            write(done.reset_index(), arguments.out)
+    if len(done):
+        write(done.reset_index(), arguments.out)
+
+
+def about(rows: pd.DataFrame) -> str:
+    """How the rows came about, in sentences."""
+    last = rows.iloc[-1]
+    return (
+        f"{last.train_images:,} training images, {last.epochs} epochs, calibrated start, bfloat16, {last.device}, "
+        f"{last.jobs} runs at a time with 1 thread each, torch {last.torch}. Accuracy in % on the {last.test_images:,} "
+        f"test images that nothing was chosen on, and on all {last.test_images + last.val_images:,} in brackets; mean "
+        "over n seeds."
+    )
+
+
+def accuracies(rows: pd.DataFrame) -> list[str]:
+    """Mean accuracy before and after fine-tuning of the rows of several seeds, as cells of a table."""
+    both = [(rows[f"{when}_test"].mean(), rows[f"{when}_val"].mean()) for when in ("pre", "post")]
+    return [f"{test:.2f} ({(test + val) / 2:.2f})" for test, val in both]  # as many images in each
+
+
+def _load(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    spec = DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
+    data = load_data(spec)
+    baseline, network = load_baseline("resnet20", arguments.weights, data)
+    _shared.update(arguments=arguments, spec=spec, data=data, baseline=baseline, network=network)
+
+
+def _run(run: Run, config: NetworkConfig) -> Run:
+    data, network, arguments = _shared["data"], _shared["network"], _shared["arguments"]
+    spec = TrialSpec(
+        model="resnet20",
+        weights=arguments.weights,
+        weights_sha256=state_sha256(_shared["baseline"]),
+        data=_shared["spec"],
+        data_fingerprint=data.fingerprint,
+        config=config,
+        schedule=SCHEDULE,
+        start="calibrated",
+        epochs=arguments.epochs,
+        seed=run["seed"],
+    )
+    trial = Trial(spec, data=data, baseline=_shared["baseline"], network=network, device="cpu")
+    before = _test_top1(trial)
+    for _ in trial.epochs():
+        pass
+    result = trial.result()
+    return {
+        **run,
+        "pre_val": 100 * result.zero_shot_top1,
+        "pre_test": 100 * before,
+        "post_val": 100 * result.val_top1,
+        "post_test": 100 * _test_top1(trial),
+        "size_bytes": result.cost.size_bytes,
+        "flops": result.cost.flops,
+        "start_s": result.compress_s,
+        "finetune_s": result.finetune_s,
+        "train_images": len(data.train),
+        "val_images": len(data.val),
+        "test_images": len(data.test),
+        "epochs": arguments.epochs,
+        "jobs": arguments.jobs,
+        "device": _device(),
+        "torch": version("torch"),
+    }
+
+
+def _test_top1(trial: Trial) -> float:
+    data = trial.data
+    return evaluate(trial.model, data.test, mean=data.mean, std=data.std, device="cpu").top1
+
+
+def _device() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

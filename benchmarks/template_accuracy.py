@@ -1,0 +1,92 @@
+"""Filters rebuilt from templates on a ResNet-20, as in Miles & Mikolajczyk's ablations, after a short fine-tuning.
+
+    python benchmarks/template_accuracy.py --data DIR --weights FILE [--train-limit 10000] [--jobs 2]
+
+Trials are those of `resnet20_trials.py`, templates are the filters of largest magnitude. All convolutions but the first
+are pruned, with at least 2 templates a layer and group. Questions:
+
+- `family`: plain pruning (`zero`) against gains, rotations and affine maps at the pruning rates 0.5, 0.7 and 0.9;
+- `groups`: G = 1, 2, 4 at the rate 0.9, gains;
+- `minimum`: at least 2, 4, 8 templates at the rate 0.9, gains.
+
+It writes `template_accuracy.parquet`, `.md` and `.png`.
+"""
+
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib import pyplot as plt
+from resnet20_trials import Run, about, accuracies, parser, run_trials
+
+from spaces import BlockConfig, NetworkConfig
+
+_BLOCKS = ("layer1", "layer2", "layer3")
+_FAMILIES = ("zero", "scalar", "rotation", "affine")
+_RATES = (0.5, 0.7, 0.9)
+_KEY = ["family", "rate", "groups", "minimum", "seed"]
+
+
+def main() -> None:
+    arguments = parser(__doc__).parse_args()
+    run_trials(arguments, "template_accuracy", _runs(arguments.seeds), _config, _write)
+    print((arguments.out / "template_accuracy.md").read_text())
+
+
+def _runs(seeds: int) -> list[Run]:
+    families = [(family, rate, 1, 2) for rate in reversed(_RATES) for family in _FAMILIES]
+    others = [("scalar", 0.9, 2, 2), ("scalar", 0.9, 4, 2), ("scalar", 0.9, 1, 4), ("scalar", 0.9, 1, 8)]
+    control = ("as it was", 0.0, 1, 2)
+    rows = [(*row, seed) for seed in range(seeds) for row in (*families, control, *others)]
+    return [dict(zip(_KEY, row, strict=True)) for row in rows]
+
+
+def _config(run: Run) -> NetworkConfig:
+    if not run["rate"]:
+        return NetworkConfig()
+    block = BlockConfig(pruning_rate=run["rate"], groups=run["groups"], transform=run["family"])
+    return NetworkConfig(blocks=dict.fromkeys(_BLOCKS, block), minimum_templates=run["minimum"])
+
+
+def _write(runs: pd.DataFrame, out: Path) -> None:
+    (out / "template_accuracy.md").write_text(_markdown(runs))
+    _draw(runs, out / "template_accuracy.png")
+
+
+def _markdown(runs: pd.DataFrame) -> str:
+    words = (
+        "`minimum` is of templates in each layer and group; the uncompressed network has 1,084.4 kB and 81.6 MFLOPs."
+    )
+    lines = ["# Filters rebuilt from templates, ResNet-20", "", f"{about(runs)} {words}", ""]
+    lines += ["| rate | family | G | minimum | kB | MFLOPs | n | before | after |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    order = {name: place for place, name in enumerate(("as it was", *_FAMILIES))}
+    for _, same in runs.assign(rank=runs.family.map(order)).groupby(["rate", "groups", "minimum", "rank"]):
+        first = same.iloc[0]
+        cells = [str(first.rate), first.family, str(first.groups), str(first.minimum)]
+        cells += [f"{first.size_bytes / 1000:.1f}", f"{first.flops / 1e6:.1f}", str(len(same)), *accuracies(same)]
+        lines.append(f"| {' | '.join(cells)} |")
+    missing = len(_runs(1)) - len(runs[runs.seed == 0])
+    return "\n".join([*lines, "", *([f"{missing} rows are not run yet.", ""] if missing else [])])
+
+
+def _draw(runs: pd.DataFrame, path: Path) -> None:
+    """Accuracy on all 10,000 images against the pruning rate, a line a family, before (dotted) and after."""
+    matplotlib.use("agg")
+    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    plain = runs[(runs.groups == 1) & (runs.minimum == 2)]
+    for color, family in enumerate(_FAMILIES):
+        same = plain[plain.family == family].groupby("rate")
+        for when, style in (("pre", ":"), ("post", "-")):
+            top1 = (same[f"{when}_test"].mean() + same[f"{when}_val"].mean()) / 2
+            label = family if when == "post" else None
+            axes.plot(top1.index, top1, style, marker="o", markersize=4, color=f"C{color}", label=label)
+    axes.set(xlabel="pruning rate", ylabel="top-1 of 10,000 images, %", title="dotted: before fine-tuning")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
