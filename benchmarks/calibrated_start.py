@@ -11,7 +11,10 @@ measurement) and `calibrated_start.md`. Starts:
 - `outputs, original inputs`: each layer's outputs fitted on the inputs that the uncompressed network has there;
 - `outputs, own inputs and targets`: on the compressed network's inputs, to what the original filters make of those;
 - `outputs`: on the compressed network's inputs, to the uncompressed network's outputs: `trainers.calibrate`;
-- `outputs, norms kept`: the same without re-estimating norms.
+- `outputs, norms kept`: the same without re-estimating norms;
+- `outputs, norms of these images`: norms take the statistics of the calibration images, whatever was known before.
+
+Columns are harmonics of conv1, layer1, layer2 and layer3, and block floating point alone.
 """
 
 import argparse
@@ -34,7 +37,8 @@ from trainers.evaluate import evaluate
 from trainers.trial import load_baseline
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
-_ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2")
+_BITS = "8 bits"
+_ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2", _BITS)
 _LayerTwin, _NormTwin = calibrate._LayerTwin, calibrate._NormTwin
 
 
@@ -45,22 +49,26 @@ class _Unfitted(_LayerTwin):
 
 
 class _OriginalInputs(_LayerTwin):
-    def before(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        self._original_input = inputs[0].chunk(2)[0]
-        return super().before(module, inputs)
-
-    def learn(self, x: Tensor, outputs: Tensor) -> None:
-        super().learn(self._original_input, outputs)
+    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
+        super().learn(originally, originally, outputs)
 
 
 class _OwnTargets(_LayerTwin):
-    def learn(self, x: Tensor, outputs: Tensor) -> None:
-        super().learn(x, self.original(x))
+    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
+        super().learn(x, originally, self.original(x))
 
 
 class _KeptNorm(_NormTwin):
     def settle(self) -> None:
         pass
+
+
+class _TheseImagesNorm(_NormTwin):
+    def settle(self) -> None:
+        if self.twins.compressed_before:
+            mean, _, square, *_ = torch.as_tensor(self._sums) / self._count
+            self.module.get_buffer("running_mean").copy_(mean)
+            self.module.get_buffer("running_var").copy_(square - mean.square())
 
 
 _STARTS: dict[str, tuple[type[_LayerTwin], type[_NormTwin], int] | None] = {
@@ -70,6 +78,7 @@ _STARTS: dict[str, tuple[type[_LayerTwin], type[_NormTwin], int] | None] = {
     "outputs, own inputs and targets": (_OwnTargets, _NormTwin, 512),
     "outputs": (_LayerTwin, _NormTwin, 512),
     "outputs, norms kept": (_LayerTwin, _KeptNorm, 512),
+    "outputs, norms of these images": (_LayerTwin, _TheseImagesNorm, 512),
     "outputs, 128 images": (_LayerTwin, _NormTwin, 128),
     "outputs, 2048 images": (_LayerTwin, _NormTwin, 2048),
 }
@@ -115,6 +124,9 @@ def _begin(kinds: Any, model: nn.Module, baseline: nn.Module, data: Any, seed: i
 
 
 def _config(row: str) -> NetworkConfig:
+    if row == _BITS:
+        block = BlockConfig(bits=8, exponent_block=16)
+        return NetworkConfig(blocks=dict.fromkeys((*_BLOCKS, "linear"), block))
     counts = dict(zip(_BLOCKS, map(int, row.split(",")), strict=True))
     return NetworkConfig(
         blocks={name: BlockConfig(basis="cosine", harmonics=(n, n)) for name, n in counts.items() if n < 3}

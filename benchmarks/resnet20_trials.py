@@ -39,7 +39,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--data", required=True, help="folder of train-*.parquet and test-*.parquet")
     found.add_argument("--weights", required=True, help="safetensors of the trained ResNet-20")
-    found.add_argument("--train-limit", type=int, default=10_000, help="training images of each run")
+    found.add_argument("--train-limit", type=int, default=5_000, help="training images of each run")
     found.add_argument("--epochs", type=int, default=5)
     found.add_argument("--seeds", type=int, default=1)
     found.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")

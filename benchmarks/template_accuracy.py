@@ -1,6 +1,6 @@
 """Filters rebuilt from templates on a ResNet-20, as in Miles & Mikolajczyk's ablations, after a short fine-tuning.
 
-    python benchmarks/template_accuracy.py --data DIR --weights FILE [--train-limit 10000] [--jobs 2]
+    python benchmarks/template_accuracy.py --data DIR --weights FILE [--train-limit 5000] [--jobs 2]
 
 Trials are those of `resnet20_trials.py`, templates are the filters of largest magnitude. All convolutions but the first
 are pruned, with at least 2 templates a layer and group. Questions:

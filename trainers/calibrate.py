@@ -95,7 +95,7 @@ class _Twin:
         first, second = inputs[0].chunk(2)
         outputs = self.original(first)
         if self.seen < self.twins.pieces:
-            self.learn(second, outputs)
+            self.learn(second, first, outputs)
             self.seen += 1
             if self.seen < self.twins.pieces:
                 raise _Stopped
@@ -107,8 +107,8 @@ class _Twin:
         """Both halves again."""
         return torch.cat([self._first.pop(), outputs])
 
-    def learn(self, x: Tensor, outputs: Tensor) -> None:
-        """See inputs in the compressed network, and the original's outputs for the same images."""
+    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
+        """See inputs in the compressed network, the original's for the same images, and the original's outputs."""
 
     def settle(self) -> None:
         """Change the module, once all pieces were seen."""
@@ -122,7 +122,7 @@ class _LayerTwin(_Twin):
             fits = module.kept is None or module.shape.groups == 1
             self._regression = OutputRegression(module) if fits else None
 
-    def learn(self, x: Tensor, outputs: Tensor) -> None:
+    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
         self.twins.compressed_before = True
         if self._regression is not None:
             self._regression.add(x, outputs)
@@ -148,25 +148,42 @@ class _LayerTwin(_Twin):
 
 
 class _NormTwin(_Twin):
-    """Takes mean and variance of what reaches the norm behind compressed layers."""
+    """Gives a norm behind compressed layers the mean and variance of what reaches it.
+
+    The trained statistics are of far more images than are seen here, and help as a control variate does: how far those
+    of the original's inputs on these images are off is known, and the compressed network's are off alike as far as
+    their inputs go together, by the correlation r of a channel. Where nothing has changed (r = 1) the statistics stay;
+    where nothing is left of the original (r = 0) they are those of these images.
+    """
 
     def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
         super().__init__(name, twins, module, original)
         self._count = 0
         self._sums: Tensor | float = 0.0
 
-    def learn(self, x: Tensor, outputs: Tensor) -> None:
-        x = x.transpose(0, 1).flatten(1).double()
-        self._count += x.shape[1]
-        self._sums = self._sums + torch.stack([x.sum(1), x.square().sum(1)])
+    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
+        now, before = (half.transpose(0, 1).flatten(1).double() for half in (x, originally))
+        self._count += now.shape[1]
+        sums = [now.sum(1), before.sum(1), now.square().sum(1), before.square().sum(1), (now * before).sum(1)]
+        self._sums = self._sums + torch.stack(sums)
 
     def settle(self) -> None:
         if not self.twins.compressed_before:
             return
-        mean, square = torch.as_tensor(self._sums) / self._count
-        unbiased = self._count / max(self._count - 1, 1)
-        self.module.get_buffer("running_mean").copy_(mean)
-        self.module.get_buffer("running_var").copy_((square - mean.square()).clamp(min=0) * unbiased)
+        now, before, square, square_before, product = torch.as_tensor(self._sums) / self._count
+        spread, spread_before = square - now.square(), square_before - before.square()
+        slope = _quotient(product - now * before, spread_before)
+        shared = _quotient(slope.square() * spread_before, spread).clamp(0, 1)  # r^2
+        mean, variance = (self.original.get_buffer(f"running_{name}").double() for name in ("mean", "var"))
+        unbias = self._count / max(self._count - 1, 1)
+        known = _quotient(variance, spread_before * unbias).where(spread_before > 0, 1.0)
+        self.module.get_buffer("running_mean").copy_(now + slope * (mean - before))
+        self.module.get_buffer("running_var").copy_(spread.clamp(min=0) * unbias * known.clamp(min=0) ** shared)
+
+
+def _quotient(x: Tensor, y: Tensor) -> Tensor:
+    """Quotients, zero where y is not positive."""
+    return torch.where(y > 0, x / y.where(y > 0, 1.0), 0.0)
 
 
 @contextmanager

@@ -62,6 +62,17 @@ def record(net: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
+def move_statistics(norm: nn.BatchNorm2d, inputs: Tensor, before: Tensor) -> None:
+    """Channel by channel: the images' own statistics, mended by how far the original's are off on them."""
+    for channel in range(inputs.shape[1]):
+        both = torch.stack([inputs[:, channel].flatten(), before[:, channel].flatten()])
+        (spread, together), (_, spread_before) = torch.cov(both)
+        (mean, mean_before), slope = both.mean(1), together / spread_before
+        correlation = torch.corrcoef(both)[0, 1]
+        norm.running_mean[channel] = mean + slope * (norm.running_mean[channel] - mean_before)
+        norm.running_var[channel] = spread * (norm.running_var[channel] / spread_before) ** correlation.square()
+
+
 @torch.no_grad()
 def by_hand(baseline: nn.Module, x: Tensor) -> nn.Module:
     """One pass of each network before every layer and norm in turn: slow, and without twins."""
@@ -69,8 +80,7 @@ def by_hand(baseline: nn.Module, x: Tensor) -> nn.Module:
     for name in ("first", "norm", "inner.second", "inner.norm"):
         inputs, part = record(model, x)[name][0], model.get_submodule(name)
         if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.copy_(inputs.mean((0, 2, 3)))
-            part.running_var.copy_(inputs.var((0, 2, 3)))
+            move_statistics(part, inputs, original[name][0])
         else:
             regression = OutputRegression(part)
             regression.add(inputs, original[name][1])
@@ -90,6 +100,34 @@ def test_twins_in_pieces_do_what_is_done_layer_by_layer_by_hand(images_a_piece, 
     calibrate(model, baseline, x)
     assert not same(model, compress_model(baseline, FORMS), atol=1e-2)
     assert same(model, by_hand(baseline, x), rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_stay_where_nothing_changes(baseline, x):
+    model = compress_model(baseline, dict.fromkeys(FORMS, LayerForm()))
+    calibrate(model, baseline, x)
+    for name, value in baseline.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            assert torch.allclose(model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_few_images_tell_more_beside_the_trained_statistics(baseline, generator):
+    """Of a slightly changed network; the trained statistics are those of all images."""
+    everything = F.avg_pool2d(torch.randn(2000, 3, 14, 14, generator=generator) + 0.5, 3, stride=1)
+    everything = everything * torch.rand(2000, 1, 1, 1, generator=generator)
+    for name in ("stem", "norm", "inner.norm"):
+        norm, inputs = baseline.get_submodule(name), record(baseline, everything)[name][0]
+        norm.running_mean.copy_(inputs.mean((0, 2, 3)))
+        norm.running_var.copy_(inputs.var((0, 2, 3)))
+    model = compress_model(baseline, {"first": LayerForm(bits=4, exponent_block=16)})
+    few = everything[:16]
+    calibrate(model, baseline, few)
+    inputs = record(model, everything)["norm"][0]
+    alone = record(model, few)["norm"][0]
+    for found, plain, truth in (
+        (model.norm.running_mean, alone.mean((0, 2, 3)), inputs.mean((0, 2, 3))),
+        (model.norm.running_var.log(), alone.var((0, 2, 3)).log(), inputs.var((0, 2, 3)).log()),
+    ):
+        assert 5 * (found - truth).norm() < (plain - truth).norm()
 
 
 @pytest.mark.parametrize("layer", ["first", "inner.second"])
