@@ -31,13 +31,13 @@ class OutputRegression:
     """Streamed least squares of one series layer: `add` batches, then `solve`.
 
     Convolution groups are regressions of their own. Coefficients that are allocated to filters are fitted for every
-    support, and the supports are chosen anew. A layer with templates is fitted in its kept filters alone, and
-    must be ungrouped. Memory: (C / groups n_y n_x)^2 float64 values a group.
+    support, and the supports are chosen anew. Memory: (C / groups n_y n_x)^2 float64 values a group. Layers with
+    templates have `layers.template_calibration`.
     """
 
     def __init__(self, layer: CompressedConv2d, *, ridge: float = 1e-3) -> None:
-        if layer.form.basis is None or (layer.kept is not None and layer.shape.groups > 1):
-            raise UsageError(f"A layer in the form {layer.form} cannot be calibrated: it needs a series, ungrouped.")
+        if layer.form.basis is None or layer.kept is not None:
+            raise UsageError(f"A layer in the form {layer.form} cannot be calibrated: it needs a series, no templates.")
         self.layer, self.ridge = layer, ridge
         groups, start = layer.shape.groups, layer.kept_coefficients()
         self._start = start.detach().double().flatten(1).unflatten(0, (groups, -1))
@@ -50,8 +50,6 @@ class OutputRegression:
         bias = self.layer.rounded_bias()
         if bias is not None:
             outputs = outputs - bias[:, None, None]
-        if self.layer.kept is not None:
-            outputs = outputs[:, self.layer.kept]
         places = self._gram.shape[0] * self._gram.shape[1] * outputs.shape[2] * outputs.shape[3]
         step = max(1, _CHUNK_VALUES // max(places, 1))
         for inputs, targets in zip(x.split(step), outputs.split(step), strict=True):
@@ -60,7 +58,7 @@ class OutputRegression:
             self._cross += (self._by_group(targets) @ responses.mT).double()
 
     def solve(self, importance: Tensor | None = None) -> Tensor:
-        """Coefficients of the filters (kept ones, where there are templates): (N, C / groups, n_y, n_x).
+        """Coefficients of the filters (N, C / groups, n_y, n_x).
 
         Allocated coefficients go to the supports that leave the least squared output error, each filter's weighted by
         its `importance` (N,), and come as `CompressedConv2d.begin_at` takes them.

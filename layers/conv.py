@@ -91,7 +91,7 @@ class CompressedConv2d(RoundedLayer):
             parameters = self.transforms()
             if parameters is not None:
                 transform = self._transform()
-                parameters.copy_(fitted_transforms(transform, weight, self._templates(), self.kept))
+                parameters.copy_(fitted_transforms(transform, weight, self.templates(), self.kept))
 
     def kept_coefficients(self) -> Tensor:
         """The coefficients in the order of `begin_at`."""
@@ -167,7 +167,7 @@ class CompressedConv2d(RoundedLayer):
         return [(t.data_ptr(), t._version, t.dtype, t.device) for t in tensors]
 
     def _build_filters(self) -> Tensor:
-        templates = self._templates()
+        templates = self.templates()
         if self.kept is None:
             return templates[0]
         return rebuild_filters(templates, self._transform(), self._stored_transforms(), self.kept)
@@ -228,7 +228,7 @@ class CompressedConv2d(RoundedLayer):
         x, padding = padded(x, self.margins, self.padding_mode)
         return two_stage_conv2d(
             x,
-            self._templates(),
+            self.templates(),
             self._transform(),
             self._stored_transforms(),
             self.kept,
@@ -257,7 +257,7 @@ class CompressedConv2d(RoundedLayer):
     def _stored(self, tensor: Tensor) -> Tensor:
         return self.quantised(tensor, self.form.weight_format)
 
-    def _templates(self) -> Tensor:
+    def templates(self) -> Tensor:
         """Taps (G, M, C / G, K_y, K_x) of the templates."""
         taps = self._stored(self.coefficients)
         if self.slots is not None:

@@ -2,7 +2,8 @@
 
 Unlabelled images pass through the network once, in network order. At a series layer, coefficients are fitted so that
 from the inputs which the compressed network really gives it, the layer makes the outputs that the uncompressed network
-has there (`layers.calibration`): errors of earlier layers are mended as far as a later one can. Norms behind a
+has there (`layers.calibration`), at a layer with templates these and their gains (`layers.template_calibration`):
+errors of earlier layers are mended as far as a later one can. Norms behind a
 compressed layer then take the statistics of what reaches them. No label is read.
 
 Both networks run as one: the batch holds every image twice, the first half in the uncompressed network, the second in
@@ -21,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from layers import CompressedConv2d, OvertoneError, UsageError, compressed_layers
 from layers.calibration import OutputRegression
+from layers.template_calibration import TemplateRegression
 from trainers.evaluate import evaluating
 
 __all__ = ["calibrate"]
@@ -117,10 +119,11 @@ class _Twin:
 class _LayerTwin(_Twin):
     def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
         super().__init__(name, twins, module, original)
-        self._regression: OutputRegression | None = None
-        if isinstance(module, CompressedConv2d) and module.form.basis is not None:
-            fits = module.kept is None or module.shape.groups == 1
-            self._regression = OutputRegression(module) if fits else None
+        self._regression: OutputRegression | TemplateRegression | None = None
+        if isinstance(module, CompressedConv2d) and module.kept is not None:
+            self._regression = TemplateRegression(module) if module.shape.groups == 1 else None
+        elif isinstance(module, CompressedConv2d) and module.form.basis is not None:
+            self._regression = OutputRegression(module)
 
     def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
         self.twins.compressed_before = True
@@ -129,12 +132,15 @@ class _LayerTwin(_Twin):
 
     def settle(self) -> None:
         if self._regression is not None and isinstance(self.module, CompressedConv2d):
-            weight = self.original.get_parameter("weight")
+            dense = self.original.get_parameter("weight")
+            weight = dense.view(len(dense), -1, *self.module.shape.kernel)
             try:
-                found = self._regression.solve(self._importance())
+                if isinstance(self._regression, TemplateRegression):
+                    self._regression.place(weight)
+                else:
+                    self.module.begin_at(self._regression.solve(self._importance()), weight)
             except OvertoneError as error:
                 raise OvertoneError(f"layer {self.name!r}: {error}") from error
-            self.module.begin_at(found, weight.view(len(weight), -1, *self.module.shape.kernel))
             self._regression = None
 
     def _importance(self) -> Tensor | None:

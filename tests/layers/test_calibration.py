@@ -113,19 +113,6 @@ def test_batches_and_chunks_make_no_difference(series, images, normal, monkeypat
     assert torch.allclose(regression.solve(), at_once, atol=1e-9)
 
 
-def test_a_layer_with_templates_is_fitted_in_its_kept_filters(fill, normal):
-    conv = fill(nn.Conv2d(4, 8, 3, padding=1).double())
-    both = {"basis": "cosine", "harmonics": (2, 2)}
-    layer = CompressedConv2d(conv, LayerForm(**both, templates=3, groups=2, transform="scalar"))
-    x = normal(8, 4, 9, 9)
-    outputs = conv(x).detach()
-    whole = fit(CompressedConv2d(conv, LayerForm(**both)), x, outputs)
-    found = fit(layer, x, outputs)
-    assert torch.allclose(found, whole[layer.kept], atol=1e-9)
-    layer.begin_at(found, conv.weight)
-    assert torch.allclose(layer.kept_coefficients(), found)
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_allocated_coefficients_go_where_least_error_is_left(weighted, groups, fill, normal):
@@ -176,7 +163,7 @@ def test_what_cannot_be_calibrated_is_refused(fill, normal):
         LayerForm(bits=4),
         LayerForm(basis="cosine", harmonics=(2, 2), templates=3, transform="scalar"),
     ):
-        with pytest.raises(UsageError, match=r"cannot be calibrated: it needs a series"):
+        with pytest.raises(UsageError, match=r"cannot be calibrated: it needs a series, no templates"):
             OutputRegression(CompressedConv2d(conv, form))
     layer = CompressedConv2d(conv, LayerForm(basis="cosine", harmonics=(2, 2)))
     regression = OutputRegression(layer)

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from layers import LayerForm, OvertoneError, UsageError, template_calibration
+from layers.conv import CompressedConv2d
+from layers.template_calibration import TemplateRegression
+
+
+@pytest.fixture
+def case(fill, normal, rng):
+    """An ungrouped convolution, its form with templates, inputs, and outputs that it should give."""
+
+    def draw(transform="scalar", **knobs):
+        conv = fill(nn.Conv2d(4, 8, (3, 2), stride=rng.choice([1, 2]), padding=rng.choice([0, 1]), bias=True).double())
+        form = LayerForm(templates=3, transform=transform, **knobs)
+        x = normal(24, 4, 9, 8)
+        return conv, form, x, conv(x).detach() + 0.1 * normal(*conv(x).shape)
+
+    return draw
+
+
+def placed(conv, form, x, outputs, **options):
+    layer = CompressedConv2d(conv, form)
+    regression = TemplateRegression(layer, **options)
+    regression.add(x, outputs)
+    regression.place(conv.weight.detach())
+    return layer
+
+
+def error(layer, x, outputs):
+    return (layer(x) - outputs).square().sum((0, 2, 3)).detach()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("basis", [{}, {"basis": "cosine", "harmonics": (2, 2)}])
+def test_no_change_of_templates_or_gains_gives_nearer_outputs(groups, basis, case, normal):
+    conv, form, x, outputs = case(groups=groups, **basis)
+    layer = placed(conv, form, x, outputs, ridge=1e-12)
+    kept, best = layer.kept, error(layer, x, outputs)
+    for scale in (1e-3, 0.1):
+        for _ in range(5):
+            other = placed(conv, form, x, outputs, ridge=1e-12)
+            with torch.no_grad():
+                other.gains += scale * normal(*other.gains.shape)
+            assert (error(other, x, outputs)[~kept] > best[~kept]).all()
+            with torch.no_grad():
+                other.coefficients += scale * normal(*other.coefficients.shape)
+            assert (error(other, x, outputs)[kept] > best[kept]).all()
+
+
+def test_kept_filters_are_those_of_plain_least_squares(case):
+    conv, form, x, outputs = case()
+    layer = placed(conv, form, x, outputs, ridge=1e-12)
+    seen = F.unfold(x, conv.kernel_size, padding=conv.padding, stride=conv.stride).transpose(1, 2).flatten(0, 1)
+    wanted = (outputs - conv.bias.detach()[:, None, None]).flatten(2).transpose(1, 2).flatten(0, 1)
+    expected = torch.linalg.lstsq(seen, wanted[:, layer.kept]).solution.T.view(-1, 4, 3, 2)
+    assert torch.allclose(layer.filters()[layer.kept], expected, atol=1e-7)
+
+
+def test_batches_add_up(case, monkeypatch):
+    conv, form, x, outputs = case(groups=2, bits=6)
+    at_once = placed(conv, form, x, outputs)
+    monkeypatch.setattr(template_calibration, "_CHUNK_VALUES", 1)
+    layer = CompressedConv2d(conv, form)
+    regression = TemplateRegression(layer)
+    for part in (slice(0, 5), slice(5, 6), slice(6, 24)):
+        regression.add(x[part], outputs[part])
+    regression.place(conv.weight.detach())
+    for name, value in at_once.state_dict().items():
+        assert torch.allclose(layer.state_dict()[name].double(), value.double(), atol=1e-8)
+
+
+@pytest.mark.parametrize("transform", ["scalar", "rotation", "affine", "zero"])
+def test_outputs_come_nearer_than_with_the_nearest_filters(transform, case, normal):
+    """The inputs are not those that the filters were trained for: a channel is another one's copy."""
+    conv, form, x, outputs = case(transform, groups=2)
+    x = torch.cat([x[:, :1], x[:, :1], x[:, 2:]], 1)
+    plain, layer = CompressedConv2d(conv, form), placed(conv, form, x, outputs)
+    assert error(layer, x, outputs).sum() < error(plain, x, outputs).sum()
+    assert (error(layer, x, outputs)[layer.kept] <= error(plain, x, outputs)[layer.kept] * (1 + 1e-9)).all()
+
+
+def test_a_large_ridge_changes_nothing(case):
+    conv, form, x, outputs = case()
+    plain, layer = CompressedConv2d(conv, form), placed(conv, form, x, outputs, ridge=1e15)
+    assert torch.allclose(layer.filters(), plain.filters(), atol=1e-6)
+
+
+def test_inputs_of_zeros_change_nothing(case):
+    conv, form, x, _ = case()
+    x = torch.zeros_like(x)
+    plain = CompressedConv2d(conv, form)
+    assert torch.allclose(placed(conv, form, x, conv(x).detach()).filters(), plain.filters(), atol=1e-12)
+
+
+def test_what_cannot_be_calibrated_is_refused(case):
+    conv, form, x, outputs = case()
+    with pytest.raises(UsageError, match=r"cannot be calibrated: it needs templates, ungrouped\."):
+        TemplateRegression(CompressedConv2d(conv, LayerForm(bits=4)))
+    grouped = CompressedConv2d(nn.Conv2d(4, 8, 3, groups=2), form)
+    with pytest.raises(UsageError, match=r"cannot be calibrated: it needs templates, ungrouped\."):
+        TemplateRegression(grouped)
+    regression = TemplateRegression(CompressedConv2d(conv, form))
+    regression.add(torch.full_like(x, torch.inf), outputs)
+    with pytest.raises(OvertoneError, match=r"its inputs or outputs are not finite"):
+        regression.place(conv.weight.detach())
