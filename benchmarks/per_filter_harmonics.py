@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import LayerForm, compress_model, compressed_layers
-from layers.calibration import OutputRegression
+from layers.calibration.series import OutputRegression
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluate import evaluate
 from trainers.finetune import finetune

@@ -32,9 +32,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from layers import native
-from layers.blockfloat import BlockFormat, quantise
-from layers.blockplain import round_plainly
+from layers.blockfloat import BlockFormat, native, quantise
+from layers.blockfloat.plain import round_plainly
 
 _BYTES = (40_000, 4 << 20, 64 << 20, 256 << 20)
 _FORMATS = {

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
-from layers.basis import basis_matrix
 from layers.errors import UsageError
 from layers.form import PARAMETERS, LayerForm, LayerShape, stored_tensors
-from layers.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
 from layers.rounded import RoundedLayer
-from layers.template import choose_templates, fitted_transforms, rebuild_filters, two_stage_conv2d
-from layers.transforms import Transform
+from layers.series.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
+from layers.series.basis import basis_matrix
+from layers.series.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
+from layers.templates.rebuild import choose_templates, fitted_transforms, rebuild_filters, two_stage_conv2d
+from layers.templates.transforms import Transform
 
 __all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]
 
@@ -215,7 +215,7 @@ class CompressedConv2d(RoundedLayer):
         return self.phi_y, self.phi_x
 
     def _places(self) -> dict[str, Any]:
-        """Where filters are applied, as `layers.harmonic` takes it."""
+        """Where filters are applied, as `layers.series.harmonic` takes it."""
         return {
             "stride": self.stride,
             "margins": self.margins,

@@ -12,11 +12,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from layers.allocation import support_bits
-from layers.basis import Basis, basis_name
-from layers.blockformat import AXES, Axis, BlockFormat
+from layers.blockfloat.format import AXES, Axis, BlockFormat
 from layers.errors import UsageError
-from layers.transforms import TRANSFORMS, Transform, parameter_shape
+from layers.series.allocation import support_bits
+from layers.series.basis import Basis, basis_name
+from layers.templates.transforms import TRANSFORMS, Transform, parameter_shape
 
 __all__ = [
     "ALLOCATIONS",
@@ -51,7 +51,7 @@ class LayerForm:
     harmonics: tuple[int, int] | None = None
     """Harmonics in y and in x; given together with `basis`."""
     allocation: Allocation | None = None
-    """`filter`: as many coefficients as `harmonics` make, spent across the filters (`layers.allocation`)."""
+    """`filter`: as many coefficients as `harmonics` make, spent across the filters (`layers.series.allocation`)."""
     templates: int | None = None
     """Templates M (per group) that all filters are rebuilt from."""
     groups: int = 1

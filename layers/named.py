@@ -6,10 +6,10 @@ from typing import Literal
 
 from torch import nn
 
-from layers.basis import Basis
 from layers.conv import CompressedConv2d
 from layers.form import LayerForm
-from layers.transforms import Transform
+from layers.series.basis import Basis
+from layers.templates.transforms import Transform
 
 __all__ = ["ChebConv2d", "CosConv2d", "TemplateConv2d"]
 

@@ -1,8 +1,8 @@
 """The packed state of a model: what the exported file holds, byte for byte what `layers.cost` counts.
 
-A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockpack`); indices, such
-as the kept filters of a template layer, take as many bits each as they need, truth values one, most significant first;
-all else stays as the state dict has it. Batch counters of norms are left out.
+A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat.pack`); indices,
+such as the kept filters of a template layer, take as many bits each as they need, truth values one, most significant
+first; all else stays as the state dict has it. Batch counters of norms are left out.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from layers.blockformat import BlockFormat
-from layers.blockpack import pack_blocks, pack_codes, unpack_blocks, unpack_codes
+from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.pack import pack_blocks, pack_codes, unpack_blocks, unpack_codes
 from layers.compress import compressed_layers
 from layers.errors import OvertoneError
 from layers.form import stored_indices, stored_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from layers.blockfloat import Rounding, quantise
-from layers.blockformat import BlockFormat
+from layers.blockfloat.format import BlockFormat
 from layers.form import LayerForm, LayerShape
 
 __all__ = ["RoundedLayer"]

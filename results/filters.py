@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from layers.basis import FAMILIES, Family, basis_matrix
 from layers.errors import OvertoneError, UsageError
-from layers.harmonic import least_squares_coefficients, series_taps
+from layers.series.basis import FAMILIES, Family, basis_matrix
+from layers.series.harmonic import least_squares_coefficients, series_taps
 from results.store import Store
 
 __all__ = ["convolution", "draw_filters", "filter_errors", "mean_errors"]

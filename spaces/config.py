@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from layers import UsageError
-from layers.basis import Basis, basis_name
-from layers.blockformat import AXES, Axis
+from layers.blockfloat.format import AXES, Axis
 from layers.form import ALLOCATIONS, Allocation
-from layers.transforms import TRANSFORMS, Transform
+from layers.series.basis import Basis, basis_name
+from layers.templates.transforms import TRANSFORMS, Transform
 
 __all__ = ["BlockConfig", "NetworkConfig"]
 

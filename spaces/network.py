@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
-from layers.basis import BASES, Basis, basis_matrix
 from layers.form import is_norm, settled, stored_tensors
-from layers.template import template_count
+from layers.series.basis import BASES, Basis, basis_matrix
+from layers.templates.rebuild import template_count
 from spaces.blocks import Granularity, find_blocks, trace_shapes
 from spaces.config import BlockConfig, NetworkConfig
 

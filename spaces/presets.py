@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from layers.basis import Family
+from layers.series.basis import Family
 from spaces.config import BlockConfig, NetworkConfig
 from spaces.network import Network
 

@@ -15,8 +15,8 @@ from math import prod
 from typing import Any
 
 from layers import Cost, UsageError
-from layers.basis import FAMILIES, basis_name
 from layers.form import ALLOCATIONS, MOST_TAPS
+from layers.series.basis import FAMILIES, basis_name
 from spaces.config import BlockConfig, NetworkConfig
 from spaces.network import VECTORS, Network
 

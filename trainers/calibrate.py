@@ -2,8 +2,8 @@
 
 Unlabelled images pass through the network once, in network order. At a series layer, coefficients are fitted so that
 from the inputs which the compressed network really gives it, the layer makes the outputs that the uncompressed network
-has there (`layers.calibration`), at a layer with templates these and their gains (`layers.template_calibration`):
-errors of earlier layers are mended as far as a later one can. Norms behind a
+has there (`layers.calibration.series`), at a layer with templates these and their gains
+(`layers.calibration.templates`): errors of earlier layers are mended as far as a later one can. Norms behind a
 compressed layer then take the statistics of what reaches them. No label is read.
 
 Both networks run as one: the batch holds every image twice, the first half in the uncompressed network, the second in
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from layers import CompressedConv2d, OvertoneError, UsageError, compressed_layers
-from layers.calibration import OutputRegression
-from layers.template_calibration import TemplateRegression
+from layers.calibration.series import OutputRegression
+from layers.calibration.templates import TemplateRegression
 from trainers.evaluate import evaluating
 
 __all__ = ["calibrate"]

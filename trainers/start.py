@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from layers import CompressedConv2d, UsageError, compressed_layers
-from layers.harmonic import descend_coefficients
+from layers.series.harmonic import descend_coefficients
 from trainers.augment import normalise
 from trainers.calibrate import calibrate
 from trainers.data import Data

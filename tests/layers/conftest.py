@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerForm
-from layers.blockformat import AXES
-from layers.transforms import TRANSFORMS
+from layers.blockfloat.format import AXES
+from layers.templates.transforms import TRANSFORMS
 
 ConvMaker = Callable[..., nn.Conv2d]
 

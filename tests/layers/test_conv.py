@@ -20,9 +20,9 @@ from layers import (
     UsageError,
     compress_layer,
 )
-from layers.basis import basis_matrix
 from layers.blockfloat import BlockFormat, quantise
-from layers.transforms import tap_operators
+from layers.series.basis import basis_matrix
+from layers.templates.transforms import tap_operators
 
 SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))
 TEMPLATES = LayerForm(templates=3, groups=2, transform="scalar")

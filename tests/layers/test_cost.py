@@ -17,7 +17,7 @@ from layers import (
     pack_state,
     remaining_cost,
 )
-from layers.blockformat import AXES
+from layers.blockfloat.format import AXES
 
 
 def packed_bytes(model: nn.Module) -> int:

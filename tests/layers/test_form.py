@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layers import LayerForm, LayerShape, UsageError, compress_layer, layer_cost, pack_state
-from layers.blockformat import BlockFormat
+from layers.blockfloat.format import BlockFormat
 from layers.form import settled, stored_tensors
 
 SHAPE = LayerShape(kind="conv2d", in_channels=12, out_channels=20, kernel=(5, 3), groups=2, bias=True)

@@ -12,10 +12,10 @@ import torch
 
 from layers import gpu
 from layers.blockfloat import BlockFormat
-from layers.blockformat import AXES
-from layers.blockplain import round_plainly
-from layers.native import cuda_launch
-from tests.layers.patterns import any_pattern
+from layers.blockfloat.format import AXES
+from layers.blockfloat.native import cuda_launch
+from layers.blockfloat.plain import round_plainly
+from tests.layers.blockfloat.patterns import any_pattern
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 MARGIN = 64
@@ -87,7 +87,7 @@ def test_threads_are_as_many_as_the_values_need(shape, form, expected):
 
 
 def test_without_the_package_gpus_round_in_plain_pytorch(monkeypatch):
-    from layers import native
+    from layers.blockfloat import native
 
     monkeypatch.setattr(gpu, "installed", lambda: False)
     native.works_on.cache_clear()

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from layers import CompressedNorm, LayerForm, LayerShape, UsageError, compress_layer, compress_model
 from layers.blockfloat import quantise
-from layers.blockformat import BlockFormat
+from layers.blockfloat.format import BlockFormat
 from layers.cost import layer_cost
 from layers.form import is_norm
 from layers.pack import pack_state, unpack_state

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from layers.basis import FAMILIES, basis_matrix
 from layers.errors import OvertoneError, UsageError
+from layers.series.basis import FAMILIES, basis_matrix
 from results import filters
 from results.filters import convolution, draw_filters, filter_errors, mean_errors
 

@@ -4,8 +4,8 @@ import pytest
 from torch import nn
 
 from layers import Cost, LayerForm, UsageError, compress_model, pack_state
-from layers.basis import BASES
-from layers.blockformat import AXES
+from layers.blockfloat.format import AXES
+from layers.series.basis import BASES
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model
 
 PRUNED = BlockConfig(pruning_rate=0.5)

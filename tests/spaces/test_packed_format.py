@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from layers import LayerForm, compress_model, compressed_layers, pack_state
-from layers.transforms import TRANSFORMS
+from layers.templates.transforms import TRANSFORMS
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, load_model, read_card, save_model
 from spaces.card import decode_forms
 

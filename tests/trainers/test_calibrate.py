@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers import LayerForm, OvertoneError, UsageError, compress_model
-from layers.calibration import OutputRegression
+from layers.calibration.series import OutputRegression
 from trainers import calibrate as module
 from trainers.calibrate import calibrate
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from layers import LayerForm, compress_layer
 from layers.blockfloat import BlockFormat, quantise
-from layers.blockformat import AXES
+from layers.blockfloat.format import AXES
 
 DRAWS = 4096
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from layers import UsageError
-from layers.basis import BASES, FAMILIES, basis_matrix, basis_name
+from layers.series.basis import BASES, FAMILIES, basis_matrix, basis_name
 
 SIZES = range(1, 12)
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from layers import gpu
-from layers.blockformat import BlockFormat
-from layers.blockplain import round_plainly
+from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.plain import round_plainly
 
 __all__ = ["cuda_launch", "kernel", "round_into", "takes", "works_on"]
 

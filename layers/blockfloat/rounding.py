@@ -22,9 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from layers import native
-from layers.blockformat import BlockFormat
-from layers.blockplain import cut_blocks, join_blocks, round_plainly
+from layers.blockfloat import native
+from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.plain import cut_blocks, join_blocks, round_plainly
 from layers.errors import UsageError
 
 __all__ = [

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from layers import UsageError
-from layers.template import fitted_transforms, rebuild_filters, two_stage_conv2d
-from layers.transform_fit import fit_transforms
-from layers.transforms import TRANSFORMS, identity_parameters, parameter_shape, tap_operators, transformed
+from layers.templates.fit import fit_transforms
+from layers.templates.rebuild import fitted_transforms, rebuild_filters, two_stage_conv2d
+from layers.templates.transforms import TRANSFORMS, identity_parameters, parameter_shape, tap_operators, transformed
 
 MIXING = ("rotation", "affine")
 KERNELS = [(3, 3), (1, 1), (5, 3), (2, 4), (1, 5)]

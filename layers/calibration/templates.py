@@ -1,13 +1,13 @@
 """Templates and their gains by least squares in the space of a layer's outputs; ours, for Miles & Mikolajczyk's layers.
 
-What `layers.calibration` does for series: from the inputs that the layer really sees, the kept filters are fitted to
-the outputs that they should give (in their basis, where they are series), and then, template by template, the gains of
-the filters that are rebuilt from it. A rebuilt filter's output is linear in its gains, with one response a tap and
-group: the template's tap on the inputs. The moments of all responses follow from those of the inputs,
+What `layers.calibration.series` does for series: from the inputs that the layer really sees, the kept filters are
+fitted to the outputs that they should give (in their basis, where they are series), and then, template by template, the
+gains of the filters that are rebuilt from it. A rebuilt filter's output is linear in its gains, with one response a tap
+and group: the template's tap on the inputs. The moments of all responses follow from those of the inputs,
 
     G = sum x x^T,  T = sum y x^T,   x the C K_y K_x values under the filter,
 
-so one pass is enough. Angles and matrices are not linear: they stay nearest to the filters (`layers.transform_fit`). A
+so one pass is enough. Angles and matrices are not linear: they stay nearest to the filters (`layers.templates.fit`). A
 ridge, a share of the mean energy, draws each fit to where it started.
 """
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from layers.conv import CompressedConv2d
 from layers.errors import OvertoneError, UsageError
-from layers.harmonic import padded
+from layers.series.harmonic import padded
 
 __all__ = ["TemplateRegression"]
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from layers.transforms import Transform, parameter_shape, tap_operators, transformed
+from layers.templates.transforms import Transform, parameter_shape, tap_operators, transformed
 
 __all__ = ["fit_transforms", "least_squares_gains"]
 

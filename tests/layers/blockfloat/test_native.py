@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from layers import native
-from layers.blockfloat import BlockFormat, quantise
-from layers.blockformat import AXES
-from layers.blockplain import round_plainly
-from tests.layers.patterns import any_pattern
+from layers.blockfloat import BlockFormat, native, quantise
+from layers.blockfloat.format import AXES
+from layers.blockfloat.plain import round_plainly
+from tests.layers.blockfloat.patterns import any_pattern
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from layers.blockfloat import power_of_two, quantise
-from layers.blockformat import BlockFormat
-from layers.blockplain import cut_blocks, join_blocks
+from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.plain import cut_blocks, join_blocks
 from layers.errors import OvertoneError
 
 __all__ = ["pack_blocks", "pack_codes", "unpack_blocks", "unpack_codes"]

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layers import LayerForm, OvertoneError, UsageError, template_calibration
+from layers import LayerForm, OvertoneError, UsageError
+from layers.calibration import templates
+from layers.calibration.templates import TemplateRegression
 from layers.conv import CompressedConv2d
-from layers.template_calibration import TemplateRegression
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_kept_filters_are_those_of_plain_least_squares(case):
 def test_batches_add_up(case, monkeypatch):
     conv, form, x, outputs = case(groups=2, bits=6)
     at_once = placed(conv, form, x, outputs)
-    monkeypatch.setattr(template_calibration, "_CHUNK_VALUES", 1)
+    monkeypatch.setattr(templates, "_CHUNK_VALUES", 1)
     layer = CompressedConv2d(conv, form)
     regression = TemplateRegression(layer)
     for part in (slice(0, 5), slice(5, 6), slice(6, 24)):

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layers import UsageError
-from layers.template import (
+from layers.templates.rebuild import (
     choose_templates,
     fitted_transforms,
     rebuild_filters,

@@ -2,12 +2,12 @@
 
 Miles & Mikolajczyk, "Reconstructing Pruned Filters using Cheap Spatial Transformations", eqs. 1-4 and section 2.4:
 the M filters of largest magnitude stay as templates; every other filter is a template that was transformed
-(`layers.transforms`), by a gain per tap for one. With G groups the templates see C / G channels each, and a filter
-joins one transformed template from each group.
+(`layers.templates.transforms`), by a gain per tap for one. With G groups the templates see C / G channels each, and a
+filter joins one transformed template from each group.
 
 Our deviations: the kept filters stay where they are in the output, marked by a bit each, where the paper renumbers
 them to the front; the r-th rebuilt filter uses template r mod M, the paper's mapping. Transforms start where they come
-nearest to the filters that they rebuild (`layers.transform_fit`), not at the identity. The number of stage-one
+nearest to the filters that they rebuild (`layers.templates.fit`), not at the identity. The number of stage-one
 parameters is that of the tensors, K^2 C M; eq. 9 drops the factor G.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layers.errors import UsageError
-from layers.transform_fit import fit_transforms
-from layers.transforms import Transform, tap_operators, transformed
+from layers.templates.fit import fit_transforms
+from layers.templates.transforms import Transform, tap_operators, transformed
 
 __all__ = ["choose_templates", "fitted_transforms", "rebuild_filters", "template_count", "two_stage_conv2d"]
 

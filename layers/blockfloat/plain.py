@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layers.blockformat import BlockFormat
+from layers.blockfloat.format import BlockFormat
 
 __all__ = ["cut_blocks", "join_blocks", "round_plainly"]
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers import CompressedConv2d, LayerForm, OvertoneError, UsageError, calibration
-from layers.allocation import supports
-from layers.basis import BASES
-from layers.calibration import OutputRegression
+from layers import CompressedConv2d, LayerForm, OvertoneError, UsageError
+from layers.calibration import series as calibration
+from layers.calibration.series import OutputRegression
+from layers.series.allocation import supports
+from layers.series.basis import BASES
 
 
 @pytest.fixture

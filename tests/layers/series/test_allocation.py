@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from layers import CompressedConv2d, LayerForm, LayerShape, OvertoneError, UsageError
-from layers.allocation import allocate, expand_coefficients, support_bits, support_slots, supports
-from layers.basis import basis_matrix
 from layers.form import stored_indices, stored_tensors
-from layers.harmonic import least_squares_coefficients, series_taps
+from layers.series.allocation import allocate, expand_coefficients, support_bits, support_slots, supports
+from layers.series.basis import basis_matrix
+from layers.series.harmonic import least_squares_coefficients, series_taps
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layers import OvertoneError, harmonic
-from layers.basis import FAMILIES, basis_matrix
-from layers.harmonic import (
+from layers import OvertoneError
+from layers.series import harmonic
+from layers.series.basis import FAMILIES, basis_matrix
+from layers.series.harmonic import (
     basis_responses,
     descend_coefficients,
     factored_conv2d,

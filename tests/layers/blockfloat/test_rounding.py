@@ -11,8 +11,8 @@ from torch import Tensor
 
 from layers import OvertoneError, UsageError
 from layers.blockfloat import ROUNDINGS, BlockFormat, quantise
-from layers.blockformat import AXES
-from layers.blockpack import pack_blocks, unpack_blocks
+from layers.blockfloat.format import AXES
+from layers.blockfloat.pack import pack_blocks, unpack_blocks
 
 BITS = range(2, 17)
 BLOCKS = (1, 2, 3, 7, 16, 31, 128)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layers.allocation import supports
 from layers.conv import CompressedConv2d
 from layers.errors import OvertoneError, UsageError
+from layers.series.allocation import supports
 
 __all__ = ["OutputRegression"]
 
@@ -32,7 +32,7 @@ class OutputRegression:
 
     Convolution groups are regressions of their own. Coefficients that are allocated to filters are fitted for every
     support, and the supports are chosen anew. Memory: (C / groups n_y n_x)^2 float64 values a group. Layers with
-    templates have `layers.template_calibration`.
+    templates have `layers.calibration.templates`.
     """
 
     def __init__(self, layer: CompressedConv2d, *, ridge: float = 1e-3) -> None:

@@ -1,0 +1,1 @@
+"""Compressed layers fitted, in closed form, to the outputs that they should give."""

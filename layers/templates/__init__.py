@@ -1,0 +1,1 @@
+"""Filters rebuilt from a few templates by cheap spatial transforms (Miles & Mikolajczyk)."""
