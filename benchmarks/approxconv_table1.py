@@ -20,7 +20,6 @@ The control row is the uncompressed network in the same schedule.
 
 import argparse
 import multiprocessing
-import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from resnet20_trials import device, top1_of_test
 from rich.progress import track
 from torch import nn
 
@@ -36,7 +36,6 @@ from layers import compressed_layers
 from layers.conv import CompressedConv2d
 from spaces import BlockConfig, NetworkConfig, state_sha256
 from trainers.data import DataSpec, load_data
-from trainers.evaluate import evaluate
 from trainers.schedule import PRESETS, Schedule
 from trainers.spec import TrialSpec
 from trainers.trial import Trial, load_baseline
@@ -132,7 +131,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     trial = Trial(spec, data=data, baseline=_shared["baseline"], network=network, device="cpu")
     if run["arm"] == "paper":
         _unscale(trial.model)
-    before = _test_top1(trial.model)
+    before = top1_of_test(trial)
     for _ in trial.epochs():
         pass
     result = trial.result()
@@ -142,7 +141,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         "pre_val": 100 * result.zero_shot_top1,
         "pre_test": 100 * before,
         "post_val": 100 * result.val_top1,
-        "post_test": 100 * _test_top1(trial.model),
+        "post_test": 100 * top1_of_test(trial),
         "percent_parameters": 100 * _paper_count(result.cost) / _paper_count(whole),
         "size_bytes": result.cost.size_bytes,
         "flops": result.cost.flops,
@@ -156,7 +155,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         "schedule": str(asdict(schedule)),
         "threads": arguments.threads,
         "jobs": arguments.jobs,
-        "device": _device(),
+        "device": device(),
         "torch": version("torch"),
     }
 
@@ -185,22 +184,10 @@ def _unscale(model: nn.Module) -> None:
             layer.coefficients /= length[:, None] * length
 
 
-def _test_top1(model: nn.Module) -> float:
-    data = _shared["data"]
-    return evaluate(model, data.test, mean=data.mean, std=data.std, device="cpu").top1
-
-
 def _paper_count(cost: Any) -> int:
     """Every parameter except those of norms, as the paper counts."""
     parameters: int = cost.parameters - _shared["network"].rest.parameters
     return parameters
-
-
-def _device() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _done(out: Path) -> pd.DataFrame:

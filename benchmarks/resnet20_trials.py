@@ -112,7 +112,7 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         seed=run["seed"],
     )
     trial = Trial(spec, data=data, baseline=_shared["baseline"], network=network, device="cpu")
-    before = _test_top1(trial)
+    before = top1_of_test(trial)
     for _ in trial.epochs():
         pass
     result = trial.result()
@@ -121,7 +121,7 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         "pre_val": 100 * result.zero_shot_top1,
         "pre_test": 100 * before,
         "post_val": 100 * result.val_top1,
-        "post_test": 100 * _test_top1(trial),
+        "post_test": 100 * top1_of_test(trial),
         "size_bytes": result.cost.size_bytes,
         "flops": result.cost.flops,
         "start_s": result.compress_s,
@@ -131,17 +131,19 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         "test_images": len(data.test),
         "epochs": arguments.epochs,
         "jobs": arguments.jobs,
-        "device": _device(),
+        "device": device(),
         "torch": version("torch"),
     }
 
 
-def _test_top1(trial: Trial) -> float:
+def top1_of_test(trial: Trial) -> float:
+    """Accuracy on the test images, a share."""
     data = trial.data
     return evaluate(trial.model, data.test, mean=data.mean, std=data.std, device="cpu").top1
 
 
-def _device() -> str:
+def device() -> str:
+    """The processor, as the system calls it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
