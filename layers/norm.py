@@ -1,8 +1,8 @@
 """Norms whose vectors are held in block floating point: scale, shift, and where there are any, mean and variance.
 
 The paper (Costain & Prisacariu, appendix C) leaves norms as they are. In a network compressed to a few per cent they
-weigh as much as its filters, so their values can be rounded too, each with an exponent of its own: means, variances and
-scales of neighbouring channels differ by orders of magnitude.
+are a good part of what is left, so their values can be rounded too, each with an exponent of its own: means, variances
+and scales of neighbouring channels differ by orders of magnitude.
 """
 
 from __future__ import annotations
