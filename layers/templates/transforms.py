@@ -22,7 +22,7 @@ from torch import Tensor
 
 from layers.errors import UsageError
 
-__all__ = ["TRANSFORMS", "Transform", "identity_parameters", "parameter_shape", "tap_operators", "transformed"]
+__all__ = ["TRANSFORMS", "Transform", "parameter_shape", "tap_operators", "transformed"]
 
 Transform = Literal["scalar", "rotation", "affine", "zero"]
 TRANSFORMS: tuple[Transform, ...] = ("scalar", "rotation", "affine", "zero")
@@ -34,15 +34,6 @@ def parameter_shape(transform: Transform, kernel: tuple[int, int]) -> tuple[int,
         raise UsageError(f"transform (={transform!r}) must be one of {', '.join(TRANSFORMS)}.")
     shapes: dict[str, tuple[int, ...]] = {"scalar": kernel, "rotation": (1,), "affine": (2, 3), "zero": (0,)}
     return shapes[transform]
-
-
-def identity_parameters(transform: Transform, kernel: tuple[int, int]) -> Tensor:
-    """The parameters, float64, that leave a template as it is; `UsageError` for `zero`."""
-    if transform == "zero":
-        raise UsageError("transform (='zero') leaves nothing of a template.")
-    if transform == "scalar":
-        return torch.ones(kernel, dtype=torch.float64)
-    return torch.eye(2, 3, dtype=torch.float64) if transform == "affine" else torch.zeros(1, dtype=torch.float64)
 
 
 def transformed(transform: Transform, base: Tensor, parameters: Tensor) -> Tensor:

@@ -11,7 +11,6 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __shared__ static /* blocks take turns, so one is enough */
 
 struct Place {
     unsigned x = 0, y = 0, z = 0;
@@ -19,11 +18,8 @@ struct Place {
 
 static thread_local Place threadIdx, blockIdx;
 static Place blockDim, gridDim;
-static std::unique_ptr<std::barrier<>> whole_block;
 static std::vector<std::unique_ptr<std::barrier<>>> warps;
 static unsigned exchanged[1024];
-
-static void __syncthreads() { whole_block->arrive_and_wait(); }
 
 static unsigned __shfl_xor_sync(unsigned, unsigned mine, int far, int) {
     std::barrier<> &warp = *warps[threadIdx.x / 32];
@@ -38,7 +34,6 @@ static unsigned __shfl_xor_sync(unsigned, unsigned mine, int far, int) {
 template <typename Kernel, typename... Args> static void launch(unsigned grid, unsigned block, Kernel kernel, Args... args) {
     blockDim.x = block, gridDim.x = grid;
     for (unsigned at = 0; at < grid; at++) {
-        whole_block = std::make_unique<std::barrier<>>(block);
         warps.clear();
         for (unsigned warp = 0; warp < block / 32; warp++) warps.push_back(std::make_unique<std::barrier<>>(32));
         std::vector<std::thread> threads;
