@@ -9,7 +9,7 @@ from layers.form import LayerForm, LayerShape
 from layers.linear import CompressedLinear
 from layers.named import ChebConv2d, CosConv2d, TemplateConv2d
 from layers.norm import CompressedNorm
-from layers.pack import pack_state, unpack_state
+from layers.pack import join_state, pack_state, split_state, unpack_state
 
 __all__ = [
     "ChebConv2d",
@@ -30,7 +30,9 @@ __all__ = [
     "compressed_layers",
     "layer_cost",
     "network_cost",
+    "join_state",
     "pack_state",
     "remaining_cost",
+    "split_state",
     "unpack_state",
 ]

@@ -2,7 +2,8 @@
 
 A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat.pack`); indices,
 such as the kept filters of a template layer, take as many bits each as they need, truth values one, most significant
-first; all else stays as the state dict has it. Batch counters of norms are left out.
+first; all else stays as the state dict has it. Batch counters of norms are left out. A file has them joined, in the
+order of their names: names and shapes follow from the network and its forms.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from layers.compress import compressed_layers
 from layers.errors import OvertoneError
 from layers.form import stored_indices, stored_tensors
 
-__all__ = ["pack_state", "unpack_state"]
+__all__ = ["join_state", "pack_state", "split_state", "unpack_state"]
 
 
 def pack_state(model: nn.Module) -> dict[str, Tensor]:
@@ -46,23 +47,64 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
 
     Raises `OvertoneError` naming the first tensor that is missing, left over or of the wrong shape.
     """
-    quantised, widths, state, left = _formats(model), _widths(model), {}, dict(packed)
+    quantised, widths, state, layout = _formats(model), _widths(model), {}, _layout(model)
+    for name, (shape, dtype) in layout.items():
+        if name not in packed:
+            raise OvertoneError(f"The packed model lacks the tensor {name!r}.")
+        value = packed[name]
+        if value.shape != shape or value.dtype != dtype:
+            raise OvertoneError(
+                f"The packed tensor {name!r} is {value.dtype} {tuple(value.shape)}, not {dtype} {tuple(shape)}."
+            )
+    if left := next((name for name in packed if name not in layout), None):
+        raise OvertoneError(f"The packed model holds a tensor that the network has not: {left!r}.")
     for name, value in _kept_state(model).items():
         if name in quantised:
-            form = quantised[name]
-            sizes = form.packed_bytes(value.shape)
-            mantissas = _take(left, f"{name}.mantissas", torch.Size([sizes[0]]), torch.uint8)
-            exponents = _take(left, f"{name}.exponents", torch.Size([sizes[1]]), torch.uint8)
-            state[name] = unpack_blocks(mantissas, exponents, form, value.shape)
+            mantissas, exponents = packed[f"{name}.mantissas"], packed[f"{name}.exponents"]
+            state[name] = unpack_blocks(mantissas, exponents, quantised[name], value.shape)
         elif name in widths or value.dtype == torch.bool:
-            width = widths.get(name, 1)
-            codes = _take(left, name, torch.Size([(width * value.numel() + 7) // 8]), torch.uint8)
-            state[name] = unpack_codes(codes, width, value.numel()).view(value.shape).to(value.dtype)
+            codes = unpack_codes(packed[name], widths.get(name, 1), value.numel())
+            state[name] = codes.view(value.shape).to(value.dtype)
         else:
-            state[name] = _take(left, name, value.shape, value.dtype)
-    if left:
-        raise OvertoneError(f"The packed model holds a tensor that the network has not: {next(iter(left))!r}.")
+            state[name] = packed[name]
     model.load_state_dict(state, strict=False)
+
+
+def join_state(packed: Mapping[str, Tensor]) -> Tensor:
+    """The bytes of packed tensors, one after another in the order of their names: (`size_bytes`,) uint8."""
+    parts = [packed[name].flatten().view(torch.uint8) for name in sorted(packed)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
+
+
+def split_state(model: nn.Module, joined: Tensor) -> dict[str, Tensor]:
+    """The packed tensors of a model, already in its compressed form, from their joined bytes.
+
+    Raises `OvertoneError` where there are fewer bytes or more than the model has.
+    """
+    layout, packed, end = _layout(model), {}, 0
+    needed = sum(shape.numel() * dtype.itemsize for shape, dtype in layout.values())
+    if joined.shape != (needed,) or joined.dtype != torch.uint8:
+        raise OvertoneError(f"The packed model must be {needed} bytes, not {joined.dtype} {tuple(joined.shape)}.")
+    for name in sorted(layout):
+        shape, dtype = layout[name]
+        begin, end = end, end + shape.numel() * dtype.itemsize
+        packed[name] = joined[begin:end].clone().view(dtype).view(shape)  # a clone begins where any type may
+    return packed
+
+
+def _layout(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and type of each packed tensor."""
+    quantised, widths, layout = _formats(model), _widths(model), {}
+    for name, value in _kept_state(model).items():
+        if name in quantised:
+            sizes = quantised[name].packed_bytes(value.shape)
+            layout[f"{name}.mantissas"] = torch.Size([sizes[0]]), torch.uint8
+            layout[f"{name}.exponents"] = torch.Size([sizes[1]]), torch.uint8
+        elif name in widths or value.dtype == torch.bool:
+            layout[name] = torch.Size([(widths.get(name, 1) * value.numel() + 7) // 8]), torch.uint8
+        else:
+            layout[name] = value.shape, value.dtype
+    return layout
 
 
 def _formats(model: nn.Module) -> dict[str, BlockFormat]:
@@ -84,14 +126,3 @@ def _widths(model: nn.Module) -> dict[str, int]:
 
 def _kept_state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-
-
-def _take(left: dict[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    if name not in left:
-        raise OvertoneError(f"The packed model lacks the tensor {name!r}.")
-    value = left.pop(name)
-    if value.shape != shape or value.dtype != dtype:
-        raise OvertoneError(
-            f"The packed tensor {name!r} is {value.dtype} {tuple(value.shape)}, not {dtype} {tuple(shape)}."
-        )
-    return value

@@ -1,7 +1,7 @@
 """The card of a packed model: JSON that says what network the file holds, checked before anything is built from it.
 
-Version 2 names the layers of each form, `"forms": [{"layers": ["conv1", "conv2"], "bits": 8}]`; version 1 had the form
-of each layer, `"forms": {"conv1": {"bits": 8}, "conv2": {"bits": 8}}`, and is read to the same card.
+Since version 2 it names the layers of each form, `"forms": [{"layers": ["conv1", "conv2"], "bits": 8}]`; version 1
+had the form of each layer, `"forms": {"conv1": {"bits": 8}, "conv2": {"bits": 8}}`, and is read to the same card.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from layers import LayerForm, UsageError
 
 __all__ = ["PACKED_VERSION", "decode_card", "decode_forms", "encode_card"]
 
-PACKED_VERSION = 2
+PACKED_VERSION = 3
 _REQUIRED = ("version", "model", "classes", "channels", "forms")
 _LONGEST = 255
 """Characters of a model's or layer's name."""
@@ -28,7 +28,7 @@ _KNOBS = {
 
 
 def encode_card(card: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> str:
-    """The JSON of a card of this version; `UsageError` where it is not plain JSON."""
+    """The JSON of a card of the last version; `UsageError` where it is not plain JSON."""
     groups: dict[LayerForm, list[str]] = {}
     for name, form in forms.items():
         groups.setdefault(form, []).append(name)
@@ -40,7 +40,7 @@ def encode_card(card: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> str:
 
 
 def decode_card(text: str, *, most: int) -> dict[str, Any]:
-    """The card of this JSON, of either version, with the form of each layer as plain data.
+    """The card of this JSON, of any version, with the form of each layer as plain data.
 
     `most` bounds `classes` and `channels`. Raises `ValueError` or `RecursionError` where it is not a card, or is of a
     later version.
@@ -113,7 +113,7 @@ def _plain(form: LayerForm) -> dict[str, Any]:
 
 
 def _by_layer(groups: object) -> dict[str, Any]:
-    """The forms of version 2 as version 1 has them."""
+    """The forms as version 1 has them."""
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise ValueError("forms must be a list of objects")
     pairs = []

@@ -1,7 +1,8 @@
 """Packed models: one safetensors file that holds a compressed network and says how to build it again.
 
-The file's payload is `layers.pack`'s tensors, exactly `size_bytes` long; its metadata has one key, `overtone`, with a
-JSON card: `version`, `model`, `classes`, `channels`, `forms` and whatever the writer adds. `docs/packed-format.md` has
+The file's payload is one tensor, `packed`, of the bytes of `layers.pack`'s, exactly `size_bytes` long (until version 2
+each had its own entry); its metadata has one key, `overtone`, with a JSON card: `version`, `model`, `classes`,
+`channels`, `forms` and whatever the writer adds. `docs/packed-format.md` has
 it all. Reading runs no code from the file, and takes memory in proportion to the file, whatever the file says.
 """
 
@@ -26,7 +27,9 @@ from layers import (
     UsageError,
     compress_model,
     compressed_layers,
+    join_state,
     pack_state,
+    split_state,
     unpack_state,
 )
 from spaces.card import PACKED_VERSION, decode_card, decode_forms, encode_card
@@ -45,7 +48,7 @@ def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -
     text = encode_card(card, {name: layer.form for name, layer in compressed_layers(model).items()})
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        scratch.write_bytes(safetensors.torch.save(pack_state(model), {"overtone": text}))
+        scratch.write_bytes(safetensors.torch.save({"packed": join_state(pack_state(model))}, {"overtone": text}))
         os.replace(scratch, path)
     except (OSError, safetensors.SafetensorError) as error:
         with contextlib.suppress(OSError):
@@ -73,10 +76,14 @@ def load_model(path: str | Path, *, factory: Callable[..., nn.Module] | None = N
     with _sentences(path, "does not describe a network"):
         forms = decode_forms(card)
         if factory is None:
-            model = _empty(card, forms, tensors)
+            model = _empty(card, forms, sum(tensor.nbytes for tensor in tensors.values()))
         else:
             model = compress_model(factory(classes=card["classes"], channels=card["channels"]), forms)
-        unpack_state(model, tensors)
+        packed = split_state(model, _only(tensors)) if card["version"] > 2 else tensors
+        if factory is None:
+            _check_indices(model, packed)
+            allocate(model)
+        unpack_state(model, packed)
         _check_kept(model)
     return model.eval()
 
@@ -92,18 +99,28 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return decode_card(metadata["overtone"], most=8 * os.path.getsize(path)), tensors
 
 
-def _empty(card: Mapping[str, Any], forms: Mapping[str, LayerForm], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The named network in its forms, still to be filled; `OvertoneError` where the tensors cannot be its own."""
+def _only(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The one tensor of a file since version 3."""
+    if tensors.keys() != {"packed"}:
+        raise OvertoneError(f"its tensors are {', '.join(map(repr, tensors)) or 'none'}, and not 'packed' alone")
+    return tensors["packed"]
+
+
+def _empty(card: Mapping[str, Any], forms: Mapping[str, LayerForm], held: int) -> nn.Module:
+    """The named network in its forms, still without memory; `OvertoneError` where it is not of as many bytes."""
     model = outline(card["model"], classes=card["classes"], channels=card["channels"])
-    needed, held = packed_bytes(model, forms), sum(tensor.nbytes for tensor in tensors.values())
+    needed = packed_bytes(model, forms)
     if needed != held:
         raise OvertoneError(f"the network that its card describes takes {needed} bytes, its tensors have {held}")
-    for key, value in model.state_dict().items():
-        if value.dtype == torch.int64 and key in tensors and not torch.equal(value, tensors[key]):
-            raise OvertoneError(f"the tensor {key!r} is not that of the network")
     put_in_form(model, forms)
-    allocate(model)
     return model
+
+
+def _check_indices(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
+    """Indices that a network computes when it is built are never another's."""
+    for name, value in model.state_dict().items():
+        if value.dtype == torch.int64 and name in packed and not torch.equal(value, packed[name]):
+            raise OvertoneError(f"the tensor {name!r} is not that of the network")
 
 
 def _check_kept(model: nn.Module) -> None:

@@ -43,8 +43,8 @@ def test_loaded_networks_give_bit_equal_logits(dense, draw, images, tmp_path):
         loaded = load_model(path)
         assert not loaded.training
         assert torch.equal(loaded(x), model(x))
-        tensors = safetensors.torch.load_file(path)
-        assert sum(tensor.nbytes for tensor in tensors.values()) == space.network.cost(config).size_bytes
+        (packed,) = safetensors.torch.load_file(path).values()
+        assert packed.nbytes == space.network.cost(config).size_bytes
         assert {name: layer.form for name, layer in compressed_layers(loaded).items()} == space.network.forms(config)
 
 
@@ -57,11 +57,8 @@ def test_the_card_is_kept(path):
 
 @pytest.mark.parametrize(("codes", "message"), [(15, r"support \(=15\) must be below 9"), (0, r"make 16 coefficients")])
 def test_supports_that_cannot_be_are_refused(codes, message, path):
-    tensors = safetensors.torch.load_file(path)
-    tensors["layer1.0.conv1.supports"] = torch.full_like(tensors["layer1.0.conv1.supports"], 17 * codes)
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    safetensors.torch.save_file(tensors, path, metadata)
+    name = "layer1.0.conv1.supports"
+    rewrite(path, change_tensors=lambda tensors: tensors | {name: torch.full_like(tensors[name], 17 * codes)})
     with pytest.raises(OvertoneError, match=message):
         load_model(path)
 
@@ -98,10 +95,10 @@ def test_wrong_factory_is_one_sentence(path):
 
 
 def rewrite(path, change_card=lambda card: card, change_tensors=lambda tensors: tensors):
-    """The file with another card, of version 1, or other tensors."""
+    """The file with another card, of version 1, or other tensors, one for each name as until version 2."""
     text = change_card(read_card(path) | {"version": 1})
     metadata = {"overtone": text if isinstance(text, str) else json.dumps(text)}
-    safetensors.torch.save_file(change_tensors(safetensors.torch.load_file(path)), path, metadata)
+    safetensors.torch.save_file(change_tensors(pack_state(load_model(path))), path, metadata)
 
 
 def without(key):
@@ -119,9 +116,9 @@ def form(**changes):
         (lambda card: "[" * 100_000, r"recursion"),
         (lambda card: [card], r"its card is not a JSON object\."),
         *((without(key), rf"its card lacks '{key}'\.") for key in ("model", "classes", "channels", "forms", "version")),
-        (lambda card: {"version": 3, "network": 1}, r"its version is 3, and versions 1 to 2 are read\."),
+        (lambda card: {"version": 4, "network": 1}, r"its version is 4, and versions 1 to 3 are read\."),
         *((lambda card, v=v: card | {"version": v}, r"its version is ") for v in (None, 0, True, 1.0, "1", [1])),
-        (lambda card: card | {"version": 2}, r"forms must be a list of objects\."),
+        *((lambda card, v=v: card | {"version": v}, r"forms must be a list of objects\.") for v in (2, 3)),
         (lambda card: card | {"version": 2, "forms": [{"bits": 8}]}, r"each of the forms must name its layers\."),
         (lambda card: card | {"version": 2, "forms": [{"layers": ["linear", "linear"]}]}, r"it says 'linear' twice\."),
         *((lambda card, v=v: card | {"model": v}, r"model must be a name") for v in (5, ["resnet8"], "x" * 256)),
@@ -210,6 +207,25 @@ def test_tensors_that_are_not_those_of_the_network(path):
             load_model(path)
 
 
+def test_joined_tensors_that_are_not_those_of_the_network(path):
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata, packed = file.metadata(), file.get_tensor("packed")
+    shape = rf"must be {len(packed)} bytes, not"
+    for tensors, message in (
+        ({"packed": packed[1:]}, r"takes \d+ bytes, its tensors have \d+\."),
+        ({"packed": packed.view(1, -1)}, rf"{shape} torch.uint8 \(1, {len(packed)}\)\."),
+        ({"packed": packed.view(torch.int8)}, rf"{shape} torch.int8 \({len(packed)},\)\."),
+        ({"stray": packed}, r"its tensors are 'stray', and not 'packed' alone\."),
+        ({"packed": packed[1:], "stray": packed[:1]}, r"its tensors are 'packed', 'stray', and not 'packed' alone\."),
+    ):
+        safetensors.torch.save_file({name: value.clone() for name, value in tensors.items()}, path, metadata)
+        with pytest.raises(OvertoneError, match=rf"^{path} does not describe a network: [^\n]*{message}"):
+            load_model(path)
+    safetensors.torch.save_file({"packed": packed[1:].clone()}, path, metadata)
+    with pytest.raises(OvertoneError, match=rf"{shape} torch.uint8 \({len(packed) - 1},\)\."):
+        load_model(path, factory=lambda *, classes, channels: build_model("resnet8", classes=10, channels=1))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, "deep"])
 def test_cards_that_are_not_json_are_not_written(value, dense, tmp_path):
     if value == "deep":
@@ -223,11 +239,11 @@ def test_cards_that_are_not_json_are_not_written(value, dense, tmp_path):
 def test_indices_that_the_network_computes_must_be_its_own(tmp_path):
     forms, card = {"head": LayerForm(bits=4)}, {"model": "swin_t", "classes": 2, "channels": 3}
     save_model(compress_model(build_model("swin_t", classes=2, channels=3), forms), tmp_path / "m", card=card)
-    assert not any(value.is_meta for value in load_model(tmp_path / "m").state_dict().values())
-    rewrite(
-        tmp_path / "m",
-        change_tensors=lambda tensors: {k: v + 10**6 if v.dtype == torch.int64 else v for k, v in tensors.items()},
-    )
+    model = load_model(tmp_path / "m")
+    assert not any(value.is_meta for value in model.state_dict().values())
+    name = "features.1.0.attn.relative_position_index"
+    model.get_buffer(name).add_(10**6)
+    save_model(model, tmp_path / "m", card=card)
     with pytest.raises(OvertoneError, match=r"relative_position_index' is not that of the network\.$"):
         load_model(tmp_path / "m")
 
