@@ -1,40 +1,28 @@
-"""The kernels of block floating point, in C and in CUDA, compiled for this very machine when they are first needed.
+"""The kernels of block floating point, in C (`layers.cpu`) and in CUDA (`layers.gpu`).
 
-That takes less than a second, and nothing is kept on disk. Where there is no C compiler (`cc`, or what `CC` names), or
-for a GPU no package `cuda-core`, there is no kernel, and plain PyTorch gives the same bits.
+Where neither a compiler nor, for a GPU, the package `cuda-core` is at hand, plain PyTorch gives the same bits.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layers import gpu
+from layers import cpu, gpu
 from layers.blockfloat.format import BlockFormat
 from layers.blockfloat.plain import round_plainly
 
 __all__ = ["cuda_launch", "kernel", "round_into", "takes", "works_on"]
 
-_SOURCE = gpu.FOLDER / "blockfloat.c"
 _THREADS = 256
 _AHEAD = 4
 """Values of each thread in `blockfloat.cu`."""
-_PARALLEL: tuple[list[str], ...] = (["-fopenmp"], [])
-_TUNED: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
-"""Flags, of which the compiler may know the first or only later ones. PyTorch's own OpenMP threads do the work."""
 
 
 def takes(x: Tensor) -> bool:
@@ -109,24 +97,8 @@ def works_on(device: int) -> bool:
 @cache
 def kernel() -> ctypes.CDLL | None:
     """The compiled kernel, or `None` where it cannot be had."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler or shutil.which(compiler[0]) is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "blockfloat.so"
-        for parallel, tuned in itertools.product(_PARALLEL, _TUNED):
-            flags = ["-O3", "-shared", "-fPIC", *parallel, *tuned]
-            command = [*compiler, *flags, "-o", str(target), str(_SOURCE)]
-            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                return _loaded(target)
-    return None
-
-
-def _loaded(path: Path) -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:  # a folder from which nothing may be run
-        return None
-    pointers, sizes, numbers = [ctypes.c_void_p] * 2, [ctypes.c_int64] * 4, [ctypes.c_int] * 3
-    library.round_blocks.argtypes, library.round_blocks.restype = [*pointers, *sizes, *numbers], None
-    return library
+    found = cpu.library("blockfloat.c")
+    if found is not None:
+        pointers, sizes, numbers = [ctypes.c_void_p] * 2, [ctypes.c_int64] * 4, [ctypes.c_int] * 3
+        found.round_blocks.argtypes, found.round_blocks.restype = [*pointers, *sizes, *numbers], None
+    return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layers import LayerForm
+from layers import LayerForm, cpu
 from layers.blockfloat.format import AXES
 from layers.templates.transforms import TRANSFORMS
 
@@ -122,3 +122,12 @@ def count_macs() -> Callable[..., int]:
         return int(total // (2 * images))
 
     return count
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    """A process that finds no C compiler."""
+    cpu.library.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    yield
+    cpu.library.cache_clear()
