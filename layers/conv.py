@@ -8,6 +8,7 @@ combination is ours. A 1-D convolution is one of images with a single row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any, Literal, Self
 
@@ -21,12 +22,20 @@ from layers.rounded import RoundedLayer
 from layers.series.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
 from layers.series.basis import basis_matrix
 from layers.series.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
-from layers.templates.rebuild import choose_templates, fitted_transforms, rebuild_filters, two_stage_conv2d
+from layers.templates.fused import FusedTemplates, fused_conv2d
+from layers.templates.native import Where
+from layers.templates.rebuild import (
+    choose_templates,
+    fitted_transforms,
+    output_operators,
+    rebuild_filters,
+    two_stage_conv2d,
+)
 from layers.templates.transforms import Transform
 
 __all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]
 
-Execution = Literal["dense", "factored", "two_stage"]
+Execution = Literal["dense", "factored", "two_stage", "fused"]
 
 
 class CompressedConv2d(RoundedLayer):
@@ -34,7 +43,8 @@ class CompressedConv2d(RoundedLayer):
 
     Takes (B, C, H, W) and gives (B, N, H_out, W_out) like the `nn.Conv2d` it is made from, whatever its stride,
     padding, dilation, groups and padding mode, and (C, H, W) too. `execution` picks among exact forms: `dense` builds
-    the filters, `factored` (series without templates) and `two_stage` (templates, ungrouped convolution) do not.
+    the filters, `factored` (series without templates), `two_stage` and `fused` (templates, ungrouped convolution) do
+    not. `fused`, for outputs as large as inputs, is for inference on the CPU; otherwise it runs as `two_stage`.
     """
 
     phi_y: Tensor | None
@@ -52,7 +62,7 @@ class CompressedConv2d(RoundedLayer):
         self.margins = (left, right, top, bottom)
         self.padding_mode = conv.padding_mode
         self.execution: Execution = "dense"
-        self._kept_filters: tuple[Any, Tensor] | None = None
+        self._known: dict[str, tuple[Any, Any]] = {}
         tensors = stored_tensors(self.shape, form)
         self._register_bases(conv.weight)
         kept = None if form.templates is None else choose_templates(conv.weight, form.templates)
@@ -139,9 +149,17 @@ class CompressedConv2d(RoundedLayer):
     def executions(self) -> tuple[Execution, ...]:
         """The exact forms that this layer can run in."""
         if self.kept is not None:
-            return ("dense", "two_stage") if self.shape.groups == 1 else ("dense",)
+            if self.shape.groups > 1:
+                return ("dense",)
+            return ("dense", "two_stage", "fused") if self._keeps_size() else ("dense", "two_stage")
         allocated_in_groups = self.form.allocation is not None and self.shape.groups > 1
         return ("dense",) if self.form.basis is None or allocated_in_groups else ("dense", "factored")
+
+    def _keeps_size(self) -> bool:
+        """Whether outputs are as large as inputs, which have zeros around them."""
+        left, right, top, bottom = self.margins
+        where = Where(self.shape.kernel, self.stride, (top, left), self.dilation)
+        return where.keeps_size and self.padding_mode == "zeros" and (left, top) == (right, bottom)
 
     def filters(self) -> Tensor:
         """The filters (N, C / groups, K_y, K_x) that the stored tensors stand for.
@@ -149,12 +167,17 @@ class CompressedConv2d(RoundedLayer):
         In evaluation without gradients they are kept until a stored tensor changes in place or by loading. A change
         behind PyTorch's back (`layer.coefficients.data.add_(1)`) is seen only after `train()` or `eval()`.
         """
+        found: Tensor = self._kept_in_evaluation("filters", self._build_filters)
+        return found
+
+    def _kept_in_evaluation(self, name: str, build: Callable[[], Any]) -> Any:
+        """What `build` makes of the stored tensors, or made of them the last time."""
         state = None if self.training else self._stored_state()
         if state is None:
-            return self._build_filters()
-        if self._kept_filters is None or self._kept_filters[0] != state:
-            self._kept_filters = (state, self._build_filters())
-        return self._kept_filters[1]
+            return build()
+        if name not in self._known or self._known[name][0] != state:
+            self._known[name] = (state, build())
+        return self._known[name][1]
 
     def _stored_state(self) -> Any:
         """What changes when a stored tensor does; `None` where filters must be built anew."""
@@ -174,11 +197,11 @@ class CompressedConv2d(RoundedLayer):
 
     def train(self, mode: bool = True) -> Self:
         """Forget the filters that evaluation keeps."""
-        self._kept_filters = None
+        self._known.clear()
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept_filters": None}
+        return {**self.__dict__, "_known": {}}
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the input is rounded first where the form has bits."""
@@ -191,7 +214,10 @@ class CompressedConv2d(RoundedLayer):
             x, padding = padded(x, self.margins, self.padding_mode)
             bias = self.rounded_bias()
             return F.conv2d(x, self.filters(), bias, self.stride, padding, self.dilation, self.shape.groups)
-        y, bias = self._factored(x) if self.execution == "factored" else self._two_stage(x), self.rounded_bias()
+        bias = self.rounded_bias()
+        if self.execution == "fused":
+            return self._fused(x, bias)
+        y = self._factored(x) if self.execution == "factored" else self._two_stage(x)
         return y if bias is None else y + bias[:, None, None].to(y.dtype)
 
     def rounded(self, x: Tensor) -> Tensor:
@@ -224,18 +250,23 @@ class CompressedConv2d(RoundedLayer):
         }
 
     def _two_stage(self, x: Tensor) -> Tensor:
-        assert self.kept is not None
         x, padding = padded(x, self.margins, self.padding_mode)
         return two_stage_conv2d(
-            x,
-            self.templates(),
-            self._transform(),
-            self._stored_transforms(),
-            self.kept,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
+            x, self.templates(), *self._operators(), stride=self.stride, padding=padding, dilation=self.dilation
         )
+
+    def _fused(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self._kept_in_evaluation("fused", lambda: FusedTemplates.of(self.templates(), *self._operators()))
+        left, _, top, _ = self.margins
+        y = fused_conv2d(x, layer, bias, padding=(top, left), dilation=self.dilation)
+        if y is not None:
+            return y
+        y = self._two_stage(x)
+        return y if bias is None else y + bias[:, None, None].to(y.dtype)
+
+    def _operators(self) -> tuple[Tensor, Tensor]:
+        assert self.kept is not None
+        return output_operators(self._transform(), self._stored_transforms(), self.kept, self.shape.kernel)
 
     def transforms(self) -> Tensor | None:
         """The parameters (N - M, G, ...) of the transforms, `None` where there are none (`layers.form.PARAMETERS`)."""

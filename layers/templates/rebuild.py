@@ -19,9 +19,17 @@ from torch.nn import functional as F
 
 from layers.errors import UsageError
 from layers.templates.fit import fit_transforms
+from layers.templates.gather import template_gather
 from layers.templates.transforms import Transform, tap_operators, transformed
 
-__all__ = ["choose_templates", "fitted_transforms", "rebuild_filters", "template_count", "two_stage_conv2d"]
+__all__ = [
+    "choose_templates",
+    "fitted_transforms",
+    "output_operators",
+    "rebuild_filters",
+    "template_count",
+    "two_stage_conv2d",
+]
 
 
 def template_count(pruning_rate: float, filters: int, minimum: int) -> int:
@@ -46,23 +54,42 @@ def fitted_transforms(transform: Transform, weight: Tensor, templates: Tensor, k
     """
     groups, count, channels = templates.shape[:3]
     pruned = weight[~kept].unflatten(1, (groups, channels))
-    base = templates.transpose(0, 1)[_source(len(weight) - count, templates)]
+    base = templates.transpose(0, 1)[_source(len(weight) - count, count, kept.device)]
     return fit_transforms(transform, base, pruned)
 
 
 def rebuild_filters(templates: Tensor, transform: Transform, parameters: Tensor, kept: Tensor) -> Tensor:
     """Filters (N, C, K_y, K_x) of templates (G, M, C / G, K_y, K_x) and transforms' parameters (N - M, G, ...)."""
     base = templates.transpose(0, 1)
-    rebuilt = transformed(transform, base[_source(len(parameters), templates)], parameters)
+    rebuilt = transformed(transform, base[_source(len(parameters), len(base), kept.device)], parameters)
     return torch.cat([base, rebuilt]).flatten(1, 2)[_rank(kept)]
+
+
+def output_operators(
+    transform: Transform, parameters: Tensor, kept: Tensor, kernel: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Each output's tap operator, (N, G, T) where it is diagonal, else (N, G, T, T), and its template (N,).
+
+    Kept filters are their template's own taps: the identity.
+    """
+    count, groups, taps = len(kept) - len(parameters), parameters.shape[1], kernel[0] * kernel[1]
+    if transform in ("scalar", "zero"):
+        own = parameters.new_ones(count, groups, taps)
+        gains = parameters.flatten(2) if transform == "scalar" else own.new_zeros(len(parameters), groups, taps)
+        operators = torch.cat([own, gains])
+    else:
+        own = torch.eye(taps, dtype=parameters.dtype, device=parameters.device).expand(count, groups, -1, -1)
+        operators = torch.cat([own, tap_operators(transform, parameters, kernel)])
+    source = torch.cat([torch.arange(count, device=kept.device), _source(len(parameters), count, kept.device)])
+    rank = _rank(kept)
+    return operators[rank], source[rank]
 
 
 def two_stage_conv2d(
     x: Tensor,
     templates: Tensor,
-    transform: Transform,
-    parameters: Tensor,
-    kept: Tensor,
+    operators: Tensor,
+    source: Tensor,
     *,
     stride: tuple[int, int],
     padding: tuple[int, int],
@@ -70,67 +97,20 @@ def two_stage_conv2d(
 ) -> Tensor:
     """The same convolution in two stages (eqs. 3-4): K_y K_x maps of each template, then a gather of these maps.
 
-    Input (B, C, H, W), output (B, N, H_out, W_out). Map k of a template is its tap k at every place of the input;
-    output n at a place sums S_n[k', k] times map k where tap k' lies. Multiply-accumulates are H_out W_out (K_y K_x C
-    M + G (N - M) s). Gains have s = K_y K_x (eq. 5), and need a map at the places of its own tap alone. Transforms that
-    mix taps need it at all places of the input, H W for H_out W_out in the first term, and have s = 4 K_y K_x (section
-    2.5). This is the plain form that defines the result: it holds all maps in memory.
+    Input (B, C, H, W), templates (G, M, C / G, K_y, K_x), operators and source as `output_operators` gives them, output
+    (B, N, H_out, W_out). Map k of a template is its tap k at every place of the input. Multiply-accumulates are
+    H W K_y K_x C M and H_out W_out G (N - M) s, where s is K_y K_x for gains (eq. 5), 4 K_y K_x for transforms that mix
+    taps (section 2.5). With a stride, gains need a map at the places of its own tap alone (as `layers.cost` counts).
     """
-    where = _Places(x.shape, templates.shape, stride, padding, dilation)
-    source = _source(len(parameters), templates)
-    if transform in ("rotation", "affine"):
-        own, rebuilt = _gathered(x, templates, tap_operators(transform, parameters, where.kernel), source, where)
-    else:
-        unfolded = F.unfold(x, where.kernel, dilation=dilation, padding=padding, stride=stride)
-        unfolded = unfolded.unflatten(1, (templates.shape[0], templates.shape[2], -1))
-        maps = torch.einsum("bgckl,gmck->bgmkl", unfolded, templates.flatten(3))
-        gains = parameters.flatten(2) if transform == "scalar" else maps.new_zeros(*parameters.shape[:2], maps.shape[3])
-        own, rebuilt = maps.sum((1, 3)), torch.einsum("bgnkl,ngk->bnl", maps[:, :, source], gains)
-    return torch.cat([own, rebuilt], 1)[:, _rank(kept)].unflatten(2, where.size)
+    kernel = list(templates.shape[3:])
+    taps = templates.permute(0, 3, 4, 1, 2).reshape(-1, templates.shape[2], 1, 1)
+    maps = F.conv2d(x, taps, groups=len(templates))
+    return template_gather(maps, operators.to(maps.dtype), source, kernel, list(stride), list(padding), list(dilation))
 
 
-class _Places:
-    """Where a convolution's taps lie in its padded input."""
-
-    def __init__(
-        self,
-        x: torch.Size,
-        templates: torch.Size,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-    ) -> None:
-        self.kernel, self.stride, self.padding, self.dilation = (templates[3], templates[4]), stride, padding, dilation
-        reach = [dilation[i] * (self.kernel[i] - 1) + 1 for i in (0, 1)]
-        height, width = ((x[2 + i] + 2 * padding[i] - reach[i]) // stride[i] + 1 for i in (0, 1))
-        self.size = (height, width)
-
-    def seen_by(self, tap: int, maps: Tensor) -> Tensor:
-        """Maps (..., H, W) of the padded input where this tap lies, (..., H_out W_out)."""
-        first = [place * step for place, step in zip(divmod(tap, self.kernel[1]), self.dilation, strict=True)]
-        rows, columns = (
-            slice(first[i], first[i] + (self.size[i] - 1) * self.stride[i] + 1, self.stride[i]) for i in (0, 1)
-        )
-        return maps[..., rows, columns].flatten(-2)
-
-
-def _gathered(x: Tensor, templates: Tensor, operators: Tensor, source: Tensor, where: _Places) -> tuple[Tensor, Tensor]:
-    """The templates' own outputs (B, M, H_out W_out), and those of the others by their operators (N - M, G, T, T)."""
-    groups, count, channels = templates.shape[:3]
-    taps = templates.flatten(3).transpose(2, 3).reshape(-1, channels, 1, 1)
-    maps = F.conv2d(x, taps, groups=groups).unflatten(1, (groups, count, -1))
-    maps = F.pad(maps, (where.padding[1], where.padding[1], where.padding[0], where.padding[0]))
-    own, rebuilt = [], []
-    for tap in range(operators.shape[-1]):
-        seen = where.seen_by(tap, maps)
-        own.append(seen[:, :, :, tap].sum(1))
-        rebuilt.append(torch.einsum("bgnkl,ngk->bnl", seen[:, :, source], operators[:, :, tap].to(maps.dtype)))
-    return torch.stack(own).sum(0), torch.stack(rebuilt).sum(0)
-
-
-def _source(rebuilt: int, templates: Tensor) -> Tensor:
-    """The template that each rebuilt filter uses, of templates (G, M, ...)."""
-    return torch.arange(rebuilt, device=templates.device) % templates.shape[1]
+def _source(rebuilt: int, templates: int, device: torch.device) -> Tensor:
+    """The template that each rebuilt filter uses."""
+    return torch.arange(rebuilt, device=device) % templates
 
 
 def _rank(kept: Tensor) -> Tensor:

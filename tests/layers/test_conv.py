@@ -186,7 +186,9 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
     executions = ["dense"]
     factored = form.basis is not None and form.templates is None and (conv.groups == 1 or not form.allocation)
     executions += ["factored"] if factored else []
-    executions += ["two_stage"] if form.templates is not None and conv.groups == 1 else []
+    two_stages = form.templates is not None and conv.groups == 1
+    executions += ["two_stage"] if two_stages else []
+    executions += ["fused"] if two_stages and conv.padding_mode == "zeros" and expected.shape[2:] == x.shape[2:] else []
     assert list(layer.executions) == executions
     for execution in executions:
         layer.execution = execution
@@ -201,6 +203,7 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
         (LayerForm(), 1, "two_stage"),
         (SERIES, 1, "two_stage"),
         (TEMPLATES, 1, "factored"),
+        (TEMPLATES, 1, "fused"),
         (LayerForm(templates=3, transform="scalar"), 4, "two_stage"),
         (LayerForm(), 1, "fastest"),
     ],
@@ -445,7 +448,7 @@ class TestFiltersKeptInEvaluation:
     @torch.no_grad()
     def test_copies_and_pickles_do_not_carry_them(self, layer):
         layer.filters()
-        assert copy.deepcopy(layer)._kept_filters is None
+        assert not copy.deepcopy(layer)._known
         assert torch.equal(copy.deepcopy(layer).filters(), layer.filters())
 
 

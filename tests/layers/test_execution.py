@@ -15,7 +15,7 @@ FORMS = {
 
 @pytest.fixture
 def model(fill):
-    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1))
     dense = fill(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
     return compress_model(dense, FORMS)
 
@@ -23,7 +23,7 @@ def model(fill):
 @pytest.fixture
 def timed(monkeypatch):
     """Times by form that the clock will say, and how often it was asked."""
-    times, asked = {"dense": 1.0, "factored": 1.0, "two_stage": 1.0}, []
+    times, asked = {"dense": 1.0, "factored": 1.0, "two_stage": 1.0, "fused": 1.0}, []
 
     def form_ms(layer, x, form):
         asked.append((layer.shape.out_channels, form, tuple(x.shape)))
@@ -57,7 +57,7 @@ def test_what_was_timed_is_known_for_equal_layers_and_inputs(model, timed, norma
     x = normal(2, 3, 9, 9, dtype=torch.float32)
     choose_executions(model, x)
     first = len(asked)
-    assert {form for _, form, _ in asked} == {"dense", "factored", "two_stage"}
+    assert {form for _, form, _ in asked} == {"dense", "factored", "two_stage", "fused"}
     choose_executions(model, x + 1)
     assert len(asked) == first
     choose_executions(model, x[:1])
@@ -75,7 +75,7 @@ def test_outputs_modes_and_gradients_stay(model, normal, monkeypatch):
     assert not model[1].training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     expected = model.eval()(x)
-    for module, form in ((model[0], "factored"), (model[2], "two_stage")):
+    for module, form in ((model[0], "factored"), (model[2], "fused")):
         module.execution = form
     assert torch.allclose(model(x), expected, atol=1e-4)
     assert model(x).requires_grad
@@ -95,5 +95,5 @@ def test_a_real_clock_runs_every_form(model, normal, monkeypatch):
     monkeypatch.setattr(execution, "_chosen", {})
     monkeypatch.setattr(execution, "_form_ms", lambda layer, x, form: seen.append(form) or real(layer, x, form))
     chosen = choose_executions(model, normal(1, 3, 9, 9, dtype=torch.float32))
-    assert sorted(seen) == ["dense", "dense", "dense", "factored", "two_stage"]
+    assert sorted(seen) == ["dense", "dense", "dense", "factored", "fused", "two_stage"]
     assert all(chosen[name] in model.get_submodule(name).executions for name in chosen)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from layers import UsageError
 from layers.templates.fit import fit_transforms
-from layers.templates.rebuild import fitted_transforms, rebuild_filters, two_stage_conv2d
+from layers.templates.rebuild import fitted_transforms, output_operators, rebuild_filters, two_stage_conv2d
 from layers.templates.transforms import TRANSFORMS, parameter_shape, tap_operators, transformed
 
 MIXING = ("rotation", "affine")
@@ -100,7 +100,7 @@ def test_two_stages_equal_the_dense_convolution(_, transform, normal, rng):
     dense = rebuild_filters(templates, transform, parameters, kept)
     if transform == "zero":
         assert not dense[~kept].any()
-    found = two_stage_conv2d(x, templates, transform, parameters, kept, **where)
+    found = two_stage_conv2d(x, templates, *output_operators(transform, parameters, kept, kernel), **where)
     assert torch.allclose(found, F.conv2d(x, dense, **where), atol=1e-10)
 
 

@@ -1,0 +1,365 @@
+/* A template convolution in one pass on a CPU: stage one and the gather take turns on tiles that stay in the cache.
+
+   For images (B, C, H, W) and outputs (B, N, H, W) of stride 1. A tile is a few whole images, or some rows of one. Its
+   inputs are packed once; then, template by template, a small matrix product makes the template's maps, and the outputs
+   that are made from it are summed while the maps are still in the first-level cache. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { LANES = 16, ROWS = 9, VECTORS = 3, OUTPUTS = 8 };
+#elif defined(__AVX__)
+enum { LANES = 8, ROWS = 5, VECTORS = 2, OUTPUTS = 4 };
+#else
+enum { LANES = 4, ROWS = 5, VECTORS = 3, OUTPUTS = 4 };
+#endif
+enum { PANEL = LANES * VECTORS, AHEAD = 2, CACHED = 1 << 17, LEAST_ROWS = 16, MOST_TAPS = 1 << 12 };
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    const void *x;                             /* float32, or bfloat16 as y is then */
+    const float *templates, *operators, *bias; /* (G, M, C / G, T), (N, G, T) or (N, G, T, T), (N,) */
+    const int64_t *order, *begin;              /* outputs by their template, and where each template's begin */
+    void *y;
+    int64_t batch, channels, height, width, outputs, groups, count; /* count: templates M */
+    int64_t kernel[2], dilation[2]; /* (y, x) */
+    int64_t full, half;             /* whether operators mix taps; whether x and y are bfloat16 */
+} Layer;
+
+typedef struct {
+    int64_t image, images, first, last; /* rows of output; all of them where there are several images */
+    int64_t from, to;                   /* rows of input that they see */
+    int64_t places, inputs, stride;     /* numbers of outputs and of inputs, and of values from one map to the next */
+} Tile;
+
+typedef struct {
+    float *memory;
+    int64_t size;
+} Scratch;
+
+static _Thread_local Scratch scratch; /* kept: fresh memory would cost more than what is done with it */
+
+static inline int64_t least(int64_t one, int64_t other) {
+    return one < other ? one : other;
+}
+
+static inline int64_t most(int64_t one, int64_t other) {
+    return one > other ? one : other;
+}
+
+static inline int64_t up(int64_t number, int64_t step) {
+    return (number + step - 1) / step * step;
+}
+
+static inline void read(float *to, const Layer *layer, int64_t from, int64_t count) {
+    if (!layer->half) {
+        memcpy(to, (const float *)layer->x + from, count * sizeof(float));
+        return;
+    }
+    const uint16_t *x = (const uint16_t *)layer->x + from;
+    for (int64_t i = 0; i < count; i++) ((uint32_t *)to)[i] = (uint32_t)x[i] << 16;
+}
+
+/* The nearest bfloat16, to even from the middle. */
+static inline uint16_t halved(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return value != value ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline void write(const Layer *layer, int64_t to, const float *values, int64_t count) {
+    if (!layer->half) {
+        memcpy((float *)layer->y + to, values, count * sizeof(float));
+        return;
+    }
+    uint16_t *y = (uint16_t *)layer->y + to;
+    for (int64_t i = 0; i < count; i++) y[i] = halved(values[i]);
+}
+
+/* Inputs of the tile as panels (places / PANEL, C, PANEL): those of a panel and group are read in one sweep. */
+static void pack(const Layer *layer, const Tile *tile, float *panels) {
+    int64_t area = layer->height * layer->width, each = (tile->to - tile->from) * layer->width;
+    for (int64_t i = 0; i < tile->images; i++) {
+        int64_t image = (tile->image + i) * layer->channels * area + tile->from * layer->width;
+        for (int64_t done = 0, count; done < each; done += count) {
+            int64_t place = i * each + done, inside = place % PANEL;
+            count = least(each - done, PANEL - inside);
+            float *to = panels + place / PANEL * PANEL * layer->channels + inside;
+            for (int64_t c = 0; c < layer->channels; c++)
+                read(to + c * PANEL, layer, image + c * area + done, count);
+        }
+    }
+}
+
+/* `rows` maps at `vectors` vectors of places: a product (rows, depth) x (depth, places). */
+INLINE void product(int rows, int vectors, const float *taps, int64_t step, const float *panel, int64_t depth, float *maps,
+                    int64_t stride) {
+    Vector sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[r][v] = (Vector){0};
+    for (int64_t c = 0; c < depth; c++) {
+        Vector input[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) input[v] = *(const Vector *)(panel + c * PANEL + v * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) sum[r][v] += taps[c * step + r] * input[v];
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) *(Vector *)(maps + r * stride + v * LANES) = sum[r][v];
+}
+
+#define FOR_ROWS(rows, vectors)                                                         \
+    case rows:                                                                          \
+        product(rows, vectors, taps, step, panel, depth, maps, stride);                 \
+        break;
+#define FOR_VECTORS(vectors)                                                            \
+    static void product_##vectors(int rows, const float *taps, int64_t step, const float *panel, int64_t depth, \
+                                  float *maps, int64_t stride) {                        \
+        switch (rows) {                                                                 \
+            FOR_ROWS(1, vectors)                                                        \
+            FOR_ROWS(2, vectors)                                                        \
+            FOR_ROWS(3, vectors)                                                        \
+            FOR_ROWS(4, vectors)                                                        \
+            FOR_ROWS(5, vectors)                                                        \
+            MORE_ROWS(vectors)                                                          \
+        }                                                                               \
+    }
+#if defined(__AVX512F__)
+#define MORE_ROWS(vectors) FOR_ROWS(6, vectors) FOR_ROWS(7, vectors) FOR_ROWS(8, vectors) FOR_ROWS(9, vectors)
+#else
+#define MORE_ROWS(vectors)
+#endif
+FOR_VECTORS(1)
+FOR_VECTORS(2)
+#if !defined(__AVX__) || defined(__AVX512F__)
+FOR_VECTORS(3)
+#else
+#define product_3 product_2 /* never called */
+#endif
+
+/* The T maps of one template in one group, at all inputs of the tile. */
+static void stage_one(const Layer *layer, const Tile *tile, const float *panels, int64_t group, int64_t template,
+                      float *maps) {
+    int64_t taps = layer->kernel[0] * layer->kernel[1], depth = layer->channels / layer->groups;
+    int64_t parts = (taps + ROWS - 1) / ROWS;
+    const float *first = layer->templates + (group * layer->count + template) * depth * taps;
+    for (int64_t place = 0; place < tile->inputs; place += PANEL) {
+        const float *panel = panels + place * layer->channels + group * depth * PANEL;
+        int64_t vectors = (least(PANEL, tile->inputs - place) + LANES - 1) / LANES;
+        for (int64_t part = 0; part < parts; part++) {
+            int64_t tap = taps * part / parts, rows = taps * (part + 1) / parts - tap;
+            float *to = maps + tap * tile->stride + place;
+            (vectors == 1 ? product_1 : vectors == 2 ? product_2 : product_3)(rows, first + tap, taps, panel, depth, to,
+                                                                              tile->stride);
+        }
+    }
+}
+
+/* All bits where an output's tap lies in its image, (T, places). */
+static void fill_masks(const Layer *layer, const Tile *tile, int32_t *masks, int64_t stride) {
+    int64_t rows = tile->last - tile->first;
+    for (int64_t tap = 0; tap < layer->kernel[0] * layer->kernel[1]; tap++) {
+        int64_t down = (2 * (tap / layer->kernel[1]) - layer->kernel[0] + 1) * layer->dilation[0] / 2;
+        int64_t right = (2 * (tap % layer->kernel[1]) - layer->kernel[1] + 1) * layer->dilation[1] / 2;
+        int32_t *mask = masks + tap * stride;
+        for (int64_t row = 0; row < tile->images * rows; row++) {
+            int64_t y = tile->first + row % rows + down;
+            for (int64_t x = 0; x < layer->width; x++)
+                *mask++ = -(y >= 0 && y < layer->height && x + right >= 0 && x + right < layer->width);
+        }
+        memset(mask, 0, (masks + (tap + 1) * stride - mask) * sizeof(int32_t));
+    }
+}
+
+/* Where in its map a tap of the output at place 0 lies. */
+static inline int64_t shift(const Layer *layer, const Tile *tile, int64_t tap) {
+    int64_t down = (2 * (tap / layer->kernel[1]) - layer->kernel[0] + 1) * layer->dilation[0] / 2;
+    int64_t right = (2 * (tap % layer->kernel[1]) - layer->kernel[1] + 1) * layer->dilation[1] / 2;
+    return (tile->first - tile->from + down) * layer->width + right;
+}
+
+/* A vector of an output's values, which may belong to several images. Inlined everywhere it would take the compiler half
+   a minute. */
+static __attribute__((noinline)) void put(const Layer *layer, const Tile *tile, int64_t output, int64_t place, Vector values) {
+    int64_t area = layer->height * layer->width, each = (tile->last - tile->first) * layer->width;
+    int64_t image = place / each, inside = place % each;
+    int64_t to = ((tile->image + image) * layer->outputs + output) * area + tile->first * layer->width;
+    if (inside + LANES <= each) {
+        write(layer, to + inside, (const float *)&values, LANES);
+        return;
+    }
+    int64_t left = least(LANES, tile->places - place);
+    for (int64_t done = 0, count; done < left; done += count, inside = 0, to += layer->outputs * area) {
+        count = least(left - done, each - inside);
+        write(layer, to + inside, (const float *)&values + done, count);
+    }
+}
+
+INLINE Vector seen(const float *map, const int32_t *mask) {
+    return (Vector)(*(const Mask *)map & *(const Mask *)mask);
+}
+
+/* `outputs` outputs of gains at AHEAD vectors of places. */
+INLINE void gains(int outputs, const Layer *layer, const Tile *tile, const int64_t *chosen, const float *maps,
+                  const int32_t *masks, const int64_t *shifts, int64_t masked, int64_t place) {
+    int64_t taps = layer->kernel[0] * layer->kernel[1], all = layer->groups * taps;
+    const float *by[OUTPUTS];
+    Vector sum[OUTPUTS][AHEAD];
+#pragma GCC unroll 8
+    for (int o = 0; o < outputs; o++) {
+        float bias = layer->bias ? layer->bias[chosen[o]] : 0.0f;
+        by[o] = layer->operators + chosen[o] * all;
+#pragma GCC unroll 2
+        for (int v = 0; v < AHEAD; v++) sum[o][v] = (Vector){0} + bias;
+    }
+    for (int64_t i = 0, tap = 0; i < all; i++, tap = tap + 1 < taps ? tap + 1 : 0) {
+        const float *map = maps + i * tile->stride + place + shifts[tap];
+        const int32_t *mask = masks + tap * masked + place;
+        Vector one = seen(map, mask), other = seen(map + LANES, mask + LANES);
+#pragma GCC unroll 8
+        for (int o = 0; o < outputs; o++) sum[o][0] += by[o][i] * one, sum[o][1] += by[o][i] * other;
+    }
+#pragma GCC unroll 8
+    for (int o = 0; o < outputs; o++) {
+        put(layer, tile, chosen[o], place, sum[o][0]);
+        if (place + LANES < tile->places) put(layer, tile, chosen[o], place + LANES, sum[o][1]);
+    }
+}
+
+#define GAINS(outputs)                                                                                 \
+    case outputs:                                                                                      \
+        for (int64_t place = 0; place < tile->places; place += AHEAD * LANES)                          \
+            gains(outputs, layer, tile, chosen, maps, masks, shifts, masked, place);                   \
+        break;
+
+static void gather_gains(const Layer *layer, const Tile *tile, const int64_t *chosen, int64_t outputs, const float *maps,
+                         const int32_t *masks, const int64_t *shifts, int64_t masked) {
+    for (; outputs > 0; chosen += OUTPUTS, outputs -= OUTPUTS)
+        switch (least(outputs, OUTPUTS)) {
+            GAINS(1)
+            GAINS(2)
+            GAINS(3)
+            GAINS(4)
+#if defined(__AVX512F__)
+            GAINS(5)
+            GAINS(6)
+            GAINS(7)
+            GAINS(8)
+#endif
+        }
+}
+
+typedef struct {
+    const float *map;
+    const int32_t *mask;
+    float by;
+} Term;
+
+/* One output whose operator mixes taps: the sum of its terms that are not zero. */
+static void gather_mixed(const Layer *layer, const Tile *tile, int64_t output, const float *maps, const int32_t *masks,
+                         const int64_t *shifts, int64_t masked, Term *terms) {
+    int64_t taps = layer->kernel[0] * layer->kernel[1], count = 0;
+    const float *by = layer->operators + output * layer->groups * taps * taps;
+    for (int64_t g = 0; g < layer->groups; g++)
+        for (int64_t tap = 0; tap < taps; tap++)
+            for (int64_t k = 0; k < taps; k++, by++)
+                if (*by != 0.0f)
+                    terms[count++] = (Term){maps + (g * taps + k) * tile->stride + shifts[tap], masks + tap * masked, *by};
+    float bias = layer->bias ? layer->bias[output] : 0.0f;
+    for (int64_t place = 0; place < tile->places; place += AHEAD * LANES) {
+        Vector one = (Vector){0} + bias, other = one;
+        for (int64_t i = 0; i < count; i++) {
+            const float *map = terms[i].map + place;
+            const int32_t *mask = terms[i].mask + place;
+            one += terms[i].by * seen(map, mask), other += terms[i].by * seen(map + LANES, mask + LANES);
+        }
+        put(layer, tile, output, place, one);
+        if (place + LANES < tile->places) put(layer, tile, output, place + LANES, other);
+    }
+}
+
+static float *room(int64_t values) {
+    if (scratch.size < values) {
+        free(scratch.memory);
+        scratch.memory = aligned_alloc(64, up(values * sizeof(float), 64));
+        scratch.size = scratch.memory ? values : 0;
+    }
+    return scratch.memory;
+}
+
+/* Outputs of templates `from` to `to` in a tile; 0 where memory is short. */
+static int convolve(const Layer *layer, const Tile *tile, int64_t from, int64_t to) {
+    int64_t taps = layer->kernel[0] * layer->kernel[1], reach = (layer->kernel[0] * layer->dilation[0] + 1) * (layer->width + layer->kernel[1] * layer->dilation[1]);
+    reach = up(reach, LANES) + 4 * LANES;
+    int64_t masked = up(tile->places, AHEAD * LANES), packed = up(tile->inputs, PANEL) * layer->channels;
+    int64_t mapped = layer->groups * taps * tile->stride, terms = layer->full ? layer->groups * taps * taps : 0;
+    float *panels = room(up(packed, LANES) + up(taps * masked, LANES) + reach + mapped + reach + terms * sizeof(Term) / 4 + 64 + taps * 2);
+    if (!panels) return 0;
+    int32_t *masks = (int32_t *)(panels + up(packed, LANES));
+    float *maps = (float *)masks + up(taps * masked, LANES) + reach;
+    int64_t *shifts = (int64_t *)(maps + up(mapped + reach, LANES));
+    Term *list = (Term *)(shifts + taps);
+    for (int64_t tap = 0; tap < taps; tap++) shifts[tap] = shift(layer, tile, tap);
+    pack(layer, tile, panels);
+    fill_masks(layer, tile, masks, masked);
+    for (int64_t template = from; template < to; template ++) {
+        const int64_t *chosen = layer->order + layer->begin[template], outputs = layer->begin[template + 1] - layer->begin[template];
+        if (!outputs) continue;
+        for (int64_t g = 0; g < layer->groups; g++)
+            stage_one(layer, tile, panels, g, template, maps + g * taps * tile->stride);
+        if (!layer->full) gather_gains(layer, tile, chosen, outputs, maps, masks, shifts, masked);
+        for (int64_t i = 0; i < outputs && layer->full; i++)
+            gather_mixed(layer, tile, chosen[i], maps, masks, shifts, masked, list);
+    }
+    return 1;
+}
+
+/* Whole images, as many as the cache holds, or rows of one. */
+static Tile tile_at(const Layer *layer, int64_t images, int64_t rows, int64_t index) {
+    int64_t parts = (layer->height + rows - 1) / rows, reach = (layer->kernel[0] - 1) * layer->dilation[0] / 2;
+    Tile tile;
+    tile.image = index / parts * images, tile.images = least(images, layer->batch - tile.image);
+    tile.first = layer->height * (index % parts) / parts, tile.last = layer->height * (index % parts + 1) / parts;
+    tile.from = most(0, tile.first - reach), tile.to = least(layer->height, tile.last + reach);
+    tile.places = tile.images * (tile.last - tile.first) * layer->width;
+    tile.inputs = tile.images * (tile.to - tile.from) * layer->width;
+    tile.stride = up(tile.inputs, PANEL) + LANES;
+    return tile;
+}
+
+/* Whether order and begin can be followed. */
+static int sound(const Layer *layer) {
+    int found = layer->begin[0] == 0 && layer->begin[layer->count] == layer->outputs;
+    for (int64_t i = 0; i < layer->count; i++) found &= layer->begin[i] <= layer->begin[i + 1];
+    for (int64_t i = 0; i < layer->outputs; i++) found &= layer->order[i] >= 0 && layer->order[i] < layer->outputs;
+    return found;
+}
+
+/* 1, or 0 where memory is short, or -1 where outputs are not given to templates as they should be. */
+int template_conv(const Layer *layer, int threads) {
+    if (!sound(layer)) return -1;
+    int64_t area = layer->height * layer->width, budget = CACHED / layer->channels;
+    int64_t images = most(1, least(budget / area, (layer->batch + threads - 1) / threads));
+    int64_t rows = area <= budget ? layer->height : least(layer->height, most(LEAST_ROWS, budget / layer->width));
+    int64_t tiles = (layer->batch + images - 1) / images * ((layer->height + rows - 1) / rows);
+    int64_t shares = most(1, least(layer->count, (threads + tiles - 1) / tiles));
+    int done = 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : done) if (threads > 1 && tiles * shares > 1)
+    for (int64_t i = 0; i < tiles * shares; i++) {
+        Tile tile = tile_at(layer, images, rows, i / shares);
+        int64_t share = i % shares;
+        done = convolve(layer, &tile, layer->count * share / shares, layer->count * (share + 1) / shares) && done;
+    }
+    return done;
+}

@@ -1,0 +1,103 @@
+"""A template convolution in one pass, so that the maps of stage one never reach memory: for inference.
+
+It goes beyond Miles & Mikolajczyk, whose two stages meet in memory. float32 and bfloat16 on the CPU have a kernel in C.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from layers.errors import UsageError
+from layers.templates import native
+
+__all__ = ["FusedTemplates", "fused_conv2d"]
+
+
+class FusedTemplates(NamedTuple):
+    """What the pass reads: templates (G, M, C / G, K_y, K_x), operators (N, G, T) or (N, G, T, T), and who uses which.
+
+    Template m makes the outputs `order[begin[m] : begin[m + 1]]`.
+    """
+
+    templates: Tensor
+    operators: Tensor
+    order: Tensor
+    begin: Tensor
+
+    @classmethod
+    def of(cls, templates: Tensor, operators: Tensor, source: Tensor) -> "FusedTemplates":
+        """Of each output's template (N,)."""
+        order = source.argsort(stable=True)
+        begin = torch.searchsorted(source[order], torch.arange(templates.shape[1] + 1, device=source.device))
+        return cls(templates.float().contiguous(), operators.float().contiguous(), order, begin)
+
+
+def fused_conv2d(
+    x: Tensor,
+    layer: FusedTemplates,
+    bias: Tensor | None,
+    *,
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor | None:
+    """Outputs (B, N, H, W) of inputs (B, C, H, W), or `None` for gradients and where there is no kernel."""
+    tensors = (x, layer.templates, layer.operators, *([] if bias is None else [bias]))
+    where = native.Where((layer.templates.shape[3], layer.templates.shape[4]), (1, 1), padding, dilation)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return None
+    if not native.convolves(x, where):
+        return None
+    bias = None if bias is None else bias.float()
+    return _template_conv(x, *layer, bias, list(padding), list(dilation))
+
+
+@torch.library.custom_op("overtone::template_conv", mutates_args=())
+def _template_conv(
+    x: Tensor,
+    templates: Tensor,
+    operators: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """As `FusedTemplates` has them; outputs are as large as inputs, contiguous, and of their type."""
+    where = native.Where((templates.shape[3], templates.shape[4]), (1, 1), *((y, x) for y, x in (padding, dilation)))
+    _check_args(x, templates, operators, order, begin, bias, where)
+    out = x.new_empty(x.shape[0], len(operators), *x.shape[2:])
+    native.convolve(out, x.contiguous(), templates, operators, order, begin, bias, where)
+    return out
+
+
+@_template_conv.register_fake
+def _(x: Tensor, templates: Tensor, operators: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape[0], len(operators), *x.shape[2:])
+
+
+def _check_args(
+    x: Tensor,
+    templates: Tensor,
+    operators: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    bias: Tensor | None,
+    where: native.Where,
+) -> None:
+    groups, count, depth, k_y, k_x = templates.shape
+    outputs, taps = len(operators), k_y * k_x
+    if not native.convolves(x, where):
+        raise UsageError(f"x (={x.dtype} on {x.device}) must be float32 or bfloat16 on the CPU, and keep its size.")
+    if x.dim() != 4 or x.shape[1] != groups * depth:
+        raise UsageError(f"x (={tuple(x.shape)}) must be (B, {groups * depth}, H, W).")
+    if operators.shape[1:] not in ((groups, taps), (groups, taps, taps)):
+        raise UsageError(f"operators (={tuple(operators.shape)}) must be (N, {groups}, {taps}) or with {taps} twice.")
+    floats = [templates, operators, *([] if bias is None else [bias])]
+    if any(value.dtype != torch.float32 or not value.is_contiguous() for value in floats):
+        raise UsageError("templates, operators and bias must be contiguous float32 tensors.")
+    if bias is not None and bias.shape != (outputs,):
+        raise UsageError(f"bias (={tuple(bias.shape)}) must be ({outputs},).")
+    if order.shape != (outputs,) or begin.shape != (count + 1,) or {order.dtype, begin.dtype} != {torch.int64}:
+        raise UsageError(f"order and begin must be int64 ({outputs},) and ({count + 1},).")

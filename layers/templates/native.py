@@ -1,0 +1,171 @@
+"""The kernels of template convolutions: in C for float32 on the CPU (`layers.cpu`), in CUDA for GPUs (`layers.gpu`)."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layers import cpu
+from layers.errors import OvertoneError, UsageError
+
+__all__ = ["Where", "convolve", "convolves", "gather", "gather_backward"]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a convolution's taps lie in its input; pairs are (y, x)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def size(self, inputs: tuple[int, int]) -> tuple[int, int]:
+        """(H_out, W_out) of an input's (H, W)."""
+        reach = [dilation * (k - 1) for k, dilation in zip(self.kernel, self.dilation, strict=True)]
+        y, x = ((inputs[i] + 2 * self.padding[i] - reach[i] - 1) // self.stride[i] + 1 for i in (0, 1))
+        return y, x
+
+    def seen_by(self, tap: int, padded: Tensor) -> Tensor:
+        """The values of padded maps (..., H, W) where this tap lies, (..., H_out, W_out), as a view."""
+        places = []
+        for i, place in enumerate(divmod(tap, self.kernel[1])):
+            first, reach = place * self.dilation[i], self.dilation[i] * (self.kernel[i] - 1)
+            places.append(slice(first, padded.shape[i - 2] - reach + first, self.stride[i]))
+        return padded[..., places[0], places[1]]
+
+    def numbers(self) -> tuple[int, ...]:
+        """All of them, in the order of the fields."""
+        return (*self.kernel, *self.stride, *self.padding, *self.dilation)
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether outputs are as large as inputs, one for each place."""
+        reach = tuple(dilation * (k - 1) for k, dilation in zip(self.kernel, self.dilation, strict=True))
+        return self.stride == (1, 1) and tuple(2 * pad for pad in self.padding) == reach
+
+
+def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where) -> bool:
+    """Fill `out` as `layers.templates.gather` defines it, unless there is no kernel for these tensors."""
+    library = cpu.library("gather.c")
+    if library is None or not _takes(out, maps, operators):
+        return False
+    given = _gather_struct(maps, operators, source, out.shape, where)
+    given.y = out.data_ptr()
+    library.gather(ctypes.byref(given), torch.get_num_threads())
+    return True
+
+
+def gather_backward(
+    to_maps: Tensor, to_operators: Tensor, grad: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where
+) -> bool:
+    """Fill both gradients likewise."""
+    library = cpu.library("gather.c")
+    if library is None or not _takes(to_maps, to_operators, grad, maps, operators):
+        return False
+    given = _gather_struct(maps, operators, source, grad.shape, where)
+    given.grad, given.to_maps, given.to_operators = (x.data_ptr() for x in (grad, to_maps, to_operators))
+    library.gather_backward(ctypes.byref(given), torch.get_num_threads())
+    return True
+
+
+def convolves(x: Tensor, where: Where) -> bool:
+    """Whether `convolve` takes inputs like this one."""
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and where.keeps_size
+    return known and cpu.library("fused.c") is not None
+
+
+def convolve(
+    out: Tensor,
+    x: Tensor,
+    templates: Tensor,
+    operators: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    bias: Tensor | None,
+    where: Where,
+) -> None:
+    """Fill `out` (B, N, H, W) with the template convolution of x (B, C, H, W) in one pass; all contiguous.
+
+    x and `out` are float32 or bfloat16, the rest is float32. Templates are (G, M, C / G, K_y, K_x), operators
+    (N, G, T) or (N, G, T, T), bias (N,); template m makes the outputs `order[begin[m] : begin[m + 1]]`. Raises
+    `OvertoneError` where memory is short.
+    """
+    library = cpu.library("fused.c")
+    assert library is not None
+    given = _Convolution(
+        **{
+            name: tensor.data_ptr() for name, tensor in {"x": x, "templates": templates, "operators": operators}.items()
+        },
+        bias=None if bias is None else bias.data_ptr(),
+        order=order.data_ptr(),
+        begin=begin.data_ptr(),
+        y=out.data_ptr(),
+        batch=x.shape[0],
+        channels=x.shape[1],
+        height=x.shape[2],
+        width=x.shape[3],
+        outputs=len(operators),
+        groups=templates.shape[0],
+        count=templates.shape[1],
+        kernel=where.kernel,
+        dilation=where.dilation,
+        full=operators.dim() == 4,
+        half=x.dtype == torch.bfloat16,
+    )
+    done = library.template_conv(ctypes.byref(given), torch.get_num_threads()) if out.numel() else 1
+    if done < 0:
+        raise UsageError(f"order and begin must give {len(operators)} outputs to {templates.shape[1]} templates.")
+    if not done:
+        raise OvertoneError(f"There is no memory for a convolution of {tuple(x.shape)} with templates.")
+
+
+_Pair = ctypes.c_int64 * 2
+
+
+class _Gather(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("maps", "operators", "grad", "source", "y", "to_maps", "to_operators")),
+        *((name, ctypes.c_int64) for name in ("batch", "outputs", "groups", "templates", "full")),
+        *((name, ctypes.c_int64) for name in ("height", "width", "height_out", "width_out")),
+        *((name, _Pair) for name in ("kernel", "stride", "padding", "dilation")),
+    )
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "templates", "operators", "bias", "order", "begin", "y")),
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "outputs", "groups", "count")),
+        *((name, _Pair) for name in ("kernel", "dilation")),
+        *((name, ctypes.c_int64) for name in ("full", "half")),
+    )
+
+
+def _gather_struct(maps: Tensor, operators: Tensor, source: Tensor, out: torch.Size, where: Where) -> _Gather:
+    groups, taps = operators.shape[1:3]
+    return _Gather(
+        maps=maps.data_ptr(),
+        operators=operators.data_ptr(),
+        source=source.data_ptr(),
+        batch=maps.shape[0],
+        outputs=len(operators),
+        groups=groups,
+        templates=maps.shape[1] // (groups * taps),
+        full=operators.dim() == 4,
+        height=maps.shape[2],
+        width=maps.shape[3],
+        height_out=out[2],
+        width_out=out[3],
+        kernel=where.kernel,
+        stride=where.stride,
+        padding=where.padding,
+        dilation=where.dilation,
+    )
+
+
+def _takes(*tensors: Tensor) -> bool:
+    plain = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return plain and all(tensor.is_contiguous() for tensor in tensors)
