@@ -19,9 +19,7 @@ little where other work shares the processor: `echo -18 > /proc/self/autogroup`,
 """
 
 import argparse
-import os
 import platform
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +29,7 @@ import pandas as pd
 import torch
 from rich.progress import track
 from torch import Tensor
+from turns import take_turns
 
 from layers.blockfloat import BlockFormat, native, quantise
 from layers.blockfloat.plain import round_plainly
@@ -45,8 +44,6 @@ _FORMATS = {
 }
 _PAIRS = (("kernel", "copy"), ("quantise", "clone"), ("plain", "clone"))
 _PLAIN_MOST = 64 << 20
-_CALL_S = 0.002
-"""A timing holds as many calls as take so long."""
 
 
 def main() -> None:
@@ -64,14 +61,8 @@ def _measure(rounds: int) -> pd.DataFrame:
     about = {"device": _processor(), "threads": torch.get_num_threads(), "torch": version("torch")}
     rows = []
     for size in track(_BYTES, "sizes"):
-        sides = _sides(size)
-        calls = {side: _calls(call) for side, call in sides.items()}  # a warm-up too
-        for turn in range(rounds):
-            for index in range(len(sides)):
-                side = list(sides)[(turn + index) % len(sides)]
-                seconds, load = _seconds(sides[side], calls[side]), os.getloadavg()[0]
-                rows.append({"bytes": size, "side": side[0], "blocks": side[1], "round": turn, "seconds": seconds})
-                rows[-1] |= {"load": load, **about}
+        for (side, blocks), timing in take_turns(_sides(size), rounds):
+            rows.append({"bytes": size, "side": side, "blocks": blocks, **timing, **about})
     return pd.DataFrame(rows)
 
 
@@ -100,18 +91,6 @@ def _shaped(x: Tensor, name: str) -> Tensor | None:
     if x.numel() % (64 * 1024) or x.numel() < 64 * 1024 * 16:
         return None
     return x.view(64 * 1024, -1) if name.endswith("last") else x.view(64, -1, 32, 32)
-
-
-def _calls(call: Callable[[], Any]) -> int:
-    call()
-    return max(1, round(_CALL_S / max(_seconds(call, 1), 1e-7)))
-
-
-def _seconds(call: Callable[[], Any], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls
 
 
 def _write(runs: pd.DataFrame, out: Path) -> None:

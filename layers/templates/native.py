@@ -1,4 +1,4 @@
-"""The kernels of template convolutions: in C for float32 on the CPU (`layers.cpu`), in CUDA for GPUs (`layers.gpu`)."""
+"""The kernels of template convolutions: in C for the CPU (`layers.cpu`), in CUDA for GPUs (`layers.gpu`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layers import cpu
 from layers.errors import OvertoneError, UsageError
+from layers.templates import cuda
 
 __all__ = ["Where", "convolve", "convolves", "gather", "gather_backward"]
 
@@ -50,6 +51,14 @@ class Where:
 
 def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where) -> bool:
     """Fill `out` as `layers.templates.gather` defines it, unless there is no kernel for these tensors."""
+    if _is_for_gpu(out):
+        cuda.gather(out, maps, operators, source, where)
+        return True
+    if _is_half_on_cpu(out):
+        wide = torch.empty_like(out, dtype=torch.float32)
+        done = gather(wide, maps.float(), operators.float(), source, where)
+        out.copy_(wide)
+        return done
     library = cpu.library("gather.c")
     if library is None or not _takes(out, maps, operators):
         return False
@@ -63,6 +72,15 @@ def gather_backward(
     to_maps: Tensor, to_operators: Tensor, grad: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where
 ) -> bool:
     """Fill both gradients likewise."""
+    if _is_for_gpu(grad):
+        cuda.gather_backward(to_maps, to_operators, grad, maps, operators, source, where)
+        return True
+    if _is_half_on_cpu(grad):
+        wide, other = (torch.empty_like(out, dtype=torch.float32) for out in (to_maps, to_operators))
+        done = gather_backward(wide, other, grad.float(), maps.float(), operators.float(), source, where)
+        to_maps.copy_(wide)
+        to_operators.copy_(other)
+        return done
     library = cpu.library("gather.c")
     if library is None or not _takes(to_maps, to_operators, grad, maps, operators):
         return False
@@ -164,6 +182,15 @@ def _gather_struct(maps: Tensor, operators: Tensor, source: Tensor, out: torch.S
         padding=where.padding,
         dilation=where.dilation,
     )
+
+
+def _is_for_gpu(tensor: Tensor) -> bool:
+    known = tensor.device.type == "cuda" and tensor.dtype != torch.float64
+    return known and cuda.works_on(tensor.device.index)
+
+
+def _is_half_on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16)
 
 
 def _takes(*tensors: Tensor) -> bool:
