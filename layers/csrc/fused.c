@@ -15,7 +15,8 @@ enum { LANES = 8, ROWS = 5, VECTORS = 2, OUTPUTS = 4 };
 #else
 enum { LANES = 4, ROWS = 5, VECTORS = 3, OUTPUTS = 4 };
 #endif
-enum { PANEL = LANES * VECTORS, AHEAD = 2, CACHED = 1 << 17, LEAST_ROWS = 16, MOST_TAPS = 1 << 12 };
+enum { PANEL = LANES * VECTORS, AHEAD = 2, LEAST_ROWS = 16 };
+enum { CACHED = 1 << 17 }; /* values of a tile's inputs, which the second-level cache should hold */
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -38,11 +39,28 @@ typedef struct {
 } Tile;
 
 typedef struct {
-    float *memory;
-    int64_t size;
-} Scratch;
+    int64_t image, inside; /* where a vector of places begins: which image of the tile, and where in it */
+} Spot;
 
-static _Thread_local Scratch scratch; /* kept: fresh memory would cost more than what is done with it */
+typedef struct {
+    const float *map;
+    const int32_t *mask;
+    float by;
+} Term;
+
+typedef struct {
+    float *panels, *maps; /* packed inputs, and the maps of a template */
+    int32_t *masks;       /* (T, masked), all bits where an output's tap lies in its image */
+    int64_t *shifts;      /* where in its map each tap of the output at place 0 lies */
+    Spot *spots;
+    Term *terms;
+    int64_t masked;
+} Room;
+
+static _Thread_local struct {
+    char *memory;
+    int64_t size;
+} scratch; /* kept: fresh memory would cost more than what is done with it */
 
 static inline int64_t least(int64_t one, int64_t other) {
     return one < other ? one : other;
@@ -57,12 +75,12 @@ static inline int64_t up(int64_t number, int64_t step) {
 }
 
 static inline void read(float *to, const Layer *layer, int64_t from, int64_t count) {
-    if (!layer->half) {
-        memcpy(to, (const float *)layer->x + from, count * sizeof(float));
-        return;
-    }
-    const uint16_t *x = (const uint16_t *)layer->x + from;
-    for (int64_t i = 0; i < count; i++) ((uint32_t *)to)[i] = (uint32_t)x[i] << 16;
+    const float *whole = (const float *)layer->x + from;
+    const uint16_t *half = (const uint16_t *)layer->x + from;
+    int64_t i = 0;
+    for (; i + LANES <= count && !layer->half; i += LANES) *(Vector *)(to + i) = *(const Vector *)(whole + i);
+    for (; i < count && !layer->half; i++) to[i] = whole[i];
+    for (; i < count; i++) ((uint32_t *)to)[i] = (uint32_t)half[i] << 16;
 }
 
 /* The nearest bfloat16, to even from the middle. */
@@ -97,8 +115,8 @@ static void pack(const Layer *layer, const Tile *tile, float *panels) {
 }
 
 /* `rows` maps at `vectors` vectors of places: a product (rows, depth) x (depth, places). */
-INLINE void product(int rows, int vectors, const float *taps, int64_t step, const float *panel, int64_t depth, float *maps,
-                    int64_t stride) {
+INLINE void product(int rows, int vectors, const float *taps, int64_t step, const float *panel, int64_t depth,
+                    float *maps, int64_t stride) {
     Vector sum[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
@@ -160,13 +178,13 @@ static void stage_one(const Layer *layer, const Tile *tile, const float *panels,
         for (int64_t part = 0; part < parts; part++) {
             int64_t tap = taps * part / parts, rows = taps * (part + 1) / parts - tap;
             float *to = maps + tap * tile->stride + place;
-            (vectors == 1 ? product_1 : vectors == 2 ? product_2 : product_3)(rows, first + tap, taps, panel, depth, to,
-                                                                              tile->stride);
+            void (*by_vectors)(int, const float *, int64_t, const float *, int64_t, float *, int64_t) =
+                vectors == 1 ? product_1 : vectors == 2 ? product_2 : product_3;
+            by_vectors(rows, first + tap, taps, panel, depth, to, tile->stride);
         }
     }
 }
 
-/* All bits where an output's tap lies in its image, (T, places). */
 static void fill_masks(const Layer *layer, const Tile *tile, int32_t *masks, int64_t stride) {
     int64_t rows = tile->last - tile->first;
     for (int64_t tap = 0; tap < layer->kernel[0] * layer->kernel[1]; tap++) {
@@ -182,28 +200,40 @@ static void fill_masks(const Layer *layer, const Tile *tile, int32_t *masks, int
     }
 }
 
-/* Where in its map a tap of the output at place 0 lies. */
 static inline int64_t shift(const Layer *layer, const Tile *tile, int64_t tap) {
     int64_t down = (2 * (tap / layer->kernel[1]) - layer->kernel[0] + 1) * layer->dilation[0] / 2;
     int64_t right = (2 * (tap % layer->kernel[1]) - layer->kernel[1] + 1) * layer->dilation[1] / 2;
     return (tile->first - tile->from + down) * layer->width + right;
 }
 
-/* A vector of an output's values, which may belong to several images. Inlined everywhere it would take the compiler half
-   a minute. */
-static __attribute__((noinline)) void put(const Layer *layer, const Tile *tile, int64_t output, int64_t place, Vector values) {
-    int64_t area = layer->height * layer->width, each = (tile->last - tile->first) * layer->width;
-    int64_t image = place / each, inside = place % each;
-    int64_t to = ((tile->image + image) * layer->outputs + output) * area + tile->first * layer->width;
+/* `left` values from place `inside` on, image after image of `each` places; `to` is where the first image's begin.
+   Inlined it would take the compiler long. */
+static __attribute__((noinline)) void put_parts(const Layer *layer, int64_t to, int64_t inside, int64_t each,
+                                                int64_t left, Vector values) {
+    int64_t area = layer->height * layer->width;
     if (inside + LANES <= each) {
         write(layer, to + inside, (const float *)&values, LANES);
         return;
     }
-    int64_t left = least(LANES, tile->places - place);
     for (int64_t done = 0, count; done < left; done += count, inside = 0, to += layer->outputs * area) {
         count = least(left - done, each - inside);
         write(layer, to + inside, (const float *)&values + done, count);
     }
+}
+
+/* A vector of an output's values at place `at`, which may belong to several images. */
+static inline void put(const Layer *layer, const Tile *tile, int64_t output, int64_t place, Spot at, Vector values) {
+    int64_t area = layer->height * layer->width, each = (tile->last - tile->first) * layer->width;
+    int64_t to = ((tile->image + at.image) * layer->outputs + output) * area + tile->first * layer->width;
+    if (at.inside + LANES <= each && !layer->half)
+        *(Vector *)((float *)layer->y + to + at.inside) = values;
+    else
+        put_parts(layer, to, at.inside, each, least(LANES, tile->places - place), values);
+}
+
+static void fill_spots(const Layer *layer, const Tile *tile, Spot *spots) {
+    int64_t each = (tile->last - tile->first) * layer->width;
+    for (int64_t place = 0; place < tile->places; place += LANES) *spots++ = (Spot){place / each, place % each};
 }
 
 INLINE Vector seen(const float *map, const int32_t *mask) {
@@ -211,8 +241,8 @@ INLINE Vector seen(const float *map, const int32_t *mask) {
 }
 
 /* `outputs` outputs of gains at AHEAD vectors of places. */
-INLINE void gains(int outputs, const Layer *layer, const Tile *tile, const int64_t *chosen, const float *maps,
-                  const int32_t *masks, const int64_t *shifts, int64_t masked, int64_t place) {
+INLINE void gains(int outputs, const Layer *layer, const Tile *tile, const Room *room, const int64_t *chosen,
+                  int64_t place) {
     int64_t taps = layer->kernel[0] * layer->kernel[1], all = layer->groups * taps;
     const float *by[OUTPUTS];
     Vector sum[OUTPUTS][AHEAD];
@@ -224,27 +254,28 @@ INLINE void gains(int outputs, const Layer *layer, const Tile *tile, const int64
         for (int v = 0; v < AHEAD; v++) sum[o][v] = (Vector){0} + bias;
     }
     for (int64_t i = 0, tap = 0; i < all; i++, tap = tap + 1 < taps ? tap + 1 : 0) {
-        const float *map = maps + i * tile->stride + place + shifts[tap];
-        const int32_t *mask = masks + tap * masked + place;
+        const float *map = room->maps + i * tile->stride + place + room->shifts[tap];
+        const int32_t *mask = room->masks + tap * room->masked + place;
         Vector one = seen(map, mask), other = seen(map + LANES, mask + LANES);
 #pragma GCC unroll 8
         for (int o = 0; o < outputs; o++) sum[o][0] += by[o][i] * one, sum[o][1] += by[o][i] * other;
     }
+    const Spot *at = room->spots + place / LANES;
 #pragma GCC unroll 8
     for (int o = 0; o < outputs; o++) {
-        put(layer, tile, chosen[o], place, sum[o][0]);
-        if (place + LANES < tile->places) put(layer, tile, chosen[o], place + LANES, sum[o][1]);
+        put(layer, tile, chosen[o], place, at[0], sum[o][0]);
+        if (place + LANES < tile->places) put(layer, tile, chosen[o], place + LANES, at[1], sum[o][1]);
     }
 }
 
-#define GAINS(outputs)                                                                                 \
-    case outputs:                                                                                      \
-        for (int64_t place = 0; place < tile->places; place += AHEAD * LANES)                          \
-            gains(outputs, layer, tile, chosen, maps, masks, shifts, masked, place);                   \
+#define GAINS(outputs)                                                         \
+    case outputs:                                                              \
+        for (int64_t place = 0; place < tile->places; place += AHEAD * LANES)  \
+            gains(outputs, layer, tile, room, chosen, place);                  \
         break;
 
-static void gather_gains(const Layer *layer, const Tile *tile, const int64_t *chosen, int64_t outputs, const float *maps,
-                         const int32_t *masks, const int64_t *shifts, int64_t masked) {
+static void gather_gains(const Layer *layer, const Tile *tile, const Room *room, const int64_t *chosen,
+                         int64_t outputs) {
     for (; outputs > 0; chosen += OUTPUTS, outputs -= OUTPUTS)
         switch (least(outputs, OUTPUTS)) {
             GAINS(1)
@@ -260,22 +291,18 @@ static void gather_gains(const Layer *layer, const Tile *tile, const int64_t *ch
         }
 }
 
-typedef struct {
-    const float *map;
-    const int32_t *mask;
-    float by;
-} Term;
-
 /* One output whose operator mixes taps: the sum of its terms that are not zero. */
-static void gather_mixed(const Layer *layer, const Tile *tile, int64_t output, const float *maps, const int32_t *masks,
-                         const int64_t *shifts, int64_t masked, Term *terms) {
+static void gather_mixed(const Layer *layer, const Tile *tile, const Room *room, int64_t output) {
     int64_t taps = layer->kernel[0] * layer->kernel[1], count = 0;
     const float *by = layer->operators + output * layer->groups * taps * taps;
+    Term *terms = room->terms;
     for (int64_t g = 0; g < layer->groups; g++)
         for (int64_t tap = 0; tap < taps; tap++)
-            for (int64_t k = 0; k < taps; k++, by++)
-                if (*by != 0.0f)
-                    terms[count++] = (Term){maps + (g * taps + k) * tile->stride + shifts[tap], masks + tap * masked, *by};
+            for (int64_t k = 0; k < taps; k++, by++) {
+                if (*by == 0.0f) continue;
+                const float *map = room->maps + (g * taps + k) * tile->stride + room->shifts[tap];
+                terms[count++] = (Term){map, room->masks + tap * room->masked, *by};
+            }
     float bias = layer->bias ? layer->bias[output] : 0.0f;
     for (int64_t place = 0; place < tile->places; place += AHEAD * LANES) {
         Vector one = (Vector){0} + bias, other = one;
@@ -284,43 +311,59 @@ static void gather_mixed(const Layer *layer, const Tile *tile, int64_t output, c
             const int32_t *mask = terms[i].mask + place;
             one += terms[i].by * seen(map, mask), other += terms[i].by * seen(map + LANES, mask + LANES);
         }
-        put(layer, tile, output, place, one);
-        if (place + LANES < tile->places) put(layer, tile, output, place + LANES, other);
+        const Spot *at = room->spots + place / LANES;
+        put(layer, tile, output, place, at[0], one);
+        if (place + LANES < tile->places) put(layer, tile, output, place + LANES, at[1], other);
     }
 }
 
-static float *room(int64_t values) {
-    if (scratch.size < values) {
+/* A part of the scratch memory, of so many bytes, that begins where a vector may. */
+static inline void *part(char **next, int64_t bytes) {
+    void *found = *next;
+    *next += up(bytes, sizeof(Vector));
+    return found;
+}
+
+/* Memory for a tile; 0 where it is short. */
+static int lay_out(const Layer *layer, const Tile *tile, Room *room) {
+    int64_t taps = layer->kernel[0] * layer->kernel[1], terms = layer->full ? layer->groups * taps * taps : 0;
+    int64_t wide = layer->width + layer->kernel[1] * layer->dilation[1];
+    int64_t beyond = up((layer->kernel[0] * layer->dilation[0] + 1) * wide, LANES) + 4 * LANES; /* read, but masked */
+    room->masked = up(tile->places, AHEAD * LANES);
+    for (int tried = 0; tried < 2; tried++) { /* first to see how much it is */
+        char *next = tried ? scratch.memory : 0;
+        room->panels = part(&next, up(tile->inputs, PANEL) * layer->channels * sizeof(float));
+        room->masks = part(&next, taps * room->masked * sizeof(int32_t));
+        room->shifts = part(&next, taps * sizeof(int64_t));
+        room->spots = part(&next, room->masked / LANES * sizeof(Spot));
+        room->terms = part(&next, terms * sizeof(Term));
+        room->maps = (float *)part(&next, (2 * beyond + layer->groups * taps * tile->stride) * sizeof(float)) + beyond;
+        int64_t bytes = next - (tried ? scratch.memory : (char *)0);
+        if (bytes <= scratch.size) continue;
         free(scratch.memory);
-        scratch.memory = aligned_alloc(64, up(values * sizeof(float), 64));
-        scratch.size = scratch.memory ? values : 0;
+        scratch.memory = aligned_alloc(sizeof(Vector), bytes);
+        scratch.size = scratch.memory ? bytes : 0;
+        if (!scratch.memory) return 0;
     }
-    return scratch.memory;
+    return 1;
 }
 
 /* Outputs of templates `from` to `to` in a tile; 0 where memory is short. */
 static int convolve(const Layer *layer, const Tile *tile, int64_t from, int64_t to) {
-    int64_t taps = layer->kernel[0] * layer->kernel[1], reach = (layer->kernel[0] * layer->dilation[0] + 1) * (layer->width + layer->kernel[1] * layer->dilation[1]);
-    reach = up(reach, LANES) + 4 * LANES;
-    int64_t masked = up(tile->places, AHEAD * LANES), packed = up(tile->inputs, PANEL) * layer->channels;
-    int64_t mapped = layer->groups * taps * tile->stride, terms = layer->full ? layer->groups * taps * taps : 0;
-    float *panels = room(up(packed, LANES) + up(taps * masked, LANES) + reach + mapped + reach + terms * sizeof(Term) / 4 + 64 + taps * 2);
-    if (!panels) return 0;
-    int32_t *masks = (int32_t *)(panels + up(packed, LANES));
-    float *maps = (float *)masks + up(taps * masked, LANES) + reach;
-    int64_t *shifts = (int64_t *)(maps + up(mapped + reach, LANES));
-    Term *list = (Term *)(shifts + taps);
-    for (int64_t tap = 0; tap < taps; tap++) shifts[tap] = shift(layer, tile, tap);
-    pack(layer, tile, panels);
-    fill_masks(layer, tile, masks, masked);
-    for (int64_t template = from; template < to; template ++) {
-        const int64_t *chosen = layer->order + layer->begin[template], outputs = layer->begin[template + 1] - layer->begin[template];
-        if (!outputs) continue;
-        for (int64_t g = 0; g < layer->groups; g++)
-            stage_one(layer, tile, panels, g, template, maps + g * taps * tile->stride);
-        if (!layer->full) gather_gains(layer, tile, chosen, outputs, maps, masks, shifts, masked);
-        for (int64_t i = 0; i < outputs && layer->full; i++)
-            gather_mixed(layer, tile, chosen[i], maps, masks, shifts, masked, list);
+    int64_t taps = layer->kernel[0] * layer->kernel[1];
+    Room room;
+    if (!lay_out(layer, tile, &room)) return 0;
+    for (int64_t tap = 0; tap < taps; tap++) room.shifts[tap] = shift(layer, tile, tap);
+    pack(layer, tile, room.panels);
+    fill_masks(layer, tile, room.masks, room.masked);
+    fill_spots(layer, tile, room.spots);
+    for (int64_t template = from; template < to; template++) {
+        const int64_t *chosen = layer->order + layer->begin[template];
+        int64_t outputs = layer->begin[template + 1] - layer->begin[template];
+        for (int64_t g = 0; g < layer->groups && outputs; g++)
+            stage_one(layer, tile, room.panels, g, template, room.maps + g * taps * tile->stride);
+        if (!layer->full) gather_gains(layer, tile, &room, chosen, outputs);
+        for (int64_t i = 0; i < outputs && layer->full; i++) gather_mixed(layer, tile, &room, chosen[i]);
     }
     return 1;
 }
@@ -354,8 +397,8 @@ int template_conv(const Layer *layer, int threads) {
     int64_t rows = area <= budget ? layer->height : least(layer->height, most(LEAST_ROWS, budget / layer->width));
     int64_t tiles = (layer->batch + images - 1) / images * ((layer->height + rows - 1) / rows);
     int64_t shares = most(1, least(layer->count, (threads + tiles - 1) / tiles));
-    int done = 1;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : done) if (threads > 1 && tiles * shares > 1)
+    int done = 1, several = threads > 1 && tiles * shares > 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : done) if (several)
     for (int64_t i = 0; i < tiles * shares; i++) {
         Tile tile = tile_at(layer, images, rows, i / shares);
         int64_t share = i % shares;

@@ -44,15 +44,17 @@ static inline int exists(const Gather *all, int64_t output) {
     return all->source[output] >= 0 && all->source[output] < all->templates;
 }
 
-/* Calls BODY for each tap k' that a row of outputs sees, with its map's row and its range along x. */
-#define EACH_TAP(all, row, BODY)                                                                          \
-    for (int64_t seen = 0; seen < taps; seen++) {                                                         \
-        Range down = range(all, 0, seen / all->kernel[1]), along = range(all, 1, seen % all->kernel[1]);   \
-        if (row < down.first || row >= down.last || along.first >= along.last) continue;                  \
-        int64_t at = (down.from + (row - down.first) * all->stride[0]) * all->width + along.from;         \
-        int64_t count = along.last - along.first;                                                         \
-        BODY                                                                                              \
-    }
+/* The places of a plane of outputs that see a tap, and where they see it. */
+typedef struct {
+    Range down, along;
+    int64_t count; /* of them in a row */
+} Field;
+
+static inline Field field(const Gather *all, int64_t tap) {
+    Field found = {range(all, 0, tap / all->kernel[1]), range(all, 1, tap % all->kernel[1]), 0};
+    found.count = found.along.last > found.along.first ? found.along.last - found.along.first : 0;
+    return found;
+}
 
 static inline void add(float *to, int64_t to_step, const float *from, int64_t from_step, float by, int64_t count) {
     if (to_step == 1 && from_step == 1)
@@ -71,62 +73,57 @@ static inline float dot(const float *one, const float *other, int64_t other_step
     return sum;
 }
 
+/* Of each of a field's rows: where it begins in a plane of outputs, `to`, and where it is seen in a map, `from`. */
+#define EACH_ROW(all, seen)                                                                             \
+    for (int64_t row = seen.down.first, to = row * all->width_out + seen.along.first,                   \
+                 from = seen.down.from * all->width + seen.along.from;                                  \
+         row < seen.down.last && seen.count;                                                            \
+         row++, to += all->width_out, from += all->stride[0] * all->width)
+
 static void output_plane(const Gather *all, int64_t image, int64_t output) {
-    int64_t taps = all->kernel[0] * all->kernel[1], each = all->full ? taps : 1;
+    int64_t taps = all->kernel[0] * all->kernel[1], each = all->full ? taps : 1, template = all->source[output];
     float *plane = all->y + (image * all->outputs + output) * all->height_out * all->width_out;
+    const float *by = all->operators + output * all->groups * taps * each;
     memset(plane, 0, all->height_out * all->width_out * sizeof(float));
-    if (!exists(all, output)) return;
-    for (int64_t row = 0; row < all->height_out; row++, plane += all->width_out)
-        for (int64_t group = 0; group < all->groups; group++) {
-            const float *by = all->operators + (output * all->groups + group) * taps * each;
-            EACH_TAP(all, row, {
-                for (int64_t k = 0; k < each; k++) {
-                    float weight = by[seen * each + k];
-                    if (weight == 0.0f) continue;
-                    const float *map = map_of(all, all->maps, image, group, all->full ? k : seen, all->source[output]);
-                    add(plane + along.first, 1, map + at, all->stride[1], weight, count);
-                }
-            })
-        }
+    for (int64_t i = 0; i < all->groups * taps * each && exists(all, output); i++) {
+        int64_t group = i / each / taps, tap = i / each % taps, k = all->full ? i % taps : tap;
+        if (by[i] == 0.0f) continue;
+        Field seen = field(all, tap);
+        const float *map = map_of(all, all->maps, image, group, k, template);
+        EACH_ROW(all, seen) add(plane + to, 1, map + from, all->stride[1], by[i], seen.count);
+    }
 }
 
 /* The gradients of all maps of a template in an image and group. */
 static void map_planes(const Gather *all, int64_t image, int64_t group, int64_t template) {
-    int64_t taps = all->kernel[0] * all->kernel[1], each = all->full ? taps : 1;
+    int64_t taps = all->kernel[0] * all->kernel[1], each = all->full ? taps : 1, area = all->height * all->width;
     for (int64_t tap = 0; tap < taps; tap++)
-        memset((float *)map_of(all, all->to_maps, image, group, tap, template), 0,
-               all->height * all->width * sizeof(float));
+        memset((float *)map_of(all, all->to_maps, image, group, tap, template), 0, area * sizeof(float));
     for (int64_t output = 0; output < all->outputs; output++) {
         if (all->source[output] != template) continue;
         const float *grad = all->grad + (image * all->outputs + output) * all->height_out * all->width_out;
         const float *by = all->operators + (output * all->groups + group) * taps * each;
-        for (int64_t row = 0; row < all->height_out; row++, grad += all->width_out)
-            EACH_TAP(all, row, {
-                for (int64_t k = 0; k < each; k++) {
-                    float weight = by[seen * each + k];
-                    if (weight == 0.0f) continue;
-                    float *map = (float *)map_of(all, all->to_maps, image, group, all->full ? k : seen, template);
-                    add(map + at, all->stride[1], grad + along.first, 1, weight, count);
-                }
-            })
+        for (int64_t i = 0; i < taps * each; i++) {
+            if (by[i] == 0.0f) continue;
+            Field seen = field(all, i / each);
+            float *map = (float *)map_of(all, all->to_maps, image, group, all->full ? i % taps : i, template);
+            EACH_ROW(all, seen) add(map + from, all->stride[1], grad + to, 1, by[i], seen.count);
+        }
     }
 }
 
 /* The gradients of one output's operator in a group. */
 static void operator_of(const Gather *all, int64_t output, int64_t group) {
-    int64_t taps = all->kernel[0] * all->kernel[1], each = all->full ? taps : 1;
-    float *to = all->to_operators + (output * all->groups + group) * taps * each;
-    memset(to, 0, taps * each * sizeof(float));
-    if (!exists(all, output)) return;
-    for (int64_t image = 0; image < all->batch; image++) {
+    int64_t taps = all->kernel[0] * all->kernel[1], each = all->full ? taps : 1, template = all->source[output];
+    float *sums = all->to_operators + (output * all->groups + group) * taps * each;
+    memset(sums, 0, taps * each * sizeof(float));
+    for (int64_t image = 0; image < all->batch && exists(all, output); image++) {
         const float *grad = all->grad + (image * all->outputs + output) * all->height_out * all->width_out;
-        for (int64_t row = 0; row < all->height_out; row++, grad += all->width_out)
-            EACH_TAP(all, row, {
-                for (int64_t k = 0; k < each; k++) {
-                    const float *map = map_of(all, all->maps, image, group, all->full ? k : seen, all->source[output]);
-                    to[seen * each + k] += dot(grad + along.first, map + at, all->stride[1], count);
-                }
-            })
+        for (int64_t i = 0; i < taps * each; i++) {
+            Field seen = field(all, i / each);
+            const float *map = map_of(all, all->maps, image, group, all->full ? i % taps : i, template);
+            EACH_ROW(all, seen) sums[i] += dot(grad + to, map + from, all->stride[1], seen.count);
+        }
     }
 }
 
