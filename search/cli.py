@@ -81,13 +81,15 @@ def inspect(
     ] = None,
     filters: options.Filters = None,
     png: options.FiltersFile = None,
+    pruning_rate: options.RebuiltRate = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a network's blocks, what each can legally take, and the sizes and FLOPs in reach.
 
     With --dataset it also says what a trial will take in time and memory: it times a few training steps of a copy of
     the network on random images, which is all that it trains.
-    With --filters and --png it draws a layer's filters and their series instead.
+    With --filters and --png it draws a layer's filters and their series instead; with --pruning-rate, these filters
+    rebuilt from templates.
     Example: overtone inspect --model resnet20 --weights resnet20.safetensors --filters layer1.0.conv1 --png filters.png
     """
     from search.survey import survey, usual_shape
@@ -95,6 +97,8 @@ def inspect(
 
     if (filters is None) != (png is None):
         raise UsageError(f"filters (={filters!r}) and png (={png and str(png)!r}) must be given together.")
+    if pruning_rate is not None and filters is None:
+        raise UsageError(f"pruning_rate (={pruning_rate}) goes with --filters and --png.")
     settings = options.read_schedule(schedule, None, batch_size=batch_size, precision=precision)
     where = parse_device(device)
     images, validation, (shape, count) = 0, 0, usual_shape(model)
@@ -109,7 +113,11 @@ def inspect(
     if weights is not None:
         load_weights(built, weights, name=model)
     if filters is not None and png is not None:
-        _draw_filters(built, model, filters, png, trained=weights is not None, as_json=as_json)
+        title = f"{model} {filters}{'' if weights is not None else ' (random start)'}"
+        errors = _draw_filters(built, filters, png, pruning_rate, title=title)
+        if weights is None:
+            _err.print("No weights were given: these are the filters of a random start.", highlight=False)
+        _say({"png": str(png), "layer": filters, "errors": errors}, str(png), as_json)
         return
     network = Network.of(built, shape, options.parse_granularity(blocks))
     limited = Space.default(network).restricted(options.read_space(space))
@@ -545,15 +553,17 @@ def _print_json(found: dict[str, Any]) -> None:
     print(json.dumps(found, indent=2, default=str))
 
 
-def _draw_filters(network: nn.Module, model: str, layer: str, png: Path, *, trained: bool, as_json: bool) -> None:
-    """Draw a layer's filters and say where; filters of a random start are marked as such on the picture too."""
+def _draw_filters(network: nn.Module, layer: str, png: Path, rate: float | None, *, title: str) -> Any:
+    """Draw a layer's filters; their mean errors."""
     from results.filters import convolution, draw_filters, mean_errors
+    from results.rebuilt import draw_rebuilt, rebuilt_errors
 
-    found, name = convolution(network, layer), f"{model} {layer}{'' if trained else ' (random start)'}"
-    path = draw_filters(found, png, name=name)
-    if not trained:
-        _err.print("No weights were given: these are the filters of a random start.", highlight=False)
-    _say({"png": str(path), "layer": layer, "errors": mean_errors(found, name=name)}, str(path), as_json)
+    found = convolution(network, layer)
+    if rate is None:
+        draw_filters(found, png, name=title)
+        return mean_errors(found, name=title)
+    draw_rebuilt(found, png, rate, name=title)
+    return rebuilt_errors(found, rate, name=title)
 
 
 def _tell_outcome(ledger: Ledger, study: str, store: str, outcome: Outcome, as_json: bool) -> None:

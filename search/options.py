@@ -108,6 +108,14 @@ Filters = Annotated[
         "with the L2 error of each; goes with --png.",
     ),
 ]
+RebuiltRate = Annotated[
+    float | None,
+    typer.Option(
+        "--pruning-rate",
+        help="With --filters: draw what is rebuilt from templates at this pruning rate, by each family of transforms, "
+        "beside plain pruning, instead of series.",
+    ),
+]
 FiltersFile = Annotated[Path | None, typer.Option("--png", help="File to draw --filters into: .png, or .svg.")]
 Epochs = Annotated[int, typer.Option(help="Epochs of fine-tuning in a trial.")]
 SchedulePreset = Annotated[str, typer.Option("--schedule", help=f"Settings to begin with: {', '.join(PRESETS)}.")]

@@ -10,8 +10,9 @@ from torch import nn
 
 from layers.errors import OvertoneError, UsageError
 from layers.series.basis import FAMILIES, basis_matrix
-from results import filters
+from results import filters, sheet
 from results.filters import convolution, draw_filters, filter_errors, mean_errors
+from results.rebuilt import draw_rebuilt, rebuilt_errors
 
 KERNELS = [(7, 7), (3, 3), (2, 5), (1, 4), (6, 1)]
 
@@ -151,17 +152,22 @@ def test_a_dead_layer_can_be_drawn(tmp_path: Path) -> None:
     assert set(mean_errors(conv, name="conv")["cosine"].values()) == {0.0}
 
 
+def _draw_rebuilt(conv: filters.Convolution, path: Path, *, name: str) -> Path:
+    return draw_rebuilt(conv, path, 0.5, name=name)
+
+
+@pytest.mark.parametrize("draw", [draw_filters, _draw_rebuilt])
 @pytest.mark.parametrize(
     ("kernel", "outputs", "channels"),
-    [((7, 7), 1000, 3), ((9,), 300, 1), ((7, 3), 4, 4), ((3, 3), 512, 512), ((2, 2), 1, 1)],
+    [((7, 7), 1000, 3), ((9,), 300, 1), ((7, 3), 4, 4), ((3, 3), 512, 64), ((2, 2), 2, 1)],
 )
 def test_no_text_leaves_the_picture_or_lies_upon_another(
-    layer, tmp_path: Path, monkeypatch, kernel, outputs, channels
+    layer, tmp_path: Path, monkeypatch, kernel, outputs, channels, draw
 ) -> None:
-    figure = filters.Figure(dpi=160)
-    monkeypatch.setattr(filters, "Figure", lambda: figure)
+    figure = sheet.Figure(dpi=160)
+    monkeypatch.setattr(sheet, "Figure", lambda: figure)
     name = "efficientnet_v2_large features.1.0.block.0.layers.0 (random start)"
-    path = draw_filters(layer(outputs, channels, kernel), tmp_path / "a.png", name=name)
+    path = draw(layer(outputs, channels, kernel), tmp_path / "a.png", name=name)
     boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
     for text, box in boxes.items():
         assert min(box.x0, box.y0, figure.bbox.x1 - box.x1, figure.bbox.y1 - box.y1) >= 0, text
@@ -193,7 +199,7 @@ def test_misuse_is_named(layer, tmp_path: Path) -> None:
 def test_a_drawing_that_fails_leaves_nothing_or_what_was_there(layer, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"before")
-    monkeypatch.setattr(filters.Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
+    monkeypatch.setattr(sheet.Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
     for target in (path, tmp_path / "b.png"):
         with pytest.raises(MemoryError, match="no room"):
             draw_filters(layer(2, 2, (3, 3)), target, name="conv")
@@ -223,3 +229,53 @@ def test_layers_are_found_by_name() -> None:
             convolution(net, name)
     with pytest.raises(UsageError, match="and this network has none"):
         convolution(nn.Sequential(nn.Linear(2, 2)), "0")
+
+
+def _slow_gains(taps: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """Each tap's filters over the channels are nearest to a multiple of the template's."""
+    gains = (taps * template).sum(0) / (template * template).sum(0)
+    return gains * template
+
+
+def test_rebuilt_filters_are_those_nearest_to_the_pruned_ones(layer, tmp_path: Path) -> None:
+    conv = layer(7, 5, (3, 3))
+    taps = conv.weight.detach().double().numpy()
+    ranked = np.argsort(-np.linalg.norm(taps.reshape(7, -1), axis=1), kind="stable")
+    kept, pruned = sorted(ranked[:2].tolist()), sorted(ranked[2:].tolist())
+    slow = {n: _slow_gains(taps[n], taps[kept[r % 2]]) for r, n in enumerate(pruned)}
+    errors = {n: np.linalg.norm((taps[n] - found).reshape(5, 9), axis=1) for n, found in slow.items()}
+    norms = np.linalg.norm(taps.reshape(7, 5, 9), axis=2)
+    found = rebuilt_errors(conv, 0.7, name="conv")
+    assert found["scalar"] == pytest.approx(np.mean([errors[n] / norms[n] for n in pruned]), rel=1e-6)
+    assert found["zero"] == 1.0
+    assert list(found) == ["scalar", "rotation", "affine", "zero"]
+    texts = _texts(draw_rebuilt(conv, tmp_path / "a.svg", 0.7, name="a layer", count=100))
+    assert {"a layer", "Rebuilt from 2 templates of 7 filters", "mean error, n = 25", "rotation", "45", "9"} <= set(
+        texts
+    )
+    assert {f"{error:#.3g}" for n in pruned for error in errors[n]} <= set(texts)
+    drawn = {text for text in texts if text.startswith("output ")}
+    assert drawn == {f"output {n}, channel {c}" for n in pruned for c in range(5)}
+
+
+def test_a_filter_that_a_template_gives_exactly_is_found(tmp_path: Path) -> None:
+    conv = nn.Conv2d(3, 2, 3)
+    with torch.no_grad():
+        conv.weight[1] = 0.999 * conv.weight[0].flip(-1, -2)  # turned by half a circle
+    found = rebuilt_errors(conv, 0.5, name="conv")
+    assert found["rotation"] == pytest.approx(0.001, abs=1e-4)
+    assert found["affine"] <= found["rotation"] + 1e-9
+    assert found["scalar"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (1.0, r"pruning_rate \(=1\.0\) must be in \[0, 1\)\."),
+        (0.1, r"At pruning rate 0\.1 all 3 filters are templates: none is rebuilt\."),
+    ],
+)
+def test_rates_at_which_nothing_can_be_rebuilt_are_refused(layer, tmp_path: Path, rate, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        draw_rebuilt(layer(3, 2, (3, 3)), tmp_path / "a.png", rate, name="conv")
+    assert list(tmp_path.iterdir()) == []

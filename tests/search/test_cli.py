@@ -121,6 +121,21 @@ def test_inspect_says_the_errors_of_a_layers_filters(
         assert errors["1x1"] > errors["2x2"] > max(errors["2x3"], errors["3x2"])
 
 
+def test_inspect_draws_filters_rebuilt_from_templates(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: Path
+) -> None:
+    path = tmp_path / "filters.png"
+    base = ["inspect", "--model", "resnet8", "--image", "1x8x8", "--weights", str(weights), "--pruning-rate", "0.5"]
+    code, out, _ = _said(capsys, *base, "--filters", "layer1.0.conv1", "--png", str(path), "--json")
+    found = json.loads(out)
+    assert (code, found["png"], found["layer"]) == (0, str(path), "layer1.0.conv1")
+    assert list(found["errors"]) == ["scalar", "rotation", "affine", "zero"]
+    assert found["errors"]["scalar"] < found["errors"]["zero"] == 1.0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    code, _, err = _said(capsys, *base)
+    assert (code, err) == (2, "overtone: pruning_rate (=0.5) goes with --filters and --png.\n")
+
+
 def test_inspect_without_weights_says_that_filters_are_random(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -1,8 +1,15 @@
+import ctypes
+import platform
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from layers import UsageError, cpu
+from layers import UsageError, cpu, gpu
 from layers.templates import native
 from layers.templates.fused import FusedTemplates, _template_conv, fused_conv2d
 
@@ -41,6 +48,27 @@ def _compiled() -> None:
         pytest.skip("there is no C compiler")
 
 
+@pytest.fixture(params=["", "-march=x86-64", "-march=x86-64-v3"])
+def vectors(request, monkeypatch):
+    """The kernel for this machine's vectors, and for shorter ones, which other machines have."""
+    if request.param:
+        if platform.machine() != "x86_64" or (
+            request.param[-1] == "3" and "avx2" not in Path("/proc/cpuinfo").read_text()
+        ):
+            pytest.skip(f"this processor does not run {request.param}")
+        library = _for_other_vectors(request.param)
+        monkeypatch.setattr(cpu, "library", lambda source: library)
+
+
+@cache
+def _for_other_vectors(flag: str) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["cc", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fopenmp", flag]
+        subprocess.run([*command, "-o", f"{folder}/fused.so", str(gpu.FOLDER / "fused.c")], check=True)
+        return ctypes.CDLL(f"{folder}/fused.so")
+
+
+@pytest.mark.usefixtures("vectors")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_one_pass_is_the_convolution_with_the_rebuilt_filters(shape, threads, draw, normal, rng):
