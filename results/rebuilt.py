@@ -69,7 +69,7 @@ def _rebuilt(layer: Convolution, rate: float) -> tuple[Tensor, dict[str, Tensor]
     count = template_count(rate, layer.out_channels, 1)
     if count == layer.out_channels:
         raise UsageError(f"At pruning rate {rate} all {count} filters are templates: none is rebuilt.")
-    exact, found = copy.deepcopy(layer).cpu().double(), {}
+    exact, found = copy.deepcopy(layer).cpu().double(), dict[str, Tensor]()
     for transform in TRANSFORMS:
         rebuilt = compress_layer(exact, LayerForm(templates=count, transform=transform))
         assert isinstance(rebuilt, CompressedConv2d)

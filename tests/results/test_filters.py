@@ -156,13 +156,16 @@ def _draw_rebuilt(conv: filters.Convolution, path: Path, *, name: str) -> Path:
     return draw_rebuilt(conv, path, 0.5, name=name)
 
 
-@pytest.mark.parametrize("draw", [draw_filters, _draw_rebuilt])
 @pytest.mark.parametrize(
-    ("kernel", "outputs", "channels"),
-    [((7, 7), 1000, 3), ((9,), 300, 1), ((7, 3), 4, 4), ((3, 3), 512, 64), ((2, 2), 2, 1)],
+    ("draw", "kernel", "outputs", "channels"),
+    [
+        *((draw_filters, *case) for case in (((7, 7), 1000, 3), ((9,), 300, 1), ((3, 3), 512, 512), ((2, 2), 1, 1))),
+        *((_draw_rebuilt, *case) for case in (((7, 7), 20, 30), ((9,), 300, 1), ((3, 3), 512, 2), ((2, 2), 2, 1))),
+        *((draw, (7, 3), 4, 4) for draw in (draw_filters, _draw_rebuilt)),
+    ],
 )
 def test_no_text_leaves_the_picture_or_lies_upon_another(
-    layer, tmp_path: Path, monkeypatch, kernel, outputs, channels, draw
+    layer, tmp_path: Path, monkeypatch, draw, kernel, outputs, channels
 ) -> None:
     figure = sheet.Figure(dpi=160)
     monkeypatch.setattr(sheet, "Figure", lambda: figure)
