@@ -155,7 +155,7 @@ def _panels(taps: Tensor, filters: Tensor) -> list[Panel]:
         Panel(
             title=title,
             images=torch.stack([_series(filters, family, pair) for pair in columns], 1),
-            means=[_mean(taps, family, pair) for pair in columns],
+            errors=[_mean(taps, family, pair) for pair in columns],
         )
         for family, title in titles.items()
     ]

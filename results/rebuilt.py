@@ -17,7 +17,7 @@ from layers.compress import compress_layer
 from layers.conv import CompressedConv2d
 from layers.templates.rebuild import template_count
 from layers.templates.transforms import TRANSFORMS, parameter_shape
-from results.filters import Convolution, about_filters, labels_of, layer_taps, picture_path, relative_errors, spread
+from results.filters import Convolution, about_filters, labels_of, layer_taps, picture_path, spread
 from results.sheet import MINUS, Panel, Sheet, draw_sheet
 from results.store import Store
 
@@ -25,9 +25,9 @@ __all__ = ["draw_rebuilt", "rebuilt_errors"]
 
 
 def rebuilt_errors(layer: Convolution, rate: float, *, name: str) -> dict[str, float]:
-    """Mean of ||W - W'|| / ||W|| over the pruned filters of the layer called `name`, by family of transforms."""
+    """||W - W'|| / ||W|| of all pruned filters of the layer called `name` together, by family of transforms."""
     taps, (pruned, found) = layer_taps(layer, name), _rebuilt(layer, rate)
-    return {transform: _mean(taps, pruned, filters) for transform, filters in found.items()}
+    return {transform: _share(taps, pruned, filters) for transform, filters in found.items()}
 
 
 def draw_rebuilt(layer: Convolution, path: str | os.PathLike[str], rate: float, *, name: str, count: int = 6) -> Path:
@@ -44,14 +44,14 @@ def draw_rebuilt(layer: Convolution, path: str | os.PathLike[str], rate: float, 
     panel = Panel(
         title=f"Rebuilt from {len(taps) - len(outputs):,} templates of {len(taps):,} filters",
         images=torch.stack([torch.stack([found[one][n, c] for one in TRANSFORMS]) for n, c in chosen]),
-        means=[_mean(taps, pruned, found[one]) for one in TRANSFORMS],
+        errors=[_share(taps, pruned, found[one]) for one in TRANSFORMS],
     )
     sheet = Sheet(
         name=name,
         about=about_filters(taps),
         filters=torch.stack([taps[n, c] for n, c in chosen]),
         labels=labels_of(taps, chosen),
-        heads=("transform", "values an output", f"mean error, n = {len(outputs) * taps.shape[1]:,}"),
+        heads=("transform", "values an output", f"error of all {len(outputs) * taps.shape[1]:,}"),
         columns=[
             ("original", str(taps[0].numel())),
             *((transform, str(prod(parameter_shape(transform, kernel)))) for transform in TRANSFORMS),
@@ -82,8 +82,10 @@ def _errors(taps: Tensor, filters: Tensor) -> Tensor:
     return (taps - filters).flatten(-2).norm(dim=-1)
 
 
-def _mean(taps: Tensor, pruned: Tensor, filters: Tensor) -> float:
-    return float(relative_errors(_errors(taps, filters)[pruned], taps[pruned]).mean())
+def _share(taps: Tensor, pruned: Tensor, filters: Tensor) -> float:
+    """Of all together: the mean of shares would be of filters that are next to nothing."""
+    norm = taps[pruned].norm()
+    return float((taps - filters)[pruned].norm() / norm) if norm else 0.0
 
 
 def _caption(rate: float) -> str:
@@ -91,6 +93,7 @@ def _caption(rate: float) -> str:
         f"Pruning rate {rate:g}. Above each image: L2 error ‖W {MINUS} W\u2032‖₂ of the rebuilt filter, and its share "
         "of ‖W‖₂. Filters of largest magnitude are the templates, and each transform comes as near to the filter as it "
         "can in the space of the weights, before any training, as in figure 3 of Miles & Mikolajczyk; zero is plain "
-        "pruning. The mean error is the mean share over all pruned filters. Rows: pruned filters at even quantiles of "
-        "the share with gains (scalar), the least at the top. One colour scale a row: red above 0, blue below."
+        "pruning. The error of all is that of the pruned filters together, as a share of their norm. Rows: pruned "
+        "filters at even quantiles of the share with gains (scalar), the least at the top. One colour scale a row: red "
+        "above 0, blue below."
     )

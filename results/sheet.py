@@ -1,7 +1,7 @@
 """The picture of a layer's filters, row after row, beside what compression makes of them.
 
 Each stands on its row's colour scale below its L2 error and that error's share of the filter's norm; above each column
-is the mean share over all filters that it is about.
+is the error of all filters that it is about.
 """
 
 import io
@@ -35,8 +35,8 @@ class Panel:
     title: str
     images: Tensor
     """(rows, columns, K_y, K_x)."""
-    means: Sequence[float]
-    """Mean relative error of each column over all filters that it is about."""
+    errors: Sequence[float]
+    """Relative error of each column over all filters that it is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class _Drawing:
 
 
 def _draw_text(drawing: _Drawing) -> None:
-    """The title, and above each column what it is and the mean error over all filters."""
+    """The title, and above each column what it is and the error of all filters."""
     sheet = drawing.sheet
     size = min(12, 115 * (drawing.width - 2 * _EDGE) / max(len(sheet.name), 1))
     drawing.text(_EDGE, 0.38, sheet.name, fontsize=size, weight="bold")
@@ -119,10 +119,10 @@ def _draw_text(drawing: _Drawing) -> None:
     drawing.lines(drawing.left(0) - 0.14, _HEADS + 0.19, sheet.heads, ha="right", color=_GREY)
     for number, panel in enumerate(sheet.panels):
         drawing.text(drawing.left(number), _HEADS, panel.title, fontsize=9.5, weight="bold")
-        for column, (head, mean) in enumerate(zip(sheet.columns, (0.0, *panel.means), strict=True)):
+        for column, (head, error) in enumerate(zip(sheet.columns, (0.0, *panel.errors), strict=True)):
             middle = drawing.left(number, column) + _IMAGE / 2
             drawing.lines(middle, _HEADS + 0.19, head, ha="center")
-            drawing.text(middle, _HEADS + 0.19 + 2 * _LINE, _percent(mean), ha="center", weight="bold")
+            drawing.text(middle, _HEADS + 0.19 + 2 * _LINE, _percent(error), ha="center", weight="bold")
 
 
 def _draw_rows(drawing: _Drawing) -> None:
