@@ -206,7 +206,8 @@ def _markdown(runs: pd.DataFrame) -> str:
     last = runs.iloc[-1]
     about = (
         f"{last.train_images:,} training images, {last.epochs} epochs, bfloat16, {last.device}, {runs.jobs.min()} or "
-        f"{runs.jobs.max()} runs at a time with {last.threads} thread each, torch {last.torch}. Accuracy in % on the {last.test_images:,} test "
+        f"{runs.jobs.max()} runs at a time with {last.threads} thread each, torch {last.torch}. Accuracy in % on the "
+        f"{last.test_images:,} test "
         f"images that nothing was chosen on, and on all {last.test_images + last.val_images:,} in brackets; mean over "
         "n seeds, with the range where n > 1. Seconds depend on what else the machine did. With 3 taps and 2 harmonics "
         "both families are one network when basis functions have unit length: what is not `paper` stands for both."

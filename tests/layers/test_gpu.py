@@ -1,8 +1,6 @@
 """CUDA kernels without a GPU: compiled for every architecture, and run from their own source on the CPU."""
 
 import ctypes
-import io
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +13,7 @@ from layers.blockfloat import BlockFormat
 from layers.blockfloat.format import AXES
 from layers.blockfloat.native import cuda_launch
 from layers.blockfloat.plain import round_plainly
+from tests.layers.assembled import assert_in_registers
 from tests.layers.blockfloat.patterns import any_pattern
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -25,14 +24,7 @@ MARGIN = 64
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("macros", [(), ("WIDE",)])
 def test_kernels_compile_without_warnings_and_keep_everything_in_registers(arch, macros):
-    log = io.StringIO()
-    gpu.compile_kernels("blockfloat.cu", arch, macros, log)
-    text = log.getvalue()
-    kernels = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", text)
-    assert sorted(kernels) == [(name, arch) for name in ("many_blocks", "rows_of_blocks", "single_values")]
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
-    assert frames == [("0", "0", "0")] * 3
-    assert "warning" not in text
+    assert_in_registers("blockfloat.cu", arch, macros, ["many_blocks", "rows_of_blocks", "single_values"])
 
 
 @pytest.fixture(scope="module", params=["-DNARROW", "-DWIDE"])
