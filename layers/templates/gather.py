@@ -6,8 +6,8 @@ pointwise convolution; its map (g, k, m) is tap k of template m in group g at ev
     y[n](p) = sum over g and taps k', k of S[n, g, k', k] z[g, k, source[n]](p stride + k' dilation - padding),
 
 where maps are zero outside the input. Operators S of gains alone are diagonal and are given as (N, G, T). The op
-`overtone::template_gather` is defined by plain PyTorch here; float32 on the CPU has a C kernel, GPUs have CUDA kernels
-(`layers.templates.native`). Half types are added up in float32. Its backward is an op too.
+`overtone::template_gather` is defined by plain PyTorch here; contiguous maps on the CPU have a C kernel, those on GPUs
+CUDA kernels (`layers.templates.native`). Half types are added up in float32. Its backward is an op too.
 """
 
 from collections.abc import Sequence
