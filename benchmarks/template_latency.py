@@ -257,6 +257,7 @@ def _markdown(runs: pd.DataFrame, whole: pd.DataFrame) -> str:
         cells = [same[same.rate == rate] for rate in _RATES]
         text = " | ".join(f"{_mean(cell, 'ratio'):.2f} ({_mean(cell, 'ideal'):.1f})" for cell in cells)
         lines.append(f"| {' | '.join(map(str, key))} | {text} |")
+    lines += ["", *_beside_contiguous(runs)]
     aims = ", ".join(f"{aim} at {rate}" for rate, aim in _AIMS.items())
     lines += ["", f"Aims on a CPU (vgg16, float32, forward, scalar, 1 group): {aims}.", ""]
     lines += ["## Layer by layer: gains, 1 group", "", "Milliseconds; the layer as it would be run is the fastest.", ""]
@@ -271,6 +272,21 @@ def _markdown(runs: pd.DataFrame, whole: pd.DataFrame) -> str:
         cells = ["" if pd.isna(row[kind]) else f"{row[kind]:.2f}" for kind in kinds]
         lines.append(f"| {row['dtype']} | {row['rate']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _beside_contiguous(runs: pd.DataFrame) -> Iterator[str]:
+    """How much faster one pass is than the dense layer that is contiguous like it, of gains and 1 group."""
+    times = runs[runs.passes == "forward"].groupby([*_WHICH, "kind", "rate", "groups", "family"]).seconds.median()
+    dense = times.xs(("dense", 0.0, 1, ""), level=["kind", "rate", "groups", "family"])
+    for (network, dtype), same in dense.groupby(level=["network", "dtype"]):
+        found = []
+        for rate in _RATES if "one pass" in times.index.get_level_values("kind") else ():
+            one = times.xs(("one pass", rate, 1, "scalar"), level=["kind", "rate", "groups", "family"])
+            layers = [_SHAPES[network][shape[1:5]] for shape in one.index if shape in same.index]
+            ratios = [same[shape] / one[shape] for shape in one.index if shape in same.index]
+            found.append(f"{np.exp(np.average(np.log(ratios), weights=layers)):.2f} at {rate}")
+        if found:
+            yield f"- One pass beside contiguous dense layers of stride 1, {network}, {dtype}: {', '.join(found)}."
 
 
 def _by_layer(table: pd.DataFrame) -> list[str]:

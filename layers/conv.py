@@ -215,8 +215,8 @@ class CompressedConv2d(RoundedLayer):
             bias = self.rounded_bias()
             return F.conv2d(x, self.filters(), bias, self.stride, padding, self.dilation, self.shape.groups)
         bias = self.rounded_bias()
-        if self.execution == "fused":
-            return self._fused(x, bias)
+        if self.execution == "fused" and (y := self._fused(x, bias)) is not None:
+            return y
         y = self._factored(x) if self.execution == "factored" else self._two_stage(x)
         return y if bias is None else y + bias[:, None, None].to(y.dtype)
 
@@ -255,14 +255,10 @@ class CompressedConv2d(RoundedLayer):
             x, self.templates(), *self._operators(), stride=self.stride, padding=padding, dilation=self.dilation
         )
 
-    def _fused(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def _fused(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         layer = self._kept_in_evaluation("fused", lambda: FusedTemplates.of(self.templates(), *self._operators()))
         left, _, top, _ = self.margins
-        y = fused_conv2d(x, layer, bias, padding=(top, left), dilation=self.dilation)
-        if y is not None:
-            return y
-        y = self._two_stage(x)
-        return y if bias is None else y + bias[:, None, None].to(y.dtype)
+        return fused_conv2d(x, layer, bias, padding=(top, left), dilation=self.dilation)
 
     def _operators(self) -> tuple[Tensor, Tensor]:
         assert self.kept is not None

@@ -185,11 +185,15 @@ static void stage_one(const Layer *layer, const Tile *tile, const float *panels,
     }
 }
 
+/* How far a tap lies from its output along a side (0 is y). */
+static inline int64_t away(const Layer *layer, int side, int64_t tap) {
+    return (2 * tap - layer->kernel[side] + 1) * layer->dilation[side] / 2;
+}
+
 static void fill_masks(const Layer *layer, const Tile *tile, int32_t *masks, int64_t stride) {
     int64_t rows = tile->last - tile->first;
     for (int64_t tap = 0; tap < layer->kernel[0] * layer->kernel[1]; tap++) {
-        int64_t down = (2 * (tap / layer->kernel[1]) - layer->kernel[0] + 1) * layer->dilation[0] / 2;
-        int64_t right = (2 * (tap % layer->kernel[1]) - layer->kernel[1] + 1) * layer->dilation[1] / 2;
+        int64_t down = away(layer, 0, tap / layer->kernel[1]), right = away(layer, 1, tap % layer->kernel[1]);
         int32_t *mask = masks + tap * stride;
         for (int64_t row = 0; row < tile->images * rows; row++) {
             int64_t y = tile->first + row % rows + down;
@@ -201,8 +205,7 @@ static void fill_masks(const Layer *layer, const Tile *tile, int32_t *masks, int
 }
 
 static inline int64_t shift(const Layer *layer, const Tile *tile, int64_t tap) {
-    int64_t down = (2 * (tap / layer->kernel[1]) - layer->kernel[0] + 1) * layer->dilation[0] / 2;
-    int64_t right = (2 * (tap % layer->kernel[1]) - layer->kernel[1] + 1) * layer->dilation[1] / 2;
+    int64_t down = away(layer, 0, tap / layer->kernel[1]), right = away(layer, 1, tap % layer->kernel[1]);
     return (tile->first - tile->from + down) * layer->width + right;
 }
 

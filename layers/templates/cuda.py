@@ -58,7 +58,7 @@ def plan(
 ) -> tuple[tuple[int, ...], int]:
     """A kernel's whole numbers and how many blocks run it, by the shapes of maps, operators and outputs."""
     (batch, channels, *size), (outputs, groups, taps), joined = maps, operators[:3], operators[2:]
-    numbers = (batch, outputs, groups, channels // (groups * taps), *size, *out[2:], *_numbers(where))
+    numbers = (batch, outputs, groups, channels // (groups * taps), *size, *out[2:], *where.numbers())
     if name == "gather_to_operators":
         gains = groups * math.prod(joined)
         team = next(team for team in (8, 4, 2, 1) if team == 1 or (last and -(-outputs // team) * gains >= _BLOCKS))
@@ -75,7 +75,7 @@ def macros(dtype: torch.dtype, *, last: bool, diagonal: bool, wide: bool) -> tup
 
 def _launch(name: str, tensors: tuple[Tensor, ...], maps: Tensor, operators: Tensor, out: Tensor, where: Where) -> None:
     last = not maps.is_contiguous()
-    wide = max(maps.numel(), operators.numel(), out.numel()) >= _MANY or max(_numbers(where)) >= _FAR
+    wide = max(maps.numel(), operators.numel(), out.numel()) >= _MANY or max(where.numbers()) >= _FAR
     numbers, grid = plan(name, maps.shape, operators.shape, out.shape, where, last)
     gpu.launch(
         "gather.cu",
@@ -86,10 +86,6 @@ def _launch(name: str, tensors: tuple[Tensor, ...], maps: Tensor, operators: Ten
         block=_THREADS,
         macros=macros(maps.dtype, last=last, diagonal=operators.dim() == 3, wide=wide),
     )
-
-
-def _numbers(where: Where) -> tuple[int, ...]:
-    return (*where.kernel, *where.stride, *where.padding, *where.dilation)
 
 
 def _laid_out(operators: Tensor, maps: Tensor) -> Tensor:
