@@ -18,7 +18,7 @@ from results.schema import SCHEMA, SCHEMA_VERSION
 
 __all__ = ["conform", "decode", "encode", "unreadable"]
 
-_LATER = frozenset({"val_top5", "latency_b64_ms"})
+_LATER = frozenset({"val_top5", "latency_b64_ms", "reused_from"})
 """Columns that the first version did not have."""
 _LATER_FIELDS: Mapping[str, tuple[str, ...]] = {
     "blocks": ("allocation", "exponent_axis", "activation_block"),

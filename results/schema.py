@@ -4,7 +4,7 @@ A row is flat but for two lists: `blocks` (the compressed form of each block; nu
 and `curve` (one entry for each epoch that ran). A number that is not finite is kept as null, never as NaN.
 
 Version 2 added `allocation` to `blocks`, version 3 `val_top5` (in `curve` too), `latency_b64_ms`, and `exponent_axis`
-and `activation_block` to `blocks`; rows of earlier versions are read with null there.
+and `activation_block` to `blocks`, version 4 `reused_from`; rows of earlier versions are read with null there.
 """
 
 import math
@@ -20,7 +20,7 @@ from layers.errors import OvertoneError
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "TrialRow", "TrialStatus", "to_table"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -66,6 +66,7 @@ SCHEMA = pa.schema(
         "start": pa.string(),
         "seed": pa.int64(),
         "confirms": pa.string(),
+        "reused_from": pa.string(),
         "epochs": pa.int64(),
         "epochs_run": pa.int64(),
         "val_top1": pa.float64(),
@@ -113,7 +114,9 @@ class TrialRow:
     Accuracies are fractions in [0, 1], times are seconds, latencies of one image and of a batch of 64 milliseconds,
     `spec` and `versions` JSON.
     `confirms` is the id of the trial that this one repeats with another seed, null for a trial of the search itself.
-    A finished row needs a finite `val_top1` and its four costs; a failed row needs the text of its error.
+    `reused_from` is the study that ran this trial, null where it was run for its own.
+    A finished row needs a finite `val_top1` and its four costs; a failed row needs the text of its error; a
+    pruned row, of a trial that was stopped early, has no `val_top1` but in its curve.
     """
 
     study: str
@@ -133,6 +136,7 @@ class TrialRow:
     finished_at: datetime
     error: str | None = None
     confirms: str | None = None
+    reused_from: str | None = None
     val_top1: float | None = None
     val_top5: float | None = None
     val_loss: float | None = None

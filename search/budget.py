@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from layers import Cost, UsageError
 from spaces import BlockConfig, NetworkConfig, Space
 
-__all__ = ["Budget", "cheapest_within"]
+__all__ = ["Budget", "extremes"]
 
+Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 
@@ -35,9 +39,20 @@ class Budget:
             self.max_flops is None or cost.flops <= self.max_flops
         )
 
+    def excess(self, cost: Cost) -> dict[str, float]:
+        """By how much each limit is broken, as a share of it; 0 or less where it is kept."""
+        limits = {"max_size": (self.max_size, cost.size_bytes), "max_flops": (self.max_flops, cost.flops)}
+        return {name: value / limit - 1 for name, (limit, value) in limits.items() if limit is not None}
 
-def cheapest_within(space: Space, budget: Budget) -> NetworkConfig:
-    """A config of the space that meets the budget, with as few bytes as its limit on flops allows.
+    def fit(self, costs: Mapping[str, Floats]) -> npt.NDArray[np.bool_]:
+        """The same as `fits`, for costs by name (m,)."""
+        limits = {"size_bytes": self.max_size, "flops": self.max_flops}
+        kept = [costs[name] <= limit for name, limit in limits.items() if limit is not None]
+        return np.logical_and.reduce([np.ones(len(costs["flops"]), dtype=bool), *kept])
+
+
+def extremes(space: Space, budget: Budget) -> tuple[NetworkConfig, NetworkConfig]:
+    """Of the configs that meet the budget that of fewest bytes, and that of least compute.
 
     Costs add up over blocks, so the lower front of (bytes, macs) of the network is built block by block, exactly.
     Raises `UsageError` where no config of the space meets the budget, with what is the least.
@@ -48,14 +63,16 @@ def cheapest_within(space: Space, budget: Budget) -> NetworkConfig:
         front = _lower_front(
             (total + cost, {**blocks, block: config}) for total, blocks in front for cost, config in choices
         )
-    for cost, blocks in front:
-        if budget.fits(cost):
-            return NetworkConfig(blocks=blocks, minimum_templates=space.minimum_templates)
-    least = min(cost.flops for cost, _ in front)
-    raise UsageError(
-        f"The budget (max_size={budget.max_size}, max_flops={budget.max_flops}) is met by no config of the space, "
-        f"whose least size is {front[0][0].size_bytes} bytes and least compute {least} flops."
+    fitting = [blocks for cost, blocks in front if budget.fits(cost)]
+    if not fitting:
+        raise UsageError(
+            f"The budget (max_size={budget.max_size}, max_flops={budget.max_flops}) is met by no config of the space, "
+            f"whose least size is {front[0][0].size_bytes} bytes and least compute {front[-1][0].flops} flops."
+        )
+    smallest, quickest = (
+        NetworkConfig(blocks=blocks, minimum_templates=space.minimum_templates) for blocks in (fitting[0], fitting[-1])
     )
+    return smallest, quickest
 
 
 def _lower_front(points: Iterable[tuple[Cost, T]]) -> list[tuple[Cost, T]]:

@@ -29,6 +29,7 @@ from search import options
 from search.display import confirm_line, epoch_line, export_line, next_step, show_survey, show_trials, status_line
 from search.insight import insight as study_insight
 from search.insight_table import show_insight
+from search.progress import ALIVE_S
 from spaces import Network, Space, build_model, load_weights, state_sha256
 from trainers.data import DataSpec, DataWarning, load_data
 from trainers.device import default_device, parse_device
@@ -50,9 +51,6 @@ _err = Console(stderr=True)
 
 _CTRL_C = 130
 """What typer gives back where a command was interrupted."""
-
-_ALIVE_S = 60
-"""A search that has said nothing for so long is taken for stopped."""
 
 
 @app.command()
@@ -253,7 +251,28 @@ def search(
             "images), least_squares (fitted to its filters) or gradient_descent (the same, as the paper finds it)."
         ),
     ] = "calibrated",
-    sampler: Annotated[str, typer.Option(help="tpe, nsga2 or random.")] = "tpe",
+    sampler: Annotated[
+        str,
+        typer.Option(
+            help="front (ours: costs exact, accuracy forecast, the largest expected gain in hypervolume), or Optuna's "
+            "tpe, nsga2, nsga3, gp or random."
+        ),
+    ] = "front",
+    miss_rate: Annotated[
+        float,
+        typer.Option(
+            help="Trials are stopped once they cannot enter the front; up to this share of them may end above what was "
+            "forecast at best. 0 runs every trial to its end."
+        ),
+    ] = 0.1,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Repeat for each: another study of the same network, data and schedule, whose finished trials this "
+            "one begins with.",
+            show_default=False,
+        ),
+    ] = None,
     keep: options.Keep = "front",
     seed: options.Seed = 0,
     store: options.Store = "runs",
@@ -261,6 +280,8 @@ def search(
     cpus_per_trial: options.CpusPerTrial = 1,
     concurrency: options.Concurrency = None,
     address: options.Address = None,
+    tensorboard: options.TensorBoardFolder = None,
+    optuna_storage: options.OptunaStorage = None,
     as_json: options.Json = False,
 ) -> None:
     """Search a network's compressed forms on Ray, and keep every trial and the front in the store.
@@ -270,7 +291,7 @@ def search(
     """
     from search.budget import Budget
     from search.cluster import Resources
-    from search.launch import start_study
+    from search.launch import Shown, start_study
     from search.study import DEFAULT_OBJECTIVES, StudyPlan
 
     plan = StudyPlan(
@@ -294,14 +315,19 @@ def search(
         epochs=epochs,
         seed=seed,
         sampler=sampler,
+        miss_rate=miss_rate or None,
+        warm_start=tuple(warm_start or ()),
         keep=keep,
         trials=trials,
     )
     resources = Resources(
-        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, concurrency=concurrency, address=address
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=options.parse_gpus(gpus_per_trial),
+        concurrency=concurrency,
+        address=address,
     )
-    ledger = Ledger(OpenStore(store))
-    _tell_outcome(ledger, study, store, start_study(ledger, study, plan, resources, _err), as_json)
+    ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
+    _tell_outcome(ledger, study, store, start_study(ledger, study, plan, resources, _err, shown), as_json)
 
 
 @app.command()
@@ -313,6 +339,8 @@ def resume(
     cpus_per_trial: options.CpusPerTrial = 1,
     concurrency: options.Concurrency = None,
     address: options.Address = None,
+    tensorboard: options.TensorBoardFolder = None,
+    optuna_storage: options.OptunaStorage = None,
     as_json: options.Json = False,
 ) -> None:
     """Go on with a study that stopped, or run more trials than it has asked for.
@@ -320,13 +348,16 @@ def resume(
     Example: overtone resume --study demo --trials 12
     """
     from search.cluster import Resources
-    from search.launch import resume_study
+    from search.launch import Shown, resume_study
 
     resources = Resources(
-        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, concurrency=concurrency, address=address
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=options.parse_gpus(gpus_per_trial),
+        concurrency=concurrency,
+        address=address,
     )
-    ledger = Ledger(OpenStore(store))
-    _tell_outcome(ledger, study, store, resume_study(ledger, study, trials, resources, _err), as_json)
+    ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
+    _tell_outcome(ledger, study, store, resume_study(ledger, study, trials, resources, _err, shown), as_json)
 
 
 @app.command()
@@ -353,7 +384,10 @@ def confirm(
     from search.confirm import confirm_trials
 
     resources = Resources(
-        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, concurrency=concurrency, address=address
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=options.parse_gpus(gpus_per_trial),
+        concurrency=concurrency,
+        address=address,
     )
     ledger = Ledger(OpenStore(store))
     outcome = confirm_trials(ledger, study, pick, where=where, seeds=seeds, resources=resources, console=_err)
@@ -377,7 +411,7 @@ def status(study: options.Study, store: options.Store = "runs", as_json: options
     summary, said = summarise(ledger, study), ledger.read_progress(study) or {}
     statuses = summary.trials.column("status").to_pylist()
     silent = (datetime.now(UTC) - datetime.fromisoformat(said["updated_at"])).total_seconds() if said else 0.0
-    running = said.get("state") == "running" and silent < _ALIVE_S
+    running = said.get("state") == "running" and silent < ALIVE_S
     state = "running" if running else "finished" if len(statuses) >= summary.record["trials"] else "stopped"
     found = {
         "study": study,

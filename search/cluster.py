@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 import ray
 
@@ -23,8 +25,8 @@ class Resources:
     """What each trial takes, and how many run at once."""
 
     cpus_per_trial: float = 1
-    gpus_per_trial: float | None = None
-    """`None`: one where the cluster has GPUs, else none."""
+    gpus_per_trial: float | Literal["auto"] | None = None
+    """`None`: one where the cluster has GPUs, else none; `auto`: what one trial needs of a GPU's memory."""
     concurrency: int | None = None
     """Most trials at once; `None`: as many as fit."""
     address: str | None = None
@@ -33,16 +35,24 @@ class Resources:
     def __post_init__(self) -> None:
         if self.cpus_per_trial <= 0:
             raise UsageError(f"cpus_per_trial (={self.cpus_per_trial}) must be above 0.")
-        if self.gpus_per_trial is not None and self.gpus_per_trial < 0:
-            raise UsageError(f"gpus_per_trial (={self.gpus_per_trial}) must be at least 0.")
+        if isinstance(self.gpus_per_trial, str | None):
+            if self.gpus_per_trial not in ("auto", None):
+                raise UsageError(f"gpus_per_trial (={self.gpus_per_trial!r}) must be a number of at least 0, or auto.")
+        elif not 0 <= self.gpus_per_trial < inf:
+            raise UsageError(f"gpus_per_trial (={self.gpus_per_trial}) must be at least 0, or auto.")
         if self.concurrency is not None and self.concurrency < 1:
             raise UsageError(f"concurrency (={self.concurrency}) must be at least 1.")
 
-    def resolved(self) -> Resources:
-        """The same with every `None` decided by the connected cluster; `UsageError` where it has too little."""
+    def resolved(self, share: Callable[[], float] = lambda: 1.0) -> Resources:
+        """The same with every `None` and `auto` decided by the connected cluster, and `share` for the GPU's part.
+
+        Raises `UsageError` where the cluster has too little.
+        """
         have = ray.cluster_resources()
         cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
-        wanted = (1.0 if gpus else 0.0) if self.gpus_per_trial is None else self.gpus_per_trial
+        wanted = self.gpus_per_trial
+        if isinstance(wanted, str | None):
+            wanted = (share() if wanted == "auto" else 1.0) if gpus else 0.0
         if wanted and not gpus:
             raise UsageError(f"gpus_per_trial (={wanted:g}) asks for a GPU and the Ray cluster has none; allowed is 0.")
         if wanted > gpus or self.cpus_per_trial > cpus:

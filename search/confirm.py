@@ -24,7 +24,9 @@ from search.cluster import Resources, connected
 from search.engine import run_trials
 from search.keeper import TrialKeeper
 from search.launch import open_study
+from search.probe import gpu_share
 from search.progress import Progress
+from search.study import StudyPlan
 from search.subject import Subject
 from spaces import Network
 from trainers.spec import TrialSpec
@@ -60,12 +62,12 @@ def confirm_trials(
     for row in rows:
         if row["status"] != TrialStatus.FINISHED:
             raise UsageError(f"pick {which!r} names a trial that {row['status']}; only finished trials are confirmed.")
-    _, subject = open_study(ledger, study)
+    plan, subject = open_study(ledger, study)
     asked = [_repeat(row, offset, subject.network) for offset in range(1, seeds + 1) for row in rows]
     finished = _ended(ledger, study, asked)[TrialStatus.FINISHED]
     missing = [suggestion for suggestion in asked if suggestion["trial"] not in finished]
     if missing:
-        _run(ledger, study, missing, subject, resources, console, wanted=len(asked))
+        _run(ledger, study, missing, plan, subject, resources, console, wanted=len(asked))
     ended = _ended(ledger, study, asked)
     return Confirmation(
         trials=tuple(row["trial"] for row in rows),
@@ -98,6 +100,7 @@ def _run(
     ledger: Ledger,
     study: str,
     missing: Sequence[Mapping[str, Any]],
+    plan: StudyPlan,
     subject: Subject,
     resources: Resources,
     console: Console,
@@ -105,7 +108,7 @@ def _run(
     wanted: int,
 ) -> None:
     with connected(resources.address), Progress(console, "repeats") as progress:
-        share = resources.resolved()
+        share = resources.resolved(lambda: gpu_share(subject, plan.schedule))
         console.print(
             f"study {study}: {len(missing)} of {wanted} repeats to run, up to {share.concurrency} at a time, "
             f"each on {share.cpus_per_trial:g} CPU and {share.gpus_per_trial:g} GPU",
@@ -143,7 +146,7 @@ class _Repeats(TrialKeeper):
     def __init__(
         self, ledger: Ledger, study: str, network: Network, progress: Progress, *, wanted: int, done: int
     ) -> None:
-        super().__init__(ledger, study, network, wanted=wanted, done=done, failed=0)
+        super().__init__(ledger, study, network, wanted=wanted, ended={TrialStatus.FINISHED: done})
         self._progress = progress
 
     def write(self, row: TrialRow) -> None:

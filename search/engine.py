@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pyarrow.fs import FileSystem
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from layers import OvertoneError
@@ -25,22 +26,37 @@ __all__ = ["run_trials"]
 
 
 def run_trials(
-    searcher: Searcher, keeper: TrialKeeper, subject: Subject, resources: Resources, ledger: Ledger, *, trials: int
+    searcher: Searcher,
+    keeper: TrialKeeper,
+    subject: Subject,
+    resources: Resources,
+    ledger: Ledger,
+    *,
+    trials: int,
+    scheduler: TrialScheduler | None = None,
 ) -> None:
     """Run up to `trials` suggestions, on the Ray that is connected; returns early on Ctrl-C or when a row is lost.
 
     A suggestion is plain data: `number`, `trial` (its id in the ledger), `spec`, and `confirms` where it repeats
-    another trial.
+    another trial. The scheduler may stop trials early.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    actor = tune.with_parameters(TrialActor, data=subject.data, baseline=subject.baseline, network=subject.network)
-    need = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial or 0}
+    actor = tune.with_parameters(
+        TrialActor,
+        data=subject.data,
+        baseline=subject.baseline,
+        network=subject.network,
+        store=_reachable(ledger),
+        study=keeper.study,
+    )
+    need = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
     with _scratch(ledger, keeper.study) as folder:
         tuner = tune.Tuner(
             tune.with_resources(actor, need),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                scheduler=scheduler,
                 num_samples=trials,
                 max_concurrent_trials=resources.concurrency,
                 reuse_actors=True,
@@ -57,6 +73,12 @@ def run_trials(
             ),
         )
         tuner.fit()
+
+
+def _reachable(ledger: Ledger) -> str:
+    """The store by a name that does not depend on where a process was started."""
+    root = ledger.store.local_root
+    return ledger.store.uri if root is None else str(root.resolve())
 
 
 @contextmanager

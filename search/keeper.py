@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from ray.tune import Callback, Stopper
@@ -13,7 +14,8 @@ from layers import OvertoneError
 from results.ledger import Ledger
 from results.schema import TrialRow, TrialStatus
 from search.progress import Tally
-from search.record import failed_row, finished_row
+from search.record import failed_row, finished_row, pruned_row
+from search.trainable import checkpoint_name
 from spaces import Network
 
 __all__ = ["StopWhenLost", "TrialKeeper"]
@@ -24,12 +26,25 @@ _HEARTBEAT_S = 5.0
 class TrialKeeper(Callback):
     """Writes each ended trial at once. What cannot be written stops the run (`lost`); finished rows stay."""
 
-    def __init__(self, ledger: Ledger, study: str, network: Network, *, wanted: int, done: int, failed: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        study: str,
+        network: Network,
+        *,
+        wanted: int,
+        ended: Mapping[str, int],
+        stopped: Container[str] = (),
+    ) -> None:
+        """`ended` are trials in the ledger by their status, `stopped` Ray Tune's ids of trials it was told to stop."""
         self.lost: OvertoneError | None = None
         self.ledger, self.study = ledger, study
-        self._network = network
-        self._wanted, self._before, self._done, self._failed = wanted, done, done, failed
-        self._running = 0
+        self._network, self._stopped = network, stopped
+        self._wanted, self._ended = wanted, Counter(ended)
+        self._before = self._ended.total()
+        self._running: set[str] = set()
+        self.unfinished: dict[str, dict[str, Any]] = {}
+        """Suggestions that were begun and have left no row, by the ids of their trials in the ledger."""
         self._began, self._beat = time.monotonic(), 0.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,18 +65,30 @@ class TrialKeeper(Callback):
 
     def tally(self) -> Tally:
         """Where the run stands."""
-        here, left = self._done - self._before, self._wanted - self._done
+        done = self._ended.total()
+        here, left = done - self._before, self._wanted - done
         return Tally(
             wanted=self._wanted,
-            done=self._done,
-            failed=self._failed,
-            running=self._running,
+            done=done,
+            failed=self._ended[TrialStatus.FAILED],
+            pruned=self._ended[TrialStatus.PRUNED],
+            running=len(self._running),
             seconds_left=(time.monotonic() - self._began) / here * left if here else None,
         )
 
+    def keep(self, row: TrialRow) -> None:
+        """Make the row of an ended trial last, and forget what was there to go on with it."""
+        self.guarded(lambda: self.write(row))
+        if self.lost is None:
+            self._ended[row.status] += 1
+            if self.unfinished.pop(row.trial, None) is not None:
+                self.guarded(lambda: self.ledger.store.delete(checkpoint_name(self.study, row.trial)))
+            self._tell(row)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """One more is running."""
-        self._running += 1
+        self._running.add(trial.trial_id)
+        self.unfinished[trial.config["trial"]] = trial.config
         self._tell()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -70,19 +97,21 @@ class TrialKeeper(Callback):
             self._tell()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep a trial that ended by itself; one that was interrupted leaves nothing, and runs again on resume."""
+        """Keep a trial that ended or was stopped early; one that was interrupted leaves nothing, and goes on later."""
         report = trial.last_result or {}
-        self._running -= 1
+        self._running.discard(trial.trial_id)
         if report.get("status") == "failed":
-            self._keep(failed_row(self.study, trial.config, report, report["error"], self._network))
+            self.keep(failed_row(self.study, trial.config, report, report["error"], self._network))
+        elif trial.trial_id in self._stopped:
+            self.keep(pruned_row(self.study, trial.config, report))
         elif report.get("status") == "finished" and trial.checkpoint is not None:
             self.guarded(lambda: self._keep_finished(trial, report))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep a trial whose worker died for good."""
-        self._running -= 1
+        self._running.discard(trial.trial_id)
         reason = str(trial.get_error() or "the worker died").strip().splitlines()[-1]
-        self._keep(failed_row(self.study, trial.config, trial.last_result or {}, reason, self._network))
+        self.keep(failed_row(self.study, trial.config, trial.last_result or {}, reason, self._network))
 
     def guarded(self, action: Callable[[], object]) -> None:
         """Let no error escape into Ray Tune, which would blame the trial for it."""
@@ -92,14 +121,7 @@ class TrialKeeper(Callback):
             self.lost = self.lost or error
 
     def _keep_finished(self, trial: Any, report: Mapping[str, Any]) -> None:
-        self._keep(self.with_model(finished_row(self.study, trial.config, report), trial))
-
-    def _keep(self, row: TrialRow) -> None:
-        self.guarded(lambda: self.write(row))
-        if self.lost is None:
-            self._done += 1
-            self._failed += row.status != TrialStatus.FINISHED
-            self._tell(row)
+        self.keep(self.with_model(finished_row(self.study, trial.config, report), trial))
 
     def _tell(self, row: TrialRow | None = None) -> None:
         if self.lost is None:

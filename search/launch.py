@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,18 +15,35 @@ from rich.console import Console
 from layers import UsageError
 from results.ledger import Ledger
 from results.objectives import parse_objectives
-from results.schema import TrialStatus
+from search.budget import Budget, extremes
+from search.candidates import Candidates
 from search.cluster import Resources, connected
 from search.engine import run_trials
-from search.progress import Progress
-from search.record import network_config
+from search.first import first_configs
+from search.judge import Judge
+from search.probe import gpu_share
+from search.progress import ALIVE_S, Progress
 from search.recorder import Recorder
+from search.reuse import measured_in, others, warm_rows
 from search.sampler import ConfigSampler
+from search.scheduler import FrontStopper
 from search.searcher import FrontSearcher
 from search.study import StudyPlan
 from search.subject import Subject, make_space
+from search.watch import TensorBoard, open_storage
+from spaces import NetworkConfig, Space
 
-__all__ = ["Outcome", "open_study", "resume_study", "start_study"]
+__all__ = ["Outcome", "Shown", "open_study", "resume_study", "start_study"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Where else a running study can be seen."""
+
+    tensorboard: Path | None = None
+    """Folder of TensorBoard's files."""
+    optuna_storage: str | None = None
+    """What optuna-dashboard opens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +57,16 @@ class Outcome:
     """Whether no new config was found in the space."""
 
 
-def start_study(ledger: Ledger, name: str, plan: StudyPlan, resources: Resources, console: Console) -> Outcome:
+_NOWHERE = Shown()
+
+
+def start_study(
+    ledger: Ledger, name: str, plan: StudyPlan, resources: Resources, console: Console, shown: Shown = _NOWHERE
+) -> Outcome:
     """Begin a study, or go on with one of the same name and the same settings."""
     parse_objectives(plan.objectives)
     subject = Subject.of(plan)
-    searcher = _searcher(plan, subject)
+    limits = extremes(make_space(plan, subject.network), plan.budget)
     if name in ledger.studies():
         record = ledger.study(name)
         _check_same(name, record, {**plan.to_record(), **subject.identity()})
@@ -48,13 +75,21 @@ def start_study(ledger: Ledger, name: str, plan: StudyPlan, resources: Resources
         choices = make_space(plan, subject.network).choices
         about = {"dataset": plan.data.name, "uncompressed": subject.reference(), "choices": choices}
         record = {**plan.to_record(), **subject.identity(), **about}
+        space = make_space(plan, subject.network)
+        warm = warm_rows(ledger, name, record, lambda config: _may_try(config, space, plan.budget))
+        record["trials"] = plan.trials + len(warm)
         with connected(resources.address):
             resources.resolved()
             ledger.create_study(name, record)
-    return _run(ledger, name, plan, subject, searcher, resources, console)
+        if warm:
+            ledger.append_many(warm)
+        plan = StudyPlan.from_record(record)
+    return _run(ledger, name, plan, subject, limits, resources, console, shown)
 
 
-def resume_study(ledger: Ledger, name: str, more: int | None, resources: Resources, console: Console) -> Outcome:
+def resume_study(
+    ledger: Ledger, name: str, more: int | None, resources: Resources, console: Console, shown: Shown = _NOWHERE
+) -> Outcome:
     """Bring a study to its end, or run `more` trials than it has asked for so far."""
     if more is not None and more < 1:
         raise UsageError(f"trials (={more}) must be at least 1 more.")
@@ -62,7 +97,8 @@ def resume_study(ledger: Ledger, name: str, more: int | None, resources: Resourc
     if more is not None:
         wanted = max(plan.trials, ledger.trials(name).num_rows) + more
         plan = StudyPlan.from_record(ledger.update_study(name, {"trials": wanted}))
-    return _run(ledger, name, plan, subject, _searcher(plan, subject), resources, console)
+    limits = extremes(make_space(plan, subject.network), plan.budget)
+    return _run(ledger, name, plan, subject, limits, resources, console, shown)
 
 
 def open_study(ledger: Ledger, name: str) -> tuple[StudyPlan, Subject]:
@@ -93,51 +129,112 @@ def _check_same(name: str, record: dict[str, Any], given: dict[str, Any]) -> Non
         raise UsageError(f"study {name!r} exists with {key} {known!r}, {value!r} was given; take another name.")
 
 
-def _searcher(plan: StudyPlan, subject: Subject) -> FrontSearcher:
-    space = make_space(plan, subject.network)
-    objectives = parse_objectives(plan.objectives)
-    sampler = ConfigSampler(space, objectives, sampler=plan.sampler, seed=plan.seed)
-    identity = subject.identity()
-    return FrontSearcher(
-        space,
-        sampler,
-        budget=plan.budget,
-        objectives=objectives,
-        make_spec=lambda config: plan.spec(config, **identity),
-        seed=plan.seed,
-    )
-
-
 def _run(
     ledger: Ledger,
     name: str,
     plan: StudyPlan,
     subject: Subject,
-    searcher: FrontSearcher,
+    limits: tuple[NetworkConfig, NetworkConfig],
     resources: Resources,
     console: Console,
+    shown: Shown,
 ) -> Outcome:
+    candidates, objectives = Candidates(make_space(plan, subject.network)), parse_objectives(plan.objectives)
+    searcher = FrontSearcher(
+        candidates,
+        ConfigSampler(
+            candidates,
+            objectives,
+            sampler=plan.sampler,
+            seed=plan.seed,
+            budget=plan.budget,
+            storage=None if shown.optuna_storage is None else open_storage(shown.optuna_storage),
+            name=name,
+        ),
+        Judge(objectives, miss_rate=plan.miss_rate),
+        budget=plan.budget,
+        cheapest=limits[0],
+        objectives=objectives,
+        make_spec=lambda config: plan.spec(config, **subject.identity()),
+        seed=plan.seed,
+    )
     past = ledger.trials(name).to_pylist()
     for row in past:
-        finished = row["status"] == TrialStatus.FINISHED
-        searcher.know(network_config(row), row["number"], row if finished else None)
+        searcher.know(row)
     missing = plan.trials - len(past)
     if missing <= 0:
         return Outcome(done=len(past), wanted=plan.trials, exhausted=False)
-    searcher.begin(missing)
+    _check_alone(ledger, name)
+    waiting = _unfinished(ledger, name, past)
+    board = [] if shown.tensorboard is None else [TensorBoard(shown.tensorboard, name)]
     with connected(resources.address), Progress(console) as progress:
-        recorder = Recorder(ledger, name, subject.network, progress, wanted=plan.trials, keep=plan.keep)
-        share = resources.resolved()
+        share = resources.resolved(lambda: gpu_share(subject, plan.schedule))
+        recorder = Recorder(
+            ledger,
+            name,
+            subject.network,
+            [progress, *board],
+            wanted=plan.trials,
+            keep=plan.keep,
+            gpus=float(share.gpus_per_trial or 0),
+            stopped=searcher.stopped,
+        )
+        searcher.begin(
+            missing,
+            seeds=first_configs(candidates.space, plan.model, limits),
+            waiting=waiting,
+            measured=measured_in(ledger, others(ledger, name), plan.objectives),
+            answer=recorder.answer,
+        )
         console.print(
             f"study {name}: {missing} of {plan.trials} trials to run, up to {share.concurrency} at a time, "
             f"each on {share.cpus_per_trial:g} CPU and {share.gpus_per_trial:g} GPU",
             highlight=False,
         )
         try:
-            run_trials(searcher, recorder, subject, share, ledger, trials=missing)
+            run_trials(searcher, recorder, subject, share, ledger, trials=missing, scheduler=FrontStopper(searcher))
         finally:
             done = ledger.trials(name).num_rows
             recorder.close("finished" if done >= plan.trials or searcher.exhausted else "interrupted")
     if recorder.lost is not None:
         raise recorder.lost
     return Outcome(done=done, wanted=plan.trials, exhausted=searcher.exhausted)
+
+
+def _may_try(config: NetworkConfig, space: Space, budget: Budget) -> bool:
+    try:
+        space.encode(config)
+    except UsageError:
+        return False
+    return budget.fits(space.network.cost(config))
+
+
+def _check_alone(ledger: Ledger, name: str) -> None:
+    """Raise `UsageError` where another process runs the study now."""
+    said = ledger.read_progress(name) or {}
+    if said.get("state") != "running":
+        return
+    silent = (datetime.now(UTC) - datetime.fromisoformat(said["updated_at"])).total_seconds()
+    here = said.get("host") == socket.gethostname()
+    if silent < ALIVE_S and said.get("pid") != os.getpid() and (not here or _is_alive(int(said["pid"]))):
+        raise UsageError(
+            f"study {name!r} is being run by process {said['pid']} on {said['host']}; stop that first, or wait "
+            f"{ALIVE_S:g} s if it has died."
+        )
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _unfinished(ledger: Ledger, name: str, past: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Suggestions that an earlier run began and did not bring to an end, by number."""
+    ended = {row["trial"] for row in past}
+    said = (ledger.read_progress(name) or {}).get("unfinished", [])
+    return sorted((s for s in said if s["trial"] not in ended), key=lambda suggestion: suggestion["number"])

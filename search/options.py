@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -163,9 +163,10 @@ Address = Annotated[
 ]
 CpusPerTrial = Annotated[float, typer.Option(help="CPUs that each trial takes.")]
 GpusPerTrial = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        help="GPUs that each trial takes; 0.25 packs four on one. Default: 1 where the cluster has GPUs, else 0.",
+        help="GPUs that each trial takes; 0.25 packs four on one, auto as many as its memory has room for. Default: 1 "
+        "where the cluster has GPUs, else 0.",
         show_default=False,
     ),
 ]
@@ -176,6 +177,31 @@ Concurrency = Annotated[
         show_default=False,
     ),
 ]
+
+
+TensorBoardFolder = Annotated[
+    Path | None, typer.Option("--tensorboard", help="Folder to write curves to, for TensorBoard.", show_default=False)
+]
+OptunaStorage = Annotated[
+    str | None,
+    typer.Option(
+        help="Where optuna-dashboard may look on: journal:FILE, sqlite:///FILE or a database's URL. It is written "
+        "anew from the ledger by each run.",
+        show_default=False,
+    ),
+]
+
+
+def parse_gpus(text: str | None) -> float | Literal["auto"] | None:
+    """A number, `auto`, or nothing."""
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"gpus_per_trial (={text!r}) must be a number of at least 0, or auto.") from error
 
 
 def parse_amount(text: str, *, name: str) -> int:

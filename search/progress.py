@@ -12,7 +12,10 @@ from rich.progress import Progress as RichProgress
 
 from results.schema import TrialRow, TrialStatus
 
-__all__ = ["Progress", "Snapshot", "Tally", "duration"]
+__all__ = ["ALIVE_S", "Progress", "Snapshot", "Tally", "duration"]
+
+ALIVE_S = 60.0
+"""A search that has said nothing for so long is taken for stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +24,10 @@ class Tally:
 
     wanted: int
     done: int
-    """Ended trials, failed ones among them."""
+    """Ended trials, failed and pruned ones among them."""
     failed: int
+    pruned: int
+    """Stopped early, because they could not enter the front."""
     running: int
     seconds_left: float | None
 
@@ -35,7 +40,8 @@ class Tally:
         return f"{self._counts()}{self._left()}"
 
     def _counts(self) -> str:
-        return f"{self.running} running" + (f", {self.failed} failed" if self.failed else "")
+        others = ((self.pruned, "pruned"), (self.failed, "failed"))
+        return ", ".join([f"{self.running} running", *(f"{count} {name}" for count, name in others if count)])
 
     def _left(self) -> str:
         waits = self.seconds_left is not None and self.done < self.wanted
@@ -50,10 +56,15 @@ class Snapshot(Tally):
     """Trials on the front."""
     hypervolume: float
     """Share of the box between the reference point and the ideal that the front dominates."""
+    hours: float = 0.0
+    """What trials took, on all workers together."""
+    gpus: float = 0.0
+    """GPUs that each of them had."""
 
     def line(self) -> str:
         """All in a line."""
-        return f"{self._counts()}, front {self.front}, hypervolume {self.hypervolume:.4f}{self._left()}"
+        took = f"{self.hours * self.gpus:.2f} GPU-hours" if self.gpus else f"{self.hours:.2f} worker-hours"
+        return f"{self._counts()}, front {self.front}, hypervolume {self.hypervolume:.4f}, {took}{self._left()}"
 
 
 class Progress:

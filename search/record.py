@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -15,9 +15,10 @@ from results.schema import TrialRow, TrialStatus
 from spaces import Network, NetworkConfig
 from trainers.spec import TrialSpec
 
-__all__ = ["failed_row", "finished_row", "network_config"]
+__all__ = ["failed_row", "finished_row", "network_config", "pruned_row", "reused_row", "row_accuracies"]
 
-_MEASURED = ("val_top1", "val_top5", "val_loss", "zero_shot_top1", "latency_ms", "latency_b64_ms")
+_FINAL = ("val_top1", "val_top5", "val_loss", "latency_ms", "latency_b64_ms")
+_MEASURED = ("zero_shot_top1", "config_digest", "spec_digest", "compress_s", "finetune_s", "evaluate_s")
 
 
 def finished_row(
@@ -27,22 +28,27 @@ def finished_row(
 
     `model_sha256` is that of the packed file that was measured, whether or not it is kept.
     """
-    result = json.loads(report["result"])
-    curve = result["curve"]
     return TrialRow(
         **_common(study, suggestion, report),
+        **_measured(report, (*_FINAL, *_MEASURED)),
         status=TrialStatus.FINISHED,
-        epochs_run=len(curve),
-        train_loss=curve[-1]["train_loss"] if curve else None,
-        **{name: result[name] for name in _MEASURED},
-        **result["cost"],
-        **{name: result[name] for name in ("config_digest", "spec_digest", "compress_s", "finetune_s", "evaluate_s")},
-        **_times(report.get("started")),
-        curve=tuple(curve),
-        device=report["device"],
-        host=report.get("hostname"),
         model_sha256=model_sha256,
     )
+
+
+def pruned_row(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> TrialRow:
+    """The row of a trial that was stopped early: what it measured until then, no final accuracy among it."""
+    return TrialRow(**_common(study, suggestion, report), **_measured(report, _MEASURED), status=TrialStatus.PRUNED)
+
+
+def reused_row(study: str, suggestion: Mapping[str, Any], row: Mapping[str, Any]) -> TrialRow:
+    """The row of a trial of which another study's row tells everything: it took no time here."""
+    now = datetime.now(UTC)
+    here = {"study": study, "number": suggestion["number"], "trial": suggestion["trial"], "confirms": None}
+    spec = {"spec": json.dumps(suggestion["spec"]), "blocks": block_records(suggestion["spec"]["config"])}
+    took = {"started_at": now, "finished_at": now, "total_s": 0.0}
+    origin = {"reused_from": row["reused_from"] or row["study"]}
+    return TrialRow.from_record({**row, **here, **spec, **took, **origin})
 
 
 def failed_row(
@@ -71,6 +77,29 @@ def failed_row(
 def network_config(row: Mapping[str, Any]) -> NetworkConfig:
     """The config that a row of the ledger was run with."""
     return TrialSpec.from_json(json.loads(row["spec"])).config
+
+
+def row_accuracies(row: Mapping[str, Any]) -> list[float]:
+    """Validation accuracy before training and after each epoch; none where the row does not know the first."""
+    if row["zero_shot_top1"] is None:
+        return []
+    return [row["zero_shot_top1"], *(epoch["val_top1"] for epoch in row["curve"] or ())]
+
+
+def _measured(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The columns of what a trial has measured so far."""
+    result = json.loads(report["result"])
+    curve = result["curve"]
+    return {
+        **{name: result[name] for name in names},
+        **result["cost"],
+        "epochs_run": len(curve),
+        "train_loss": curve[-1]["train_loss"] if curve else None,
+        "curve": tuple(curve),
+        "device": report["device"],
+        "host": report.get("hostname"),
+        **_times(report.get("started")),
+    }
 
 
 def _common(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from results.dominance import front_mask
 from results.front import hypervolume, reference_point
 from results.ledger import Ledger
-from results.schema import TrialRow, TrialStatus, to_table
+from results.schema import TrialRow, to_table
 from search.keeper import TrialKeeper
-from search.progress import Progress, Snapshot
+from search.progress import Snapshot
+from search.record import reused_row
 from search.trainable import MODEL_FILE
+from search.watch import Watcher
 from spaces import Network
 
 __all__ = ["Recorder"]
@@ -28,14 +33,26 @@ class Recorder(TrialKeeper):
     """Keeps the trials of a search."""
 
     def __init__(
-        self, ledger: Ledger, study: str, network: Network, progress: Progress, *, wanted: int, keep: str
+        self,
+        ledger: Ledger,
+        study: str,
+        network: Network,
+        watchers: Sequence[Watcher],
+        *,
+        wanted: int,
+        keep: str,
+        gpus: float = 0,
+        stopped: Container[str] = (),
     ) -> None:
-        statuses = ledger.trials(study).column("status").to_pylist()
-        failed = sum(status != TrialStatus.FINISHED for status in statuses)
-        super().__init__(ledger, study, network, wanted=wanted, done=len(statuses), failed=failed)
-        self._progress, self._keep_all = progress, keep == "all"
+        ended = Counter(ledger.trials(study).column("status").to_pylist())
+        super().__init__(ledger, study, network, wanted=wanted, ended=ended, stopped=stopped)
+        self._watchers, self._keep_all, self._gpus = watchers, keep == "all", gpus
         self._objectives = ledger.objectives(study)
         self._uncompressed = ledger.study(study)["uncompressed"]
+
+    def answer(self, suggestion: dict[str, Any], row: Mapping[str, Any]) -> None:
+        """Keep what another study's row tells of a suggestion, which need not be run."""
+        self.keep(reused_row(self.study, suggestion, row))
 
     def write(self, row: TrialRow) -> None:
         """Append the row, and bring the front up to date."""
@@ -58,24 +75,27 @@ class Recorder(TrialKeeper):
         """To other terminals, and to this one."""
         snapshot = self._snapshot()
         self._write_progress("running", snapshot)
-        self._progress.show(snapshot, row)
+        for watcher in self._watchers:
+            watcher.show(snapshot, row)
 
     def close(self, state: str) -> None:
         """The last word of this run; the many small files of a finished study become few."""
-        self._running = 0
+        self._running.clear()
         self.guarded(lambda: self._write_progress(state, self._snapshot()))
         if state == "finished":
             self.guarded(lambda: self.ledger.compact(self.study))
 
     def _snapshot(self) -> Snapshot:
         names = [objective.name for objective in self._objectives]
-        trials = self.ledger.trials(self.study, columns=["status", *names])
+        trials = self.ledger.trials(self.study, columns=["status", "total_s", *names])
         members = self.ledger.front(self.study)
         reference = reference_point(self._objectives, self._uncompressed, trials)
         return Snapshot(
             **asdict(self.tally()),
             front=members.num_rows,
             hypervolume=hypervolume(members, self._objectives, reference),
+            hours=float(pc.sum(trials.column("total_s")).as_py() or 0) / 3600,
+            gpus=self._gpus,
         )
 
     def _write_progress(self, state: str, snapshot: Snapshot) -> None:
@@ -84,6 +104,7 @@ class Recorder(TrialKeeper):
             "updated_at": datetime.now(UTC).isoformat(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "unfinished": list(self.unfinished.values()),
             **snapshot.to_json(),
         }
         self.ledger.write_progress(self.study, said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -44,7 +45,12 @@ class StudyPlan:
     epochs: int = 5
     seed: int = 0
     """Seed of the sampler and of every trial."""
-    sampler: str = "tpe"
+    sampler: str = "front"
+    miss_rate: float | None = 0.1
+    """Share of trials that may end above their optimistic forecast, by which trials are stopped early; `None` runs
+    every trial to its end."""
+    warm_start: tuple[str, ...] = ()
+    """Studies whose finished trials it begins with."""
     trials: int = 24
     """Trials wanted in all."""
     keep: str = "front"
@@ -55,21 +61,27 @@ class StudyPlan:
             raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
         if self.trials < 1:
             raise UsageError(f"trials (={self.trials}) must be at least 1.")
+        if self.miss_rate is not None and not 0 < self.miss_rate < 1:
+            raise UsageError(f"miss_rate (={self.miss_rate}) must be at least 0 and below 1.")
         if self.keep not in ("front", "all"):
             raise UsageError(f"keep (={self.keep!r}) must be front or all.")
 
     def to_record(self) -> dict[str, Any]:
         """Plain JSON data, the inverse of `from_record`."""
-        return {**asdict(self), "objectives": list(self.objectives)}
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> StudyPlan:
-        """The plan in a study's record, which may hold more; one that does not say what it keeps has kept all."""
-        record = {"keep": "all", **record}
+        """The plan in a study's record, which may hold more; one that does not say what it keeps has kept all, and
+        one that does not say whether it stops trials has stopped none.
+        """
+        record = {"keep": "all", "miss_rate": None, **record}
         known = {name: record[name] for name in (f.name for f in fields(cls)) if name in record}
         nested = {"data": DataSpec, "schedule": Schedule, "budget": Budget}
         parsed = {name: parse(**known[name]) for name, parse in nested.items() if name in known}
-        return cls(**{**known, **parsed, "objectives": tuple(known["objectives"])})
+        lists = {name: tuple(known.get(name, ())) for name in ("objectives", "warm_start")}
+        return cls(**{**known, **parsed, **lists})
 
     def spec(self, config: NetworkConfig, *, weights_sha256: str, data_fingerprint: str) -> TrialSpec:
         """The trial of one config."""

@@ -1,9 +1,15 @@
-"""A trial on a Ray actor: one epoch a step. The actor, its data and its baseline serve one trial after another."""
+"""A trial on a Ray actor: its start, then an epoch a step. An actor serves one trial after another.
+
+A trial that takes long leaves a checkpoint in the store now and then, under the name that its suggestion has in the
+ledger, so that whoever runs it again, after the worker, the node or the whole search has died, goes on from there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,26 +23,43 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 from torch import nn
 
 from layers import OvertoneError
+from results.store import Store
 from spaces import Network
 from trainers.data import Data
 from trainers.finetune import Epoch
 from trainers.spec import TrialSpec
 from trainers.trial import Trial
 
-__all__ = ["MODEL_FILE", "TrialActor"]
+__all__ = ["MODEL_FILE", "TrialActor", "checkpoint_name"]
 
 MODEL_FILE = "model.safetensors"
 """The packed model in a trial's checkpoint."""
+
+_CHECKPOINT_S = 30.0
+"""Seconds of work that a crash may cost, or an epoch where that takes longer."""
+
+
+def checkpoint_name(study: str, trial: str) -> str:
+    """Where in the store an unfinished trial is kept."""
+    return f"checkpoints/{study}/{trial}.safetensors"
 
 
 class TrialActor(tune.Trainable):
     """Runs suggestions of `FrontSearcher`. A failing trial reports why and leaves the actor fit for the next."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], data: Data, baseline: nn.Module, network: Network
+        self,
+        config: dict[str, Any],
+        data: Data,
+        baseline: nn.Module,
+        network: Network,
+        store: str,
+        study: str,
+        checkpoint_s: float = _CHECKPOINT_S,
     ) -> None:
-        """Take what all trials share."""
+        """Take what all trials share; `checkpoint_s` are the least seconds between two checkpoints of a trial."""
         self._data, self._baseline, self._network = data, baseline, network
+        self._store, self._study, self._checkpoint_s = Store(store), study, checkpoint_s
         resources = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         self._device = "cuda" if resources.get("GPU", 0) and torch.cuda.is_available() else "cpu"
@@ -54,7 +77,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch; the last step carries the whole result, and its checkpoint the packed model."""
+        """The start, or an epoch: each report carries what was measured so far, the last one's checkpoint the model."""
         try:
             return self._advance()
         except OvertoneError as error:
@@ -68,31 +91,56 @@ class TrialActor(tune.Trainable):
             (Path(checkpoint_dir) / MODEL_FILE).write_bytes(self._packed)
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """A trial whose worker died begins again: its checkpoint is its end."""
+        """Nothing: Ray's checkpoint of a trial is its end, and what it goes on from is in the store."""
 
     def _advance(self) -> dict[str, Any]:
         if self._trial is None:
-            spec = TrialSpec.from_json(self._config["spec"])
-            self._trial = Trial(
-                spec, data=self._data, baseline=self._baseline, network=self._network, device=self._device
-            )
-            self._epochs = self._trial.epochs()
-        epoch = next(self._epochs, None)
-        if epoch is not None and epoch.epoch < self._trial.spec.epochs:
-            return {"epoch": epoch.epoch, "val_top1": epoch.val_top1}
+            self._trial = self._begin()
+            self._epochs, self._kept = self._trial.epochs(), time.monotonic()
+        else:
+            next(self._epochs)
+            self._keep()
         result = self._trial.result().to_json()
+        accuracies = [result["zero_shot_top1"], *(epoch["val_top1"] for epoch in result["curve"])]
+        known = {"result": json.dumps(result), "accuracies": accuracies, **result["cost"]}
+        if not self._trial.ended:
+            return {**self._about("running"), **known}
         with tempfile.TemporaryDirectory() as folder:
             self._trial.save(Path(folder) / MODEL_FILE)
             self._packed = (Path(folder) / MODEL_FILE).read_bytes()
         measured = {name: result[name] for name in ("val_top1", "latency_ms", "latency_b64_ms")}
-        objectives = {**measured, **result["cost"]}
-        return {**self._report("finished"), **objectives, "result": json.dumps(result), SHOULD_CHECKPOINT: True}
+        return {**self._about("finished"), **known, **measured, DONE: True, SHOULD_CHECKPOINT: True}
+
+    def _begin(self) -> Trial:
+        """The trial where its checkpoint left it; at its start where there is none that can be used."""
+        spec = TrialSpec.from_json(self._config["spec"])
+        shared: dict[str, Any] = {"data": self._data, "baseline": self._baseline, "network": self._network}
+        if self._store.exists(self._checkpoint):
+            with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OvertoneError):
+                path = Path(folder) / MODEL_FILE
+                path.write_bytes(self._store.read_bytes(self._checkpoint))
+                return Trial(spec, **shared, device=self._device, resume_from=path)
+        return Trial(spec, **shared, device=self._device)
+
+    def _keep(self) -> None:
+        """Leave a checkpoint, where the last one is old and the trial has not ended."""
+        if self._trial is None or self._trial.ended or time.monotonic() - self._kept < self._checkpoint_s:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MODEL_FILE
+            self._trial.checkpoint(path)
+            self._store.write_bytes(self._checkpoint, path.read_bytes())
+        self._kept = time.monotonic()
+
+    @property
+    def _checkpoint(self) -> str:
+        return checkpoint_name(self._study, self._config["trial"])
 
     def _failed(self, error: str) -> dict[str, Any]:
         run = 0 if self._trial is None else len(self._trial.curve)
-        return {**self._report("failed"), "error": error, "epochs_run": run}
+        return {**self._about("failed"), "error": error, "epochs_run": run, DONE: True}
 
-    def _report(self, status: str) -> dict[str, Any]:
+    def _about(self, status: str) -> dict[str, Any]:
         device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
         where = {"device": device, "threads": torch.get_num_threads()}
-        return {DONE: True, "status": status, "started": self._started.isoformat(), **where}
+        return {"status": status, "started": self._started.isoformat(), **where}

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -181,6 +181,7 @@ def _identity(form: LayerForm) -> dict[str, object]:
     return {k: v for k, v in dataclasses.asdict(form).items() if k not in later or v != later[k]}
 
 
+@lru_cache(maxsize=1 << 16)
 def _layer_form(shape: LayerShape, asked: BlockConfig, minimum_templates: int) -> LayerForm:
     form = LayerForm()
     if asked.bits is not None:

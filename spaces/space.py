@@ -91,6 +91,12 @@ class Space:
         }
         return self.network.canonical(NetworkConfig(blocks=blocks, minimum_templates=self.minimum_templates))
 
+    def block_config(self, block: str, values: Mapping[str, Value]) -> BlockConfig:
+        """The canonical config of one block, as `decode` makes it."""
+        knobs = {knob: values.get(f"{block}.{knob}", allowed[0]) for knob, allowed in self.choices[block].items()}
+        alone = NetworkConfig(blocks={block: _block(knobs)}, minimum_templates=self.minimum_templates)
+        return self.network.canonical(alone).blocks.get(block, BlockConfig())
+
     def encode(self, config: NetworkConfig) -> dict[str, Value]:
         """One value a knob that decodes to the config; `UsageError` where it lies outside the space."""
         values = {}

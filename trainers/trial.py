@@ -82,6 +82,8 @@ class Trial:
     ) -> None:
         """Begin the trial, or take it up where `checkpoint` left it: it ends as if it had never stopped."""
         self.spec, self.data, self.network, self.device = spec, data, network, torch.device(device)
+        self._spec_digest, self._config_digest = spec.digest(network), network.digest(spec.config)
+        self._cost = network.cost(spec.config)
         self.model = compress_model(baseline, network.forms(spec.config))
         state = None if resume_from is None else read_checkpoint(resume_from, spec.identity(network))
         if state is None:
@@ -130,15 +132,21 @@ class Trial:
         }
         write_checkpoint(path, self.spec.identity(self.network), {**self._finetuning.state_dict(), **plain})
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last epoch has run."""
+        return len(self.curve) >= self.spec.epochs
+
     def result(self) -> TrialResult:
-        """What was measured so far; latency is measured now, where the spec asks for it."""
+        """What was measured so far; latency is measured now, where the spec asks for it and the trial has ended."""
         begun = time.perf_counter()
-        single, batch = (self._latency(batch_size) if self.spec.latency else None for batch_size in (1, 64))
+        timed = self.spec.latency and self.ended
+        single, batch = (self._latency(batch_size) if timed else None for batch_size in (1, 64))
         last = self.curve[-1] if self.curve else None
         return TrialResult(
-            spec_digest=self.spec.digest(self.network),
-            config_digest=self.network.digest(self.spec.config),
-            cost=self.network.cost(self.spec.config),
+            spec_digest=self._spec_digest,
+            config_digest=self._config_digest,
+            cost=self._cost,
             val_top1=self.zero_shot.top1 if last is None else last.val_top1,
             val_top5=self.zero_shot.top5 if last is None else last.val_top5,
             val_loss=self.zero_shot.loss if last is None else last.val_loss,

@@ -44,8 +44,13 @@ def version_1(table: pa.Table) -> pa.Table:
 
 def version_2(table: pa.Table) -> pa.Table:
     """Rows as version 2 held them: no top-5 accuracy, latency of a batch, axis of exponents, blocks of activations."""
-    table = _without(table.drop_columns(["val_top5", "latency_b64_ms"]), "curve", {"val_top5"})
+    table = _without(version_3(table).drop_columns(["val_top5", "latency_b64_ms"]), "curve", {"val_top5"})
     return _stamped(_without(table, "blocks", {"exponent_axis", "activation_block"}), 2)
+
+
+def version_3(table: pa.Table) -> pa.Table:
+    """Rows as version 3 held them, which did not say where a reused trial had been run."""
+    return _stamped(table.drop_columns(["reused_from"]), 3)
 
 
 def _without(table: pa.Table, column: str, fields: set[str]) -> pa.Table:

@@ -4,8 +4,8 @@ import pytest
 
 from layers.errors import OvertoneError
 from results.rows import conform, decode, encode
-from results.schema import SCHEMA, to_table
-from tests.results.conftest import ASSETS, BLOCKS, CURVE, version_1, version_2
+from results.schema import SCHEMA, SCHEMA_VERSION, to_table
+from tests.results.conftest import ASSETS, BLOCKS, CURVE, version_1, version_2, version_3
 
 
 def _decode(table: pa.Table) -> pa.Table:
@@ -26,7 +26,7 @@ def test_file_of_version_1_still_opens():
         {"study": "old", "trial": "0a1b2c3d4e", "status": "finished", "val_top1": 0.9375, "size_bytes": 20_000}
     ]
     assert table.column("blocks").to_pylist() == [list(BLOCKS)]
-    _check_nulls_of_version_3(table)
+    _check_nulls_of_version_2(table)
 
 
 def test_file_of_version_2_still_opens():
@@ -37,11 +37,12 @@ def test_file_of_version_2_still_opens():
         {"study": "old", "trial": "1b2c3d4e5f", "status": "finished", "val_top1": 0.9375, "size_bytes": 20_000}
     ]
     assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter"}]]
-    _check_nulls_of_version_3(table)
+    _check_nulls_of_version_2(table)
 
 
-def _check_nulls_of_version_3(table: pa.Table) -> None:
-    assert table.column("schema_version").to_pylist() == [3]
+def _check_nulls_of_version_2(table: pa.Table) -> None:
+    assert table.column("schema_version").to_pylist() == [SCHEMA_VERSION]
+    assert table.column("reused_from").to_pylist() == [None]
     assert table.select(["val_top5", "latency_b64_ms"]).to_pylist() == [{"val_top5": None, "latency_b64_ms": None}]
     assert table.column("curve").to_pylist() == [[{**epoch, "val_top5": None} for epoch in CURVE]]
 
@@ -51,10 +52,27 @@ def test_file_of_version_3_still_opens():
     table = decode((ASSETS / "trial-v3.parquet").read_bytes(), study="old", path="old")
     assert table.schema == SCHEMA
     names = ["study", "trial", "val_top1", "val_top5", "latency_ms", "latency_b64_ms", "schema_version"]
-    assert list(table.select(names).to_pylist()[0].values()) == ["old", "2c3d4e5f6a", 0.9375, 0.996, 1.25, 20.5, 3]
+    assert list(table.select(names).to_pylist()[0].values()) == [
+        "old",
+        "2c3d4e5f6a",
+        0.9375,
+        0.996,
+        1.25,
+        20.5,
+        SCHEMA_VERSION,
+    ]
     exponents = {"exponent_block": 8, "exponent_axis": "channel", "activation_block": 16}
     assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter", **exponents}]]
     assert table.column("curve").to_pylist() == [list(CURVE)]
+    assert table.column("reused_from").to_pylist() == [None]
+
+
+def test_file_of_version_4_still_opens():
+    """Written by `encode`, like the file of any trial, of a trial that another study had run."""
+    table = decode((ASSETS / "trial-v4.parquet").read_bytes(), study="old", path="old")
+    assert table.schema == SCHEMA
+    names = ["study", "trial", "reused_from", "val_top1", "schema_version"]
+    assert list(table.select(names).to_pylist()[0].values()) == ["old", "3d4e5f6a7b", "first", 0.9375, SCHEMA_VERSION]
 
 
 def test_blocks_of_earlier_versions_gain_what_each_lacks(random_rows):
@@ -65,10 +83,15 @@ def test_blocks_of_earlier_versions_gain_what_each_lacks(random_rows):
         assert _decode(old).column("blocks").equals(table.column("blocks"))
 
 
+def test_rows_of_version_3_were_run_for_their_own_study(random_rows):
+    table = to_table(random_rows(5))
+    assert _decode(version_3(table)).equals(table)
+
+
 def test_columns_of_earlier_versions_are_read_alone(random_rows):
     table = to_table(random_rows(10))
     for old in (version_1(table), version_2(table)):
-        for names in (["val_top5"], ["trial", "latency_b64_ms"], ["curve"]):
+        for names in (["val_top5"], ["trial", "latency_b64_ms"], ["curve"], ["reused_from"]):
             found = conform(old, names, study="demo", path="x")
             assert found.schema == pa.schema([SCHEMA.field(name) for name in names])
             assert found.num_rows == 10
@@ -122,5 +145,7 @@ def test_column_of_another_type_is_refused(make_row):
 
 
 def test_newer_version_is_refused(make_row):
-    with pytest.raises(OvertoneError, match="schema version 4, newer than 3: update overtone"):
-        _decode(to_table([make_row(schema_version=4)]))
+    with pytest.raises(
+        OvertoneError, match=f"schema version {SCHEMA_VERSION + 1}, newer than {SCHEMA_VERSION}: update overtone"
+    ):
+        _decode(to_table([make_row(schema_version=SCHEMA_VERSION + 1)]))

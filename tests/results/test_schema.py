@@ -65,5 +65,5 @@ def test_record_without_a_column_is_refused(make_row):
         TrialRow.from_record(record)
 
 
-def test_version_is_three():
-    assert SCHEMA_VERSION == 3
+def test_version_is_four():
+    assert SCHEMA_VERSION == 4

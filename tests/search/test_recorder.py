@@ -40,7 +40,7 @@ def test_a_model_is_kept_where_no_trial_so_far_dominates_it(
     ledger: Ledger, network: Network, console: Console, tmp_path: Path, rng: random.Random, keep: str
 ) -> None:
     ledger.create_study("s", {"objectives": ["val_top1", "size_bytes", "flops"], "uncompressed": {}})
-    recorder = Recorder(ledger, "s", network, Progress(console), wanted=40, keep=keep)
+    recorder = Recorder(ledger, "s", network, [Progress(console)], wanted=40, keep=keep)
     trial = SimpleNamespace(checkpoint=SimpleNamespace(as_directory=lambda: nullcontext(str(tmp_path))))
     past: list[tuple[float, int, int]] = []
     wanted = set()

@@ -1,0 +1,153 @@
+"""Every config of a small space, trained for real: what any search of that space would have measured.
+
+    python benchmarks/digits_grid.py [--jobs 2]
+
+The ResNet-8 on scikit-learn's digits, a trial as `overtone search` runs it by default: the calibrated start, validation
+before fine-tuning, five epochs with validation after each. All 1,797 images are cut into five folds of equal classes;
+each config is trained five times on four of them, from a baseline that has seen only these four, and validated on the
+fifth. Each process has one thread. Rows, one of each config and fold, are kept in `digits_grid.parquet` as they come,
+and the same command goes on from there.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import random
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from resnet20_trials import device
+from rich.progress import track
+from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedKFold
+from torch import nn
+
+from spaces import Network, NetworkConfig, Space, state_sha256
+from spaces.space import Value
+from trainers.baseline import random_network, train_baseline
+from trainers.data import Data, DataSpec, Split, load_data
+from trainers.schedule import PRESETS
+from trainers.spec import TrialSpec
+from trainers.trial import Trial
+
+__all__ = ["EPOCHS", "FOLDS", "TABLE", "grid_configs", "grid_network", "grid_space"]
+
+FOLDS = 5
+EPOCHS = 5
+TABLE = Path(__file__).with_name("digits_grid.parquet")
+
+_BASELINE_EPOCHS = 30
+_CHOICES = {
+    "all": {"basis": ["cosine"], "harmonics": [3], "allocation": [None], "pruning_rate": [None], "bits": [None]},
+    "layer1": {"harmonics_y": [1, 3], "bits": [2, None]},
+    "layer2": {"harmonics_y": [1, 3], "pruning_rate": [None, 0.75], "bits": [2, None]},
+    "layer3": {"harmonics_y": [1, 3], "harmonics_x": [1, 3], "pruning_rate": [None, 0.875], "bits": [2, None]},
+    "vectors": {"bits": [None]},
+}
+"""As a space file of `overtone search` has them; one group, scalar transforms."""
+
+
+def grid_network() -> Network:
+    """The ResNet-8 for digits; what it costs does not depend on its weights."""
+    return Network.of(random_network("resnet8", load_data(DataSpec()), seed=0), (1, 8, 8))
+
+
+def grid_space(network: Network) -> Space:
+    """The space whose every config is in the grid."""
+    everything = {**_CHOICES["all"], "groups": [1]}
+    return Space.default(network).restricted({**_CHOICES, "all": everything})
+
+
+def grid_configs(space: Space) -> Iterator[tuple[dict[str, Value], NetworkConfig]]:
+    """All points of the space: the knobs that have a choice, and the config that they make."""
+    knobs = {name: values for name, values in space.knobs.items() if len(values) > 1}
+    for values in itertools.product(*knobs.values()):
+        point = dict(zip(knobs, values, strict=True))
+        yield point, space.decode(point)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, each with one thread")
+    parser.add_argument("--out", type=Path, default=TABLE)
+    arguments = parser.parse_args()
+    done = pd.read_parquet(arguments.out).to_dict("records") if arguments.out.exists() else []
+    known = {(row["config_digest"], row["fold"]) for row in done}
+    network = grid_network()
+    configs = {network.digest(config): (point, config) for point, config in grid_configs(grid_space(network))}
+    missing = [key for key in itertools.product(configs, range(FOLDS)) if key not in known]
+    random.Random(0).shuffle(missing)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, context, torch.set_num_threads, (1,)) as pool:
+        futures = [pool.submit(_run, *configs[digest], fold) for digest, fold in missing]
+        for number, future in enumerate(track(as_completed(futures), f"{len(missing)} trials", total=len(missing))):
+            done.append(future.result())
+            if number % 25 == 0:
+                _write(done, arguments.out)
+    _write(done, arguments.out)
+
+
+@cache
+def _fold(number: int) -> tuple[Data, nn.Module, Network]:
+    """The data of a fold, its trained baseline, and what the search knows of that."""
+    pixels, classes = load_digits(return_X_y=True)
+    images = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(classes).long()
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(images, labels)
+    train, val = list(folds)[number]
+    like = load_data(DataSpec())
+    splits = {name: Split(images=images[rows], labels=labels[rows]) for name, rows in (("train", train), ("val", val))}
+    data = Data(**splits, test=splits["val"], classes=10, mean=like.mean, std=like.std, augment=like.augment)
+    baseline = random_network("resnet8", data, seed=number)
+    train_baseline(baseline, data, PRESETS["baseline"], epochs=_BASELINE_EPOCHS, seed=number, device="cpu")
+    return data, baseline.eval(), Network.of(baseline, data.val.image_shape)
+
+
+def _run(point: Mapping[str, Value], config: NetworkConfig, fold: int) -> dict[str, Any]:
+    data, baseline, network = _fold(fold)
+    spec = TrialSpec(
+        model="resnet8",
+        weights=f"fold {fold}",
+        weights_sha256=state_sha256(baseline),
+        data_fingerprint=data.fingerprint,
+        config=config,
+        schedule=PRESETS["finetune"],
+        epochs=EPOCHS,
+        seed=fold,
+    )
+    trial = Trial(spec, data=data, baseline=baseline, network=network, device="cpu")
+    for _ in trial.epochs():
+        pass
+    result = trial.result()
+    return {
+        **{name: -1 if value is None else value for name, value in point.items()},
+        "config_digest": result.config_digest,
+        "fold": fold,
+        "val_images": len(data.val),
+        "zero_shot_top1": result.zero_shot_top1,
+        **{f"val_top1_{epoch.epoch}": epoch.val_top1 for epoch in result.curve},
+        "compress_s": result.compress_s,
+        "evaluate_s": result.evaluate_s,
+        **{f"epoch_s_{epoch.epoch}": epoch.seconds for epoch in result.curve},
+        "size_bytes": result.cost.size_bytes,
+        "flops": result.cost.flops,
+        "device": device(),
+        "torch": version("torch"),
+    }
+
+
+def _write(rows: list[dict[str, Any]], path: Path) -> None:
+    scratch = path.with_name(f".{path.name}.tmp")
+    pd.DataFrame(rows).sort_values(["config_digest", "fold"]).to_parquet(scratch, index=False)
+    scratch.replace(path)
+
+
+if __name__ == "__main__":
+    main()

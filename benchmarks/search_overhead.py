@@ -1,0 +1,232 @@
+"""What a search costs beside its trials: seconds a trial, where trials take no time.
+
+    python benchmarks/search_overhead.py [--trials 100] [--rounds 3]
+
+Each trial reports six times, as one of five epochs does, and computes nothing. Sides take turns in one Ray:
+
+- `Ray's floor`: Ray Tune's random search over actors that are reused;
+- `Ray and Optuna`: Ray's own OptunaSearch (TPE), three objectives, actors reused;
+- `overtone`, by sampler: all of `overtone search` on the default space of the ResNet-8 for digits: draws, exact costs,
+  forecasts for early stopping, rows, front and models in a ledger on disk, progress;
+- `Ray's default`: the floor with a new actor for each trial, as class trainables are run by default.
+
+Seconds a trial are those of a run of `--trials` + 5 trials less those of a run of 5, so what begins and ends a search
+is not counted. Of ours, what the searcher (suggesting, learning) and the ledger (rows, front, progress) take is timed
+where they are called; the rest is Ray's. Writes `search_overhead.parquet` and `search_overhead.md`.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import ray
+import torch
+from ray import tune
+from ray.tune.result import DONE, SHOULD_CHECKPOINT
+from ray.tune.search.optuna import OptunaSearch
+from resnet20_trials import device
+from rich.console import Console
+
+from results.ledger import Ledger
+from results.store import Store
+from search import engine
+from search.cluster import Resources
+from search.launch import start_study
+from search.recorder import Recorder
+from search.searcher import FrontSearcher
+from search.study import StudyPlan
+from search.trainable import TrialActor
+from spaces import build_model, save_weights
+from trainers.spec import TrialSpec
+
+_STEPS = 6
+_START = 5
+_OBJECTIVES = {"val_top1": "max", "size_bytes": "min", "flops": "min"}
+
+_spent: Counter[str] = Counter()
+
+
+class _Idle(tune.Trainable):
+    """Reports at once."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._config, self._step = config, 0
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._config, self._step = new_config, 0
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self._step += 1
+        x = float(self._config["x0"])
+        return {"val_top1": x, "size_bytes": x * x, "flops": 1 - x, DONE: self._step == _STEPS}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        pass
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        pass
+
+
+class _IdleTrial(TrialActor):
+    """A trial of a search that measures nothing: its accuracies are made up from its config."""
+
+    def _advance(self) -> dict[str, Any]:
+        self._done = getattr(self, "_done", {"trial": ""})
+        if self._done["trial"] != self._config["trial"]:
+            self._done = {"trial": self._config["trial"], "steps": 0}
+        self._done["steps"] += 1
+        spec = TrialSpec.from_json(self._config["spec"])
+        cost = self._network.cost(spec.config)
+        noise = int(hashlib.sha256(self._config["trial"].encode()).hexdigest()[:6], 16) / 16**6
+        accuracies = [0.9 + 0.05 * noise + 0.004 * step for step in range(self._done["steps"])]
+        epoch = {"train_loss": 0.1, "val_top5": 1.0, "val_loss": 0.1, "lr": 0.01, "seconds": 0.0}
+        curve = [{"epoch": n + 1, "val_top1": top1, **epoch} for n, top1 in enumerate(accuracies[1:])]
+        costs = {"size_bytes": cost.size_bytes, "parameters": cost.parameters, "macs": cost.macs, "flops": cost.flops}
+        names = ("val_top5", "val_loss", "latency_ms", "latency_b64_ms", "compress_s", "finetune_s", "evaluate_s")
+        result = {
+            "cost": costs,
+            "curve": curve,
+            "val_top1": accuracies[-1],
+            "zero_shot_top1": accuracies[0],
+            "config_digest": self._network.digest(spec.config),
+            "spec_digest": spec.digest(self._network),
+            **dict.fromkeys(names),
+        }
+        known = {"result": json.dumps(result), "accuracies": accuracies, **costs}
+        if self._done["steps"] < _STEPS:
+            return {**self._about("running"), **known}
+        self._packed = self._config["trial"].encode() * 1000
+        last = {"val_top1": accuracies[-1], DONE: True, SHOULD_CHECKPOINT: True}
+        return {**self._about("finished"), **known, **last}
+
+
+def _ray(trials: int, *, reuse: bool, optuna_search: bool, at_once: int) -> None:
+    searching: dict[str, Any] = {}
+    if optuna_search:
+        sampler = optuna.samplers.TPESampler(seed=0)
+        searching["search_alg"] = OptunaSearch(
+            metric=list(_OBJECTIVES), mode=list(_OBJECTIVES.values()), sampler=sampler
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        tune.Tuner(
+            tune.with_resources(_Idle, {"cpu": 1}),
+            param_space={f"x{i}": tune.uniform(0, 1) for i in range(8)},
+            tune_config=tune.TuneConfig(
+                num_samples=trials, reuse_actors=reuse, max_concurrent_trials=at_once, **searching
+            ),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+        ).fit()
+
+
+def _overtone(trials: int, *, sampler: str, weights: Path, at_once: int) -> None:
+    plan = StudyPlan(model="resnet8", weights=str(weights), trials=trials, sampler=sampler)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        resources = Resources(gpus_per_trial=0, concurrency=at_once)
+        start_study(Ledger(Store(folder)), "s", plan, resources, Console(file=nowhere))
+
+
+def _timed(kind: type, name: str, part: str) -> None:
+    """Add up what calls of a method take."""
+    method = getattr(kind, name)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            _spent[part] += time.perf_counter() - start
+
+    setattr(kind, name, call)
+
+
+def _seconds(side: Callable[[int], None], trials: int) -> dict[str, float]:
+    _spent.clear()
+    start = time.perf_counter()
+    side(trials)
+    return {"seconds": time.perf_counter() - start, **_spent}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--samplers", nargs="+", default=["front", "tpe"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ray.init(num_cpus=arguments.at_once, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    engine.TrialActor = _IdleTrial  # type: ignore[misc]
+    for name in ("suggest", "on_trial_complete", "give_up"):
+        _timed(FrontSearcher, name, "searcher_s")
+    for name in ("on_trial_start", "on_trial_complete", "on_step_end"):
+        _timed(Recorder, name, "ledger_s")
+    at_once, rows = arguments.at_once, []
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.safetensors"
+        torch.manual_seed(0)
+        save_weights(build_model("resnet8", classes=10, channels=1), weights, {})
+        sides: dict[str, Callable[[int], None]] = {
+            "Ray's floor": partial(_ray, reuse=True, optuna_search=False, at_once=at_once),
+            "Ray and Optuna": partial(_ray, reuse=True, optuna_search=True, at_once=at_once),
+            **{
+                f"overtone, {sampler}": partial(_overtone, sampler=sampler, weights=weights, at_once=at_once)
+                for sampler in arguments.samplers
+            },
+            "Ray's default": partial(_ray, reuse=False, optuna_search=False, at_once=at_once),
+        }
+        for turn in range(arguments.rounds):
+            for name, side in sides.items():
+                few, many = _seconds(side, _START), _seconds(side, _START + arguments.trials)
+                each = {part: (many[part] - few[part]) / arguments.trials for part in many}
+                rows.append({"side": name, "round": turn, **each, "load": os.getloadavg()[0]})
+                print(f"round {turn + 1}, {name}: {1e3 * each['seconds']:.0f} ms a trial", flush=True)
+    _write(pd.DataFrame(rows), arguments)
+
+
+def _write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
+    rows["device"], rows["ray"], rows["optuna"] = device(), version("ray"), version("optuna")
+    rows.to_parquet(arguments.out / "search_overhead.parquet", index=False)
+    rounds = rows.set_index(["side", "round"]).seconds.unstack("side")
+    lines = [
+        "# Overhead of a search",
+        "",
+        f"{arguments.trials} trials that compute nothing and report {_STEPS} times, {arguments.at_once} at a time, "
+        f"{device()}, ray {version('ray')}, optuna {version('optuna')}; medians over n = {arguments.rounds} rounds, "
+        f"load {rows.load.min():.1f} to {rows.load.max():.1f}.",
+        "",
+        "| side | ms a trial | against Ray's floor | against Ray's default | searcher | ledger | Ray |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, group in rows.groupby("side", sort=False):
+        floor, default = (
+            (rounds[name] / rounds["Ray's floor"]).median(),
+            (rounds["Ray's default"] / rounds[name]).median(),
+        )
+        parts = ["", "", ""]
+        if group.searcher_s.notna().all() if "searcher_s" in group else False:
+            rest = group.seconds - group.searcher_s - group.ledger_s
+            parts = [f"{1e3 * part.median():.0f} ms" for part in (group.searcher_s, group.ledger_s, rest)]
+        lines.append(
+            f"| {name} | {1e3 * group.seconds.median():.0f} | {floor:.2f} x | 1 / {default:.1f} | {' | '.join(parts)} |"
+        )
+    (arguments.out / "search_overhead.md").write_text("\n".join([*lines, ""]))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

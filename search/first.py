@@ -1,0 +1,23 @@
+"""What a search tries first: the network as it was, the extremes of the space, and the papers' rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from spaces import NetworkConfig, Space, presets
+
+__all__ = ["first_configs"]
+
+_PRESETS = 4
+
+
+def first_configs(space: Space, model: str, extremes: Iterable[NetworkConfig]) -> Iterator[NetworkConfig]:
+    """The uncompressed network, the extremes, and up to four of the papers' rows, evenly over their sizes.
+
+    Some may lie outside the space or a budget, or be equal.
+    """
+    yield NetworkConfig(minimum_templates=space.minimum_templates)
+    yield from extremes
+    rows = {space.network.digest(preset.config): preset.config for preset in presets(model, space.network)}
+    sized = sorted(rows.values(), key=lambda config: space.network.cost(config).size_bytes)
+    yield from sized[:: max(1, -(-len(sized) // _PRESETS))]
