@@ -122,5 +122,10 @@ def _outcome(row: TrialRow) -> str:
     if row.status == TrialStatus.FAILED:
         return f"{row.trial} failed: {(row.error or '').strip().splitlines()[-1]}"
     size, compute = (row.size_bytes or 0) / 1e3, (row.flops or 0) / 1e6
+    costs = f"{size:.1f} kB, {compute:.2f} MFLOPs"
+    if row.status == TrialStatus.PRUNED:
+        reached = row.curve[-1]["val_top1"] if row.curve else row.zero_shot_top1
+        return f"{row.trial} stopped after {row.epochs_run} of {row.epochs} epochs at {reached:.4f}, {costs}"
     repeats = "" if row.confirms is None else f" (seed {row.seed} of {row.confirms})"
-    return f"{row.trial}{repeats} val_top1 {row.val_top1:.4f}, {size:.1f} kB, {compute:.2f} MFLOPs"
+    reused = "" if row.reused_from is None else f" (known from study {row.reused_from})"
+    return f"{row.trial}{repeats}{reused} val_top1 {row.val_top1:.4f}, {costs}"

@@ -1,5 +1,6 @@
 """A search that is stopped or killed loses nothing that had ended, and goes on."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -60,6 +61,69 @@ def test_a_stopped_search_goes_on(weights: Path, tmp_path: Path, kind: signal.Si
     assert len({row["config_digest"] for row in after}) == len(after) == TRIALS
     kept = {row["trial"]: row for row in after}
     assert all(kept[row["trial"]] == row for row in before)
+
+
+def _processes() -> dict[int, tuple[int, str]]:
+    """The parent and the command line of every process that is not dead."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found[int(folder.name)] = int(parent), command
+    return found
+
+
+def _below(pid: int) -> dict[int, str]:
+    """Command lines of a process's children, and theirs."""
+    every, found = _processes(), {pid: ""}
+    while new := {p: command for p, (parent, command) in every.items() if parent in found and p not in found}:
+        found |= new
+    del found[pid]
+    return found
+
+
+def test_a_search_whose_driver_is_killed_leaves_nobody_running_and_goes_on(weights: Path, tmp_path: Path) -> None:
+    """The driver alone is killed: Ray's processes end by themselves, and what had begun is run under its number."""
+    ledger = Ledger(Store(tmp_path))
+    process = _start(weights, tmp_path)
+    _wait_for_rows(ledger, process, 2)
+    children = _below(process.pid)
+    assert any("raylet" in command for command in children.values())
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while (left := children.keys() & _processes().keys()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert [children[pid] for pid in left] == []
+    begun = ledger.read_progress("s")["unfinished"]
+    ended = {row["trial"] for row in ledger.trials("s").to_pylist()}
+    open_trials = {s["trial"]: s["number"] for s in begun if s["trial"] not in ended}
+    assert open_trials
+
+    again = _start(weights, tmp_path)
+    _, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    rows = ledger.trials("s").to_pylist()
+    assert [row["number"] for row in rows] == list(range(TRIALS))
+    assert {row["trial"]: row["number"] for row in rows}.items() >= open_trials.items()
+    assert {row["status"] for row in rows} <= {"finished", "pruned"}
+    assert len({row["config_digest"] for row in rows}) == TRIALS
+
+
+def test_a_worker_that_is_killed_costs_no_trial(weights: Path, tmp_path: Path) -> None:
+    ledger = Ledger(Store(tmp_path))
+    process = _start(weights, tmp_path)
+    _wait_for_rows(ledger, process, 2)
+    workers = [pid for pid, command in _below(process.pid).items() if "TrialActor" in command]
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    rows = ledger.trials("s").to_pylist()
+    assert {row["status"] for row in rows} <= {"finished", "pruned"}
+    assert [row["number"] for row in rows] == list(range(TRIALS))
 
 
 def test_a_stopped_confirmation_goes_on(weights: Path, tmp_path: Path) -> None:
