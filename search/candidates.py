@@ -56,6 +56,12 @@ class Candidates:
         self.space, self._forms = space, dict[tuple[str, bytes], _Form]()
         self._numbers = dict[tuple[str, BlockConfig], int]()
         self.knobs = {name: values for name, values in space.knobs.items() if len(values) > 1}
+        names = list(self.knobs)
+        self.places = {
+            block: [place for place, name in enumerate(names) if name.rpartition(".")[0] == block]
+            for block in space.choices
+        }
+        """Of each block, where its knobs are in a point."""
         self.uncompressed = _named(space.network.cost(NetworkConfig()))
         """Costs of the network as it was."""
 
@@ -84,11 +90,10 @@ class Candidates:
 
     def look(self, numbers: Ints) -> Points:
         """What is known of the points (m, knobs)."""
-        names, rest = list(self.knobs), _named(self.space.network.rest)
+        rest = _named(self.space.network.rest)
         costs = {name: np.full(len(numbers), float(value)) for name, value in rest.items()}
         identity, features = list[Ints](), list[Floats]()
-        for block in self.space.choices:
-            places = [place for place, name in enumerate(names) if name.rpartition(".")[0] == block]
+        for block, places in self.places.items():
             chosen, rows = np.unique(numbers[:, places], axis=0, return_inverse=True)
             forms, rows = [self._form(block, choice) for choice in chosen], rows.reshape(-1)
             identity.append(np.array([form.number for form in forms], dtype=np.int64)[rows])
@@ -106,7 +111,7 @@ class Candidates:
     def _form(self, block: str, choice: Ints) -> _Form:
         key = (block, choice.tobytes())
         if key not in self._forms:
-            names = [name for name in self.knobs if name.rpartition(".")[0] == block]
+            names = [list(self.knobs)[place] for place in self.places[block]]
             values = {name: self.knobs[name][place] for name, place in zip(names, choice, strict=True)}
             config = self.space.block_config(block, values)
             cost = self.space.network.block_cost(block, config, self.space.minimum_templates)

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -31,9 +31,11 @@ class Resources:
     """Most trials at once; `None`: as many as fit."""
     address: str | None = None
     """A running cluster, `auto` or `host:port`; `None` starts Ray on this machine (or uses RAY_ADDRESS)."""
+    ceiling: int | None = None
+    """Most trials at once whatever nodes join, settled by `resolved`; `None`: as many as fit at any time."""
 
     def __post_init__(self) -> None:
-        if self.cpus_per_trial <= 0:
+        if not 0 < self.cpus_per_trial < inf:
             raise UsageError(f"cpus_per_trial (={self.cpus_per_trial}) must be above 0.")
         if isinstance(self.gpus_per_trial, str | None):
             if self.gpus_per_trial not in ("auto", None):
@@ -60,13 +62,17 @@ class Resources:
                 f"A trial asks for {self.cpus_per_trial:g} CPUs and {wanted:g} GPUs, the Ray cluster has {cpus:g} and "
                 f"{gpus:g} in all."
             )
-        fitting = int(cpus / self.cpus_per_trial)
-        if wanted:
-            fitting = min(fitting, int(gpus / wanted))
+        fitting = replace(self, gpus_per_trial=wanted).fitting()
         at_once = min(fitting, self.concurrency or fitting)
-        return Resources(
-            cpus_per_trial=self.cpus_per_trial, gpus_per_trial=wanted, concurrency=at_once, address=self.address
-        )
+        grows = self.address is not None or bool(os.environ.get("RAY_ADDRESS"))
+        ceiling = self.concurrency if grows else at_once
+        return replace(self, gpus_per_trial=wanted, concurrency=at_once, ceiling=ceiling)
+
+    def fitting(self) -> int:
+        """How many trials fit the connected cluster as it is now."""
+        have = ray.cluster_resources()
+        fitting = int(have.get("CPU", 0) / self.cpus_per_trial)
+        return min(fitting, int(have.get("GPU", 0) / self.gpus_per_trial)) if self.gpus_per_trial else fitting
 
 
 @contextmanager

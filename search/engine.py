@@ -7,13 +7,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pyarrow.fs import FileSystem
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from layers import OvertoneError
 from results.ledger import Ledger
@@ -55,10 +56,10 @@ def run_trials(
         tuner = tune.Tuner(
             tune.with_resources(actor, need),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=_Room(searcher, resources) if resources.ceiling is None else searcher,
                 scheduler=scheduler,
                 num_samples=trials,
-                max_concurrent_trials=resources.concurrency,
+                max_concurrent_trials=resources.ceiling,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -75,6 +76,19 @@ def run_trials(
         tuner.fit()
 
 
+class _Room(ConcurrencyLimiter):
+    """Asks for as many trials as fit while nodes join and leave, and for one more: an autoscaler adds a node for it."""
+
+    def __init__(self, searcher: Searcher, resources: Resources) -> None:
+        self._resources = resources
+        super().__init__(searcher, max_concurrent=resources.fitting() + 1)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The searcher's next trial, or none for now."""
+        self.max_concurrent = self._resources.fitting() + 1
+        return super().suggest(trial_id)
+
+
 def _reachable(ledger: Ledger) -> str:
     """The store by a name that does not depend on where a process was started."""
     root = ledger.store.local_root
@@ -86,12 +100,14 @@ def _scratch(ledger: Ledger, name: str) -> Iterator[str]:
     """Where Ray Tune keeps checkpoints until they are in the ledger: beside it, so that all nodes reach it."""
     root = ledger.store.local_root
     if root is None:
-        folder_uri = f"{ledger.store.uri.rstrip('/')}/tune/{name}-{uuid.uuid4().hex[:8]}"
+        place, mark, settings = ledger.store.uri.partition("?")
+        folder_uri = f"{place.rstrip('/')}/tune/{name}-{uuid.uuid4().hex[:8]}{mark}{settings}"
         try:
             yield folder_uri
         finally:
             files, path = FileSystem.from_uri(folder_uri)
-            files.delete_dir_contents(path, missing_dir_ok=True)
+            with suppress(FileNotFoundError):
+                files.delete_dir(path)
         return
     try:
         (root / "tune").mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,9 @@ _FIRST = 8
 """Trials that are drawn at random, before accuracy is forecast."""
 _ALL = 4096
 """A space of so many points is looked at whole."""
-_RANDOM, _NEAR, _CHANGES = 256, 512, 3
-"""Candidates of a larger one: random points, and members of the front with up to so many knobs changed."""
+_RANDOM, _FRESH, _NEAR, _CHANGES = 256, 32, 256, 3
+"""Candidates of a larger one: random points, made of so many random choices of each block; and members of the front
+with up to so many knobs changed."""
 _NODES = np.append(norm.ppf((np.arange(4) + 0.5) / 4), 3.0)
 _WEIGHTS = np.append(np.full(4, 0.2499), 0.0004)
 """Where an accuracy's distribution is looked at, in standard deviations: the middles of its quarters; and far above,
@@ -122,13 +123,16 @@ class FrontSampler(BaseSampler):
     def _drawn(self, members: Ints) -> Ints:
         """Points at random, and near the members of the front (n, knobs)."""
         choices = np.array([len(values) for values in self._candidates.knobs.values()])
-        found = self._random.integers(choices, size=(_RANDOM + _NEAR, len(choices)))
-        if len(members):
-            near = members[self._random.integers(len(members), size=_NEAR)]
-            changes = self._random.integers(1, _CHANGES + 1, size=(_NEAR, 1))
-            kept = self._random.random(near.shape).argsort(axis=1) >= changes
-            found[_RANDOM:] = np.where(kept, near, found[_RANDOM:])
-        return found
+        fresh = self._random.integers(choices, size=(_FRESH, len(choices)))
+        random = np.empty((_RANDOM, len(choices)), dtype=np.int64)
+        for places in self._candidates.places.values():
+            random[:, places] = fresh[self._random.integers(_FRESH, size=_RANDOM)][:, places]
+        if not len(members):
+            return random
+        near = members[self._random.integers(len(members), size=_NEAR)]
+        changes = self._random.integers(1, _CHANGES + 1, size=(_NEAR, 1))
+        changed = self._random.random(near.shape).argsort(axis=1) < changes
+        return np.vstack([random, np.where(changed, self._random.integers(choices, size=near.shape), near)])
 
     def _gains(self, pool: Points, tried: Points, past: Sequence[FrozenTrial], values: Floats) -> Floats:
         """The expected gain of each point of the pool; trials under way count as if they were what is forecast."""

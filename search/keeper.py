@@ -91,6 +91,10 @@ class TrialKeeper(Callback):
         self.unfinished[trial.config["trial"]] = trial.config
         self._tell()
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """One whose worker or node died runs no more, until it is started again."""
+        self._running.discard(trial.trial_id)
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Say now and then that the run is alive."""
         if time.monotonic() - self._beat > _HEARTBEAT_S:

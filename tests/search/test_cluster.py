@@ -21,6 +21,17 @@ def test_a_quarter_of_a_gpu_packs_four(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Resources(gpus_per_trial=0.25, concurrency=3).resolved().concurrency == 3
 
 
+def test_nodes_that_join_a_running_cluster_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with(monkeypatch, CPU=2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert Resources(concurrency=8).resolved().ceiling == 2
+    for running in (Resources(concurrency=8, address="auto"), Resources(address="10.0.0.1:6379")):
+        found = running.resolved()
+        assert (found.concurrency, found.ceiling) == (2, running.concurrency)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert Resources().resolved().ceiling is None
+
+
 def test_without_gpus_trials_run_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     _with(monkeypatch, CPU=6)
     found = Resources(cpus_per_trial=2).resolved()
