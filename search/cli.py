@@ -327,7 +327,7 @@ def search(
         address=address,
     )
     ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
-    _tell_outcome(ledger, study, store, start_study(ledger, study, plan, resources, _err, shown), as_json)
+    _tell_outcome(ledger, study, start_study(ledger, study, plan, resources, _err, shown), as_json)
 
 
 @app.command()
@@ -357,7 +357,7 @@ def resume(
         address=address,
     )
     ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
-    _tell_outcome(ledger, study, store, resume_study(ledger, study, trials, resources, _err, shown), as_json)
+    _tell_outcome(ledger, study, resume_study(ledger, study, trials, resources, _err, shown), as_json)
 
 
 @app.command()
@@ -600,7 +600,7 @@ def _draw_filters(network: nn.Module, layer: str, png: Path, rate: float | None,
     return rebuilt_errors(found, rate, name=title)
 
 
-def _tell_outcome(ledger: Ledger, study: str, store: str, outcome: Outcome, as_json: bool) -> None:
+def _tell_outcome(ledger: Ledger, study: str, outcome: Outcome, as_json: bool) -> None:
     """Print the front and how to go on; a study that was stopped early exits with 1."""
     summary = summarise(ledger, study)
     found = {**asdict(outcome), "study": study, "front": summary.front.num_rows, "hypervolume": summary.hypervolume}
@@ -608,7 +608,7 @@ def _tell_outcome(ledger: Ledger, study: str, store: str, outcome: Outcome, as_j
         _print_json(found)
     else:
         show_trials(_out, query_trials(ledger, study, front=True), f"{study}: the front of {outcome.done} trials")
-        line = f"hypervolume {summary.hypervolume:.4f}; {next_step(study, store, outcome)}"
+        line = f"hypervolume {summary.hypervolume:.4f}; {next_step(study, ledger.store.label, outcome)}"
         _out.print(line, markup=False, highlight=False, soft_wrap=True)
     if outcome.done < outcome.wanted and not outcome.exhausted:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,9 +173,9 @@ def _shown(frame: pd.DataFrame) -> list[str]:
 
 
 def next_step(study: str, store: str, outcome: Outcome) -> str:
-    """How a study ended, and the command that goes on with it."""
+    """How a study ended, and the command that goes on with it; `store` as it may be shown."""
     resume = f"overtone resume --study {study}"
-    at = "" if store == "runs" else f" --store {store}"
+    at = "" if store == "runs" else f" --store {shlex.quote(store)}"
     if outcome.exhausted:
         return f"{outcome.done} trials done, no further network was found in the space"
     if outcome.done < outcome.wanted:

@@ -111,14 +111,14 @@ def open_study(ledger: Ledger, name: str) -> tuple[StudyPlan, Subject]:
 
 
 def _check_same(name: str, record: dict[str, Any], given: dict[str, Any]) -> None:
-    undecided = {"keep"} - record.keys()
+    undecided = {"keep", "miss_rate"} - record.keys() | {"trials", "weights"}  # of weights the content counts
     record = {
         **record,
         **StudyPlan.from_record(record).to_record(),
     }  # settings newer than the study are at their default
     for key, value in given.items():
         known = record.get(key)
-        if key == "trials" or known == value or key in undecided:
+        if known == value or key in undecided:
             continue
         if isinstance(known, dict) and isinstance(value, dict):
             key, known, value = next(

@@ -175,7 +175,9 @@ def test_a_study_can_be_steered_by_the_latency_of_a_batch(
     ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, tell = [], ConfigSampler.tell
-    monkeypatch.setattr(ConfigSampler, "tell", lambda self, *given: (told.append(given[1].values), tell(self, *given))[1])
+    monkeypatch.setattr(
+        ConfigSampler, "tell", lambda self, *given: (told.append(given[1].values), tell(self, *given))[1]
+    )
     fast = dataclasses.replace(plan, objectives=("val_top1", "latency_b64_ms"), trials=2)
     assert start_study(ledger, "fast", fast, SERIAL, console).done == 2
     rows = ledger.trials("fast").to_pylist()
