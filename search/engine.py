@@ -43,6 +43,7 @@ def run_trials(
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # Ray Tune's own snapshots, which nobody reads
     actor = tune.with_parameters(
         TrialActor,
         data=subject.data,

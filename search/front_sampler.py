@@ -35,7 +35,7 @@ _FIRST = 8
 """Trials that are drawn at random, before accuracy is forecast."""
 _ALL = 4096
 """A space of so many points is looked at whole."""
-_RANDOM, _FRESH, _NEAR, _CHANGES = 256, 32, 256, 3
+_RANDOM, _FRESH, _NEAR, _CHANGES = 192, 16, 192, 3
 """Candidates of a larger one: random points, made of so many random choices of each block; and members of the front
 with up to so many knobs changed."""
 _NODES = np.append(norm.ppf((np.arange(4) + 0.5) / 4), 3.0)

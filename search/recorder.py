@@ -49,6 +49,7 @@ class Recorder(TrialKeeper):
         self._watchers, self._keep_all, self._gpus = watchers, keep == "all", gpus
         self._objectives = ledger.objectives(study)
         self._uncompressed = ledger.study(study)["uncompressed"]
+        self._found: dict[str, Any] | None = None
 
     def answer(self, suggestion: dict[str, Any], row: Mapping[str, Any]) -> None:
         """Keep what another study's row tells of a suggestion, which need not be run."""
@@ -73,6 +74,8 @@ class Recorder(TrialKeeper):
 
     def tell(self, row: TrialRow | None) -> None:
         """To other terminals, and to this one."""
+        if row is not None or self._found is None:
+            self._found = self._look()
         snapshot = self._snapshot()
         self._write_progress("running", snapshot)
         for watcher in self._watchers:
@@ -86,17 +89,19 @@ class Recorder(TrialKeeper):
             self.guarded(lambda: self.ledger.compact(self.study))
 
     def _snapshot(self) -> Snapshot:
+        return Snapshot(**asdict(self.tally()), **(self._found or self._look()), gpus=self._gpus)
+
+    def _look(self) -> dict[str, Any]:
+        """What only changes when a trial ends."""
         names = [objective.name for objective in self._objectives]
         trials = self.ledger.trials(self.study, columns=["status", "total_s", *names])
         members = self.ledger.front(self.study)
         reference = reference_point(self._objectives, self._uncompressed, trials)
-        return Snapshot(
-            **asdict(self.tally()),
-            front=members.num_rows,
-            hypervolume=hypervolume(members, self._objectives, reference),
-            hours=float(pc.sum(trials.column("total_s")).as_py() or 0) / 3600,
-            gpus=self._gpus,
-        )
+        return {
+            "front": members.num_rows,
+            "hypervolume": hypervolume(members, self._objectives, reference),
+            "hours": float(pc.sum(trials.column("total_s")).as_py() or 0) / 3600,
+        }
 
     def _write_progress(self, state: str, snapshot: Snapshot) -> None:
         said = {

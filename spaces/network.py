@@ -132,14 +132,16 @@ class Network:
         blocks = {}
         for block in sorted(config.blocks, key=self._place):
             asked = config.blocks[block]
-            for knob, first in (("basis", "cosine"), ("exponent_axis", "filter")):
-                if getattr(asked, knob) is not None:
-                    asked = self._if_same(block, asked, {knob: first}, config.minimum_templates)
             if asked.activation_block is not None and block != VECTORS:
                 most = max(self.shapes[layer].in_channels for layer in self.layers_of(block))
                 asked = dataclasses.replace(asked, activation_block=min(asked.activation_block, most))
-            for knobs in _INDEPENDENT:
-                asked = self._if_same(block, asked, dict.fromkeys(knobs), config.minimum_templates)
+            forms = self.block_forms(block, asked, config.minimum_templates)
+            for changes in _SIMPLER:
+                other = dataclasses.replace(
+                    asked, **{k: v for k, v in changes.items() if getattr(asked, k) is not None}
+                )
+                if other != asked and self.block_forms(block, other, config.minimum_templates) == forms:
+                    asked = other
             if asked != BlockConfig():
                 blocks[block] = asked
         return NetworkConfig(blocks=blocks, minimum_templates=config.minimum_templates)
@@ -155,24 +157,21 @@ class Network:
             return {}
         return dict.fromkeys(self.layers_of(VECTORS), LayerForm(vector_bits=asked.bits))
 
-    def _if_same(self, block: str, asked: BlockConfig, changes: Mapping[str, Any], minimum: int) -> BlockConfig:
-        """What is asked with the changes, where they change nothing."""
-        other = dataclasses.replace(asked, **changes)
-        return other if self.same(block, asked, other, minimum) else asked
 
-
-_INDEPENDENT = (
-    ("basis", "harmonics", "allocation"),
-    ("allocation",),
-    ("pruning_rate", "groups", "transform"),
-    ("groups",),
-    ("transform",),
-    ("bits", "exponent_block", "exponent_axis", "activation_block"),
-    ("exponent_block",),
-    ("exponent_axis",),
-    ("activation_block",),
+_SIMPLER: tuple[Mapping[str, Any], ...] = (
+    {"basis": "cosine"},
+    {"exponent_axis": "filter"},
+    dict.fromkeys(("basis", "harmonics", "allocation")),
+    {"allocation": None},
+    dict.fromkeys(("pruning_rate", "groups", "transform")),
+    {"groups": None},
+    {"transform": None},
+    dict.fromkeys(("bits", "exponent_block", "exponent_axis", "activation_block")),
+    {"exponent_block": None},
+    {"exponent_axis": None},
+    {"activation_block": None},
 )
-"""Knobs that can be left out together, tried in this order."""
+"""Values that knobs have where they change no layer, those of some together, tried in this order."""
 
 
 def _identity(form: LayerForm) -> dict[str, object]:
