@@ -228,7 +228,7 @@ def test_wrong_use_is_one_sentence(
         (["--objective", "val_top1", "--objective", "beauty"], "objective 'beauty' is unknown"),
         (["--start", "warm"], "start (='warm') must be one of calibrated, least_squares, gradient_descent"),
         (["--distillation", "2"], "distillation (=2.0) must be from 0 to 1"),
-        (["--sampler", "luck"], "sampler (='luck') must be one of tpe, nsga2, random"),
+        (["--sampler", "luck"], "sampler (='luck') must be one of front, tpe, nsga2, nsga3, gp, random"),
         (["--trials", "0"], "trials (=0) must be at least 1"),
         (["--keep", "best"], "keep (='best') must be front or all"),
         (["--model", "resnet20"], "do not fit the model 'resnet20'"),
