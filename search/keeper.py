@@ -13,14 +13,12 @@ from ray.tune import Callback, Stopper
 from layers import OvertoneError
 from results.ledger import Ledger
 from results.schema import TrialRow, TrialStatus
-from search.progress import Tally
+from search.progress import HEARTBEAT_S, Tally
 from search.record import failed_row, finished_row, pruned_row
 from search.trainable import checkpoint_name
 from spaces import Network
 
 __all__ = ["StopWhenLost", "TrialKeeper"]
-
-_HEARTBEAT_S = 5.0
 
 
 class TrialKeeper(Callback):
@@ -97,7 +95,7 @@ class TrialKeeper(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Say now and then that the run is alive."""
-        if time.monotonic() - self._beat > _HEARTBEAT_S:
+        if time.monotonic() - self._beat > HEARTBEAT_S:
             self._tell()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from search.engine import run_trials
 from search.first import first_configs
 from search.judge import Judge
 from search.probe import gpu_share
-from search.progress import ALIVE_S, Progress
+from search.progress import ALIVE_S, HEARTBEAT_S, Progress
 from search.recorder import Recorder
 from search.reuse import measured_in, others, warm_rows
 from search.sampler import ConfigSampler
@@ -66,16 +67,15 @@ def start_study(
     """Begin a study, or go on with one of the same name and the same settings."""
     parse_objectives(plan.objectives)
     subject = Subject.of(plan)
-    limits = extremes(make_space(plan, subject.network), plan.budget)
+    space = make_space(plan, subject.network)
+    limits = extremes(space, plan.budget)
     if name in ledger.studies():
         record = ledger.study(name)
         _check_same(name, record, {**plan.to_record(), **subject.identity()})
         plan = StudyPlan.from_record(record)
     else:
-        choices = make_space(plan, subject.network).choices
-        about = {"dataset": plan.data.name, "uncompressed": subject.reference(), "choices": choices}
+        about = {"dataset": plan.data.name, "uncompressed": subject.reference(), "choices": space.choices}
         record = {**plan.to_record(), **subject.identity(), **about}
-        space = make_space(plan, subject.network)
         warm = warm_rows(ledger, name, record, lambda config: _may_try(config, space, plan.budget))
         record["trials"] = plan.trials + len(warm)
         with connected(resources.address):
@@ -164,7 +164,7 @@ def _run(
     missing = plan.trials - len(past)
     if missing <= 0:
         return Outcome(done=len(past), wanted=plan.trials, exhausted=False)
-    _check_alone(ledger, name)
+    _check_alone(ledger, name, console)
     waiting = _unfinished(ledger, name, past)
     board = [] if shown.tensorboard is None else [TensorBoard(shown.tensorboard, name)]
     with connected(resources.address), Progress(console) as progress:
@@ -209,18 +209,23 @@ def _may_try(config: NetworkConfig, space: Space, budget: Budget) -> bool:
     return budget.fits(space.network.cost(config))
 
 
-def _check_alone(ledger: Ledger, name: str) -> None:
-    """Raise `UsageError` where another process runs the study now."""
+def _check_alone(ledger: Ledger, name: str, console: Console) -> None:
+    """Raise `UsageError` where another process runs the study now.
+
+    One on another machine is listened to for some time: that machine may have died a moment ago.
+    """
     said = ledger.read_progress(name) or {}
-    if said.get("state") != "running":
+    silent = (datetime.now(UTC) - datetime.fromisoformat(said["updated_at"])).total_seconds() if said else 0.0
+    if said.get("state") != "running" or said["pid"] == os.getpid() or silent > ALIVE_S:
         return
-    silent = (datetime.now(UTC) - datetime.fromisoformat(said["updated_at"])).total_seconds()
-    here = said.get("host") == socket.gethostname()
-    if silent < ALIVE_S and said.get("pid") != os.getpid() and (not here or _is_alive(int(said["pid"]))):
-        raise UsageError(
-            f"study {name!r} is being run by process {said['pid']} on {said['host']}; stop that first, or wait "
-            f"{ALIVE_S:g} s if it has died."
-        )
+    if said["host"] == socket.gethostname():
+        alive = _is_alive(said["pid"])
+    else:
+        console.print(f"study {name} was being run on {said['host']}: waiting whether it still is", highlight=False)
+        time.sleep(4 * HEARTBEAT_S)
+        alive = (ledger.read_progress(name) or {}).get("updated_at") != said["updated_at"]
+    if alive:
+        raise UsageError(f"study {name!r} is being run by process {said['pid']} on {said['host']}; stop that first.")
 
 
 def _is_alive(pid: int) -> bool:

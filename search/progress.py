@@ -12,8 +12,10 @@ from rich.progress import Progress as RichProgress
 
 from results.schema import TrialRow, TrialStatus
 
-__all__ = ["ALIVE_S", "Progress", "Snapshot", "Tally", "duration"]
+__all__ = ["ALIVE_S", "HEARTBEAT_S", "Progress", "Snapshot", "Tally", "duration"]
 
+HEARTBEAT_S = 5.0
+"""How often a search says that it is alive, whatever happens."""
 ALIVE_S = 60.0
 """A search that has said nothing for so long is taken for stopped."""
 

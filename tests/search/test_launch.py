@@ -137,7 +137,9 @@ def test_stopped_trials_are_kept_with_their_epochs_and_are_never_on_the_front(
     assert len(set(ledger.trials("p").column("config_digest").to_pylist())) == 9
 
 
-def test_a_study_that_runs_elsewhere_is_left_alone(ledger: Ledger, plan: StudyPlan, console: Console) -> None:
+def test_a_study_that_runs_elsewhere_is_left_alone(
+    ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL, console)
     said = ledger.read_progress("s")
     parent = {**said, "state": "running", "pid": os.getppid(), "updated_at": datetime.now(UTC).isoformat()}
@@ -145,11 +147,19 @@ def test_a_study_that_runs_elsewhere_is_left_alone(ledger: Ledger, plan: StudyPl
     with pytest.raises(UsageError, match=rf"study 's' is being run by process {os.getppid()} on {said['host']}"):
         resume_study(ledger, "s", 1, SERIAL, console)
     ledger.write_progress("s", {**parent, "host": "another"})
+    monkeypatch.setattr(
+        "time.sleep", lambda seconds: ledger.write_progress("s", {**parent, "host": "another", "updated_at": "now"})
+    )
     with pytest.raises(UsageError, match="on another; stop that first"):
         resume_study(ledger, "s", None, SERIAL, console)
+    monkeypatch.undo()
+    monkeypatch.setattr("search.launch.HEARTBEAT_S", 0)
+    ledger.write_progress("s", {**parent, "host": "another"})
+    assert resume_study(ledger, "s", None, SERIAL, console).done == 2
+    ledger.update_study("s", {"trials": 3})
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     ledger.write_progress("s", {**parent, "pid": int(gone.stdout)})
-    assert resume_study(ledger, "s", None, SERIAL, console).done == 2
+    assert resume_study(ledger, "s", None, SERIAL, console).done == 3
 
 
 def test_a_study_shows_in_tensorboard_and_in_optunas_storage(
