@@ -290,7 +290,6 @@ def search(
     Example: overtone search --model resnet8 --weights resnet8.safetensors --dataset digits --study demo --trials 24
     """
     from search.budget import Budget
-    from search.cluster import Resources
     from search.launch import Shown, start_study
     from search.study import DEFAULT_OBJECTIVES, StudyPlan
 
@@ -320,12 +319,7 @@ def search(
         keep=keep,
         trials=trials,
     )
-    resources = Resources(
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=options.parse_gpus(gpus_per_trial),
-        concurrency=concurrency,
-        address=address,
-    )
+    resources = options.read_resources(cpus_per_trial, gpus_per_trial, concurrency, address)
     ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
     _tell_outcome(ledger, study, start_study(ledger, study, plan, resources, _err, shown), as_json)
 
@@ -347,15 +341,9 @@ def resume(
 
     Example: overtone resume --study demo --trials 12
     """
-    from search.cluster import Resources
     from search.launch import Shown, resume_study
 
-    resources = Resources(
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=options.parse_gpus(gpus_per_trial),
-        concurrency=concurrency,
-        address=address,
-    )
+    resources = options.read_resources(cpus_per_trial, gpus_per_trial, concurrency, address)
     ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
     _tell_outcome(ledger, study, resume_study(ledger, study, trials, resources, _err, shown), as_json)
 
@@ -380,15 +368,9 @@ def confirm(
     Stopped by Ctrl-C or a crash, the same command goes on. The search itself is not touched.
     Example: overtone confirm --study demo --seeds 3 --where "size_bytes < 20000"
     """
-    from search.cluster import Resources
     from search.confirm import confirm_trials
 
-    resources = Resources(
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=options.parse_gpus(gpus_per_trial),
-        concurrency=concurrency,
-        address=address,
-    )
+    resources = options.read_resources(cpus_per_trial, gpus_per_trial, concurrency, address)
     ledger = Ledger(OpenStore(store))
     outcome = confirm_trials(ledger, study, pick, where=where, seeds=seeds, resources=resources, console=_err)
     front = study_confidence(ledger, study)

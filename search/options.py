@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -16,6 +16,9 @@ from layers import UsageError
 from spaces import Network, NetworkConfig, presets
 from spaces.blocks import Granularity
 from trainers.schedule import PRESETS, Schedule
+
+if TYPE_CHECKING:
+    from search.cluster import Resources
 
 __all__ = [
     "Address",
@@ -33,6 +36,7 @@ __all__ = [
     "Keep",
     "LearningRate",
     "Model",
+    "OptunaStorage",
     "Precision",
     "Rerun",
     "SchedulePreset",
@@ -43,13 +47,16 @@ __all__ = [
     "Store",
     "Stream",
     "Study",
+    "TensorBoardFolder",
     "TrainLimit",
     "ValidationFrom",
     "Where",
     "parse_amount",
+    "parse_gpus",
     "parse_granularity",
     "parse_image",
     "read_config",
+    "read_resources",
     "read_schedule",
     "read_space",
 ]
@@ -202,6 +209,13 @@ def parse_gpus(text: str | None) -> float | Literal["auto"] | None:
         return float(text)
     except ValueError as error:
         raise UsageError(f"gpus_per_trial (={text!r}) must be a number of at least 0, or auto.") from error
+
+
+def read_resources(cpus: float, gpus: str | None, concurrency: int | None, address: str | None) -> Resources:
+    """What each trial takes, and how many run at once."""
+    from search.cluster import Resources
+
+    return Resources(cpus_per_trial=cpus, gpus_per_trial=parse_gpus(gpus), concurrency=concurrency, address=address)
 
 
 def parse_amount(text: str, *, name: str) -> int:
