@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from optuna.storages import BaseStorage
 from rich.console import Console
 
 from layers import UsageError
@@ -26,12 +27,12 @@ from search.probe import gpu_share
 from search.progress import ALIVE_S, HEARTBEAT_S, Progress
 from search.recorder import Recorder
 from search.reuse import measured_in, others, warm_rows
-from search.sampler import ConfigSampler
+from search.sampler import ConfigSampler, check_sampler
 from search.scheduler import FrontStopper
 from search.searcher import FrontSearcher
 from search.study import StudyPlan
 from search.subject import Subject, make_space
-from search.watch import TensorBoard, open_storage
+from search.watch import TensorBoard, Watcher, open_storage
 from spaces import NetworkConfig, Space
 
 __all__ = ["Outcome", "Shown", "open_study", "resume_study", "start_study"]
@@ -45,6 +46,16 @@ class Shown:
     """Folder of TensorBoard's files."""
     optuna_storage: str | None = None
     """What optuna-dashboard opens."""
+
+    def opened(self, study: str) -> _Opened:
+        """Ready to be written; raises `OvertoneError` where that is not possible."""
+        storage = None if self.optuna_storage is None else open_storage(self.optuna_storage)
+        return _Opened(storage, [] if self.tensorboard is None else [TensorBoard(self.tensorboard, study)])
+
+
+class _Opened(NamedTuple):
+    storage: BaseStorage | None
+    boards: Sequence[Watcher]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +77,8 @@ def start_study(
 ) -> Outcome:
     """Begin a study, or go on with one of the same name and the same settings."""
     parse_objectives(plan.objectives)
-    subject = Subject.of(plan)
+    check_sampler(plan.sampler)
+    subject, opened = Subject.of(plan), shown.opened(name)
     space = make_space(plan, subject.network)
     limits = extremes(space, plan.budget)
     if name in ledger.studies():
@@ -84,7 +96,7 @@ def start_study(
         if warm:
             ledger.append_many(warm)
         plan = StudyPlan.from_record(record)
-    return _run(ledger, name, plan, subject, limits, resources, console, shown)
+    return _run(ledger, name, plan, subject, limits, resources, console, opened)
 
 
 def resume_study(
@@ -94,11 +106,12 @@ def resume_study(
     if more is not None and more < 1:
         raise UsageError(f"trials (={more}) must be at least 1 more.")
     plan, subject = open_study(ledger, name)
+    opened = shown.opened(name)
     if more is not None:
         wanted = max(plan.trials, ledger.trials(name).num_rows) + more
         plan = StudyPlan.from_record(ledger.update_study(name, {"trials": wanted}))
     limits = extremes(make_space(plan, subject.network), plan.budget)
-    return _run(ledger, name, plan, subject, limits, resources, console, shown)
+    return _run(ledger, name, plan, subject, limits, resources, console, opened)
 
 
 def open_study(ledger: Ledger, name: str) -> tuple[StudyPlan, Subject]:
@@ -137,7 +150,7 @@ def _run(
     limits: tuple[NetworkConfig, NetworkConfig],
     resources: Resources,
     console: Console,
-    shown: Shown,
+    opened: _Opened,
 ) -> Outcome:
     candidates, objectives = Candidates(make_space(plan, subject.network)), parse_objectives(plan.objectives)
     searcher = FrontSearcher(
@@ -148,7 +161,7 @@ def _run(
             sampler=plan.sampler,
             seed=plan.seed,
             budget=plan.budget,
-            storage=None if shown.optuna_storage is None else open_storage(shown.optuna_storage),
+            storage=opened.storage,
             name=name,
         ),
         Judge(objectives, miss_rate=plan.miss_rate),
@@ -166,14 +179,13 @@ def _run(
         return Outcome(done=len(past), wanted=plan.trials, exhausted=False)
     _check_alone(ledger, name, console)
     waiting = _unfinished(ledger, name, past)
-    board = [] if shown.tensorboard is None else [TensorBoard(shown.tensorboard, name)]
     with connected(resources.address), Progress(console) as progress:
         share = resources.resolved(lambda: gpu_share(subject, plan.schedule))
         recorder = Recorder(
             ledger,
             name,
             subject.network,
-            [progress, *board],
+            [progress, *opened.boards],
             wanted=plan.trials,
             keep=plan.keep,
             gpus=float(share.gpus_per_trial or 0),

@@ -30,7 +30,7 @@ from search.candidates import Candidates
 from search.front_sampler import FORECAST, FrontSampler
 from spaces import NetworkConfig
 
-__all__ = ["SAMPLERS", "ConfigSampler", "Told"]
+__all__ = ["SAMPLERS", "ConfigSampler", "Told", "check_sampler"]
 
 SAMPLERS: dict[str, Callable[..., BaseSampler] | None] = {
     "front": None,
@@ -78,8 +78,7 @@ class ConfigSampler:
         storage: BaseStorage | None = None,
         name: str | None = None,
     ) -> None:
-        if sampler not in SAMPLERS:
-            raise UsageError(f"sampler (={sampler!r}) must be one of {', '.join(SAMPLERS)}.")
+        check_sampler(sampler)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._candidates, self._seed = candidates, seed
         self._distributions = {
@@ -137,6 +136,12 @@ class ConfigSampler:
 
     def _params(self, config: NetworkConfig) -> dict[str, int]:
         return dict(zip(self._distributions, self._candidates.point(config).tolist(), strict=True))
+
+
+def check_sampler(name: str) -> None:
+    """Raise `UsageError` where there is no sampler of this name."""
+    if name not in SAMPLERS:
+        raise UsageError(f"sampler (={name!r}) must be one of {', '.join(SAMPLERS)}.")
 
 
 def _distribution(name: str, choices: int) -> BaseDistribution:
