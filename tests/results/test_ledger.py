@@ -11,7 +11,7 @@ import pytest
 
 from layers.errors import OvertoneError, UsageError
 from results.ledger import Ledger
-from results.schema import SCHEMA, TrialStatus, to_table
+from results.schema import SCHEMA, SCHEMA_VERSION, TrialStatus, to_table
 from results.store import Store
 
 OBJECTIVES = {"objectives": ["val_top1", "size_bytes"]}
@@ -22,7 +22,7 @@ def test_study_comes_back_with_its_record(ledger):
     assert ledger.study("second") == written
     assert written["name"] == "second"
     assert written["seed"] == 3
-    assert written["schema_version"] == 3
+    assert written["schema_version"] == SCHEMA_VERSION
     assert ledger.studies() == ["demo", "second"]
 
 
@@ -73,7 +73,7 @@ def test_damaged_or_newer_record_is_named(ledger):
     with pytest.raises(OvertoneError, match="holds list where an object belongs"):
         ledger.study("list")
     ledger.store.write_bytes("studies/new.json", json.dumps({**OBJECTIVES, "schema_version": 9}).encode())
-    with pytest.raises(OvertoneError, match="has schema version 9, not up to 3"):
+    with pytest.raises(OvertoneError, match=f"has schema version 9, not up to {SCHEMA_VERSION}"):
         ledger.study("new")
 
 

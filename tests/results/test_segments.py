@@ -8,7 +8,7 @@ import pytest
 from layers.errors import OvertoneError
 from results.dominance import front_mask
 from results.objectives import parse_objectives
-from results.schema import SCHEMA, to_table
+from results.schema import SCHEMA, SCHEMA_VERSION, to_table
 from results.segments import Segment, encode_segment, is_segment, segment_name
 from results.store import Store
 
@@ -71,7 +71,9 @@ def test_foreign_segment_is_named(store, make_row, said):
 
 def test_newer_segment_is_refused(store, make_row):
     sink = pa.BufferOutputStream()
-    said = json.dumps({"schema_version": 4, "replaces": []})
+    said = json.dumps({"schema_version": SCHEMA_VERSION + 1, "replaces": []})
     pq.write_table(to_table([make_row()]).replace_schema_metadata({"overtone": said}), sink)
-    with pytest.raises(OvertoneError, match="schema version 4, newer than 3: update overtone"):
+    with pytest.raises(
+        OvertoneError, match=f"schema version {SCHEMA_VERSION + 1}, newer than {SCHEMA_VERSION}: update overtone"
+    ):
         Segment(store, _written(store, sink.getvalue().to_pybytes()), "demo")
