@@ -188,9 +188,7 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
     executions += ["factored"] if factored else []
     two_stages = form.templates is not None and conv.groups == 1
     executions += ["two_stage"] if two_stages else []
-    even = all(
-        (k - 1) * d % 2 == 0 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)
-    )  # both sides alike
+    even = all((k - 1) * d % 2 == 0 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))  # both sides alike
     keeps_size = even and expected.shape[2:] == x.shape[2:]
     executions += ["fused"] if two_stages and conv.padding_mode == "zeros" and keeps_size else []
     assert list(layer.executions) == executions
