@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from layers import Cost, UsageError
+from search.candidates import Floats
 from spaces import BlockConfig, NetworkConfig, Space
 
 __all__ = ["Budget", "extremes"]
 
-Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 
