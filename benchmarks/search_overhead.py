@@ -10,9 +10,10 @@ Each trial reports six times, as one of five epochs does, and computes nothing. 
   forecasts for early stopping, rows, front and models in a ledger on disk, progress;
 - `Ray's default`: the floor with a new actor for each trial, as class trainables are run by default.
 
-Seconds a trial are those of a run of `--trials` + 5 trials less those of a run of 5, so what begins and ends a search
-is not counted. Of ours, what the searcher (suggesting, learning) and the ledger (rows, front, progress) take is timed
-where they are called; the rest is Ray's. Writes `search_overhead.parquet` and `search_overhead.md`.
+Seconds a trial are those from the end of the fifth to the end of the last, over `--trials` trials between them, so what
+begins and ends a search is not counted. Of ours, what the searcher (suggesting, learning) and the ledger (rows, front,
+progress) take is timed where they are called; the rest is Ray's. Writes `search_overhead.parquet` and
+`search_overhead.md`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +36,7 @@ import pandas as pd
 import ray
 import torch
 from ray import tune
-from ray.tune.result import DONE, SHOULD_CHECKPOINT
+from ray.tune.result import DONE
 from ray.tune.search.optuna import OptunaSearch
 from resnet20_trials import device
 from rich.console import Console
@@ -56,6 +58,20 @@ _START = 5
 _OBJECTIVES = {"val_top1": "max", "size_bytes": "min", "flops": "min"}
 
 _spent: Counter[str] = Counter()
+_ends: list[float] = []
+
+
+class _Clock(tune.Callback):
+    """Notes when each trial ended."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _end()
+
+
+def _end() -> None:
+    _ends.append(time.perf_counter())
+    if len(_ends) == _START:
+        _spent.clear()
 
 
 class _Idle(tune.Trainable):
@@ -83,34 +99,35 @@ class _Idle(tune.Trainable):
 class _IdleTrial(TrialActor):
     """A trial of a search that measures nothing: its accuracies are made up from its config."""
 
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._step, self._identity = 0, dict[str, Any]()
+        return super().reset_config(new_config)
+
     def _advance(self) -> dict[str, Any]:
-        self._done = getattr(self, "_done", {"trial": ""})
-        if self._done["trial"] != self._config["trial"]:
-            self._done = {"trial": self._config["trial"], "steps": 0}
-        self._done["steps"] += 1
-        spec = TrialSpec.from_json(self._config["spec"])
-        cost = self._network.cost(spec.config)
+        self._step += 1
+        self._identity = self._identity or self._identify()
         noise = int(hashlib.sha256(self._config["trial"].encode()).hexdigest()[:6], 16) / 16**6
-        accuracies = [0.9 + 0.05 * noise + 0.004 * step for step in range(self._done["steps"])]
+        accuracies = [0.9 + 0.05 * noise + 0.004 * step for step in range(self._step)]
         epoch = {"train_loss": 0.1, "val_top5": 1.0, "val_loss": 0.1, "lr": 0.01, "seconds": 0.0}
         curve = [{"epoch": n + 1, "val_top1": top1, **epoch} for n, top1 in enumerate(accuracies[1:])]
-        costs = {"size_bytes": cost.size_bytes, "parameters": cost.parameters, "macs": cost.macs, "flops": cost.flops}
         names = ("val_top5", "val_loss", "latency_ms", "latency_b64_ms", "compress_s", "finetune_s", "evaluate_s")
-        result = {
-            "cost": costs,
-            "curve": curve,
-            "val_top1": accuracies[-1],
-            "zero_shot_top1": accuracies[0],
+        measured = {"val_top1": accuracies[-1], "zero_shot_top1": accuracies[0], **dict.fromkeys(names)}
+        result = json.dumps({**self._identity, **measured, "curve": curve})
+        known = {"result": result, "accuracies": accuracies, **self._identity["cost"]}
+        if self._step < _STEPS:
+            return {**self._about("running"), **known}
+        packed = {"model_sha256": self._leave(lambda path: path.write_bytes(self._config["trial"].encode() * 1000))}
+        return {**self._about("finished"), **known, "val_top1": accuracies[-1], **packed, DONE: True}
+
+    def _identify(self) -> dict[str, Any]:
+        """What a real trial works out once."""
+        spec = TrialSpec.from_json(self._config["spec"])
+        cost = self._network.cost(spec.config)
+        return {
+            "cost": {**asdict(cost), "flops": cost.flops},
             "config_digest": self._network.digest(spec.config),
             "spec_digest": spec.digest(self._network),
-            **dict.fromkeys(names),
         }
-        known = {"result": json.dumps(result), "accuracies": accuracies, **costs}
-        if self._done["steps"] < _STEPS:
-            return {**self._about("running"), **known}
-        self._packed = self._config["trial"].encode() * 1000
-        last = {"val_top1": accuracies[-1], DONE: True, SHOULD_CHECKPOINT: True}
-        return {**self._about("finished"), **known, **last}
 
 
 def _ray(trials: int, *, reuse: bool, optuna_search: bool, at_once: int) -> None:
@@ -120,6 +137,7 @@ def _ray(trials: int, *, reuse: bool, optuna_search: bool, at_once: int) -> None
         searching["search_alg"] = OptunaSearch(
             metric=list(_OBJECTIVES), mode=list(_OBJECTIVES.values()), sampler=sampler
         )
+    checkpoints = tune.CheckpointConfig(checkpoint_at_end=False if reuse else None)  # by default there is one
     with tempfile.TemporaryDirectory() as folder:
         tune.Tuner(
             tune.with_resources(_Idle, {"cpu": 1}),
@@ -127,7 +145,9 @@ def _ray(trials: int, *, reuse: bool, optuna_search: bool, at_once: int) -> None
             tune_config=tune.TuneConfig(
                 num_samples=trials, reuse_actors=reuse, max_concurrent_trials=at_once, **searching
             ),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+            run_config=tune.RunConfig(
+                storage_path=folder, verbose=0, checkpoint_config=checkpoints, callbacks=[_Clock()]
+            ),
         ).fit()
 
 
@@ -152,11 +172,22 @@ def _timed(kind: type, name: str, part: str) -> None:
     setattr(kind, name, call)
 
 
+def _noted(kind: type[Recorder]) -> None:
+    """Note when each trial of ours ended, a row and all."""
+    method = kind.on_trial_complete
+
+    def call(self: Recorder, *args: Any, **kwargs: Any) -> None:
+        method(self, *args, **kwargs)
+        _end()
+
+    kind.on_trial_complete = call  # type: ignore[method-assign]
+
+
 def _seconds(side: Callable[[int], None], trials: int) -> dict[str, float]:
     _spent.clear()
-    start = time.perf_counter()
-    side(trials)
-    return {"seconds": time.perf_counter() - start, **_spent}
+    _ends.clear()
+    side(_START + trials)
+    return {part: spent / trials for part, spent in {"seconds": _ends[-1] - _ends[_START - 1], **_spent}.items()}
 
 
 def main() -> None:
@@ -175,6 +206,7 @@ def main() -> None:
         _timed(FrontSearcher, name, "searcher_s")
     for name in ("on_trial_start", "on_trial_complete", "on_step_end"):
         _timed(Recorder, name, "ledger_s")
+    _noted(Recorder)
     at_once, rows = arguments.at_once, []
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
@@ -191,8 +223,7 @@ def main() -> None:
         }
         for turn in range(arguments.rounds):
             for name, side in sides.items():
-                few, many = _seconds(side, _START), _seconds(side, _START + arguments.trials)
-                each = {part: (many[part] - few[part]) / arguments.trials for part in many}
+                each = _seconds(side, arguments.trials)
                 rows.append({"side": name, "round": turn, **each, "load": os.getloadavg()[0]})
                 print(f"round {turn + 1}, {name}: {1e3 * each['seconds']:.0f} ms a trial", flush=True)
     _write(pd.DataFrame(rows), arguments)

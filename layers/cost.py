@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -40,6 +41,7 @@ class Cost:
         return Cost(self.parameters - other.parameters, self.size_bytes - other.size_bytes, self.macs - other.macs)
 
 
+@lru_cache(maxsize=1 << 16)
 def layer_cost(shape: LayerShape, form: LayerForm) -> Cost:
     """Cost of one layer; `UsageError` where the layer cannot take the form."""
     tensors = stored_tensors(shape, form).values()

@@ -125,8 +125,12 @@ class Ledger:
         unknown = sorted(set(columns or ()) - set(SCHEMA.names))
         if unknown:
             raise UsageError(f"column {unknown[0]!r} is unknown; allowed are {', '.join(SCHEMA.names)}")
-        rows = self._trials.rows(study) if columns is None else self._trials.columns(study, columns)
-        return rows.filter(pc.is_null(rows.column("confirms"))).select(SCHEMA.names if columns is None else columns)
+        if columns is None:
+            rows = self._trials.rows(study)
+        else:
+            rows = self._trials.columns(study, columns).select(list(dict.fromkeys([*columns, "confirms"])))
+        rows = rows.filter(pc.is_null(rows.column("confirms")))
+        return rows if columns is None else rows.select(columns)
 
     def confirmations(self, study: str) -> pa.Table:
         """One row for each trial that repeats another one (column `confirms`) with a new seed."""
@@ -150,6 +154,14 @@ class Ledger:
             self.store.write_bytes(_model(digest), data)
         return digest
 
+    def take_model(self, name: str, sha256: str) -> None:
+        """Keeps the packed model of this SHA-256 that lies in the store under another name, which it then has no more.
+
+        One that is kept already stays, and so does the other file.
+        """
+        if not self.has_model(sha256):
+            self.store.move(name, _model(sha256))
+
     def has_model(self, sha256: str) -> bool:
         """Whether the packed model was kept; a row says the SHA-256 of one that was not kept too."""
         return self.store.exists(_model(sha256))
@@ -169,14 +181,16 @@ class Ledger:
         return self.store.local_root / _model(sha256)
 
     def write_progress(self, study: str, progress: Mapping[str, Any]) -> None:
-        """Replaces what the running search last said, plain JSON."""
+        """Replaces what the running search last said, plain JSON; a power cut may lose it."""
         _check_name(study)
-        self._write_json(_progress(study), dict(progress))
+        self._write_json(_progress(study), dict(progress), durable=False)
 
     def read_progress(self, study: str) -> dict[str, Any] | None:
-        """What the search last said of this study, None where none has run."""
+        """What the search last said of this study, None where none has run or what it said was lost."""
         _check_name(study)
-        return self._read_json(_progress(study)) if self.store.exists(_progress(study)) else None
+        if not self.store.exists(_progress(study)) or not self.store.read_bytes(_progress(study)):
+            return None
+        return self._read_json(_progress(study))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -187,12 +201,12 @@ class Ledger:
             raise OvertoneError(f"{self.store.path_of(name)!r} holds {type(value).__name__} where an object belongs")
         return value
 
-    def _write_json(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+    def _write_json(self, name: str, value: dict[str, Any], *, durable: bool = True) -> dict[str, Any]:
         try:
-            text = json.dumps(value, indent=2, allow_nan=False)
+            text = json.dumps(value, indent=2 if durable else None, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise OvertoneError(f"cannot write {self.store.path_of(name)!r}: it must be plain JSON: {error}") from None
-        self.store.write_bytes(name, text.encode())
+        self.store.write_bytes(name, text.encode(), durable=durable)
         return value
 
     def _alternatives(self, name: str) -> str:

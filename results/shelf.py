@@ -98,6 +98,10 @@ class Stock:
         self._singles: dict[str, pa.Table] = {}
         self._segments: dict[str, Segment] = {}
 
+    def remember(self, name: str, rows: pa.Table) -> None:
+        """What was just written need not be read."""
+        self._singles[name] = rows
+
     def look(self, study: str) -> Shelf:
         """What is there now; reads the footers of segments that are new."""
         folder = trials_folder(study)
@@ -121,8 +125,9 @@ class Stock:
     def singles(self, names: Sequence[str], study: str) -> pa.Table:
         """The rows of single files in the order of `names`; an unreadable one is an OvertoneError naming it."""
         new = [name for name in names if name not in self._singles]
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            self._singles.update(zip(new, pool.map(lambda name: self._read(name, study), new), strict=True))
+        if new:
+            with ThreadPoolExecutor(max_workers=8) as pool:
+                self._singles.update(zip(new, pool.map(lambda name: self._read(name, study), new), strict=True))
         return pa.concat_tables([SCHEMA.empty_table(), *(self._singles[name] for name in names)]).combine_chunks()
 
     def _segment(self, name: str, study: str) -> Segment:

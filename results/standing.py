@@ -12,7 +12,7 @@ the other way round, it gives up, and the front is computed over all files.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,8 @@ def advanced(
     columns = list(dict.fromkeys([*KEYS, *(objective.name for objective in objectives)]))
     rows = pa.concat_tables([SCHEMA.empty_table().select(columns), *(c for s in new for c in s.chunks(columns))])
     finished = rows.filter(pc.equal(rows.column("status"), TrialStatus.FINISHED.value))
+    if not finished.num_rows:
+        return replace(standing, files=files, latest=max(standing.latest, _latest(new)))
     ids = finished.column("trial")
     if pc.count_distinct(ids).as_py() < len(ids) or pc.any(pc.is_in(ids, standing.members.column("trial"))).as_py():
         return None
@@ -105,7 +107,8 @@ def _scan(
     best, at = np.empty((0, len(objectives))), np.empty((2, 0), dtype=np.int64)
     for index, source in enumerate(sources):
         start = 0
-        for chunk in _ahead(source.chunks(columns)):
+        chunks = source.chunks(columns)
+        for chunk in chunks if isinstance(source, Rows) else _ahead(chunks):
             mask = usable(chunk, objectives) & pc.is_null(chunk.column("confirms")).to_numpy()
             if counting is not None:
                 mask &= counting[index][start : start + chunk.num_rows]

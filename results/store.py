@@ -1,7 +1,8 @@
 """Where a study's files live: a local folder, NFS, or any file system that pyarrow opens by URI (`s3://bucket/prefix`).
 
 Every write is whole or absent. Locally that is a temporary name in the same folder, fsync, `os.replace`, fsync of the
-folder; an object store makes an object visible when its upload ends; other remote systems write and then rename.
+folder (a file that can be made again is not synced); an object store makes an object visible when its upload ends;
+other remote systems write and then rename.
 Every failure is one sentence naming the file, without the credentials that a URI may carry.
 """
 
@@ -55,10 +56,18 @@ class Store:
         with _told("read", self.path_of(name)):
             return self._files.read(name)
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Replaces or creates a file in one step: a reader sees the old content or the new, never a part."""
+    def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Replaces or creates a file in one step: a reader sees the old content or the new, never a part.
+
+        One that need not be `durable` costs no wait for the disk, and a power cut may leave it empty.
+        """
         with _told("write", self.path_of(name)):
-            self._files.write(name, data)
+            self._files.write(name, data, durable)
+
+    def move(self, name: str, to: str) -> None:
+        """Gives a file another name, in one step on a file system, as a copy that is whole in an object store."""
+        with _told("move", self.path_of(name)):
+            self._files.move(name, to)
 
     def open(self, name: str) -> pa.NativeFile:
         """The file, opened for reading any part of it: a Parquet file's footer and the columns that are wanted."""
@@ -86,7 +95,8 @@ class _Files(Protocol):
     """What a store needs of a file system; failures are OSError or ArrowException."""
 
     def read(self, name: str) -> bytes: ...
-    def write(self, name: str, data: bytes) -> None: ...
+    def write(self, name: str, data: bytes, durable: bool) -> None: ...
+    def move(self, name: str, to: str) -> None: ...
     def open(self, name: str) -> pa.NativeFile: ...
     def delete(self, name: str) -> None: ...
     def exists(self, name: str) -> bool: ...
@@ -102,7 +112,7 @@ class _Local:
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, durable: bool) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
@@ -110,12 +120,19 @@ class _Local:
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_folder(path.parent)
+        if durable:
+            _fsync_folder(path.parent)
+
+    def move(self, name: str, to: str) -> None:
+        (self.root / to).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.root / name, self.root / to)
+        _fsync_folder((self.root / to).parent)
 
     def open(self, name: str) -> pa.NativeFile:
         return pa.OSFile(os.fspath(self.root / name))
@@ -145,7 +162,7 @@ class _Remote:
         with self._fs.open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, durable: bool) -> None:
         path = self._path(name)
         folder, _, last = path.rpartition("/")
         atomic = self._fs.type_name in _OBJECT_STORES
@@ -156,6 +173,12 @@ class _Remote:
             stream.write(data)
         if not atomic:
             self._fs.move(target, path)
+
+    def move(self, name: str, to: str) -> None:
+        path = self._path(to)
+        if self._fs.type_name not in _OBJECT_STORES:
+            self._fs.create_dir(path.rpartition("/")[0], recursive=True)
+        self._fs.move(self._path(name), path)
 
     def open(self, name: str) -> pa.NativeFile:
         return self._fs.open_input_file(self._path(name))

@@ -34,12 +34,14 @@ class Trials:
         self._store, self._stock = store, Stock(store)
         self._kept: dict[str, tuple[frozenset[str], pa.Table]] = {}
         self._standings: dict[str, Standing] = {}
+        self._written: dict[str, pa.Table] = {}
 
     def append(self, row: TrialRow) -> str:
         """One row as one file, durable when this returns."""
         _check_ids([row.trial])
-        name = f"{trials_folder(row.study)}/{row.trial}-{uuid.uuid4().hex}.parquet"
-        self._store.write_bytes(name, encode(to_table([row])))
+        name, table = f"{trials_folder(row.study)}/{row.trial}-{uuid.uuid4().hex}.parquet", to_table([row])
+        self._store.write_bytes(name, encode(table))
+        self._stock.remember(name, table)
         return name
 
     def append_many(self, study: str, table: pa.Table, objectives: Sequence[Objective]) -> str:
@@ -62,10 +64,12 @@ class Trials:
         return settled(lambda: self._standing(study, objectives)).members
 
     def write_front(self, study: str, objectives: Sequence[Objective]) -> pa.Table:
-        """Keeps the front as Parquet, with what the next process needs to go on from there."""
-        standing = settled(lambda: self._standing(study, objectives))
-        self._store.write_bytes(_front(study), encode(standing.members, standing.metadata(objectives)))
-        return standing.members
+        """Keeps the front as Parquet where it has changed, with what the next process needs to go on from there."""
+        members = (standing := settled(lambda: self._standing(study, objectives))).members
+        if not members.equals(self._written.get(study)):
+            self._store.write_bytes(_front(study), encode(members, standing.metadata(objectives)), durable=False)
+            self._written[study] = members
+        return members
 
     def compact(self, study: str, objectives: Sequence[Objective]) -> Compaction:
         """Merges the study's small files."""

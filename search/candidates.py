@@ -15,11 +15,11 @@ from math import log2, prod
 import numpy as np
 import numpy.typing as npt
 
-from layers import Cost
+from layers import Cost, LayerForm, LayerShape
 from layers.blockfloat import AXES
 from layers.templates.transforms import TRANSFORMS
 from spaces import BlockConfig, NetworkConfig, Space
-from spaces.network import VECTORS
+from spaces.space import Value
 
 __all__ = ["Candidates", "Floats", "Ints", "Points"]
 
@@ -38,8 +38,9 @@ class Points:
     costs: Mapping[str, Floats]
     """By name, as the ledger has them, (m,)."""
     features: Floats
-    """(m, d): what accuracy may depend on, each about 0 to 1. Of each block the share of its harmonics and of its
-    filters, and how large its rounding errors are; the logarithms of size and compute in all."""
+    """(m, d): what accuracy may depend on, each about 0 to 1. Of each block, on average over its layers, the shares of
+    harmonics and of filters that are left, and how large rounding errors are; the logarithms of size and compute in
+    all."""
 
     def take(self, rows: npt.NDArray[np.bool_]) -> Points:
         """Those where it is true."""
@@ -53,8 +54,7 @@ class Candidates:
     """The points of a space."""
 
     def __init__(self, space: Space) -> None:
-        self.space, self._forms = space, dict[tuple[str, bytes], _Form]()
-        self._numbers = dict[tuple[str, BlockConfig], int]()
+        self.space = space
         self.knobs = {name: values for name, values in space.knobs.items() if len(values) > 1}
         names = list(self.knobs)
         self.places = {
@@ -62,6 +62,10 @@ class Candidates:
             for block in space.choices
         }
         """Of each block, where its knobs are in a point."""
+        self._blocks = {
+            block: _Block(space, block, {names[place]: self.knobs[names[place]] for place in places})
+            for block, places in self.places.items()
+        }
         self.uncompressed = _named(space.network.cost(NetworkConfig()))
         """Costs of the network as it was."""
 
@@ -80,8 +84,9 @@ class Candidates:
 
     def config(self, point: Ints) -> NetworkConfig:
         """The canonical config that a point (knobs,) stands for."""
-        named = zip(self.knobs.items(), point, strict=True)
-        return self.space.decode({name: values[place] for (name, values), place in named})
+        asked = {name: block.canonical(point[self.places[name]]) for name, block in self._blocks.items()}
+        changed = {name: config for name, config in asked.items() if config != BlockConfig()}
+        return NetworkConfig(blocks=changed, minimum_templates=self.space.minimum_templates)
 
     def point(self, config: NetworkConfig) -> Ints:
         """A point that stands for the config; `UsageError` where it lies outside the space."""
@@ -90,68 +95,79 @@ class Candidates:
 
     def look(self, numbers: Ints) -> Points:
         """What is known of the points (m, knobs)."""
+        looked = [block.look(numbers[:, self.places[name]]) for name, block in self._blocks.items()]
         rest = _named(self.space.network.rest)
-        costs = {name: np.full(len(numbers), float(value)) for name, value in rest.items()}
-        identity, features = list[Ints](), list[Floats]()
-        for block, places in self.places.items():
-            chosen, rows = np.unique(numbers[:, places], axis=0, return_inverse=True)
-            forms, rows = [self._form(block, choice) for choice in chosen], rows.reshape(-1)
-            identity.append(np.array([form.number for form in forms], dtype=np.int64)[rows])
-            features.append(np.array([form.features for form in forms])[rows])
-            for name, values in costs.items():
-                values += np.array([form.cost[name] for form in forms], dtype=np.float64)[rows]
+        sums = sum((found[:, 1 : 1 + len(rest)] for found in looked), np.array(list(rest.values()), dtype=np.float64))
+        costs = dict(zip(rest, sums.T, strict=True))
+        features = [found[:, 1 + len(rest) :] for found in looked]
         whole = [np.log2(costs[name] / self.uncompressed[name])[:, None] / 8 for name in ("size_bytes", "flops")]
         return Points(
             numbers=numbers,
-            identity=np.column_stack(identity),
+            identity=np.column_stack([found[:, 0] for found in looked]).astype(np.int64),
             costs=costs,
             features=np.column_stack([*features, *whole]),
         )
 
-    def _form(self, block: str, choice: Ints) -> _Form:
-        key = (block, choice.tobytes())
-        if key not in self._forms:
-            names = [list(self.knobs)[place] for place in self.places[block]]
-            values = {name: self.knobs[name][place] for name, place in zip(names, choice, strict=True)}
-            config = self.space.block_config(block, values)
-            cost = self.space.network.block_cost(block, config, self.space.minimum_templates)
-            number = self._numbers.setdefault((block, config), len(self._numbers))
-            self._forms[key] = _Form(number, _named(cost), _features(config, self._kernel(block)))
-        return self._forms[key]
 
-    def _kernel(self, block: str) -> tuple[int, int]:
-        """Of the block's largest filters."""
-        network = self.space.network
-        kernels = [(1, 1)] if block == VECTORS else [network.shapes[n].kernel for n in network.layers_of(block)]
-        return max(kernel[0] for kernel in kernels), max(kernel[1] for kernel in kernels)
+class _Block:
+    """The forms that a block can take, each looked at once: a row with its identity, its costs and its features."""
 
+    def __init__(self, space: Space, block: str, knobs: Mapping[str, tuple[Value, ...]]) -> None:
+        self._space, self._block, self._knobs = space, block, knobs
+        lengths = [len(values) for values in knobs.values()]
+        self._strides = np.array([prod(lengths[place + 1 :]) for place in range(len(lengths))], dtype=np.int64)
+        self._rows = dict[int, Floats]()
+        self._identities = dict[frozenset[tuple[str, LayerForm]], int]()
+        self._canonical = dict[int, BlockConfig]()
 
-@dataclass(frozen=True)
-class _Form:
-    """What a choice of a block comes to."""
+    def look(self, choices: Ints) -> Floats:
+        """The rows of the choices (m, knobs): (m, columns)."""
+        codes, rows = np.unique(choices @ self._strides, return_inverse=True)
+        return np.array([self._row(code) for code in codes.tolist()]).reshape(len(codes), len(self._row(0)))[rows]
 
-    number: int
-    """Equal for two spellings of one form."""
-    cost: Mapping[str, int]
-    features: tuple[float, ...]
+    def canonical(self, choice: Ints) -> BlockConfig:
+        """The config that the choice (knobs,) spells, without knobs that have no effect."""
+        code = int(choice @ self._strides)
+        if code not in self._canonical:
+            spelled = NetworkConfig(
+                blocks={self._block: self._spelled(code)}, minimum_templates=self._space.minimum_templates
+            )
+            found = self._space.network.canonical(spelled).blocks
+            self._canonical[code] = found.get(self._block, BlockConfig())
+        return self._canonical[code]
+
+    def _spelled(self, code: int) -> BlockConfig:
+        places = (code // int(stride) % len(v) for stride, v in zip(self._strides, self._knobs.values(), strict=True))
+        values = {name: v[place] for (name, v), place in zip(self._knobs.items(), places, strict=True)}
+        return self._space.block_config(self._block, values)
+
+    def _row(self, code: int) -> Floats:
+        if code not in self._rows:
+            network, least, config = self._space.network, self._space.minimum_templates, self._spelled(code)
+            forms = network.block_forms(self._block, config, least)
+            identity = self._identities.setdefault(frozenset(forms.items()), len(self._identities))
+            shapes = {name: network.shapes.get(name) or network.norms[name] for name in network.layers_of(self._block)}
+            features = np.mean([_features(shape, forms.get(n, LayerForm())) for n, shape in shapes.items()], axis=0)
+            cost = _named(network.block_cost(self._block, config, least))
+            self._rows[code] = np.array([identity, *cost.values(), *features])
+        return self._rows[code]
 
 
 def _named(cost: Cost) -> dict[str, int]:
     return {**asdict(cost), "flops": cost.flops}
 
 
-def _features(config: BlockConfig, kernel: tuple[int, int]) -> tuple[float, ...]:
-    harmonics = config.harmonics or kernel
-    error = 0.0 if config.bits is None else 2.0 ** (2 - config.bits)
-    shared = (config.exponent_block or 1, config.activation_block or 1)
+def _features(shape: LayerShape, form: LayerForm) -> tuple[float, ...]:
+    bits = form.bits or form.vector_bits
+    error = 0.0 if bits is None else 2.0 ** (2 - bits)
     return (
-        *(min(1.0, n / k) for n, k in zip(harmonics, kernel, strict=True)),
-        float(config.basis is not None and config.basis.startswith("chebyshev")),
-        float(config.allocation is not None),
-        1.0 - (config.pruning_rate or 0.0),
-        log2(config.groups or 1) / 4,
-        *(float(config.transform == name) for name in TRANSFORMS[1:]),
+        *(n / k for n, k in zip(form.harmonics or shape.kernel, shape.kernel, strict=True)),
+        float(form.basis is not None and form.basis.startswith("chebyshev")),
+        float(form.allocation is not None),
+        (form.templates or shape.out_channels) / shape.out_channels,
+        log2(form.groups) / 4,
+        *(float(form.transform == name) for name in TRANSFORMS[1:]),
         error,
-        *(error * log2(values) / 8 for values in shared),
-        *(error * (config.exponent_axis == axis) for axis in AXES[1:]),
+        *(error * log2(values) / 8 for values in (form.exponent_block, form.activation_block)),
+        *(error * (form.exponent_axis == axis) for axis in AXES[1:]),
     )

@@ -152,8 +152,5 @@ class _Repeats(TrialKeeper):
     def write(self, row: TrialRow) -> None:
         self.ledger.append(row)
 
-    def with_model(self, row: TrialRow, trial: Any) -> TrialRow:
-        return row
-
     def tell(self, row: TrialRow | None) -> None:
         self._progress.show(self.tally(), row)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-from pyarrow.fs import FileSystem
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from layers import OvertoneError
 from results.ledger import Ledger
 from search.cluster import Resources
 from search.keeper import StopWhenLost, TrialKeeper
@@ -53,7 +46,7 @@ def run_trials(
         study=keeper.study,
     )
     need = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
-    with _scratch(ledger, keeper.study) as folder:
+    with tempfile.TemporaryDirectory(prefix="overtone-tune-") as folder:  # of this process alone: workers use the store
         tuner = tune.Tuner(
             tune.with_resources(actor, need),
             tune_config=tune.TuneConfig(
@@ -70,7 +63,7 @@ def run_trials(
                 callbacks=[keeper],
                 stop=StopWhenLost(keeper),
                 failure_config=tune.FailureConfig(max_failures=1),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         )
@@ -94,28 +87,3 @@ def _reachable(ledger: Ledger) -> str:
     """The store by a name that does not depend on where a process was started."""
     root = ledger.store.local_root
     return ledger.store.uri if root is None else str(root.resolve())
-
-
-@contextmanager
-def _scratch(ledger: Ledger, name: str) -> Iterator[str]:
-    """Where Ray Tune keeps checkpoints until they are in the ledger: beside it, so that all nodes reach it."""
-    root = ledger.store.local_root
-    if root is None:
-        place, mark, settings = ledger.store.uri.partition("?")
-        folder_uri = f"{place.rstrip('/')}/tune/{name}-{uuid.uuid4().hex[:8]}{mark}{settings}"
-        try:
-            yield folder_uri
-        finally:
-            files, path = FileSystem.from_uri(folder_uri)
-            with suppress(FileNotFoundError):
-                files.delete_dir(path)
-        return
-    try:
-        (root / "tune").mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root / "tune")).resolve()
-    except OSError as error:
-        raise OvertoneError(f"Store {ledger.store.label!r} cannot be written; {error}.") from error
-    try:
-        yield str(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -151,7 +151,7 @@ class FrontSampler(BaseSampler):
 
         underway = tried.take(running)
         if running.any():
-            forecast = losses(underway, to_accuracy(surrogate.predict(underway.features)[0]))
+            forecast = losses(underway, to_accuracy(surrogate.mean(underway.features)))
         else:
             forecast = np.empty((0, len(self._names)))
         order = [self._accuracy, *(column for column in range(len(self._names)) if column != self._accuracy)]

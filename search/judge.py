@@ -63,7 +63,7 @@ class Judge:
         surrogate, left_out = self._surrogate()
         rungs = np.array([curve[rung] for curve in curves])
         finals = np.array([curve[-1] for curve in curves])
-        asked = [1.0, float(to_score(np.array(accuracies[-1]))), float(surrogate.predict(features[None])[0][0])]
+        asked = [1.0, float(to_score(np.array(accuracies[-1]))), float(surrogate.mean(features[None])[0])]
         expected, misses = _fit(np.column_stack([np.ones_like(rungs), rungs, left_out]), finals, np.array(asked))
         margin = max(0.0, float(np.sort(-misses)[rank - 1]))  # a lower score is a higher accuracy
         found = to_accuracy(np.array([expected, expected - margin]))

@@ -44,6 +44,7 @@ class TrialKeeper(Callback):
         self.unfinished: dict[str, dict[str, Any]] = {}
         """Suggestions that were begun and have left no row, by the ids of their trials in the ledger."""
         self._began, self._beat = time.monotonic(), 0.0
+        self._changed = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing goes into Ray Tune's own snapshot of the experiment, which is never read: the ledger is the truth."""
@@ -51,15 +52,11 @@ class TrialKeeper(Callback):
 
     @abstractmethod
     def write(self, row: TrialRow) -> None:
-        """Make a row last."""
+        """Make a row last; of a finished trial maybe the packed model too, which it left under `checkpoint_name`."""
 
     @abstractmethod
     def tell(self, row: TrialRow | None) -> None:
-        """Say where the run stands; `row` is a trial that ended just now."""
-
-    @abstractmethod
-    def with_model(self, row: TrialRow, trial: Any) -> TrialRow:
-        """Keep the packed model in a finished trial's checkpoint, where it is to be kept; the row that says which."""
+        """Say where the run stands: of a trial that ended just now, its row; else to whoever may ask later."""
 
     def tally(self) -> Tally:
         """Where the run stands."""
@@ -81,22 +78,24 @@ class TrialKeeper(Callback):
             self._ended[row.status] += 1
             if self.unfinished.pop(row.trial, None) is not None:
                 self.guarded(lambda: self.ledger.store.delete(checkpoint_name(self.study, row.trial)))
-            self._tell(row)
+            self._changed = True
+            self.guarded(lambda: self.tell(row))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """One more is running."""
         self._running.add(trial.trial_id)
         self.unfinished[trial.config["trial"]] = trial.config
-        self._tell()
+        self._changed = True
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """One whose worker or node died runs no more, until it is started again."""
         self._running.discard(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Say now and then that the run is alive."""
-        if time.monotonic() - self._beat > HEARTBEAT_S:
-            self._tell()
+        """Say what has changed, and now and then that the run is alive."""
+        if self.lost is None and (self._changed or time.monotonic() - self._beat > HEARTBEAT_S):
+            self._beat, self._changed = time.monotonic(), False
+            self.guarded(lambda: self.tell(None))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep a trial that ended or was stopped early; one that was interrupted leaves nothing, and goes on later."""
@@ -106,8 +105,10 @@ class TrialKeeper(Callback):
             self.keep(failed_row(self.study, trial.config, report, report["error"], self._network))
         elif trial.trial_id in self._stopped:
             self.keep(pruned_row(self.study, trial.config, report))
-        elif report.get("status") == "finished" and trial.checkpoint is not None:
-            self.guarded(lambda: self._keep_finished(trial, report))
+        elif report.get("status") == "finished":
+            self.keep(finished_row(self.study, trial.config, report, report["model_sha256"]))
+        elif report.get("status") == "lost":
+            self.lost = self.lost or OvertoneError(report["error"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep a trial whose worker died for good."""
@@ -121,14 +122,6 @@ class TrialKeeper(Callback):
             action()
         except OvertoneError as error:
             self.lost = self.lost or error
-
-    def _keep_finished(self, trial: Any, report: Mapping[str, Any]) -> None:
-        self.keep(self.with_model(finished_row(self.study, trial.config, report), trial))
-
-    def _tell(self, row: TrialRow | None = None) -> None:
-        if self.lost is None:
-            self._beat = time.monotonic()
-            self.guarded(lambda: self.tell(row))
 
 
 class StopWhenLost(Stopper):

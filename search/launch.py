@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from optuna.storages import BaseStorage
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from layers import UsageError
 from results.ledger import Ledger
@@ -179,7 +180,7 @@ def _run(
         return Outcome(done=len(past), wanted=plan.trials, exhausted=False)
     _check_alone(ledger, name, console)
     waiting = _unfinished(ledger, name, past)
-    with connected(resources.address), Progress(console) as progress:
+    with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
         share = resources.resolved(lambda: gpu_share(subject, plan.schedule))
         recorder = Recorder(
             ledger,

@@ -7,6 +7,7 @@ import platform
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -128,6 +129,10 @@ def _times(started: str | None) -> dict[str, Any]:
 
 def _versions(report: Mapping[str, Any]) -> dict[str, Any]:
     """Whatever else the bits of a result depend on, such as the threads that share out a CPU's sums."""
-    packages = {name: version(name) for name in ("overtone", "torch", "ray", "optuna")}
     threads = {"threads": report["threads"]} if "threads" in report else {}
-    return {**packages, "python": platform.python_version(), "driver": socket.gethostname(), **threads}
+    return {**_packages(), "python": platform.python_version(), "driver": socket.gethostname(), **threads}
+
+
+@cache
+def _packages() -> dict[str, str]:
+    return {name: version(name) for name in ("overtone", "torch", "ray", "optuna")}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,11 +16,11 @@ import pyarrow.compute as pc
 from results.dominance import front_mask
 from results.front import hypervolume, reference_point
 from results.ledger import Ledger
-from results.schema import TrialRow, to_table
+from results.schema import TrialRow, TrialStatus, to_table
 from search.keeper import TrialKeeper
 from search.progress import Snapshot
 from search.record import reused_row
-from search.trainable import MODEL_FILE
+from search.trainable import checkpoint_name
 from search.watch import Watcher
 from spaces import Network
 
@@ -44,11 +42,14 @@ class Recorder(TrialKeeper):
         gpus: float = 0,
         stopped: Container[str] = (),
     ) -> None:
-        ended = Counter(ledger.trials(study).column("status").to_pylist())
+        past = ledger.trials(study, columns=["status", "total_s"])
+        ended = Counter(past.column("status").to_pylist())
         super().__init__(ledger, study, network, wanted=wanted, ended=ended, stopped=stopped)
+        self._seconds = float(pc.sum(past.column("total_s")).as_py() or 0)
         self._watchers, self._keep_all, self._gpus = watchers, keep == "all", gpus
         self._objectives = ledger.objectives(study)
         self._uncompressed = ledger.study(study)["uncompressed"]
+        self._members = ledger.front(study)
         self._found: dict[str, Any] | None = None
 
     def answer(self, suggestion: dict[str, Any], row: Mapping[str, Any]) -> None:
@@ -56,28 +57,26 @@ class Recorder(TrialKeeper):
         self.keep(reused_row(self.study, suggestion, row))
 
     def write(self, row: TrialRow) -> None:
-        """Append the row, and bring the front up to date."""
-        self.ledger.append(row)
-        self.ledger.write_front(self.study)
+        """Append the row, and bring the front up to date.
 
-    def with_model(self, row: TrialRow, trial: Any) -> TrialRow:
-        """The row names its packed model, kept or not: what is kept is what no trial so far dominates, or all."""
-        with trial.checkpoint.as_directory() as folder:
-            packed = Path(folder, MODEL_FILE).read_bytes()
-        if self._keep_all or self._on_front(row):
-            self.ledger.put_model(packed)
-        return replace(row, model_sha256=hashlib.sha256(packed).hexdigest())
+        Of models those are kept that no trial so far dominates, or all.
+        """
+        here = row.status == TrialStatus.FINISHED and row.reused_from is None
+        if here and row.model_sha256 is not None and (self._keep_all or self._on_front(row)):
+            self.ledger.take_model(checkpoint_name(self.study, row.trial), row.model_sha256)
+        self.ledger.append(row)
+        self._members, self._found = self.ledger.write_front(self.study), None
+        self._seconds += row.total_s or 0.0
 
     def _on_front(self, row: TrialRow) -> bool:
-        both = pa.concat_tables([self.ledger.front(self.study), to_table([row])])
+        both = pa.concat_tables([self._members, to_table([row])])
         return bool(front_mask(both, self._objectives)[-1])
 
     def tell(self, row: TrialRow | None) -> None:
-        """To other terminals, and to this one."""
-        if row is not None or self._found is None:
-            self._found = self._look()
+        """A trial that ended to who watches; else where the study stands, to other terminals too."""
         snapshot = self._snapshot()
-        self._write_progress("running", snapshot)
+        if row is None:
+            self._write_progress("running", snapshot)
         for watcher in self._watchers:
             watcher.show(snapshot, row)
 
@@ -89,18 +88,18 @@ class Recorder(TrialKeeper):
             self.guarded(lambda: self.ledger.compact(self.study))
 
     def _snapshot(self) -> Snapshot:
-        return Snapshot(**asdict(self.tally()), **(self._found or self._look()), gpus=self._gpus)
+        self._found = self._found or self._look()
+        return Snapshot(**asdict(self.tally()), **self._found, hours=self._seconds / 3600, gpus=self._gpus)
 
     def _look(self) -> dict[str, Any]:
         """What only changes when a trial ends."""
         names = [objective.name for objective in self._objectives]
-        trials = self.ledger.trials(self.study, columns=["status", "total_s", *names])
-        members = self.ledger.front(self.study)
+        unknown = [o for o in self._objectives if o.direction == "min" and self._uncompressed.get(o.name) is None]
+        trials = self.ledger.trials(self.study, columns=["status", *names]) if unknown else self._members
         reference = reference_point(self._objectives, self._uncompressed, trials)
         return {
-            "front": members.num_rows,
-            "hypervolume": hypervolume(members, self._objectives, reference),
-            "hours": float(pc.sum(trials.column("total_s")).as_py() or 0) / 3600,
+            "front": self._members.num_rows,
+            "hypervolume": hypervolume(self._members, self._objectives, reference),
         }
 
     def _write_progress(self, state: str, snapshot: Snapshot) -> None:

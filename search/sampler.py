@@ -26,9 +26,8 @@ from optuna.trial import TrialState, create_trial
 from layers import UsageError
 from results.objectives import Objective
 from search.budget import Budget
-from search.candidates import Candidates
+from search.candidates import Candidates, Ints
 from search.front_sampler import FORECAST, FrontSampler
-from spaces import NetworkConfig
 
 __all__ = ["SAMPLERS", "ConfigSampler", "Told", "check_sampler"]
 
@@ -65,7 +64,7 @@ class Told:
 
 
 class ConfigSampler:
-    """Draws configs of a space and learns from what they measured."""
+    """Draws points of a space and learns from what their configs measured."""
 
     def __init__(
         self,
@@ -100,19 +99,19 @@ class ConfigSampler:
             self._study.set_metric_names([objective.name for objective in objectives])
         self._asked: dict[int, optuna.Trial] = {}
 
-    def ask(self, *draw: int) -> tuple[int, NetworkConfig]:
-        """A handle for `tell`, and the canonical config drawn; equal draws come from equal numbers and histories."""
+    def ask(self, *draw: int) -> tuple[int, Ints]:
+        """A handle for `tell`, and the point drawn (knobs,); equal draws come from equal numbers and histories."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._study.sampler = self._make(seed=_seed(self._seed, *draw))
             trial = self._study.ask(self._distributions)
         self._asked[trial.number] = trial
-        point = np.array([trial.params[name] for name in self._distributions], dtype=np.int64)
-        return trial.number, self._candidates.config(point)
+        drawn = trial.params
+        return trial.number, np.array([drawn[name] for name in self._distributions], dtype=np.int64)
 
-    def enqueue(self, config: NetworkConfig) -> None:
-        """Make this config the next one that `ask` gives; `UsageError` where the space does not hold it."""
-        self._study.enqueue_trial(self._params(config))
+    def enqueue(self, point: Ints) -> None:
+        """Make this point (knobs,) the next one that `ask` gives."""
+        self._study.enqueue_trial(self._params(point))
 
     def tell(self, handle: int, told: Told) -> None:
         """What came of a drawn config."""
@@ -123,19 +122,19 @@ class ConfigSampler:
             trial.set_constraint(name, value)
         self._study.tell(trial, told.values, state=told.state)
 
-    def replay(self, config: NetworkConfig, told: Told) -> None:
-        """Learn from a trial of the past; `UsageError` where the space does not hold it."""
+    def replay(self, point: Ints, told: Told) -> None:
+        """Learn from a trial of the past, which was at this point (knobs,)."""
         trial = create_trial(
             state=told.state,
-            params=self._params(config),
+            params=self._params(point),
             distributions=self._distributions,
             values=None if told.values is None else list(told.values),
             user_attrs={} if told.forecast is None else {FORECAST: told.forecast},
         )
         self._study.add_trial(trial)
 
-    def _params(self, config: NetworkConfig) -> dict[str, int]:
-        return dict(zip(self._distributions, self._candidates.point(config).tolist(), strict=True))
+    def _params(self, point: Ints) -> dict[str, int]:
+        return dict(zip(self._distributions, point.tolist(), strict=True))
 
 
 def check_sampler(name: str) -> None:

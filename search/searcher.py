@@ -12,7 +12,7 @@ from layers import UsageError
 from results.objectives import Objective
 from results.schema import TrialStatus
 from search.budget import Budget
-from search.candidates import Candidates, Floats
+from search.candidates import Candidates, Floats, Ints
 from search.judge import Judge
 from search.record import network_config, row_accuracies
 from search.sampler import ConfigSampler, Told
@@ -25,6 +25,9 @@ _DRAWS = 50
 """Draws of the sampler that may be over budget or known before other ways are tried."""
 _BLENDS = 2000
 """Random configs, pulled into the budget, that may be known before the space counts as exhausted."""
+
+_Drawn = tuple[int, NetworkConfig, Floats]
+"""What the sampler calls a draw, the canonical config, its features."""
 
 Answer = Callable[[dict[str, Any], Mapping[str, Any]], None]
 
@@ -72,9 +75,10 @@ class FrontSearcher(Searcher):
         self._known.add(self._space.network.digest(config))
         self._number = max(self._number, row["number"] + 1)
         try:
-            self._sampler.replay(config, self._told(row, row["status"], row_accuracies(row), self._features(config)))
+            point = self._candidates.point(config)
         except UsageError:
             return
+        self._sampler.replay(point, self._told(row, row["status"], row_accuracies(row), self._features(point)))
 
     def begin(
         self,
@@ -102,14 +106,14 @@ class FrontSearcher(Searcher):
             drawn = self._draw() if waiting is None else self._taken(TrialSpec.from_json(waiting["spec"]).config)
             if drawn is None:
                 return Searcher.FINISHED
-            handle, config = drawn
+            handle, config, features = drawn
             self._left -= 1
             self._known.add(self._space.network.digest(config))
             spec = self._make_spec(config)
             digest = spec.digest(self._space.network)
             suggestion = waiting or {"number": self._number, "trial": digest[:10], "spec": spec.to_json()}
             self._number = max(self._number, suggestion["number"] + 1)
-            row, features = self._measured.get(digest), self._features(config)
+            row = self._measured.get(digest)
             if row is None or self._answer is None:
                 self._asked[trial_id] = handle, features
                 return suggestion
@@ -151,29 +155,30 @@ class FrontSearcher(Searcher):
             return Told(forecast=accuracies[-1] if forecast is None else forecast[0])
         return Told()
 
-    def _features(self, config: NetworkConfig) -> Floats:
-        """`UsageError` where the space does not hold the config."""
-        found: Floats = self._candidates.look(self._candidates.point(config)[None]).features[0]
+    def _features(self, point: Ints) -> Floats:
+        found: Floats = self._candidates.look(point[None]).features[0]
         return found
 
     def _is_new(self, config: NetworkConfig) -> bool:
         network = self._space.network
         return network.digest(config) not in self._known and self._budget.fits(network.cost(config))
 
-    def _taken(self, config: NetworkConfig) -> tuple[int, NetworkConfig]:
+    def _taken(self, config: NetworkConfig) -> _Drawn:
         """What the sampler calls a config that it did not draw itself."""
-        self._sampler.enqueue(config)
-        return self._sampler.ask(self._number, 0)
+        point = self._candidates.point(config)
+        self._sampler.enqueue(point)
+        return self._sampler.ask(self._number, 0)[0], config, self._features(point)
 
-    def _draw(self) -> tuple[int, NetworkConfig] | None:
+    def _draw(self) -> _Drawn | None:
         while self._seeds:
             config = self._seeds.pop(0)
             if self._is_new(config) and self._holds(config):
                 return self._taken(config)
         for attempt in range(_DRAWS):
-            handle, config = self._sampler.ask(self._number, attempt)
+            handle, point = self._sampler.ask(self._number, attempt)
+            config = self._candidates.config(point)
             if self._is_new(config):
-                return handle, config
+                return handle, config, self._features(point)
             cost = self._space.network.cost(config)
             self._sampler.tell(handle, Told(excess=None if self._budget.fits(cost) else self._budget.excess(cost)))
         draws = random.Random(f"{self._seed} {self._number}")

@@ -58,6 +58,11 @@ class Surrogate:
         deviation = np.sqrt(np.maximum(deviation**2 - self._noise, 1e-8))
         return mean * self._unit + self._offset, deviation * self._unit
 
+    def mean(self, features: Floats) -> Floats:
+        """The mean score (m,) alone, which is quicker."""
+        found: Floats = self._process.predict(self._normed(features)) * self._unit + self._offset
+        return found
+
     def left_out(self) -> Floats:
         """The score (n,) that each trial is forecast to have by the others."""
         process = self._process

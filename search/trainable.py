@@ -2,16 +2,19 @@
 
 A trial that takes long leaves a checkpoint in the store now and then, under the name that its suggestion has in the
 ledger, so that whoever runs it again, after the worker, the node or the whole search has died, goes on from there.
+At its end the packed model takes the checkpoint's place, for the driver to keep or to delete. Ray's own checkpoints are
+not used: they would be written beside, and each makes Ray Tune save the state of all trials.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from ray.tune.result import DONE, SHOULD_CHECKPOINT
+from ray.tune.result import DONE
 from torch import nn
 
 from layers import OvertoneError
@@ -30,17 +33,20 @@ from trainers.finetune import Epoch
 from trainers.spec import TrialSpec
 from trainers.trial import Trial
 
-__all__ = ["MODEL_FILE", "TrialActor", "checkpoint_name"]
+__all__ = ["TrialActor", "checkpoint_name"]
 
-MODEL_FILE = "model.safetensors"
-"""The packed model in a trial's checkpoint."""
+_FILE = "trial.safetensors"
 
 _CHECKPOINT_S = 30.0
 """Seconds of work that a crash may cost, or an epoch where that takes longer."""
 
 
+class _LostError(OvertoneError):
+    """The store cannot be written, which is no fault of the trial: the search had better stop."""
+
+
 def checkpoint_name(study: str, trial: str) -> str:
-    """Where in the store an unfinished trial is kept."""
+    """Where in the store an unfinished trial is kept, and the packed model of one that has just ended."""
     return f"checkpoints/{study}/{trial}.safetensors"
 
 
@@ -70,28 +76,21 @@ class TrialActor(tune.Trainable):
         self._config = new_config
         self._started = datetime.now(UTC)
         self._trial: Trial | None = None
-        self._packed: bytes | None = None
         self._epochs: Iterator[Epoch] = iter(())
         if self._device == "cuda":
             torch.cuda.empty_cache()
         return True
 
     def step(self) -> dict[str, Any]:
-        """The start, or an epoch: each report carries what was measured so far, the last one's checkpoint the model."""
+        """The start, or an epoch: each report carries what was measured so far."""
         try:
             return self._advance()
+        except _LostError as error:
+            return {**self._about("lost"), "error": str(error), DONE: True}
         except OvertoneError as error:
             return self._failed(str(error))
         except Exception:
             return self._failed(traceback.format_exc(limit=-3))
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Leave the packed model, written by the last step, where a failure is the trial's."""
-        if self._packed is not None:
-            (Path(checkpoint_dir) / MODEL_FILE).write_bytes(self._packed)
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Nothing: Ray's checkpoint of a trial is its end, and what it goes on from is in the store."""
 
     def _advance(self) -> dict[str, Any]:
         if self._trial is None:
@@ -99,17 +98,17 @@ class TrialActor(tune.Trainable):
             self._epochs, self._kept = self._trial.epochs(), time.monotonic()
         else:
             next(self._epochs)
-            self._keep()
+            if not self._trial.ended and time.monotonic() - self._kept >= self._checkpoint_s:
+                self._leave(self._trial.checkpoint)
+                self._kept = time.monotonic()
         result = self._trial.result().to_json()
         accuracies = [result["zero_shot_top1"], *(epoch["val_top1"] for epoch in result["curve"])]
         known = {"result": json.dumps(result), "accuracies": accuracies, **result["cost"]}
         if not self._trial.ended:
             return {**self._about("running"), **known}
-        with tempfile.TemporaryDirectory() as folder:
-            self._trial.save(Path(folder) / MODEL_FILE)
-            self._packed = (Path(folder) / MODEL_FILE).read_bytes()
         measured = {name: result[name] for name in ("val_top1", "latency_ms", "latency_b64_ms")}
-        return {**self._about("finished"), **known, **measured, DONE: True, SHOULD_CHECKPOINT: True}
+        packed = {"model_sha256": self._leave(self._trial.save)}
+        return {**self._about("finished"), **known, **measured, **packed, DONE: True}
 
     def _begin(self) -> Trial:
         """The trial where its checkpoint left it; at its start where there is none that can be used."""
@@ -117,20 +116,22 @@ class TrialActor(tune.Trainable):
         shared: dict[str, Any] = {"data": self._data, "baseline": self._baseline, "network": self._network}
         if self._store.exists(self._checkpoint):
             with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OvertoneError):
-                path = Path(folder) / MODEL_FILE
+                path = Path(folder) / _FILE
                 path.write_bytes(self._store.read_bytes(self._checkpoint))
                 return Trial(spec, **shared, device=self._device, resume_from=path)
         return Trial(spec, **shared, device=self._device)
 
-    def _keep(self) -> None:
-        """Leave a checkpoint, where the last one is old and the trial has not ended."""
-        if self._trial is None or self._trial.ended or time.monotonic() - self._kept < self._checkpoint_s:
-            return
+    def _leave(self, write: Callable[[Path], None]) -> str:
+        """Put into the store what `write` makes of the trial; gives its SHA-256."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / MODEL_FILE
-            self._trial.checkpoint(path)
-            self._store.write_bytes(self._checkpoint, path.read_bytes())
-        self._kept = time.monotonic()
+            path = Path(folder) / _FILE
+            write(path)
+            content = path.read_bytes()
+        try:
+            self._store.write_bytes(self._checkpoint, content)
+        except OvertoneError as error:
+            raise _LostError(str(error)) from error
+        return hashlib.sha256(content).hexdigest()
 
     @property
     def _checkpoint(self) -> str:

@@ -136,11 +136,10 @@ class Network:
                 most = max(self.shapes[layer].in_channels for layer in self.layers_of(block))
                 asked = dataclasses.replace(asked, activation_block=min(asked.activation_block, most))
             forms = self.block_forms(block, asked, config.minimum_templates)
-            for changes in _SIMPLER:
-                other = dataclasses.replace(
-                    asked, **{k: v for k, v in changes.items() if getattr(asked, k) is not None}
-                )
-                if other != asked and self.block_forms(block, other, config.minimum_templates) == forms:
+            for simple in _SIMPLER:
+                changes = {k: v for k, v in simple.items() if getattr(asked, k) not in (None, v)}
+                other = dataclasses.replace(asked, **changes) if changes else asked
+                if changes and self.block_forms(block, other, config.minimum_templates) == forms:
                     asked = other
             if asked != BlockConfig():
                 blocks[block] = asked
@@ -174,6 +173,7 @@ _SIMPLER: tuple[Mapping[str, Any], ...] = (
 """Values that knobs have where they change no layer, those of some together, tried in this order."""
 
 
+@lru_cache(maxsize=1 << 12)
 def _identity(form: LayerForm) -> dict[str, object]:
     """A form as its network's digest holds it; without what was not there at first, where that is at its default."""
     later = {"allocation": None, "exponent_axis": "flat", "activation_block": 1, "vector_bits": None}

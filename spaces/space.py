@@ -85,17 +85,12 @@ class Space:
 
     def decode(self, values: Mapping[str, Value]) -> NetworkConfig:
         """The canonical config of one value a knob; knobs that are not named take their first value."""
-        blocks = {
-            block: _block({knob: values.get(f"{block}.{knob}", allowed[0]) for knob, allowed in knobs.items()})
-            for block, knobs in self.choices.items()
-        }
+        blocks = {block: self.block_config(block, values) for block in self.choices}
         return self.network.canonical(NetworkConfig(blocks=blocks, minimum_templates=self.minimum_templates))
 
     def block_config(self, block: str, values: Mapping[str, Value]) -> BlockConfig:
-        """The canonical config of one block, as `decode` makes it."""
-        knobs = {knob: values.get(f"{block}.{knob}", allowed[0]) for knob, allowed in self.choices[block].items()}
-        alone = NetworkConfig(blocks={block: _block(knobs)}, minimum_templates=self.minimum_templates)
-        return self.network.canonical(alone).blocks.get(block, BlockConfig())
+        """The config of one block as these values spell it, knobs without effect among them."""
+        return _block({knob: values.get(f"{block}.{knob}", kinds[0]) for knob, kinds in self.choices[block].items()})
 
     def encode(self, config: NetworkConfig) -> dict[str, Value]:
         """One value a knob that decodes to the config; `UsageError` where it lies outside the space."""

@@ -225,9 +225,23 @@ def test_missing_model_is_named(ledger):
         ledger.put_model(ledger.store.path_of("none.safetensors"))
 
 
+def test_a_model_that_a_worker_left_is_taken_once(ledger, rng):
+    data = rng.bytes(100)
+    digest = hashlib.sha256(data).hexdigest()
+    for name in ("checkpoints/a", "checkpoints/b"):
+        ledger.store.write_bytes(name, data)
+        ledger.take_model(name, digest)
+        assert ledger.model_path(digest).read_bytes() == data
+    assert not ledger.store.exists("checkpoints/a")
+    with pytest.raises(OvertoneError, match=r"^cannot move '.*/checkpoints/a': it does not exist$"):
+        ledger.take_model("checkpoints/a", "0" * 64)
+
+
 def test_progress_is_replaced(ledger):
     assert ledger.read_progress("demo") is None
     ledger.write_progress("demo", {"running": 2})
     ledger.write_progress("demo", {"running": 0, "state": "done"})
     assert ledger.read_progress("demo") == {"running": 0, "state": "done"}
+    ledger.store.write_bytes("studies/demo.progress.json", b"")  # as a power cut may leave it
+    assert ledger.read_progress("demo") is None
     assert ledger.studies() == ["demo"]

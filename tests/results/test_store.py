@@ -46,6 +46,17 @@ class ContractOfStores:
         assert not store.exists("a/file.bin")
         store.delete("a/file.bin")
 
+    def test_moves_a_file_over_another(self, store):
+        store.write_bytes("a/file.bin", b"new")
+        store.write_bytes("b/c/file.bin", b"old")
+        for to in ("b/c/file.bin", "d/new.bin"):
+            store.move("a/file.bin", to)
+            assert store.read_bytes(to) == b"new"
+            assert not store.exists("a/file.bin")
+            store.write_bytes("a/file.bin", b"new")
+        with pytest.raises(OvertoneError, match=r"^cannot move '.*x/gone\.bin': .*not exist"):
+            store.move("x/gone.bin", "x/here.bin")
+
     def test_missing_file_is_one_sentence_naming_it(self, store):
         with pytest.raises(OvertoneError, match=r"^cannot read '.*x/gone\.bin': it does not exist$"):
             store.read_bytes("x/gone.bin")

@@ -122,7 +122,8 @@ def _search(candidates: Candidates, sampler: str, trials: int, budget: Budget | 
     drawing = ConfigSampler(candidates, OBJECTIVES, sampler=sampler, seed=3, budget=budget)
     drawn = []
     for number in range(trials):
-        handle, config = drawing.ask(number)
+        handle, point = drawing.ask(number)
+        config = candidates.config(point)
         drawn.append(config)
         cost = candidates.space.network.cost(config)
         accuracy = _accuracy(config)
@@ -170,8 +171,9 @@ def test_trials_under_way_are_not_drawn_again(candidates: Candidates) -> None:
     for config in _search(candidates, "random", 10):
         cost = candidates.space.network.cost(config)
         told = Told(values=[_accuracy(config), cost.size_bytes, cost.flops])
-        drawing.replay(config, told)
-    digests = [candidates.space.network.digest(drawing.ask(number)[1]) for number in range(10, 16)]
+        drawing.replay(candidates.point(config), told)
+    drawn = [candidates.config(drawing.ask(number)[1]) for number in range(10, 16)]
+    digests = [candidates.space.network.digest(config) for config in drawn]
     assert len(set(digests)) == 6
 
 
@@ -179,7 +181,8 @@ def test_latency_is_forecast_from_the_trials_that_are_most_alike(candidates: Can
     objectives = parse_objectives(("val_top1", "latency_ms"))
     drawing = ConfigSampler(candidates, objectives, sampler="front", seed=0)
     for number in range(16):
-        handle, config = drawing.ask(number)
+        handle, point = drawing.ask(number)
+        config = candidates.config(point)
         cost = candidates.space.network.cost(config)
         drawing.tell(handle, Told(values=[_accuracy(config), cost.flops / 1e6]))
     assert len(drawing._study.best_trials) >= 2

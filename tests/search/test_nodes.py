@@ -176,7 +176,7 @@ def test_a_study_lives_in_an_object_store(bucket: str, cluster: Cluster, weights
     assert json.loads((tmp_path / "best" / "config.json").read_text())
     assert (tmp_path / "best" / "model.safetensors").stat().st_size >= best["size_bytes"]
     files, prefix = pafs.FileSystem.from_uri(bucket)
-    left = files.get_file_info(pafs.FileSelector(f"{prefix}/tune", recursive=True, allow_not_found=True))
+    left = files.get_file_info(pafs.FileSelector(f"{prefix}/checkpoints", recursive=True, allow_not_found=True))
     assert [file.path for file in left if file.is_file] == []
 
 

@@ -144,10 +144,13 @@ def test_failed_trials_teach_the_sampler_nothing_and_leave_none_running(make, sp
 
 def test_replayed_trials_are_what_optuna_would_have_kept(space: Space) -> None:
     draws = random.Random(5)
-    sampler = ConfigSampler(Candidates(space), OBJECTIVES, sampler="tpe", seed=0)
+    candidates = Candidates(space)
+    sampler = ConfigSampler(candidates, OBJECTIVES, sampler="tpe", seed=0)
     for _ in range(20):
         config = space.decode({name: draws.choice(values) for name, values in space.knobs.items()})
-        sampler.replay(config, Told(values=(0.5, 1e4, 1e6)))
+        point = candidates.point(config)
+        assert candidates.config(point) == config
+        sampler.replay(point, Told(values=(0.5, 1e4, 1e6)))
         params = sampler._study.trials[-1].params
         found = space.decode({name: space.knobs[name][index] for name, index in params.items()})
         assert found == config

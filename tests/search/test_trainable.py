@@ -1,6 +1,7 @@
 """The actor, as Ray Tune calls it, without Ray Tune."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +56,7 @@ def test_a_trial_whose_worker_died_goes_on_from_its_last_epoch(begin: Any, tmp_p
     """To the same end, bit for bit."""
     whole = begin(checkpoint_s=1e9)
     expected = [whole.step() for _ in range(5)][-1]
-    assert not (tmp_path / checkpoint_name("s", "abc")).exists()
+    (tmp_path / checkpoint_name("s", "abc")).unlink()
     first = begin()
     before = [first.step() for _ in range(3)]
     again = begin()
@@ -73,3 +74,22 @@ def test_a_damaged_checkpoint_begins_the_trial_anew(begin: Any, tmp_path: Path, 
     path.write_bytes(content)
     report = begin().step()
     assert (report["status"], len(report["accuracies"])) == ("running", 1)
+
+
+def test_the_packed_model_takes_the_place_of_the_checkpoint(begin: Any, tmp_path: Path) -> None:
+    """And a trial whose row was not written in time begins anew, to the same end."""
+    actor = begin()
+    last = [actor.step() for _ in range(5)][-1]
+    packed = (tmp_path / checkpoint_name("s", "abc")).read_bytes()
+    assert hashlib.sha256(packed).hexdigest() == last["model_sha256"]
+    again = begin(checkpoint_s=1e9)
+    assert [again.step() for _ in range(5)][-1]["model_sha256"] == last["model_sha256"]
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_store_that_cannot_be_written_is_no_fault_of_the_trial(begin: Any, tmp_path: Path, steps: int) -> None:
+    actor = begin(checkpoint_s=0.0 if steps == 2 else 1e9)
+    (tmp_path / "checkpoints").write_text("in the way")
+    report = [actor.step() for _ in range(steps)][-1]
+    assert (report["status"], report["done"]) == ("lost", True)
+    assert report["error"].startswith("cannot write ")
