@@ -20,6 +20,9 @@ from spaces import Network
 
 __all__ = ["StopWhenLost", "TrialKeeper"]
 
+_NEWS_S = 0.1
+"""The least time between two things said to whoever may ask later."""
+
 
 class TrialKeeper(Callback):
     """Writes each ended trial at once. What cannot be written stops the run (`lost`); finished rows stay."""
@@ -93,7 +96,7 @@ class TrialKeeper(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Say what has changed, and now and then that the run is alive."""
-        if self.lost is None and (self._changed or time.monotonic() - self._beat > HEARTBEAT_S):
+        if self.lost is None and time.monotonic() - self._beat > (_NEWS_S if self._changed else HEARTBEAT_S):
             self._beat, self._changed = time.monotonic(), False
             self.guarded(lambda: self.tell(None))
 
