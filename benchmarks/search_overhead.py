@@ -43,13 +43,13 @@ from rich.console import Console
 
 from results.ledger import Ledger
 from results.store import Store
-from search import engine
-from search.cluster import Resources
-from search.launch import start_study
-from search.recorder import Recorder
-from search.searcher import FrontSearcher
-from search.study import StudyPlan
-from search.trainable import TrialActor
+from search.choice.searcher import FrontSearcher
+from search.run import engine
+from search.run.cluster import Resources
+from search.run.launch import start_study
+from search.run.recorder import Recorder
+from search.run.trainable import TrialActor
+from search.study.plan import StudyPlan
 from spaces import build_model, save_weights
 from trainers.spec import TrialSpec
 

@@ -27,7 +27,7 @@ def payload(
     models: Collection[str],
     insight: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The page's data; `seeds` is what `results.summary.repeats` gives, `insight` what `search.insight` gives.
+    """The page's data; `seeds` is what `results.summary.repeats` gives, `insight` what `search.commands.insight` gives.
 
     `models` are the SHA-256 of the packed models that were kept. A cost that no trial has measured is left out of
     `axes`.

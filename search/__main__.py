@@ -1,6 +1,6 @@
 """`python -m search` is `overtone`."""
 
-from search.cli import main
+from search.commands.cli import main
 
 if __name__ == "__main__":
     main()

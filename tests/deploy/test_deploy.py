@@ -13,7 +13,7 @@ import typer
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from search.cli import app
+from search.commands.cli import app
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from results.ledger import Ledger
 from results.store import Store
-from search.cluster import Resources
-from search.record import finished_row
-from search.study import StudyPlan
-from search.subject import Subject
+from search.run.cluster import Resources
+from search.study.plan import StudyPlan
+from search.study.record import finished_row
+from search.study.subject import Subject
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, save_weights
 from trainers.data import DataSpec
 from trainers.trial import run_trial

@@ -1,0 +1,120 @@
+"""Reads an exported file as its user will: in a process of its own, which knows nothing but the file and the data.
+
+`python -m search.export.reader FILE OUT` reads a job from its input (`spec`, the trial's as JSON, and `threads`), and
+leaves the class of each validation image in OUT, a .npy file. Neither Ray nor Optuna is needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layers import OvertoneError, UsageError
+from spaces import build_model, load_model
+from spaces.models import is_factory
+from trainers.data import load_data
+from trainers.evaluate import predict
+from trainers.spec import TrialSpec
+
+__all__ = ["check_reader", "factory_of", "read_apart"]
+
+
+def check_reader(format: str) -> None:
+    """Raises `UsageError` where the package that reads files of this format is not installed."""
+    if format == "onnx" and importlib.util.find_spec("onnxruntime") is None:
+        raise UsageError("format 'onnx' is verified by onnxruntime: pip install 'overtone[onnx]'.")
+
+
+def read_apart(path: Path, spec: TrialSpec) -> Tensor:
+    """The class (n,), int64, that an exported file gives each validation image of the trial's data.
+
+    The reading process has this one's threads and looks for modules where this one does. Raises `OvertoneError` with
+    its last words where it fails.
+    """
+    job = json.dumps({"spec": spec.to_json(), "threads": torch.get_num_threads()})
+    out = path.with_name(f"{path.name}.npy")
+    command = [sys.executable, "-P", "-m", "search.export.reader", str(path), str(out)]
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)}
+    done = subprocess.run(command, input=job, env=where, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        words = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1].rstrip(".")
+        raise OvertoneError(f"The exported {path.suffix[1:]} cannot be read in a process of its own; {words}.")
+    classes = torch.from_numpy(np.load(out))
+    out.unlink()
+    return classes
+
+
+def factory_of(model: str) -> Callable[..., nn.Module] | None:
+    """How to build a network of the user's own code: the study named it, so it is the user's choice to run it."""
+    return (lambda **shape: build_model(model, **shape)) if is_factory(model) else None
+
+
+def main() -> int:
+    """Read a file and leave its classes; 0 done, 1 failed, with a sentence as the last line."""
+    path, out = map(Path, sys.argv[1:])
+    job = json.load(sys.stdin)
+    torch.set_num_threads(job["threads"])
+    try:
+        spec = TrialSpec.from_json(job["spec"])
+        network, data = _open(path, spec.model), load_data(spec.data)
+        np.save(out, predict(network, data.val, mean=data.mean, std=data.std, device="cpu").numpy())
+    except OvertoneError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _open(path: Path, model: str) -> nn.Module:
+    readers: dict[str, Callable[[], nn.Module]] = {
+        ".safetensors": lambda: load_model(path, factory=factory_of(model)),
+        ".onnx": lambda: _Runtime(path),
+        ".pt2": lambda: _Program(path),
+    }
+    return readers[path.suffix]()
+
+
+class _Program(nn.Module):
+    """A `torch.export` file, called like a network."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._call = torch.export.load(path).module()
+
+    def eval(self) -> _Program:
+        """Exported programs have one mode, the one they were exported in."""
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self._call(x)
+        return logits
+
+
+class _Runtime(nn.Module):
+    """An ONNX file in onnxruntime, called like a network."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        (self._input,) = (given.name for given in self._session.get_inputs())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return torch.from_numpy(self._session.run(None, {self._input: x.contiguous().numpy()})[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Trials whose models were not kept, trained again for an export."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layers import OvertoneError, UsageError
+from results.ledger import Ledger
+from results.schema import TrialRow
+from search.commands.cli import _run
+from search.export import verify
+from search.export.verify import export_trial
+from search.study.plan import StudyPlan
+from spaces import build_model, load_model, save_weights
+from trainers.data import load_data
+from trainers.evaluate import predict
+from trainers.spec import TrialSpec
+
+RunAlone = Callable[[StudyPlan], str]
+
+
+def _lost(ledger: Ledger, **changes: Any) -> TrialRow:
+    """The trial's row with some changes, and no model in the store."""
+    row = dataclasses.replace(TrialRow.from_record(ledger.trials("s").to_pylist()[0]), **changes)
+    for digest in ledger.models():
+        ledger.model_path(digest).unlink()
+    if changes:
+        ledger.store.delete(ledger.store.list("trials/study=s")[0])
+        ledger.append(row)
+    return row
+
+
+def _again(ledger: Ledger, out: Path, say: Callable[[str], object] = print) -> dict[str, Any]:
+    where = {"where": None, "format": "safetensors", "out": out}
+    return export_trial(ledger, "s", "abc", **where, rerun_on=torch.device("cpu"), say=say)
+
+
+@pytest.fixture
+def _read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported files are read in this process, which is faster."""
+
+    def read(path: Path, spec: TrialSpec) -> torch.Tensor:
+        data = load_data(spec.data)
+        return predict(load_model(path), data.val, mean=data.mean, std=data.std, device="cpu")
+
+    monkeypatch.setattr(verify, "read_apart", read)
+
+
+def test_a_trial_trained_again_is_the_same_file_bit_for_bit(
+    ledger: Ledger, plan: StudyPlan, run_alone: RunAlone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_alone(plan)
+    row = _lost(ledger)
+    asked = ["export", "--study", "s", "--store", ledger.store.uri, "--out", str(tmp_path / "out")]
+    assert _run(asked) == 1
+    assert "was not kept (--keep front): add --rerun to train it again, 1 epoch." in capsys.readouterr().err
+    assert _run([*asked, "--rerun", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert "epoch 1/1: train_loss" in err
+    assert "Trial abc, trained again, is the same file bit for bit." in err
+    assert "the exported file gives the trial's class for all 360 validation images" in " ".join(out.split())
+    assert ledger.models() == {row.model_sha256}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["same_file"] is True
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", "out", "runs"}
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("_read_here")
+def test_a_trial_is_trained_again_with_the_threads_that_it_had(
+    ledger: Ledger, plan: StudyPlan, run_alone: RunAlone, tmp_path: Path
+) -> None:
+    torch.set_num_threads(2)
+    try:
+        run_alone(plan)
+    finally:
+        torch.set_num_threads(1)
+    _lost(ledger)
+    assert _again(ledger, tmp_path / "out")["same_file"] is True
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("_read_here")
+def test_what_was_interrupted_goes_on(ledger: Ledger, plan: StudyPlan, run_alone: RunAlone, tmp_path: Path) -> None:
+    run_alone(dataclasses.replace(plan, epochs=2))
+    row, said = _lost(ledger), []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _again(ledger, tmp_path / "out", stop)
+    assert (tmp_path / "out.checkpoint").exists()
+    assert not (tmp_path / "out").exists()
+    assert _again(ledger, tmp_path / "out", said.append)["model_sha256"] == row.model_sha256
+    assert [line.split(":")[0] for line in said[:3]] == ["epoch 1/2", said[1], "epoch 2/2"]
+    assert said[1] == f"Going on from {tmp_path / 'out.checkpoint'}."
+    assert not (tmp_path / "out.checkpoint").exists()
+
+
+@pytest.mark.usefixtures("_read_here")
+def test_another_file_is_taken_where_it_is_as_accurate(
+    ledger: Ledger, plan: StudyPlan, run_alone: RunAlone, tmp_path: Path
+) -> None:
+    run_alone(plan)
+    (digest,) = ledger.models()
+    row, said = _lost(ledger, model_sha256="0" * 64), []
+    card = _again(ledger, tmp_path / "near", said.append)
+    assert (card["same_file"], card["model_sha256"], card["val_top1"]) == (False, digest, row.val_top1)
+    assert "is another file (another device or version of torch)" in said[-1]
+    assert "This is the trial trained again: another file" in (tmp_path / "near" / "README.md").read_text()
+    assert not ledger.models()
+
+    _lost(ledger, val_top1=(row.val_top1 or 0) + 0.006)
+    with pytest.raises(OvertoneError, match=r"trained again on cpu, has val_top1 .* where the ledger has"):
+        _again(ledger, tmp_path / "far")
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", "near", "runs"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), r"weights \(='.*mine\.safetensors'\) must be a file or one of"),
+        (
+            lambda path: save_weights(build_model("resnet8", classes=10, channels=1), path, {}),
+            r"weights_sha256 \(=.*\) must be that of .*mine\.safetensors",
+        ),
+    ],
+    ids=["gone", "others"],
+)
+def test_a_trial_without_its_weights_cannot_be_trained_again(
+    ledger: Ledger,
+    plan: StudyPlan,
+    run_alone: RunAlone,
+    weights: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    message: str,
+) -> None:
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(weights.read_bytes())
+    run_alone(dataclasses.replace(plan, weights=str(mine), epochs=0))
+    _lost(ledger)
+    change(mine)
+    with pytest.raises(UsageError, match=message):
+        _again(ledger, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))

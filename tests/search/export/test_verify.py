@@ -1,0 +1,185 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from layers import OvertoneError, UsageError
+from results.export import FORMATS
+from results.ledger import Ledger
+from results.schema import TrialRow
+from search.commands.display import export_line
+from search.export import verify
+from search.export.verify import export_trial
+from search.study.plan import StudyPlan
+from spaces import load_model, read_card, save_model
+from trainers.data import load_data
+from trainers.evaluate import predict
+
+
+@pytest.fixture
+def study(run_alone: Callable[[StudyPlan], str], plan: StudyPlan) -> str:
+    return run_alone(plan)
+
+
+@pytest.fixture
+def classes(ledger: Ledger, study: str, plan: StudyPlan) -> torch.Tensor:
+    """What the trial's model says of the validation images."""
+    data, (row,) = load_data(plan.data), ledger.trials(study).to_pylist()
+    model = load_model(ledger.model_path(row["model_sha256"]))
+    return predict(model, data.val, mean=data.mean, std=data.std, device="cpu")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "onnx", "pt2"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str, tmp_path: Path, format: str) -> None:
+    card = export_trial(ledger, study, "knee", where=None, format=format, out=tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"model.{format}", "config.json", "README.md"}
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["test_top1"] == card["test_top1"]
+    row = ledger.trials(study).to_pylist()[0]
+    assert told["val_top5"] == card["val_top5"] == row["val_top5"] == row["curve"][-1]["val_top5"] > row["val_top1"]
+    assert 1 >= card["test_top5"] > card["test_top1"]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"- test top-5: {100 * card['test_top5']:.2f} % of n = 359 images" in text
+    assert "latency" not in text
+    assert (told["val_n"], told["test_n"]) == (360, 359)
+    assert told["differing"] == card["differing"] <= (0 if format == "safetensors" else 1)
+    assert "this file gave the packed model's class for" in text
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+
+
+def test_a_card_tells_the_accuracy_over_seeds(
+    ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
+    export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "one")
+    assert "One training run of a single seed." in (tmp_path / "one" / "README.md").read_text()
+    row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
+    accuracies = [row.val_top1 or 0, 0.25, 0.35]
+    for seed, value in enumerate(accuracies[1:], 1):
+        ledger.append(dataclasses.replace(row, trial=f"r{seed}", confirms="abc", seed=seed, val_top1=value))
+    card = export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "three")
+    assert (card["seeds"], card["val_top1_repeats"]) == (3, pytest.approx(0.3))
+    assert card["val_top1_mean"] == pytest.approx(sum(accuracies) / 3)
+    text = (tmp_path / "three" / "README.md").read_text()
+    low, high = (f"{100 * card[f'val_top1_{side}']:.2f}" for side in ("low", "high"))
+    assert "Trained with 3 seeds, of which this is the first" in text
+    assert (
+        f"{100 * card['val_top1_mean']:.2f} % (95 % interval of Student's t over the seeds, {low} to {high} %)" in text
+    )
+    assert "single seed" not in text
+
+
+def test_a_file_that_says_something_else_is_not_exported(
+    ledger: Ledger, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(source: Path, target: Path, *_: object) -> None:
+        model = load_model(source)
+        with torch.no_grad():
+            model.linear.bias[3] += 100.0
+        save_model(model, target, card={k: v for k, v in read_card(source).items() if k not in ("version", "forms")})
+
+    monkeypatch.setitem(FORMATS, "safetensors", spoil)
+    with pytest.raises(OvertoneError, match="The exported safetensors gives another class than trial abc for"):
+        export_trial(ledger, study, "best", where=None, format="safetensors", out=tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "m.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("format", "differing", "taken"),
+    [("safetensors", 1, False), ("pt2", 1, True), ("pt2", 2, False), ("onnx", 1, True), ("onnx", 2, False)],
+)
+def test_other_runtimes_may_differ_for_one_image_in_two_hundred(
+    ledger: Ledger,
+    study: str,
+    tmp_path: Path,
+    classes: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+    differing: int,
+    taken: bool,
+) -> None:
+    """Of 360 images that is one; without the exporters, as only the comparison counts here."""
+    others = torch.cat([(classes[:differing] + 1) % 10, classes[differing:]])
+    monkeypatch.setattr(verify, "read_apart", lambda *_: others)
+    monkeypatch.setitem(FORMATS, format, FORMATS["safetensors"])
+    out = tmp_path / "out"
+    if not taken:
+        with pytest.raises(OvertoneError, match=f"another class than trial abc for {differing} of 360 validation"):
+            export_trial(ledger, study, "abc", where=None, format=format, out=out)
+        assert not out.exists()
+        return
+    card = export_trial(ledger, study, "abc", where=None, format=format, out=out)
+    assert card["differing"] == json.loads((out / "config.json").read_text())["differing"] == 1
+    assert (
+        "class for 359 of 360 validation images: other runtimes add in another order" in (out / "README.md").read_text()
+    )
+    assert "the exported file gives the trial's class for 359 of 360 validation images" in export_line(out, card)
+
+
+def test_the_tensors_take_what_the_ledger_says(
+    ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
+    row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
+    ledger.append(dataclasses.replace(row, trial="other", size_bytes=(row.size_bytes or 0) + 1))
+    said = f"holds {row.size_bytes} bytes of tensors, size_bytes of trial other is {(row.size_bytes or 0) + 1}"
+    with pytest.raises(OvertoneError, match=said):
+        export_trial(ledger, study, "other", where=None, format="safetensors", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shipped_file_tells_no_folder(
+    ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
+    export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        assert str(tmp_path.parent).encode() not in path.read_bytes()
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (told["spec"]["weights"], told["dataset"]) == ("resnet8.safetensors", "digits")
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("front", r"The model of trial abc was not kept \(--keep front\): add --rerun to train it again, 1 epoch\."),
+        ("all", r"The model of trial abc is not in the store: add --rerun to train it again, 1 epoch\."),
+    ],
+)
+def test_a_model_that_was_not_kept_is_not_exported(
+    ledger: Ledger, study: str, tmp_path: Path, keep: str, message: str
+) -> None:
+    ledger.update_study(study, {"keep": keep})
+    ledger.model_path(ledger.trials(study).to_pylist()[0]["model_sha256"]).unlink()
+    with pytest.raises(OvertoneError, match=message):
+        export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"which": "nope"}, "pick 'nope' names none of its trials"),
+        ({"format": "tflite"}, "format 'tflite' is unknown; allowed are safetensors, onnx, pt2"),
+        ({"where": "size_bytes < "}, "is refused"),
+    ],
+)
+def test_wrong_use_is_named(
+    ledger: Ledger, study: str, tmp_path: Path, arguments: dict[str, str], message: str
+) -> None:
+    wanted = {"which": "knee", "where": None, "format": "safetensors", **arguments}
+    with pytest.raises(UsageError, match=message):
+        export_trial(ledger, study, wanted["which"], where=wanted["where"], format=wanted["format"], out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_in_use_is_left_alone(ledger: Ledger, study: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(UsageError, match="must be a new or empty folder"):
+        export_trial(ledger, study, "knee", where=None, format="safetensors", out=tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "x"

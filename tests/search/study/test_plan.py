@@ -1,0 +1,54 @@
+import dataclasses
+import json
+
+import pytest
+
+from layers import UsageError
+from search.run.launch import _check_same
+from search.study.budget import Budget
+from search.study.plan import StudyPlan
+from spaces import NetworkConfig
+from trainers.schedule import Schedule
+
+
+def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
+    rich = dataclasses.replace(
+        plan,
+        budget=Budget(max_size=40_000),
+        objectives=("val_top1", "latency_ms"),
+        space={"all": {"bits": [8, 4]}},
+        schedule=Schedule(lr=0.02, shape="step", distillation=0.5),
+        start="least_squares",
+        seed=11,
+        keep="all",
+    )
+    assert StudyPlan.from_record({**json.loads(json.dumps(rich.to_record())), "name": "x", "uncompressed": {}}) == rich
+
+
+def test_a_study_older_than_a_setting_goes_on_with_its_default(plan: StudyPlan) -> None:
+    record = json.loads(json.dumps(plan.to_record()))
+    del record["schedule"]["distillation"], record["keep"]
+    _check_same("old", record, plan.to_record())
+    taught = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, distillation=0.5))
+    with pytest.raises(UsageError, match=r"exists with schedule.distillation 0.0, 0.5 was given"):
+        _check_same("old", record, taught.to_record())
+
+
+@pytest.mark.parametrize("objective", ["latency_ms", "latency_b64_ms"])
+def test_latency_is_measured_where_it_is_an_objective(plan: StudyPlan, objective: str) -> None:
+    timed = dataclasses.replace(plan, objectives=("val_top1", objective))
+    specs = [p.spec(NetworkConfig(), weights_sha256="w", data_fingerprint="d") for p in (plan, timed)]
+    assert [spec.latency for spec in specs] == [False, True]
+
+
+def test_a_study_keeps_to_what_it_keeps(plan: StudyPlan) -> None:
+    other = dataclasses.replace(plan, keep="all")
+    with pytest.raises(UsageError, match=r"exists with keep 'front', 'all' was given"):
+        _check_same("s", plan.to_record(), other.to_record())
+    with pytest.raises(UsageError, match=r"keep \(='best'\) must be front or all"):
+        dataclasses.replace(plan, keep="best")
+
+
+def test_a_study_has_trials(plan: StudyPlan) -> None:
+    with pytest.raises(UsageError, match=r"trials \(=0\) must be at least 1"):
+        dataclasses.replace(plan, trials=0)
