@@ -18,9 +18,11 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.progress import track
+from torch import nn
 
-from spaces import NetworkConfig, state_sha256
-from trainers.data import DataSpec, load_data
+from spaces import Network, NetworkConfig, state_sha256
+from spaces.blocks import Granularity
+from trainers.data import Data, DataSpec, load_data
 from trainers.evaluate import evaluate
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
@@ -89,12 +91,20 @@ def accuracies(rows: pd.DataFrame) -> list[str]:
     return [f"{test:.2f} ({(test + val) / 2:.2f})" for test, val in both]  # as many images in each
 
 
+def load_subject(arguments: argparse.Namespace, blocks: Granularity = "stage") -> tuple[Data, nn.Module, Network]:
+    """The data and the trained network of all runs."""
+    data = load_data(_data_spec(arguments))
+    return data, *load_baseline("resnet20", arguments.weights, data, blocks)
+
+
+def _data_spec(arguments: argparse.Namespace) -> DataSpec:
+    return DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
+
+
 def _load(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    spec = DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
-    data = load_data(spec)
-    baseline, network = load_baseline("resnet20", arguments.weights, data)
-    _shared.update(arguments=arguments, spec=spec, data=data, baseline=baseline, network=network)
+    data, baseline, network = load_subject(arguments)
+    _shared.update(arguments=arguments, spec=_data_spec(arguments), data=data, baseline=baseline, network=network)
 
 
 def _run(run: Run, config: NetworkConfig) -> Run:
@@ -108,6 +118,7 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         config=config,
         schedule=SCHEDULE,
         start="calibrated",
+        saliency=run.get("saliency", "magnitude"),
         epochs=arguments.epochs,
         seed=run["seed"],
     )

@@ -2,12 +2,13 @@
 
     python benchmarks/template_accuracy.py --data DIR --weights FILE [--train-limit 5000] [--jobs 2]
 
-Trials are those of `resnet20_trials.py`, templates are the filters of largest magnitude. All convolutions but the first
-are pruned, with at least 2 templates a layer and group. Questions:
+Trials are those of `resnet20_trials.py`, templates are the filters of largest magnitude, the same share of each layer.
+All convolutions but the first are pruned, with at least 2 templates a layer and group. Questions:
 
 - `family`: plain pruning (`zero`) against gains, rotations and affine maps at the pruning rates 0.5, 0.7 and 0.9;
 - `groups`: G = 1, 2, 4 at the rate 0.9, gains;
-- `minimum`: at least 2, 4, 8 templates at the rate 0.9, gains.
+- `minimum`: at least 2, 4, 8 templates at the rate 0.9, gains;
+- `saliency`: magnitude against gradient, each a share of every layer or one threshold over all, at the rate 0.7, gains.
 
 It writes `template_accuracy.parquet`, `.md` and `.png`.
 """
@@ -17,19 +18,37 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 from matplotlib import pyplot as plt
-from resnet20_trials import Run, about, accuracies, parser, run_trials
+from resnet20_trials import Run, about, accuracies, load_subject, parser, run_trials
 
 from spaces import BlockConfig, NetworkConfig
+from spaces.threshold import threshold_rates
+from trainers.saliency import filter_saliency
 
 _BLOCKS = ("layer1", "layer2", "layer3")
 _FAMILIES = ("zero", "scalar", "rotation", "affine")
 _RATES = (0.5, 0.7, 0.9)
-_KEY = ["family", "rate", "groups", "minimum", "seed"]
+_KEY = ["family", "rate", "groups", "minimum", "saliency", "scope", "seed"]
 
 
 def main() -> None:
     arguments = parser(__doc__).parse_args()
-    run_trials(arguments, "template_accuracy", _runs(arguments.seeds), _config, _write)
+    data, baseline, network = load_subject(arguments, "layer")
+    inside = {name for block in _BLOCKS for name in network.layers_of(block)}
+
+    def config(run: Run) -> NetworkConfig:
+        if run["scope"] == "layer":
+            return _config(run)
+        saliency = filter_saliency(run["saliency"], baseline, data, seed=run["seed"])
+        saliency = {name: value for name, value in saliency.items() if name in inside}
+        rates = threshold_rates(network, saliency, run["rate"], run["minimum"])
+        blocks = {
+            name: BlockConfig(pruning_rate=rate, groups=run["groups"], transform=run["family"])
+            for name, rate in rates.items()
+            if rate
+        }
+        return NetworkConfig(blocks=blocks, minimum_templates=run["minimum"])
+
+    run_trials(arguments, "template_accuracy", _runs(arguments.seeds), config, _write)
     print((arguments.out / "template_accuracy.md").read_text())
 
 
@@ -37,7 +56,10 @@ def _runs(seeds: int) -> list[Run]:
     families = [(family, rate, 1, 2) for rate in reversed(_RATES) for family in _FAMILIES]
     others = [("scalar", 0.9, 2, 2), ("scalar", 0.9, 4, 2), ("scalar", 0.9, 1, 4), ("scalar", 0.9, 1, 8)]
     control = ("as it was", 0.0, 1, 2)
-    rows = [(*row, seed) for seed in range(seeds) for row in (*families, control, *others)]
+    plain = [(*row, "magnitude", "layer") for row in (*families, control, *others)]
+    chosen = [("gradient", "layer"), ("magnitude", "network"), ("gradient", "network")]
+    salient = [("scalar", 0.7, 1, 2, *how) for how in chosen]
+    rows = [(*row, seed) for seed in range(seeds) for row in (*salient, *plain)]
     return [dict(zip(_KEY, row, strict=True)) for row in rows]
 
 
@@ -58,12 +80,14 @@ def _markdown(runs: pd.DataFrame) -> str:
         "`minimum` is of templates in each layer and group; the uncompressed network has 1,084.4 kB and 81.6 MFLOPs."
     )
     lines = ["# Filters rebuilt from templates, ResNet-20", "", f"{about(runs)} {words}", ""]
-    lines += ["| rate | family | G | minimum | kB | MFLOPs | n | before | after |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    lines += ["| rate | family | G | minimum | saliency | of each | kB | MFLOPs | n | before | after |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
     order = {name: place for place, name in enumerate(("as it was", *_FAMILIES))}
-    for _, same in runs.assign(rank=runs.family.map(order)).groupby(["rate", "groups", "minimum", "rank"]):
+    for _, same in runs.assign(rank=runs.family.map(order)).groupby(
+        ["rate", "groups", "minimum", "rank", "scope", "saliency"]
+    ):
         first = same.iloc[0]
-        cells = [str(first.rate), first.family, str(first.groups), str(first.minimum)]
+        cells = [str(first.rate), first.family, str(first.groups), str(first.minimum), first.saliency, first.scope]
         cells += [f"{first.size_bytes / 1000:.1f}", f"{first.flops / 1e6:.1f}", str(len(same)), *accuracies(same)]
         lines.append(f"| {' | '.join(cells)} |")
     missing = len(_runs(1)) - len(runs[runs.seed == 0])
@@ -74,7 +98,7 @@ def _draw(runs: pd.DataFrame, path: Path) -> None:
     """Accuracy on all 10,000 images against the pruning rate, a line a family, before (dotted) and after."""
     matplotlib.use("agg")
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    plain = runs[(runs.groups == 1) & (runs.minimum == 2)]
+    plain = runs[(runs.groups == 1) & (runs.minimum == 2) & (runs.saliency == "magnitude") & (runs.scope == "layer")]
     for color, family in enumerate(_FAMILIES):
         same = plain[plain.family == family].groupby("rate")
         for when, style in (("pre", ":"), ("post", "-")):

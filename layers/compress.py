@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from layers.conv import CompressedConv1d, CompressedConv2d
 from layers.errors import UsageError
@@ -18,12 +18,15 @@ __all__ = ["CompressedLayer", "compress_layer", "compress_model", "compressed_la
 CompressedLayer = CompressedConv2d | CompressedLinear | CompressedNorm
 
 
-def compress_layer(layer: nn.Module, form: LayerForm) -> CompressedLayer:
-    """The layer in the given form, started at the least-squares answer to its weights."""
+def compress_layer(layer: nn.Module, form: LayerForm, saliency: Tensor | None = None) -> CompressedLayer:
+    """The layer in the given form, started at the least-squares answer to its weights.
+
+    Of a convolution, saliency (N,) says which filters stay as templates; without it their magnitude does.
+    """
     if isinstance(layer, nn.Conv2d):
-        return CompressedConv2d(layer, form)
+        return CompressedConv2d(layer, form, saliency)
     if isinstance(layer, nn.Conv1d):
-        return CompressedConv1d(layer, form)
+        return CompressedConv1d(layer, form, saliency)
     if isinstance(layer, nn.Linear):
         return CompressedLinear(layer, form)
     if is_norm(layer):
@@ -31,15 +34,20 @@ def compress_layer(layer: nn.Module, form: LayerForm) -> CompressedLayer:
     raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d, a Linear or a norm.")
 
 
-def compress_model(model: nn.Module, forms: Mapping[str, LayerForm]) -> nn.Module:
-    """A copy of the model with each layer named in `forms` in its form; the model itself stays as it is."""
+def compress_model(
+    model: nn.Module, forms: Mapping[str, LayerForm], saliency: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """A copy of the model with each layer named in `forms` in its form; the model itself stays as it is.
+
+    `saliency` (N,) of convolutions by name says which filters stay as templates, elsewhere their magnitude does.
+    """
     compressed = copy.deepcopy(model)
     modules = dict(compressed.named_modules())
     for name, form in forms.items():
         if name not in modules or not name:
             raise UsageError(f"layer (={name!r}) must be one of the model's layers.")
         parent, _, child = name.rpartition(".")
-        setattr(modules[parent], child, compress_layer(modules[name], form))
+        setattr(modules[parent], child, compress_layer(modules[name], form, (saliency or {}).get(name)))
     return compressed
 
 

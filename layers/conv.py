@@ -53,7 +53,8 @@ class CompressedConv2d(RoundedLayer):
     supports: Tensor
     slots: Tensor | None
 
-    def __init__(self, conv: nn.Conv2d, form: LayerForm) -> None:
+    def __init__(self, conv: nn.Conv2d, form: LayerForm, saliency: Tensor | None = None) -> None:
+        """Saliency (N,) says which filters stay as templates; without it their magnitude does."""
         super().__init__()
         self.shape, self.form = LayerShape.of(conv), form
         self.stride = (conv.stride[0], conv.stride[1])
@@ -65,7 +66,7 @@ class CompressedConv2d(RoundedLayer):
         self._known: dict[str, tuple[Any, Any]] = {}
         tensors = stored_tensors(self.shape, form)
         self._register_bases(conv.weight)
-        kept = None if form.templates is None else choose_templates(conv.weight, form.templates)
+        kept = None if form.templates is None else choose_templates(conv.weight, form.templates, saliency)
         self.register_buffer("kept", kept)
         self.register_buffer("supports", None)
         self.register_buffer("slots", None, persistent=False)
@@ -302,8 +303,8 @@ class CompressedConv2d(RoundedLayer):
 class CompressedConv1d(CompressedConv2d):
     """A 1-D convolution in a compressed form: (B, C, L) to (B, N, L_out); harmonics are (1, n)."""
 
-    def __init__(self, conv: nn.Conv1d, form: LayerForm) -> None:
-        super().__init__(_with_one_row(conv), form)
+    def __init__(self, conv: nn.Conv1d, form: LayerForm, saliency: Tensor | None = None) -> None:
+        super().__init__(_with_one_row(conv), form, saliency)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the input is rounded first where the form has bits."""

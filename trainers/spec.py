@@ -12,6 +12,7 @@ from typing import Any
 from layers import UsageError
 from spaces import Network, NetworkConfig
 from trainers.data import DataSpec
+from trainers.saliency import SALIENCIES
 from trainers.schedule import Schedule
 from trainers.start import STARTS
 
@@ -38,6 +39,8 @@ class TrialSpec:
     """How it is fine-tuned."""
     start: str = "calibrated"
     """How the compressed weights begin, one of `trainers.start.STARTS`."""
+    saliency: str = "magnitude"
+    """By what filters stay as templates, one of `trainers.saliency.SALIENCIES`."""
     epochs: int = 5
     """Epochs of fine-tuning; 0 measures the start alone."""
     seed: int = 0
@@ -48,14 +51,22 @@ class TrialSpec:
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
+        if self.saliency not in SALIENCIES:
+            raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}.")
         if not isinstance(self.epochs, int) or self.epochs < 0:
             raise UsageError(f"epochs (={self.epochs}) must be a whole number of at least 0.")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UsageError(f"seed (={self.seed}) must be a whole number of at least 0 and below 2**63.")
 
     def identity(self, network: Network) -> dict[str, Any]:
-        """What the result depends on, as plain JSON data; equal for two spellings of one compressed network."""
+        """What the result depends on, as plain JSON data; equal for two spellings of one compressed network.
+
+        Saliency is left out where it decides nothing, and where it is the magnitude, as of trials before there were
+        others.
+        """
+        chosen = self.saliency != "magnitude" and self.has_templates(network)
         return {
+            **({"saliency": self.saliency} if chosen else {}),
             "model": self.model,
             "weights": self.weights_sha256,
             "data": self.data_fingerprint,
@@ -65,6 +76,10 @@ class TrialSpec:
             "epochs": self.epochs,
             "seed": self.seed,
         }
+
+    def has_templates(self, network: Network) -> bool:
+        """Whether some layer's filters are rebuilt from templates."""
+        return any(form.templates is not None for form in network.forms(self.config).values())
 
     def digest(self, network: Network) -> str:
         """SHA-256 of the identity."""

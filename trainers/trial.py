@@ -26,6 +26,7 @@ from trainers.data import Data, DataWarning, load_data
 from trainers.device import default_device, parse_device, training_precision
 from trainers.evaluate import Evaluation, evaluate, latency_ms
 from trainers.finetune import Epoch, Finetuning
+from trainers.saliency import filter_saliency
 from trainers.spec import TrialSpec
 from trainers.start import begin
 
@@ -84,7 +85,7 @@ class Trial:
         self.spec, self.data, self.network, self.device = spec, data, network, torch.device(device)
         self._spec_digest, self._config_digest = spec.digest(network), network.digest(spec.config)
         self._cost = network.cost(spec.config)
-        self.model = compress_model(baseline, network.forms(spec.config))
+        self.model = compress_model(baseline, network.forms(spec.config), self._saliency(baseline))
         state = None if resume_from is None else read_checkpoint(resume_from, spec.identity(network))
         if state is None:
             begun = time.perf_counter()
@@ -113,6 +114,12 @@ class Trial:
         )
         if self._finetuning is not None and state is not None:
             self._finetuning.load_state_dict(state)
+
+    def _saliency(self, baseline: nn.Module) -> dict[str, torch.Tensor]:
+        """Of each convolution's filters, where it is not their magnitude that decides."""
+        if self.spec.saliency == "magnitude" or not self.spec.has_templates(self.network):
+            return {}
+        return filter_saliency(self.spec.saliency, baseline, self.data, seed=self.spec.seed, device=self.device)
 
     def epochs(self) -> Iterator[Epoch]:
         """Fine-tune, an epoch at a time."""

@@ -1,9 +1,9 @@
 """Template convolutions: all filters rebuilt from a few by cheap spatial transforms.
 
 Miles & Mikolajczyk, "Reconstructing Pruned Filters using Cheap Spatial Transformations", eqs. 1-4 and section 2.4:
-the M filters of largest magnitude stay as templates; every other filter is a template that was transformed
-(`layers.templates.transforms`), by a gain per tap for one. With G groups the templates see C / G channels each, and a
-filter joins one transformed template from each group.
+the M filters of largest magnitude, or of another saliency, stay as templates; every other filter is a template that was
+transformed (`layers.templates.transforms`), by a gain per tap for one. With G groups the templates see C / G channels
+each, and a filter joins one transformed template from each group.
 
 Our deviations: the kept filters stay where they are in the output, marked by a bit each, where the paper renumbers
 them to the front; the r-th rebuilt filter uses template r mod M, the paper's mapping. Transforms start where they come
@@ -39,11 +39,17 @@ def template_count(pruning_rate: float, filters: int, minimum: int) -> int:
     return min(filters, max(minimum, round((1 - pruning_rate) * filters)))
 
 
-def choose_templates(weight: Tensor, count: int) -> Tensor:
-    """Boolean mask (N,) of the `count` filters of weight (N, ...) of largest L2 norm; ties go to the lower index."""
-    magnitude = weight.detach().double().flatten(1).norm(dim=1)
+def choose_templates(weight: Tensor, count: int, saliency: Tensor | None = None) -> Tensor:
+    """Boolean mask (N,) of the `count` most salient filters of weight (N, ...); ties go to the lower index.
+
+    Saliency (N,) is the L2 norm where it is not given. Raises `UsageError` for one of another length or not finite.
+    """
+    found = weight.detach().double().flatten(1).norm(dim=1) if saliency is None else saliency.to(weight.device)
+    if found.shape != (len(weight),) or not torch.isfinite(found).all():
+        shape = tuple(found.shape)
+        raise UsageError(f"saliency (of shape {shape}) must be a finite number for each of the {len(weight)} filters.")
     kept = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
-    kept[torch.argsort(magnitude, descending=True, stable=True)[:count]] = True
+    kept[torch.argsort(found, descending=True, stable=True)[:count]] = True
     return kept
 
 

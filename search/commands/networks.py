@@ -15,8 +15,10 @@ from search.commands import options
 from search.commands.display import err_console, out_console, print_json, say, show_survey
 from search.run.progress import epoch_line
 from spaces import Network, Space, build_model, load_weights, state_sha256
-from trainers.data import DataSpec, load_data
+from spaces.threshold import asks_for_threshold, threshold_rates, with_thresholds
+from trainers.data import Data, DataSpec, load_data
 from trainers.device import default_device, parse_device
+from trainers.saliency import SALIENCIES, filter_saliency
 
 __all__ = ["inspect", "train"]
 
@@ -47,6 +49,7 @@ def inspect(
     filters: options.Filters = None,
     png: options.FiltersFile = None,
     pruning_rate: options.RebuiltRate = None,
+    saliency: options.Saliency = "magnitude",
     as_json: options.Json = False,
 ) -> None:
     """Show a network's blocks, what each can legally take, and the sizes and FLOPs in reach.
@@ -54,19 +57,20 @@ def inspect(
     With --dataset it also says what a trial will take in time and memory: it times a few training steps of a copy of
     the network on random images, which is all that it trains.
     With --filters and --png it draws a layer's filters and their series instead; with --pruning-rate, these filters
-    rebuilt from templates.
+    rebuilt from templates. With --pruning-rate and --png alone it draws the rates that each block has where so many
+    filters of the whole network are pruned, the least salient ones: by their magnitude, and with --dataset by gradient.
     Example: overtone inspect --model resnet20 --weights resnet20.safetensors --filters layer1.0.conv1 --png filters.png
     """
     from search.commands.survey import survey, usual_shape
     from trainers.estimate import estimate_trial
 
-    if (filters is None) != (png is None):
+    if pruning_rate is not None and png is None:
+        raise UsageError(f"pruning_rate (={pruning_rate}) goes with --png, and with --filters or without.")
+    if pruning_rate is None and (filters is None) != (png is None):
         raise UsageError(f"filters (={filters!r}) and png (={png and str(png)!r}) must be given together.")
-    if pruning_rate is not None and filters is None:
-        raise UsageError(f"pruning_rate (={pruning_rate}) goes with --filters and --png.")
     settings = options.read_schedule(schedule, None, batch_size=batch_size, precision=precision)
     where = parse_device(device)
-    images, validation, (shape, count) = 0, 0, usual_shape(model)
+    data, images, validation, (shape, count) = None, 0, 0, usual_shape(model)
     if dataset is not None:
         data = load_data(DataSpec(name=dataset, data_dir=data_dir, stream=stream))
         images, validation, count = len(data.train), len(data.val), data.classes
@@ -85,9 +89,15 @@ def inspect(
         say({"png": str(png), "layer": filters, "errors": errors}, str(png), as_json)
         return
     network = Network.of(built, shape, options.parse_granularity(blocks))
-    limited = Space.default(network).restricted(options.read_space(space))
+    if pruning_rate is not None and png is not None:
+        _show_rates(built, network, data, pruning_rate, png, weights, title=model, as_json=as_json)
+        return
+    limits = options.read_space(space)
+    if asks_for_threshold(limits):
+        limits = with_thresholds(limits, network, filter_saliency(saliency, built, data, seed=0), 8)
+    limited = Space.default(network).restricted(limits)
     trial = None
-    if dataset is not None:
+    if data is not None:
         trial = estimate_trial(
             built,
             shape,
@@ -176,6 +186,26 @@ def train(
     if config is None:
         found["weights_sha256"] = state_sha256(network)
     say(found, f"{out}: val_top1 {last.val_top1:.4f} after {epochs} epochs", as_json)
+
+
+def _show_rates(
+    built: nn.Module,
+    network: Network,
+    data: Data | None,
+    rate: float,
+    png: Path,
+    weights: str | None,
+    *,
+    title: str,
+    as_json: bool,
+) -> None:
+    """Draw the rates of each block under one threshold, by every saliency that can be had."""
+    from results.rates import draw_rates
+
+    kinds = SALIENCIES if data is not None else SALIENCIES[:1]
+    found = {kind: threshold_rates(network, filter_saliency(kind, built, data, seed=0), rate, 8) for kind in kinds}
+    draw_rates(found, png, title=f"{title}{'' if weights is not None else ' (random start)'}", rate=rate)
+    say({"png": str(png), "pruning_rate": rate, "rates": found}, str(png), as_json)
 
 
 def _draw_filters(network: nn.Module, layer: str, png: Path, rate: float | None, *, title: str) -> Any:

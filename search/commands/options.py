@@ -103,10 +103,18 @@ SpaceFile = Annotated[
     typer.Option(
         "--space",
         help="YAML file that says what knobs may be, such as `all: {bits: [8, 4]}` or `layer3: {harmonics: [1, 2]}`; "
-        "`overtone inspect` shows blocks and knobs.",
+        "`overtone inspect` shows blocks and knobs. A pruning_rate of `global 0.5` is the rate that a block has where "
+        "half of all the network's filters, the least salient ones, are pruned.",
     ),
 ]
 Blocks = Annotated[str, typer.Option(help="What is one block of the space: stage, or layer for single layers.")]
+Saliency = Annotated[
+    str,
+    typer.Option(
+        help="By what filters stay as templates: magnitude, or gradient (what the loss would lose with the filter, to "
+        "first order, on labelled training images)."
+    ),
+]
 Filters = Annotated[
     str | None,
     typer.Option(
@@ -120,10 +128,11 @@ RebuiltRate = Annotated[
     typer.Option(
         "--pruning-rate",
         help="With --filters: draw what is rebuilt from templates at this pruning rate, by each family of transforms, "
-        "beside plain pruning, instead of series.",
+        "beside plain pruning, instead of series. Without: draw the rate that each block has where this share of all "
+        "filters is pruned.",
     ),
 ]
-FiltersFile = Annotated[Path | None, typer.Option("--png", help="File to draw --filters into: .png, or .svg.")]
+FiltersFile = Annotated[Path | None, typer.Option("--png", help="File to draw into: .png, or .svg.")]
 Epochs = Annotated[int, typer.Option(help="Epochs of fine-tuning in a trial.")]
 SchedulePreset = Annotated[str, typer.Option("--schedule", help=f"Settings to begin with: {', '.join(PRESETS)}.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")]

@@ -72,6 +72,7 @@ def search(
             "images), least_squares (fitted to its filters) or gradient_descent (the same, as the paper finds it)."
         ),
     ] = "calibrated",
+    saliency: options.Saliency = "magnitude",
     sampler: Annotated[
         str,
         typer.Option(
@@ -132,6 +133,7 @@ def search(
             schedule, setting, lr=lr, batch_size=batch_size, shape=shape, precision=precision, distillation=distillation
         ),
         start=start,
+        saliency=saliency,
         epochs=epochs,
         seed=seed,
         sampler=sampler,

@@ -77,6 +77,7 @@ def start_study(
     parse_objectives(plan.objectives)
     check_sampler(plan.sampler)
     subject, opened = Subject.of(plan), shown.opened(name)
+    plan = subject.resolved(plan)
     space = make_space(plan, subject.network)
     limits = extremes(space, plan.budget)
     if name in ledger.studies():

@@ -12,6 +12,7 @@ from search.study.budget import Budget
 from spaces import NetworkConfig
 from spaces.blocks import Granularity
 from trainers.data import DataSpec
+from trainers.saliency import SALIENCIES
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
 from trainers.start import STARTS
@@ -42,6 +43,8 @@ class StudyPlan:
     schedule: Schedule = field(default_factory=Schedule)
     start: str = "calibrated"
     """How compressed weights begin."""
+    saliency: str = "magnitude"
+    """By what filters stay as templates."""
     epochs: int = 5
     seed: int = 0
     """Seed of the sampler and of every trial."""
@@ -59,6 +62,8 @@ class StudyPlan:
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
+        if self.saliency not in SALIENCIES:
+            raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}.")
         if self.trials < 1:
             raise UsageError(f"trials (={self.trials}) must be at least 1.")
         if self.miss_rate is not None and not 0 < self.miss_rate < 1:
@@ -94,6 +99,7 @@ class StudyPlan:
             config=config,
             schedule=self.schedule,
             start=self.start,
+            saliency=self.saliency,
             epochs=self.epochs,
             seed=self.seed,
             latency=not _LATENCIES.isdisjoint(self.objectives),

@@ -16,8 +16,10 @@ from spaces import NetworkConfig
 
 __all__ = ["measured_in", "others", "warm_rows"]
 
-_SAME = ("model", "weights_sha256", "data_fingerprint", "schedule", "start", "epochs", "seed")
-"""What the trials of two studies must have in common, by the studies' records, for any to be equal."""
+_SAME = ("model", "weights_sha256", "data_fingerprint", "schedule", "start", "saliency", "epochs", "seed")
+"""What the trials of two studies must have in common, by the studies' records, for all of equal configs to be equal."""
+_BEFORE = {"saliency": "magnitude"}
+"""What went without saying in older records."""
 
 
 def others(ledger: Ledger, study: str) -> list[str]:
@@ -61,4 +63,5 @@ def warm_rows(
 
 def _differs(record: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """What the trials of two studies cannot have in common; empty where there is nothing."""
-    return next((name for name in _SAME if record.get(name) != other.get(name)), "")
+    one, two = {**_BEFORE, **record}, {**_BEFORE, **other}
+    return next((name for name in _SAME if one.get(name) != two.get(name)), "")

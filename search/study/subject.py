@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from search.study.plan import StudyPlan
 from spaces import Network, NetworkConfig, Space, state_sha256
+from spaces.threshold import asks_for_threshold, with_thresholds
 from trainers.data import Data, load_data
 from trainers.evaluate import evaluate
+from trainers.saliency import filter_saliency
 from trainers.trial import load_baseline
 
 __all__ = ["Subject", "make_space"]
@@ -31,6 +33,13 @@ class Subject:
         data = load_data(plan.data)
         baseline, network = load_baseline(plan.model, plan.weights, data, plan.blocks)
         return cls(data=data, baseline=baseline, network=network, weights_sha256=state_sha256(baseline))
+
+    def resolved(self, plan: StudyPlan) -> StudyPlan:
+        """The plan with rates in the place of thresholds of saliency, which depend on the trained weights."""
+        if not asks_for_threshold(plan.space):
+            return plan
+        found = filter_saliency(plan.saliency, self.baseline, self.data, seed=plan.seed)
+        return replace(plan, space=with_thresholds(plan.space, self.network, found, plan.minimum_templates))
 
     def identity(self) -> dict[str, str]:
         """Content hashes that a study's record keeps."""

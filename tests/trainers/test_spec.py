@@ -87,6 +87,12 @@ def test_a_trial_without_newer_settings_has_the_identity_it_had_before_there_wer
     assert spec.digest(network) == hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def test_saliency_is_part_of_the_identity_where_it_chooses_templates(network: Network) -> None:
+    pruned = dataclasses.replace(SPEC, config=NetworkConfig(blocks={"layer3": BlockConfig(pruning_rate=0.5)}))
+    for spec, equal in ((SPEC, True), (pruned, False)):
+        assert (dataclasses.replace(spec, saliency="gradient").digest(network) == spec.digest(network)) == equal
+
+
 def test_places_and_spellings_do_not_change_the_identity(network: Network) -> None:
     blocks = {**SPEC.config.blocks, "layer2": BlockConfig(basis="chebyshev", harmonics=(3, 3))}
     other = dataclasses.replace(
@@ -105,6 +111,7 @@ def test_places_and_spellings_do_not_change_the_identity(network: Network) -> No
         ({"epochs": -1}, r"epochs \(=-1\) must be a whole number of at least 0"),
         ({"seed": 2**63}, r"seed \(=9223372036854775808\) must be"),
         ({"start": "luck"}, r"start \(='luck'\) must be one of calibrated, least_squares"),
+        ({"saliency": "luck"}, r"saliency \(='luck'\) must be one of magnitude, gradient"),
         ({"epoch": 5}, "spec has the key 'epoch', allowed are"),
         ({"schedule": {"lr": -1}}, r"lr \(=-1\) must be 0 or more"),
         ({"config": {"blocks": {"layer1": {"bit": 4}}}}, "block 'layer1' has the key 'bit', allowed are"),

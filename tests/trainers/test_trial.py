@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from layers import UsageError, compress_model
+from layers import CompressedConv2d, UsageError, compress_model, compressed_layers
 from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, read_card, save_weights, state_sha256
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluate import evaluate
+from trainers.saliency import filter_saliency
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
 from trainers.start import begin
@@ -103,6 +104,18 @@ def test_a_trial_begins_as_its_spec_says(start, spec, data, subject) -> None:
     expected = compress_model(subject[0], subject[1].forms(CONFIG))
     begin(start, expected, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in trial.model.state_dict().items())
+
+
+def test_templates_are_chosen_by_the_saliency_that_the_spec_says(spec, data, subject) -> None:
+    spec = dataclasses.replace(spec, saliency="gradient", epochs=0)
+    scores = filter_saliency("gradient", subject[0], data, seed=spec.seed)
+    layers = [layer for layer in compressed_layers(_run(spec, data, subject).model).items() if "layer3" in layer[0]]
+    assert len(layers) >= 2
+    for name, layer in layers:
+        assert isinstance(layer, CompressedConv2d)
+        assert layer.kept is not None
+        most = scores[name].argsort(descending=True)[: int(layer.kept.sum())]
+        assert set(layer.kept.nonzero().flatten().tolist()) == set(most.tolist())
 
 
 def test_the_uncompressed_network_teaches_where_the_schedule_says(spec, data, subject) -> None:

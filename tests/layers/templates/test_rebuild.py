@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers import UsageError
+from layers import LayerForm, UsageError, compress_model
 from layers.templates.rebuild import (
     choose_templates,
     fitted_transforms,
@@ -147,6 +147,20 @@ def test_templates_are_the_filters_of_largest_norm(_, rng, normal):
     norms = [sum(v * v for v in row) for row in weight.flatten(1).tolist()]
     expected = sorted(range(len(weight)), key=lambda n: -norms[n])[:count]
     assert choose_templates(weight, count).nonzero().flatten().tolist() == sorted(expected)
+
+
+def test_templates_are_the_most_salient_filters_where_that_is_said(rng, normal):
+    weight, saliency = normal(12, 3, 2, 2), normal(12)
+    expected = sorted(range(12), key=lambda n: -float(saliency[n]))[:5]
+    assert choose_templates(weight, 5, saliency).nonzero().flatten().tolist() == sorted(expected)
+    conv = nn.Conv2d(3, 12, 2)
+    model = compress_model(nn.Sequential(conv), {"0": LayerForm(templates=5, transform="scalar")}, {"0": saliency})
+    assert model[0].kept.nonzero().flatten().tolist() == sorted(expected)
+    for wrong in (saliency[:11], saliency / 0):
+        with pytest.raises(
+            UsageError, match=r"^saliency \(of shape \(1[12],\)\) must be a finite number for each of the 12"
+        ):
+            choose_templates(weight, 5, wrong)
 
 
 def test_ties_go_to_the_lower_index():

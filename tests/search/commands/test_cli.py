@@ -135,7 +135,27 @@ def test_inspect_draws_filters_rebuilt_from_templates(
     assert found["errors"]["scalar"] < found["errors"]["zero"] == 1.0
     assert path.read_bytes().startswith(b"\x89PNG")
     code, _, err = _said(capsys, *base)
-    assert (code, err) == (2, "overtone: pruning_rate (=0.5) goes with --filters and --png.\n")
+    assert (code, err) == (2, "overtone: pruning_rate (=0.5) goes with --png, and with --filters or without.\n")
+
+
+def test_inspect_draws_the_rates_of_one_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("inspect", "--model", "resnet8", "--pruning-rate", "0.5", "--png")
+    for dataset, kinds in ((), ["magnitude"]), (("--dataset", "digits"), ["magnitude", "gradient"]):
+        path = tmp_path / f"{len(kinds)}.png"
+        code, out, _ = _said(capsys, *base, str(path), *dataset, "--json")
+        found = json.loads(out)
+        assert (code, found["pruning_rate"], list(found["rates"])) == (0, 0.5, kinds)
+        assert list(found["rates"]["magnitude"]) == ["conv1", "layer1", "layer2", "layer3"]
+        assert path.read_bytes().startswith(b"\x89PNG")
+    code, _, err = _said(capsys, *base, str(tmp_path / "rates.gif"))
+    assert (code, err.endswith("rates.gif') must end in .png or .svg.\n")) == (2, True)
+    (tmp_path / "space.yaml").write_text("all: {pruning_rate: [none, global 0.5]}\n")
+    asked = ("inspect", "--model", "resnet8", "--image", "1x8x8", "--space", str(tmp_path / "space.yaml"), "--json")
+    code, out, _ = _said(capsys, *asked)
+    rates = {block["block"]: block["choices"].get("pruning_rate") for block in json.loads(out)["blocks"]}
+    assert (code, rates["layer3"][0], len(rates["layer3"])) == (0, None, 2)
+    code, _, err = _said(capsys, *asked, "--saliency", "gradient")
+    assert (code, err) == (2, "overtone: saliency (='gradient') needs labelled training images.\n")
 
 
 def test_inspect_without_weights_says_that_filters_are_random(

@@ -7,7 +7,10 @@ from layers import UsageError
 from search.run.launch import _check_same
 from search.study.budget import Budget
 from search.study.plan import StudyPlan
+from search.study.subject import Subject, make_space
 from spaces import NetworkConfig
+from spaces.threshold import threshold_rates
+from trainers.saliency import SALIENCIES, filter_saliency
 from trainers.schedule import Schedule
 
 
@@ -19,6 +22,7 @@ def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
         space={"all": {"bits": [8, 4]}},
         schedule=Schedule(lr=0.02, shape="step", distillation=0.5),
         start="least_squares",
+        saliency="gradient",
         seed=11,
         keep="all",
     )
@@ -27,11 +31,30 @@ def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
 
 def test_a_study_older_than_a_setting_goes_on_with_its_default(plan: StudyPlan) -> None:
     record = json.loads(json.dumps(plan.to_record()))
-    del record["schedule"]["distillation"], record["keep"]
+    del record["schedule"]["distillation"], record["keep"], record["saliency"]
     _check_same("old", record, plan.to_record())
     taught = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, distillation=0.5))
     with pytest.raises(UsageError, match=r"exists with schedule.distillation 0.0, 0.5 was given"):
         _check_same("old", record, taught.to_record())
+
+
+def test_a_plan_holds_rates_where_thresholds_were_asked(plan: StudyPlan) -> None:
+    """Those of its own weights; the record then says what was searched, on whatever machine it goes on."""
+    space = {"all": {"pruning_rate": ["none", "global 0.5"]}}
+    subject = Subject.of(plan)
+    found = {}
+    for saliency in SALIENCIES:
+        asked = dataclasses.replace(plan, space=space, saliency=saliency)
+        resolved = subject.resolved(asked)
+        assert subject.resolved(resolved) == resolved
+        assert StudyPlan.from_record(json.loads(json.dumps(resolved.to_record()))) == resolved
+        scores = filter_saliency(saliency, subject.baseline, subject.data, seed=plan.seed)
+        rates = threshold_rates(subject.network, scores, 0.5, plan.minimum_templates)
+        choices = make_space(resolved, subject.network).choices
+        found[saliency] = {block: choices[block]["pruning_rate"][-1] for block in rates}
+        assert found[saliency] == {block: rate or None for block, rate in rates.items()}
+        assert resolved.spec(NetworkConfig(), **subject.identity()).saliency == saliency
+    assert found["magnitude"] != found["gradient"]
 
 
 @pytest.mark.parametrize("objective", ["latency_ms", "latency_b64_ms"])
