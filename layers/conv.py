@@ -23,7 +23,7 @@ from layers.series.allocation import allocate, allocated_mix, expand_coefficient
 from layers.series.basis import basis_matrix
 from layers.series.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
 from layers.templates.fused import FusedTemplates, fused_conv2d
-from layers.templates.native import Where
+from layers.templates.plain import Where
 from layers.templates.rebuild import (
     choose_templates,
     fitted_transforms,

@@ -1,4 +1,4 @@
-"""Launches the CUDA kernels of template convolutions, `gather.cu`; `layers.templates.gather` defines what they give."""
+"""Launches the CUDA kernels of template convolutions, `gather.cu`; `layers.templates.plain` says what they give."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from layers import gpu
-
-if TYPE_CHECKING:
-    from layers.templates.native import Where
+from layers.templates.plain import Where, gather_plainly, gather_plainly_backward
 
 __all__ = ["gather", "gather_backward", "macros", "plan", "works_on"]
 
@@ -117,17 +114,14 @@ def works_on(device: int) -> bool:
 
 def _agrees(device: torch.device, dtype: torch.dtype, last: bool, diagonal: bool) -> bool:
     """Whether kernels give plain PyTorch's values of small whole numbers, whose sums no order of adding changes."""
-    from layers.templates import gather as plain
-    from layers.templates.native import Where
-
     where = Where(kernel=(3, 2), stride=(2, 1), padding=(1, 1), dilation=(1, 2))
     maps = _whole_numbers(2, 2 * 6 * 3, 5, 4)
     maps = maps.contiguous(memory_format=torch.channels_last) if last else maps
     operators = _whole_numbers(5, 2, 6) if diagonal else _whole_numbers(5, 2, 6, 6)
     source = torch.tensor([2, 0, -1, 2, 3])
-    out = plain._plainly(maps, operators, source, where)
+    out = gather_plainly(maps, operators, source, where)
     grad = _whole_numbers(*out.shape)
-    expected = (out, *plain._plainly_backward(grad, maps, operators, source, where))
+    expected = (out, *gather_plainly_backward(grad, maps, operators, source, where))
     layout = torch.channels_last if last else torch.contiguous_format
     grad, maps = (x.to(device, dtype).contiguous(memory_format=layout) for x in (grad, maps))
     operators, source = operators.to(device, dtype), source.to(device)

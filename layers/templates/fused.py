@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layers.errors import UsageError
 from layers.templates import native
+from layers.templates.plain import Where
 
 __all__ = ["FusedTemplates", "fused_conv2d"]
 
@@ -44,7 +45,7 @@ def fused_conv2d(
 ) -> Tensor | None:
     """Outputs (B, N, H, W) of inputs (B, C, H, W), or `None` for gradients and where there is no kernel."""
     tensors = (x, layer.templates, layer.operators, *([] if bias is None else [bias]))
-    where = native.Where((layer.templates.shape[3], layer.templates.shape[4]), (1, 1), padding, dilation)
+    where = Where((layer.templates.shape[3], layer.templates.shape[4]), (1, 1), padding, dilation)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return None
     if not native.convolves(x, where):
@@ -65,7 +66,7 @@ def _template_conv(
     dilation: Sequence[int],
 ) -> Tensor:
     """As `FusedTemplates` has them; outputs are as large as inputs, contiguous, and of their type."""
-    where = native.Where((templates.shape[3], templates.shape[4]), (1, 1), *((y, x) for y, x in (padding, dilation)))
+    where = Where((templates.shape[3], templates.shape[4]), (1, 1), *((y, x) for y, x in (padding, dilation)))
     _check_args(x, templates, operators, order, begin, bias, where)
     out = x.new_empty(x.shape[0], len(operators), *x.shape[2:])
     native.convolve(out, x.contiguous(), templates, operators, order, begin, bias, where)
@@ -84,7 +85,7 @@ def _check_args(
     order: Tensor,
     begin: Tensor,
     bias: Tensor | None,
-    where: native.Where,
+    where: Where,
 ) -> None:
     groups, count, depth, k_y, k_x = templates.shape
     outputs, taps = len(operators), k_y * k_x

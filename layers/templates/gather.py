@@ -6,8 +6,9 @@ pointwise convolution; its map (g, k, m) is tap k of template m in group g at ev
     y[n](p) = sum over g and taps k', k of S[n, g, k', k] z[g, k, source[n]](p stride + k' dilation - padding),
 
 where maps are zero outside the input. Operators S of gains alone are diagonal and are given as (N, G, T). The op
-`overtone::template_gather` is defined by plain PyTorch here; contiguous maps on the CPU have a C kernel, those on GPUs
-CUDA kernels (`layers.templates.native`). Half types are added up in float32. Its backward is an op too.
+`overtone::template_gather` is defined by plain PyTorch (`layers.templates.plain`); contiguous maps on the CPU have a C
+kernel, those on GPUs CUDA kernels (`layers.templates.native`). Half types are added up in float32. Its backward is an
+op too.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from layers.errors import UsageError
 from layers.templates import native
+from layers.templates.plain import Where, gather_plainly, gather_plainly_backward
 
 __all__ = ["template_gather"]
 
@@ -45,7 +46,7 @@ def template_gather(
     maps, operators, source = _laid_out(maps), operators.contiguous(), source.contiguous()
     out = _blank(maps, _output(maps, operators, where))
     if not native.gather(out, maps, operators, source, where):
-        out.copy_(_plainly(maps, operators, source, where))
+        out.copy_(gather_plainly(maps, operators, source, where))
     return out
 
 
@@ -69,7 +70,7 @@ def _backward(
     grad = grad.contiguous(memory_format=_format(maps))
     found = torch.empty_like(maps, memory_format=_format(maps)), torch.empty_like(operators)
     if not native.gather_backward(*found, grad, maps, operators, source, where):
-        for out, value in zip(found, _plainly_backward(grad, maps, operators, source, where), strict=True):
+        for out, value in zip(found, gather_plainly_backward(grad, maps, operators, source, where), strict=True):
             out.copy_(value)
     return found
 
@@ -114,7 +115,7 @@ def _check_args(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> native.Where:
+) -> Where:
     """What every kernel takes; the places that it is about."""
     for name, values, least in (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
         _check_pair(name, values, least)
@@ -131,7 +132,7 @@ def _check_args(
     groups = operators.shape[1]
     if groups < 1 or maps.shape[1] % (groups * taps):
         raise UsageError(f"maps (={_said(maps)}) must have a multiple of {groups} groups x {taps} taps of channels.")
-    where = native.Where(*((y, x) for y, x in (kernel, stride, padding, dilation)))
+    where = Where(*((y, x) for y, x in (kernel, stride, padding, dilation)))
     if min(_output(maps, operators, where)[2:]) < 1:
         raise UsageError(f"maps (={_said(maps)}) are smaller than the kernel of {where}.")
     return where
@@ -152,7 +153,7 @@ def _format(maps: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _output(maps: Tensor, operators: Tensor, where: native.Where) -> torch.Size:
+def _output(maps: Tensor, operators: Tensor, where: Where) -> torch.Size:
     return torch.Size([maps.shape[0], operators.shape[0], *where.size((maps.shape[2], maps.shape[3]))])
 
 
@@ -162,45 +163,3 @@ def _blank(maps: Tensor, shape: torch.Size) -> Tensor:
 
 def _laid_out(maps: Tensor) -> Tensor:
     return maps.contiguous(memory_format=_format(maps))
-
-
-def _plainly(maps: Tensor, operators: Tensor, source: Tensor, where: native.Where) -> Tensor:
-    """The definition, in float32 or float64."""
-    maps, operators, chosen = _wide(maps, operators, source, where)
-    out = maps.new_zeros(())
-    for tap in range(operators.shape[2]):
-        seen = where.seen_by(tap, maps)
-        if operators.dim() == 3:
-            out = out + torch.einsum("bgnhw,ng->bnhw", seen[:, :, tap, chosen], operators[:, :, tap])
-        else:
-            out = out + torch.einsum("bgknhw,ngk->bnhw", seen[:, :, :, chosen], operators[:, :, tap])
-    return out
-
-
-def _plainly_backward(
-    grad: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: native.Where
-) -> tuple[Tensor, Tensor]:
-    size = maps.shape[2:]
-    maps, operators, chosen = _wide(maps, operators, source, where)
-    grad, to_maps, to_operators = grad.to(maps.dtype), torch.zeros_like(maps), torch.zeros_like(operators)
-    for tap in range(operators.shape[2]):
-        seen, back = where.seen_by(tap, maps), where.seen_by(tap, to_maps)
-        if operators.dim() == 3:
-            back[:, :, tap].index_add_(2, chosen, torch.einsum("bnhw,ng->bgnhw", grad, operators[:, :, tap]))
-            to_operators[:, :, tap] = torch.einsum("bnhw,bgnhw->ng", grad, seen[:, :, tap, chosen])
-        else:
-            back.index_add_(3, chosen, torch.einsum("bnhw,ngk->bgknhw", grad, operators[:, :, tap]))
-            to_operators[:, :, tap] = torch.einsum("bnhw,bgknhw->ngk", grad, seen[:, :, :, chosen])
-    top, left = where.padding
-    inner = to_maps[:, :, :, :-1, top : top + size[0], left : left + size[1]]
-    return inner.flatten(1, 3), to_operators
-
-
-def _wide(maps: Tensor, operators: Tensor, source: Tensor, where: native.Where) -> tuple[Tensor, Tensor, Tensor]:
-    """Padded maps (B, G, T, M + 1, H, W), whose last template is the one of zeros; operators; and who uses which."""
-    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
-    groups, taps = operators.shape[1:3]
-    maps = maps.to(dtype).unflatten(1, (groups, taps, -1))
-    templates, (y, x) = maps.shape[3], where.padding
-    chosen = source.where((source >= 0) & (source < templates), templates)
-    return F.pad(maps, (x, x, y, y, 0, 1)), operators.to(dtype), chosen

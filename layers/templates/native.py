@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,42 +10,9 @@ from torch import Tensor
 from layers import cpu
 from layers.errors import OvertoneError, UsageError
 from layers.templates import cuda
+from layers.templates.plain import Where
 
-__all__ = ["Where", "convolve", "convolves", "gather", "gather_backward"]
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where a convolution's taps lie in its input; pairs are (y, x)."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    def size(self, inputs: tuple[int, int]) -> tuple[int, int]:
-        """(H_out, W_out) of an input's (H, W)."""
-        reach = [dilation * (k - 1) for k, dilation in zip(self.kernel, self.dilation, strict=True)]
-        y, x = ((inputs[i] + 2 * self.padding[i] - reach[i] - 1) // self.stride[i] + 1 for i in (0, 1))
-        return y, x
-
-    def seen_by(self, tap: int, padded: Tensor) -> Tensor:
-        """The values of padded maps (..., H, W) where this tap lies, (..., H_out, W_out), as a view."""
-        places = []
-        for i, place in enumerate(divmod(tap, self.kernel[1])):
-            first, reach = place * self.dilation[i], self.dilation[i] * (self.kernel[i] - 1)
-            places.append(slice(first, padded.shape[i - 2] - reach + first, self.stride[i]))
-        return padded[..., places[0], places[1]]
-
-    def numbers(self) -> tuple[int, ...]:
-        """All of them, in the order of the fields."""
-        return (*self.kernel, *self.stride, *self.padding, *self.dilation)
-
-    @property
-    def keeps_size(self) -> bool:
-        """Whether outputs are as large as inputs, one for each place."""
-        reach = tuple(dilation * (k - 1) for k, dilation in zip(self.kernel, self.dilation, strict=True))
-        return self.stride == (1, 1) and tuple(2 * pad for pad in self.padding) == reach
+__all__ = ["convolve", "convolves", "gather", "gather_backward"]
 
 
 def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where) -> bool:

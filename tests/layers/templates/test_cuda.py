@@ -12,8 +12,8 @@ import torch
 
 from layers import gpu
 from layers.templates import cuda
-from layers.templates import gather as plain
-from layers.templates.native import Where
+from layers.templates.gather import _format
+from layers.templates.plain import Where, gather_plainly, gather_plainly_backward
 from tests.layers.assembled import assert_in_registers
 from tests.layers.blockfloat.patterns import any_pattern
 
@@ -93,9 +93,9 @@ def draw(rng, generator):
             operators[torch.rand(operators.shape, generator=generator) < 0.3] = 0.0
         choices = [*range(templates), *range(templates), -1, templates, 2**31 + 1, -(2**63)]
         source = torch.tensor(rng.choices(choices, k=outputs))
-        grad = torch.randn(plain._plainly(maps, operators, source, where).shape, generator=generator)
+        grad = torch.randn(gather_plainly(maps, operators, source, where).shape, generator=generator)
         maps = maps.contiguous(memory_format=torch.channels_last) if last else maps
-        return maps, grad.contiguous(memory_format=plain._format(maps)), operators, source, where
+        return maps, grad.contiguous(memory_format=_format(maps)), operators, source, where
 
     return tensors
 
@@ -119,8 +119,8 @@ def found(maps, grad, operators, source, where):
 
 
 def expected(maps, grad, operators, source, where):
-    outputs = plain._plainly(maps, operators, source, where)
-    return outputs, *plain._plainly_backward(grad, maps, operators, source, where)
+    outputs = gather_plainly(maps, operators, source, where)
+    return outputs, *gather_plainly_backward(grad, maps, operators, source, where)
 
 
 def assert_right(maps, grad, operators, source, where):
@@ -217,10 +217,10 @@ def test_kernels_that_give_other_values_are_left_alone(monkeypatch, works_on):
 def test_the_self_check_takes_right_kernels_alone(on_cpu, monkeypatch, dtype, last, diagonal):
     here = torch.device("cpu")
     assert cuda._agrees(here, dtype, last, diagonal)
-    for name in ("_plainly", "_plainly_backward"):
+    for name in ("gather_plainly", "gather_plainly_backward"):
         with monkeypatch.context() as patch:
-            right = getattr(plain, name)
-            patch.setattr(plain, name, lambda *args, right=right: spoilt(right(*args)))
+            right = getattr(cuda, name)
+            patch.setattr(cuda, name, lambda *args, right=right: spoilt(right(*args)))
             assert not cuda._agrees(here, dtype, last, diagonal)
 
 

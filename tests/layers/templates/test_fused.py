@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from layers import UsageError, cpu, gpu
 from layers.templates import native
 from layers.templates.fused import FusedTemplates, _template_conv, fused_conv2d
+from layers.templates.plain import Where
 
 SHAPES = [  # (B, H, W): a few whole images, many of them, one of many rows, places that fill no vector
     *((3, 5, 5), (2, 32, 32), (70, 2, 2), (5, 7, 7), (1, 1, 1), (2, 9, 4), (1, 3, 50), (1, 90, 61)),
@@ -146,7 +147,7 @@ def test_there_is_none_for_gradients_other_types_and_strides(draw, normal):
     assert fused_conv2d(x.double(), layer, None, **where) is None
     assert fused_conv2d(x, layer, None, **where | {"padding": (7, 7)}) is None
     kernel = tuple(layer.templates.shape[3:])
-    assert not native.convolves(x, native.Where(kernel, (2, 1), where["padding"], where["dilation"]))
+    assert not native.convolves(x, Where(kernel, (2, 1), where["padding"], where["dilation"]))
 
 
 @pytest.mark.parametrize(

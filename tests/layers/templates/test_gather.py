@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from layers import UsageError, cpu
 from layers.templates import gather as module
 from layers.templates.gather import template_gather
-from layers.templates.native import Where
+from layers.templates.plain import Where
 
 OPS = torch.ops.overtone
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
