@@ -28,7 +28,8 @@ def filter_saliency(
 ) -> dict[str, Tensor]:
     """Saliency (N,) of the filters of each convolution by its name, float64 on the CPU; the network stays as it is.
 
-    The seed draws the images of `gradient`. Raises `UsageError` for another kind, and for `gradient` without data.
+    The seed draws the images of `gradient`, which is 0 in a layer that is never called. Raises `UsageError` for another
+    kind, and for `gradient` without data.
     """
     if kind not in SALIENCIES:
         raise UsageError(f"saliency (={kind!r}) must be one of {', '.join(SALIENCIES)}.")
@@ -46,9 +47,10 @@ def filter_saliency(
         for batch in batches:
             images = normalise(data.train.take(batch).to(device), data.mean, data.std)
             loss = F.cross_entropy(network(images), data.train.labels[batch].to(device))
-            gradients = torch.autograd.grad(loss, [layer.weight for layer in layers.values()])
-            for (name, layer), gradient in zip(layers.items(), gradients, strict=True):
-                change = (layer.weight.detach() * gradient).double().flatten(1).sum(dim=1)
+            weights = [layer.weight for layer in layers.values()]
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+            for name, weight, gradient in zip(layers, weights, gradients, strict=True):
+                change = (weight.detach() * gradient).double().flatten(1).sum(dim=1)
                 found[name] += change.square().cpu() / len(batches)
     network.to(home)
     return found

@@ -81,6 +81,14 @@ def test_the_network_stays_as_it_was(network: nn.Module, data: Data) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+def test_a_layer_that_is_never_called_changes_nothing(network: nn.Module, data: Data) -> None:
+    before = filter_saliency("gradient", network, data, seed=1)
+    network.spare = nn.Conv2d(3, 5, 3)
+    found = filter_saliency("gradient", network, data, seed=1)
+    assert found.pop("spare").tolist() == [0.0] * 5
+    assert all(torch.equal(values, before[name]) for name, values in found.items())
+
+
 def test_what_is_not_allowed_is_named(network: nn.Module) -> None:
     with pytest.raises(UsageError, match=r"^saliency \(='luck'\) must be one of magnitude, gradient\.$"):
         filter_saliency("luck", network, None, seed=0)
