@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 from layers import UsageError
 from results.objectives import Objective
 from results.schema import TrialStatus
+from search.choice.attempts import Attempts
 from search.choice.candidates import Candidates, Floats, Ints
 from search.choice.judge import Judge
 from search.choice.sampler import ConfigSampler, Told
@@ -58,7 +59,7 @@ class FrontSearcher(Searcher):
         self._budget, self._cheapest, self._objectives = budget, cheapest, tuple(objectives)
         self._make_spec, self._seed = make_spec, seed
         self._known: set[str] = set()
-        self._asked: dict[str, tuple[int, Floats]] = {}
+        self._asked: dict[str, tuple[int, Floats, dict[str, Any]]] = {}
         self._waiting: list[dict[str, Any]] = []
         self._seeds: list[NetworkConfig] = []
         self._measured: Mapping[str, Mapping[str, Any]] = {}
@@ -68,6 +69,7 @@ class FrontSearcher(Searcher):
         self.exhausted = False
         self.stopped: set[str] = set()
         """Ray Tune's ids of the trials that were given up."""
+        self.attempts = Attempts()
 
     def know(self, row: Mapping[str, Any]) -> None:
         """Learn from a row of the ledger; one outside the space or budget only counts as known."""
@@ -100,12 +102,12 @@ class FrontSearcher(Searcher):
         self._number = max([self._number, *(suggestion["number"] + 1 for suggestion in self._waiting)])
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next trial, or `FINISHED`."""
-        while self._left > 0:
+        """The next trial; none for now while others run, which may have to be begun again; or `FINISHED`."""
+        while self._left > 0 and (self._waiting or not self.exhausted):
             waiting = self._waiting.pop(0) if self._waiting else None
             drawn = self._draw() if waiting is None else self._taken(TrialSpec.from_json(waiting["spec"]).config)
             if drawn is None:
-                return Searcher.FINISHED
+                break
             handle, config, features = drawn
             self._left -= 1
             self._known.add(self._space.network.digest(config))
@@ -115,11 +117,11 @@ class FrontSearcher(Searcher):
             self._number = max(self._number, suggestion["number"] + 1)
             row = self._measured.get(digest)
             if row is None or self._answer is None:
-                self._asked[trial_id] = handle, features
+                self._asked[trial_id] = handle, features, suggestion
                 return suggestion
             self._sampler.tell(handle, self._told(row, row["status"], row_accuracies(row), features))
             self._answer(suggestion, row)
-        return Searcher.FINISHED
+        return None if self._asked else Searcher.FINISHED
 
     def give_up(self, trial_id: str, report: Mapping[str, Any]) -> bool:
         """Whether the trial of this report cannot enter the front any more; it then counts as stopped."""
@@ -128,10 +130,16 @@ class FrontSearcher(Searcher):
         return trial_id in self.stopped
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Learn from an ended trial; one that failed or was interrupted teaches nothing."""
+        """Learn from an ended trial; one that failed or was interrupted teaches nothing.
+
+        With `error` its worker has died.
+        """
         if trial_id not in self._asked:
             return
-        handle, features = self._asked.pop(trial_id)
+        handle, features, suggestion = self._asked.pop(trial_id)
+        if error and self.attempts.another(trial_id, suggestion):
+            self._waiting.append(suggestion)
+            self._left += 1
         report = {} if result is None or error else result
         status = TrialStatus.PRUNED.value if trial_id in self.stopped else report.get("status")
         self._sampler.tell(handle, self._told(report, status, report.get("accuracies", ()), features))

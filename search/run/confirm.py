@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from layers import UsageError
 from results.ledger import Ledger
 from results.query import picks
 from results.schema import TrialRow, TrialStatus
+from search.choice.attempts import Attempts
 from search.run.cluster import Resources, connected
 from search.run.engine import run_trials
 from search.run.keeper import TrialKeeper
@@ -114,24 +115,41 @@ def _run(
             f"each on {share.cpus_per_trial:g} CPU and {share.gpus_per_trial:g} GPU",
             highlight=False,
         )
-        keeper = _Repeats(ledger, study, subject.network, progress, wanted=wanted, done=wanted - len(missing))
-        run_trials(_Listed(missing), keeper, subject, share, ledger, trials=len(missing))
+        listed = _Listed(missing)
+        keeper = _Repeats(
+            ledger,
+            study,
+            subject.network,
+            progress,
+            wanted=wanted,
+            done=wanted - len(missing),
+            begun_again=listed.attempts.begun_again,
+        )
+        run_trials(listed, keeper, subject, share, ledger)
     if keeper.lost is not None:
         raise keeper.lost
 
 
 class _Listed(Searcher):
-    """Suggests what it was given, in order."""
+    """Suggests what it was given, in order, and again that whose worker died."""
 
     def __init__(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
         self._left = [dict(suggestion) for suggestion in suggestions]
+        self._asked: dict[str, dict[str, Any]] = {}
+        self.attempts = Attempts()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        return self._left.pop(0) if self._left else Searcher.FINISHED
+        if not self._left:
+            return None if self._asked else Searcher.FINISHED
+        self._asked[trial_id] = self._left.pop(0)
+        return self._asked[trial_id]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing is learnt."""
+        suggestion = self._asked.pop(trial_id)
+        if error and self.attempts.another(trial_id, suggestion):
+            self._left.append(suggestion)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: the ledger is the truth."""
@@ -144,9 +162,18 @@ class _Repeats(TrialKeeper):
     """Keeps the rows of repeats, and nothing else: the study's front, progress and models stay as they are."""
 
     def __init__(
-        self, ledger: Ledger, study: str, network: Network, progress: Progress, *, wanted: int, done: int
+        self,
+        ledger: Ledger,
+        study: str,
+        network: Network,
+        progress: Progress,
+        *,
+        wanted: int,
+        done: int,
+        begun_again: Container[str],
     ) -> None:
-        super().__init__(ledger, study, network, wanted=wanted, ended={TrialStatus.FINISHED: done})
+        ended = {TrialStatus.FINISHED.value: done}
+        super().__init__(ledger, study, network, wanted=wanted, ended=ended, begun_again=begun_again)
         self._progress = progress
 
     def write(self, row: TrialRow) -> None:

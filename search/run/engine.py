@@ -26,13 +26,13 @@ def run_trials(
     resources: Resources,
     ledger: Ledger,
     *,
-    trials: int,
     scheduler: TrialScheduler | None = None,
 ) -> None:
-    """Run up to `trials` suggestions, on the Ray that is connected; returns early on Ctrl-C or when a row is lost.
+    """Run what is suggested, on the Ray that is connected; returns early on Ctrl-C or when a row is lost.
 
     A suggestion is plain data: `number`, `trial` (its id in the ledger), `spec`, and `confirms` where it repeats
-    another trial. The scheduler may stop trials early.
+    another trial. The scheduler may stop trials early. Where a worker died the searcher is told of an error, and may
+    suggest the same again.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -52,7 +52,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 search_alg=_Room(searcher, resources) if resources.ceiling is None else searcher,
                 scheduler=scheduler,
-                num_samples=trials,
+                num_samples=-1,  # until the searcher has finished
                 max_concurrent_trials=resources.ceiling,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -62,7 +62,6 @@ def run_trials(
                 storage_path=folder,
                 callbacks=[keeper],
                 stop=StopWhenLost(keeper),
-                failure_config=tune.FailureConfig(max_failures=1),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),

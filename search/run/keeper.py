@@ -36,11 +36,16 @@ class TrialKeeper(Callback):
         wanted: int,
         ended: Mapping[str, int],
         stopped: Container[str] = (),
+        begun_again: Container[str] = (),
     ) -> None:
-        """`ended` are trials in the ledger by their status, `stopped` Ray Tune's ids of trials it was told to stop."""
+        """`ended` are trials in the ledger by their status.
+
+        Of Ray Tune's ids `stopped` are those of trials that were to be stopped, and `begun_again` those of trials whose
+        worker died and that are suggested again.
+        """
         self.lost: OvertoneError | None = None
         self.ledger, self.study = ledger, study
-        self._network, self._stopped = network, stopped
+        self._network, self._stopped, self._begun_again = network, stopped, begun_again
         self._wanted, self._ended = wanted, Counter(ended)
         self._before = self._ended.total()
         self._running: set[str] = set()
@@ -90,10 +95,6 @@ class TrialKeeper(Callback):
         self.unfinished[trial.config["trial"]] = trial.config
         self._changed = True
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """One whose worker or node died runs no more, until it is started again."""
-        self._running.discard(trial.trial_id)
-
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Say what has changed, and now and then that the run is alive."""
         if self.lost is None and time.monotonic() - self._beat > (_NEWS_S if self._changed else HEARTBEAT_S):
@@ -114,8 +115,10 @@ class TrialKeeper(Callback):
             self.lost = self.lost or OvertoneError(report["error"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep a trial whose worker died for good."""
+        """Keep a trial whose worker died once too often."""
         self._running.discard(trial.trial_id)
+        if trial.trial_id in self._begun_again:
+            return
         reason = str(trial.get_error() or "the worker died").strip().splitlines()[-1]
         self.keep(failed_row(self.study, trial.config, trial.last_result or {}, reason, self._network))
 

@@ -189,6 +189,7 @@ def _run(
             keep=plan.keep,
             gpus=float(share.gpus_per_trial or 0),
             stopped=searcher.stopped,
+            begun_again=searcher.attempts.begun_again,
         )
         searcher.begin(
             missing,
@@ -203,7 +204,7 @@ def _run(
             highlight=False,
         )
         try:
-            run_trials(searcher, recorder, subject, share, ledger, trials=missing, scheduler=FrontStopper(searcher))
+            run_trials(searcher, recorder, subject, share, ledger, scheduler=FrontStopper(searcher))
         finally:
             done = ledger.trials(name).num_rows
             recorder.close("finished" if done >= plan.trials or searcher.exhausted else "interrupted")

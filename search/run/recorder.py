@@ -41,10 +41,11 @@ class Recorder(TrialKeeper):
         keep: str,
         gpus: float = 0,
         stopped: Container[str] = (),
+        begun_again: Container[str] = (),
     ) -> None:
         past = ledger.trials(study, columns=["status", "total_s"])
         ended = Counter(past.column("status").to_pylist())
-        super().__init__(ledger, study, network, wanted=wanted, ended=ended, stopped=stopped)
+        super().__init__(ledger, study, network, wanted=wanted, ended=ended, stopped=stopped, begun_again=begun_again)
         self._seconds = float(pc.sum(past.column("total_s")).as_py() or 0)
         self._watchers, self._keep_all, self._gpus = watchers, keep == "all", gpus
         self._objectives = ledger.objectives(study)

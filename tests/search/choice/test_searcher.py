@@ -142,6 +142,25 @@ def test_failed_trials_teach_the_sampler_nothing_and_leave_none_running(make, sp
     assert states == ["FAIL"] * 3
 
 
+def test_a_trial_whose_worker_dies_is_suggested_again_but_not_for_ever(make, space: Space) -> None:  # type: ignore[no-untyped-def]
+    searcher = make(space)
+    searcher.begin(2)
+    first, other = searcher.suggest("a"), searcher.suggest("b")
+    assert searcher.suggest("c") is None  # one of them may have to be begun again
+    for old, new in (("a", "c"), ("c", "d")):
+        searcher.on_trial_complete(old, None, error=True)
+        assert old in searcher.attempts.begun_again
+        assert searcher.suggest(new) == first
+        assert searcher.suggest("e") is None
+    searcher.on_trial_complete("d", None, error=True)
+    assert "d" not in searcher.attempts.begun_again
+    assert searcher.suggest("e") is None
+    searcher.on_trial_complete("b", None, error=True)
+    assert searcher.suggest("e") == other
+    searcher.on_trial_complete("e", {"status": "failed"})
+    assert searcher.suggest("f") == Searcher.FINISHED
+
+
 def test_replayed_trials_are_what_optuna_would_have_kept(space: Space) -> None:
     draws = random.Random(5)
     candidates = Candidates(space)
@@ -177,7 +196,7 @@ def test_what_is_waiting_comes_first_and_keeps_its_number(make, space: Space) ->
     asked = [again.suggest(f"n{i}") for i in range(5)]
     assert asked[:3] == [begun[0], begun[3], begun[5]]
     assert [suggestion["number"] for suggestion in asked[3:]] == [6, 7]
-    assert again.suggest("n5") == Searcher.FINISHED
+    assert again.suggest("n5") is None  # until those that run have ended
     assert len({suggestion["trial"] for suggestion in [*asked, begun[1]]}) == 6
 
 
