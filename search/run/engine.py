@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from typing import Any
@@ -37,6 +38,7 @@ def run_trials(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # Ray Tune's own snapshots, which nobody reads
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # "did not complete" of what was begun again and has
     actor = tune.with_parameters(
         TrialActor,
         data=subject.data,
