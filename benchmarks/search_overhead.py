@@ -229,6 +229,10 @@ def main() -> None:
     _write(pd.DataFrame(rows), arguments)
 
 
+def _range(values: pd.Series) -> str:
+    return f"{values.median():.0f} ({values.min():.0f} to {values.max():.0f})"
+
+
 def _write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
     rows["device"], rows["ray"], rows["optuna"] = device(), version("ray"), version("optuna")
     rows.to_parquet(arguments.out / "search_overhead.parquet", index=False)
@@ -237,8 +241,8 @@ def _write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
         "# Overhead of a search",
         "",
         f"{arguments.trials} trials that compute nothing and report {_STEPS} times, {arguments.at_once} at a time, "
-        f"{device()}, ray {version('ray')}, optuna {version('optuna')}; medians over n = {arguments.rounds} rounds, "
-        f"load {rows.load.min():.1f} to {rows.load.max():.1f}.",
+        f"{device()}, ray {version('ray')}, optuna {version('optuna')}; medians (and ranges) over n = {arguments.rounds} "
+        f"rounds, load {rows.load.min():.1f} to {rows.load.max():.1f}.",
         "",
         "| side | ms a trial | against Ray's floor | against Ray's default | searcher | ledger | Ray |",
         "|---|---|---|---|---|---|---|",
@@ -253,7 +257,7 @@ def _write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
             rest = group.seconds - group.searcher_s - group.ledger_s
             parts = [f"{1e3 * part.median():.0f} ms" for part in (group.searcher_s, group.ledger_s, rest)]
         lines.append(
-            f"| {name} | {1e3 * group.seconds.median():.0f} | {floor:.2f} x | 1 / {default:.1f} | {' | '.join(parts)} |"
+            f"| {name} | {_range(1e3 * group.seconds)} | {floor:.2f} x | 1 / {default:.1f} | {' | '.join(parts)} |"
         )
     (arguments.out / "search_overhead.md").write_text("\n".join([*lines, ""]))
     print("\n".join(lines))
