@@ -241,8 +241,8 @@ def _write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
         "# Overhead of a search",
         "",
         f"{arguments.trials} trials that compute nothing and report {_STEPS} times, {arguments.at_once} at a time, "
-        f"{device()}, ray {version('ray')}, optuna {version('optuna')}; medians (and ranges) over n = {arguments.rounds} "
-        f"rounds, load {rows.load.min():.1f} to {rows.load.max():.1f}.",
+        f"{device()}, ray {version('ray')}, optuna {version('optuna')}; medians (and ranges) over "
+        f"n = {arguments.rounds} rounds, load {rows.load.min():.1f} to {rows.load.max():.1f}.",
         "",
         "| side | ms a trial | against Ray's floor | against Ray's default | searcher | ledger | Ray |",
         "|---|---|---|---|---|---|---|",
