@@ -17,9 +17,9 @@ from torch import Tensor
 from layers import UsageError
 from spaces.network import Network
 
-__all__ = ["GLOBAL", "asks_for_threshold", "threshold_rates", "with_thresholds"]
+__all__ = ["asks_for_threshold", "threshold_rates", "with_thresholds"]
 
-GLOBAL = re.compile(r"global (0?\.\d+)")
+_GLOBAL = re.compile(r"global (0?\.\d+)")
 """How a value of the knob `pruning_rate` asks for a threshold: `global 0.5` prunes half of all filters."""
 
 
@@ -29,11 +29,14 @@ def threshold_rates(
     """The pruning rate of each block with convolutions when the `rate` least salient filters of all go.
 
     `saliency` (N,) is of each convolution. A layer keeps `minimum_templates`, or all filters where it has fewer; a
-    block of several layers has one rate, that of its filters together. Raises `UsageError` for a rate outside (0, 1).
+    block of several layers has one rate, that of its filters together. Raises `UsageError` for a rate outside (0, 1)
+    and for a network without convolutions.
     """
     if not 0 < rate < 1:
         raise UsageError(f"global pruning rate (={rate}) must be between 0 and 1.")
     layers = [name for block in network.blocks for name in network.layers_of(block) if name in saliency]
+    if not layers:
+        raise UsageError("The network has no convolutions, whose filters could be pruned.")
     every = torch.cat([saliency[name] for name in layers])
     owner = torch.cat([torch.full((len(saliency[name]),), place) for place, name in enumerate(layers)])
     pruned = owner[every.argsort(stable=True)[: round(rate * len(every))]].bincount(minlength=len(layers))
@@ -94,7 +97,7 @@ def _rates(
     """The rates of all blocks that a value of the knob stands for; `None` where it is a value as it is."""
     if not isinstance(value, str) or not value.startswith("global"):
         return None
-    asked = GLOBAL.fullmatch(value)
+    asked = _GLOBAL.fullmatch(value)
     if asked is None:
         raise UsageError(f"pruning_rate (={value!r}) must be a rate, or such as 'global 0.5', between 0 and 1.")
     return threshold_rates(network, saliency, float(asked[1]), minimum_templates)

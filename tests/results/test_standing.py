@@ -83,6 +83,8 @@ def test_front_brought_up_to_date_equals_the_front_of_all_rows(study, make_row, 
             ledger = Ledger(ledger.store)
         if rng.random() < 0.7:
             assert _found(ledger.write_front("walk")) == _slow_front(rows)
+            kept = pq.read_table(ledger.store.path_of("fronts/study=walk/front.parquet"), partitioning=None)
+            assert _found(kept) == _slow_front(rows)
     assert _found(ledger.front("walk")) == _found(Ledger(ledger.store).front("walk")) == _slow_front(rows)
     counting = sorted((row.trial, row.number) for row in _counting_rows(rows))
     assert sorted(zip(*ledger.trials("walk", ["trial", "number"]).to_pydict().values(), strict=True)) == counting
