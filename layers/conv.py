@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.errors import UsageError
-from layers.form import PARAMETERS, LayerForm, LayerShape, stored_tensors
+from layers.form import PARAMETERS, LayerForm, LayerShape, stored_indices, stored_tensors
 from layers.rounded import RoundedLayer
 from layers.series.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
 from layers.series.basis import basis_matrix
 from layers.series.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
+from layers.templates.assignment import modulo_assignment, residual_assignment
 from layers.templates.fused import FusedTemplates, fused_conv2d
 from layers.templates.plain import Where
 from layers.templates.rebuild import (
@@ -50,6 +51,7 @@ class CompressedConv2d(RoundedLayer):
     phi_y: Tensor | None
     phi_x: Tensor | None
     kept: Tensor | None
+    assigned: Tensor | None
     supports: Tensor
     slots: Tensor | None
 
@@ -68,12 +70,16 @@ class CompressedConv2d(RoundedLayer):
         self._register_bases(conv.weight)
         kept = None if form.templates is None else choose_templates(conv.weight, form.templates, saliency)
         self.register_buffer("kept", kept)
+        self.register_buffer("assigned", None)
         self.register_buffer("supports", None)
         self.register_buffer("slots", None, persistent=False)
         if form.allocation is not None:
             self.register_load_state_dict_post_hook(CompressedConv2d._place_supports)
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
         self.coefficients = nn.Parameter(conv.weight.new_empty(tensors["coefficients"].shape))
+        if form.assignment is not None:
+            count = stored_indices(self.shape, form)["assigned"].values
+            self.assigned = torch.zeros(count, dtype=torch.int32, device=conv.weight.device)
         if kept is not None:
             for name in tensors.keys() & set(PARAMETERS.values()):
                 self.register_parameter(name, nn.Parameter(conv.weight.new_empty(tensors[name].shape)))
@@ -86,23 +92,25 @@ class CompressedConv2d(RoundedLayer):
         self.begin_at(kept_filters, conv.weight)
 
     @torch.no_grad()
-    def begin_at(self, coefficients: Tensor, weight: Tensor) -> None:
+    def begin_at(self, coefficients: Tensor, weight: Tensor, assigned: Tensor | None = None) -> None:
         """Take coefficients (M, C / groups, n_y, n_x) of the kept filters, all filters where there are no templates.
 
         Where they are allocated to filters they are given for all K_y K_x harmonics, and those within each filter's
         support are taken. Transforms become those that bring the templates near to the filters `weight`
-        (N, C / groups, K_y, K_x).
+        (N, C / groups, K_y, K_x); a form that assigns templates to filters takes `assigned` (N - M,), or the nearest.
         """
         if self.slots is not None:
             self.coefficients.copy_(coefficients.permute(0, 2, 3, 1).flatten(0, 2)[self.slots])
             return
         by_group = coefficients.unflatten(1, (self.form.groups, -1)).transpose(0, 1).flatten(0, 1)
         self.coefficients.copy_(by_group)
-        if self.kept is not None:
-            parameters = self.transforms()
-            if parameters is not None:
-                transform = self._transform()
-                parameters.copy_(fitted_transforms(transform, weight, self.templates(), self.kept))
+        parameters = self.transforms()
+        if self.kept is None or parameters is None:
+            return
+        rebuilt = self._transform(), weight, self.templates(), self.kept
+        if self.assigned is not None:
+            self.assigned.copy_(residual_assignment(*rebuilt) if assigned is None else assigned)
+        parameters.copy_(fitted_transforms(*rebuilt, self.assignment()))
 
     def kept_coefficients(self) -> Tensor:
         """The coefficients in the order of `begin_at`."""
@@ -194,7 +202,8 @@ class CompressedConv2d(RoundedLayer):
         templates = self.templates()
         if self.kept is None:
             return templates[0]
-        return rebuild_filters(templates, self._transform(), self._stored_transforms(), self.kept)
+        parameters = self._stored_transforms()
+        return rebuild_filters(templates, self._transform(), parameters, self.kept, self.assignment())
 
     def train(self, mode: bool = True) -> Self:
         """Forget the filters that evaluation keeps."""
@@ -263,7 +272,16 @@ class CompressedConv2d(RoundedLayer):
 
     def _operators(self) -> tuple[Tensor, Tensor]:
         assert self.kept is not None
-        return output_operators(self._transform(), self._stored_transforms(), self.kept, self.shape.kernel)
+        parameters, kernel = self._stored_transforms(), self.shape.kernel
+        return output_operators(self._transform(), parameters, self.kept, self.assignment(), kernel)
+
+    def assignment(self) -> Tensor:
+        """The template of each filter that is rebuilt, (N - M,) int64."""
+        if self.assigned is not None:
+            return self.assigned.long()
+        count = self.form.templates
+        assert count is not None
+        return modulo_assignment(self.shape.out_channels - count, count, self.coefficients.device)
 
     def transforms(self) -> Tensor | None:
         """The parameters (N - M, G, ...) of the transforms, `None` where there are none (`layers.form.PARAMETERS`)."""

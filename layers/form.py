@@ -20,6 +20,7 @@ from layers.templates.transforms import TRANSFORMS, Transform, parameter_shape
 
 __all__ = [
     "ALLOCATIONS",
+    "ASSIGNMENTS",
     "MOST_TAPS",
     "PARAMETERS",
     "LayerForm",
@@ -34,6 +35,8 @@ __all__ = [
 
 Allocation = Literal["filter"]
 ALLOCATIONS: tuple[Allocation, ...] = ("filter",)
+Assignment = Literal["residual"]
+ASSIGNMENTS: tuple[Assignment, ...] = ("residual",)
 MOST_TAPS = 256
 """Taps of the largest filter that coefficients can be allocated to: a byte names its support."""
 
@@ -58,6 +61,8 @@ class LayerForm:
     """Channel groups G of the templates."""
     transform: Transform | None = None
     """How a template becomes a filter; given together with `templates`."""
+    assignment: Assignment | None = None
+    """`residual`: each rebuilt filter names the template that serves it best; else the r-th has template r mod M."""
     bits: int | None = None
     """Mantissa bits of stored weights (in blocks of `exponent_block`) and of inputs (of `activation_block`)."""
     exponent_block: int = 1
@@ -88,6 +93,13 @@ class LayerForm:
             raise UsageError(f"templates (={self.templates}) and transform (={self.transform!r}) go together.")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}.")
+        if self.assignment is not None and (
+            self.assignment not in ASSIGNMENTS or (self.templates or 1) < 2 or self.transform == "zero"
+        ):
+            raise UsageError(
+                f"assignment (={self.assignment!r}) must be {', '.join(ASSIGNMENTS)}, of two templates or more that "
+                "are transformed."
+            )
         if not isinstance(self.groups, int) or self.groups < 1:
             raise UsageError(f"groups (={self.groups!r}) must be a whole number of at least 1.")
         if self.templates is None and self.groups != 1:
@@ -245,10 +257,15 @@ def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor
 
 
 def stored_indices(shape: LayerShape, form: LayerForm) -> dict[str, StoredIndices]:
-    """What a layer stores besides, by name, and does not train: which filters are `kept`, each filter's `supports`."""
+    """What a layer stores besides, by name, and does not train.
+
+    Which filters are `kept`, the template that each of the others is `assigned`, each filter's `supports`.
+    """
     indices = {}
     if form.templates is not None:
         indices["kept"] = StoredIndices(shape.out_channels, 1)
+    if form.templates is not None and form.assignment is not None:
+        indices["assigned"] = StoredIndices(shape.out_channels - form.templates, (form.templates - 1).bit_length())
     if form.allocation is not None:
         indices["supports"] = StoredIndices(shape.out_channels, support_bits(shape.kernel))
     return indices

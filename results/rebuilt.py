@@ -15,6 +15,7 @@ from torch import Tensor
 from layers import LayerForm, UsageError
 from layers.compress import compress_layer
 from layers.conv import CompressedConv2d
+from layers.form import Assignment
 from layers.templates.rebuild import template_count
 from layers.templates.transforms import TRANSFORMS, parameter_shape
 from results.filters import Convolution, about_filters, labels_of, layer_taps, picture_path, spread
@@ -71,7 +72,8 @@ def _rebuilt(layer: Convolution, rate: float) -> tuple[Tensor, dict[str, Tensor]
         raise UsageError(f"At pruning rate {rate} all {count} filters are templates: none is rebuilt.")
     exact, found = copy.deepcopy(layer).cpu().double(), dict[str, Tensor]()
     for transform in TRANSFORMS:
-        rebuilt = compress_layer(exact, LayerForm(templates=count, transform=transform))
+        assignment: Assignment | None = None if transform == "zero" or count == 1 else "residual"
+        rebuilt = compress_layer(exact, LayerForm(templates=count, transform=transform, assignment=assignment))
         assert isinstance(rebuilt, CompressedConv2d)
         assert rebuilt.kept is not None
         found[transform], pruned = rebuilt.filters(), ~rebuilt.kept
@@ -92,8 +94,8 @@ def _caption(rate: float) -> str:
     return (
         f"Pruning rate {rate:g}. Above each image: L2 error ‖W {MINUS} W\u2032‖₂ of the rebuilt filter, and its share "
         "of ‖W‖₂. Filters of largest magnitude are the templates, and each transform comes as near to the filter as it "
-        "can in the space of the weights, before any training, as in figure 3 of Miles & Mikolajczyk; zero is plain "
-        "pruning. The error of all is that of the pruned filters together, as a share of their norm. Rows: pruned "
-        "filters at even quantiles of the share with gains (scalar), the least at the top. One colour scale a row: red "
-        "above 0, blue below."
+        "can, from the best template, in the space of the weights and before any training; compare figure 3 of Miles & "
+        "Mikolajczyk. Zero is plain pruning. The error of all is that of the pruned filters together, as a share of "
+        "their norm. Rows: pruned filters at even quantiles of the share with gains (scalar), the least at the top. "
+        "One colour scale a row: red above 0, blue below."
     )

@@ -2,6 +2,7 @@
 
 Since version 2 it names the layers of each form, `"forms": [{"layers": ["conv1", "conv2"], "bits": 8}]`; version 1
 had the form of each layer, `"forms": {"conv1": {"bits": 8}, "conv2": {"bits": 8}}`, and is read to the same card.
+Version 4 added `assignment`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from layers import LayerForm, UsageError
 
 __all__ = ["PACKED_VERSION", "decode_card", "decode_forms", "encode_card"]
 
-PACKED_VERSION = 3
+PACKED_VERSION = 4
 _REQUIRED = ("version", "model", "classes", "channels", "forms")
 _LONGEST = 255
 """Characters of a model's or layer's name."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
-from layers.form import is_norm, settled, stored_tensors
+from layers.form import Assignment, is_norm, settled, stored_tensors
 from layers.series.basis import BASES, Basis, basis_matrix
 from layers.templates.rebuild import template_count
 from spaces.blocks import Granularity, find_blocks, trace_shapes
@@ -176,7 +176,13 @@ _SIMPLER: tuple[Mapping[str, Any], ...] = (
 @lru_cache(maxsize=1 << 12)
 def _identity(form: LayerForm) -> dict[str, object]:
     """A form as its network's digest holds it; without what was not there at first, where that is at its default."""
-    later = {"allocation": None, "exponent_axis": "flat", "activation_block": 1, "vector_bits": None}
+    later = {
+        "allocation": None,
+        "assignment": None,
+        "exponent_axis": "flat",
+        "activation_block": 1,
+        "vector_bits": None,
+    }
     return {k: v for k, v in dataclasses.asdict(form).items() if k not in later or v != later[k]}
 
 
@@ -234,4 +240,7 @@ def _with_templates(form: LayerForm, shape: LayerShape, asked: BlockConfig, mini
         transform = "scalar"
     if form.allocation is not None:
         form = _with_series(form, shape, dataclasses.replace(asked, allocation=None))
-    return dataclasses.replace(form, templates=templates, groups=asked.groups or 1, transform=transform)
+    assignment: Assignment | None = None if templates == 1 or transform == "zero" else "residual"
+    return dataclasses.replace(
+        form, templates=templates, groups=asked.groups or 1, transform=transform, assignment=assignment
+    )

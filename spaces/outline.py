@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from layers import CompressedConv2d, LayerForm, LayerShape, UsageError, compress_layer, network_cost, remaining_cost
 from layers.compress import CompressedLayer
-from layers.form import stored_tensors
+from layers.form import stored_indices, stored_tensors
 from spaces.models import build_model
 
 __all__ = ["allocate", "outline", "packed_bytes", "put_in_form"]
@@ -62,13 +62,15 @@ def _hollow(layer: nn.Module, form: LayerForm) -> CompressedLayer:
     shape, thin = LayerShape.of(layer), copy.deepcopy(layer)
     thin.in_channels = thin.out_channels = thin.groups = 1
     thin.weight = nn.Parameter(torch.zeros(1, 1, *thin.kernel_size))
-    found = compress_layer(thin, dataclasses.replace(form, groups=1, templates=form.templates and 1))
+    found = compress_layer(thin, dataclasses.replace(form, groups=1, templates=form.templates and 1, assignment=None))
     assert isinstance(found, CompressedConv2d)
     found.shape, found.form = shape, form
     for name, stored in stored_tensors(shape, form).items():
         setattr(found, name, nn.Parameter(torch.empty(stored.shape, device="meta")))
     if found.kept is not None:
         found.kept = torch.zeros(shape.out_channels, dtype=torch.bool)
+    if form.assignment is not None:
+        found.assigned = torch.zeros(stored_indices(shape, form)["assigned"].values, dtype=torch.int32)
     if form.allocation is not None:
         found.supports = torch.zeros(shape.out_channels, dtype=torch.uint8)
     return found

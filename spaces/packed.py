@@ -129,6 +129,8 @@ def _check_kept(model: nn.Module) -> None:
             continue
         if int(layer.kept.sum()) != layer.form.templates:
             raise OvertoneError(f"{name!r} keeps {int(layer.kept.sum())} filters, not {layer.form.templates}")
+        if layer.assigned is not None and (layer.assigned >= layer.form.templates).any():
+            raise OvertoneError(f"{name!r} rebuilds a filter from template {int(layer.assigned.max())}, which it lacks")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """Templates and their gains by least squares in the space of a layer's outputs; ours, for Miles & Mikolajczyk's layers.
 
 What `layers.calibration.series` does for series: from the inputs that the layer really sees, the kept filters are
-fitted to the outputs that they should give (in their basis, where they are series), and then, template by template, the
-gains of the filters that are rebuilt from it. A rebuilt filter's output is linear in its gains, with one response a tap
-and group: the template's tap on the inputs. The moments of all responses follow from those of the inputs,
+fitted to the outputs that they should give (in their basis, where they are series), and then the gains of the filters
+that are rebuilt from them, each from the template that serves it best (or the r-th from template r mod M). A rebuilt
+filter's output is linear in its gains, with one response a tap and group: the template's tap on the inputs. The moments
+of all responses follow from those of the inputs,
 
     G = sum x x^T,  T = sum y x^T,   x the C K_y K_x values under the filter,
 
@@ -59,10 +60,16 @@ class TemplateRegression:
         """Give the layer its fitted templates, and transforms that rebuild the filters `weight` (N, C, K_y, K_x)."""
         if not (self._gram.isfinite().all() and self._cross.isfinite().all()):
             raise OvertoneError("A layer cannot be calibrated: its inputs or outputs are not finite.")
-        self.layer.begin_at(self._kept_coefficients(), weight)
-        gains = self.layer.transforms()
+        coefficients, gains = self._kept_coefficients(), self.layer.transforms()
+        self.layer.begin_at(coefficients, weight)
         if self.layer.form.transform == "scalar" and gains is not None:
-            gains.copy_(self._gains(gains.double()))
+            moments, wanted = self._gain_moments()
+            if self.layer.assigned is not None:
+                self.layer.begin_at(coefficients, weight, self._least_residual(moments, wanted))
+            assigned = self.layer.assignment()
+            wanted = wanted[assigned, torch.arange(len(assigned), device=assigned.device)]
+            start = gains.double().flatten(1)
+            gains.copy_(self._fit(moments[assigned], wanted[:, None], start[:, None]).view(gains.shape))
 
     def _kept_coefficients(self) -> Tensor:
         """Coefficients (M, C, n_y, n_x) of the kept filters."""
@@ -75,19 +82,25 @@ class TemplateRegression:
         found = self._fit(gram[None], cross[None], start.double().flatten(1)[None])[0]
         return found.view(start.shape).to(start.dtype)
 
-    def _gains(self, start: Tensor) -> Tensor:
-        """Gains (N - M, G, K_y, K_x) for the templates that the layer has now."""
+    def _gain_moments(self) -> tuple[Tensor, Tensor]:
+        """Of the responses to each template that the layer has now, (M, n, n), n = G K_y K_x; and with what is wanted.
+
+        Those are the products (M, N - M, n) with the outputs that the rebuilt filters should give.
+        """
         assert self.layer.kept is not None
         templates = self.layer.templates().double().flatten(3)
-        groups, count, channels, taps = templates.shape
+        groups, _, channels, taps = templates.shape
         gram = self._by_tap().view(groups, channels, taps, groups, channels, taps)
         cross = self._cross[~self.layer.kept].view(-1, groups, channels, taps)
         half = torch.einsum("gmck,gckhdl->mgkhdl", templates, gram)
-        moments = torch.einsum("mgkhdl,hmdl->mgkhl", half, templates).flatten(3).flatten(1, 2)
-        source = torch.arange(len(start), device=start.device) % count
-        wanted = torch.einsum("rgck,rgck->rgk", cross, templates.transpose(0, 1)[source]).flatten(1)
-        found = self._fit(moments[source], wanted[:, None], start.flatten(1)[:, None])
-        return found.view(start.shape)
+        moments = torch.einsum("mgkhdl,hmdl->mgkhl", half, templates)
+        wanted = torch.einsum("rgck,gmck->mrgk", cross, templates)
+        return moments.flatten(3).flatten(1, 2), wanted.flatten(2)
+
+    def _least_residual(self, moments: Tensor, wanted: Tensor) -> Tensor:
+        """The template whose gains leave the least squared error of each rebuilt filter's outputs, (N - M,)."""
+        gains = self._fit(moments, wanted, torch.zeros_like(wanted))
+        return (gains * (2 * wanted - gains @ moments)).sum(2).argmax(0)
 
     def _fit(self, gram: Tensor, cross: Tensor, start: Tensor) -> Tensor:
         """Rows (..., R, n) of least squares with moments (..., n, n) and (..., R, n), drawn to the start."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from layers.templates.transforms import Transform, parameter_shape, tap_operators, transformed
 
-__all__ = ["fit_transforms", "least_squares_gains"]
+__all__ = ["fit_transforms", "least_squares_gains", "transform_residuals"]
 
 _ANGLES = 64
 _STEPS, _RATE = 60, 0.02
@@ -30,10 +30,28 @@ def fit_transforms(transform: Transform, base: Tensor, wanted: Tensor) -> Tensor
         return least_squares_gains(base, wanted)
     if transform == "zero" or not len(base):
         return wanted.new_zeros(*base.shape[:2], *parameter_shape(transform, kernel))
-    found = _best_of(_grid(transform), transform, base.double(), wanted.double())
+    found, _ = _best_of(_grid(transform), transform, base.double(), wanted.double())
     if transform == "affine":
         found = _descend(found, base.double(), wanted.double())
     return found.to(wanted.dtype)
+
+
+@torch.no_grad()
+def transform_residuals(transform: Transform, templates: Tensor, wanted: Tensor) -> Tensor:
+    """What each template (G, M, C, K_y, K_x) leaves of each filter (R, G, C, K_y, K_x), float64 (R, M).
+
+    That is the squared error at the best transform, of a grid where it has no closed form, less the filter's square.
+    """
+    templates, wanted = templates.double(), wanted.double()
+    if transform == "scalar":
+        products = torch.einsum("rgck,gmck->rmgk", wanted.flatten(-2), templates.flatten(-2))
+        gains, energy = _gains(products, (templates * templates).sum(2).flatten(-2).transpose(0, 1))
+        return -(gains.square() * energy).sum((2, 3))
+    if transform == "zero" or not len(wanted):
+        return wanted.new_zeros(len(wanted), templates.shape[1])
+    grid = _grid(transform)
+    columns = [_best_of(grid, transform, one.expand_as(wanted), wanted)[1].sum(1) for one in templates.unbind(1)]
+    return torch.stack(columns, 1)
 
 
 def least_squares_gains(base: Tensor, wanted: Tensor) -> Tensor:
@@ -43,11 +61,15 @@ def least_squares_gains(base: Tensor, wanted: Tensor) -> Tensor:
     rounding leaves of zero (where the terms of a series cancel), gets the gain zero: the quotient there means nothing
     and overflows.
     """
-    base, pruned = base.double(), wanted.double()
-    energy = (base * base).sum(2)
-    present = energy > 1e-12 * energy.amax((-2, -1), keepdim=True)
-    gains = torch.where(present, (pruned * base).sum(2) / energy.where(present, 1.0), 0.0)
-    return gains.to(wanted.dtype)
+    base, pruned = base.double().flatten(-2), wanted.double().flatten(-2)
+    gains, _ = _gains((pruned * base).sum(2), (base * base).sum(2))
+    return gains.unflatten(-1, wanted.shape[-2:]).to(wanted.dtype)
+
+
+def _gains(products: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """<w, b> / <b, b> of (..., T) products and energies, zero where nothing but rounding is left of b; and energies."""
+    present = energy > 1e-12 * energy.amax(-1, keepdim=True)
+    return torch.where(present, products / energy.where(present, 1.0), 0.0), energy
 
 
 def _grid(transform: Transform) -> Tensor:
@@ -66,8 +88,8 @@ def _grid(transform: Transform) -> Tensor:
     return grid[grid[:, :, 2].abs().sum(1).argsort(stable=True)]
 
 
-def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -> Tensor:
-    """For each template and filter the grid's parameters of least squared error; the first of equals."""
+def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """For each template and filter the grid's parameters of least squared error, and that less the filter's square."""
     kernel = (base.shape[-2], base.shape[-1])
     grid = grid.to(base.device)
     operators = tap_operators(transform, grid, kernel)
@@ -76,7 +98,8 @@ def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -
     energies = torch.einsum("rgck,rgcj->rgkj", base, base)
     gained = torch.einsum("alk,rglk->rga", operators, products)
     length = torch.einsum("alk,rgkj,alj->rga", operators, energies, operators)
-    return grid[(length - 2 * gained).argmin(-1)]
+    error, best = (length - 2 * gained).min(-1)
+    return grid[best], error
 
 
 def _descend(start: Tensor, base: Tensor, wanted: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ transformed (`layers.templates.transforms`), by a gain per tap for one. With G g
 each, and a filter joins one transformed template from each group.
 
 Our deviations: the kept filters stay where they are in the output, marked by a bit each, where the paper renumbers
-them to the front; the r-th rebuilt filter uses template r mod M, the paper's mapping. Transforms start where they come
-nearest to the filters that they rebuild (`layers.templates.fit`), not at the identity. The number of stage-one
-parameters is that of the tensors, K^2 C M; eq. 9 drops the factor G.
+them to the front; which template a rebuilt filter uses is free (`layers.templates.assignment`). Transforms start where
+they come nearest to the filters that they rebuild (`layers.templates.fit`), not at the identity. The number of
+stage-one parameters is that of the tensors, K^2 C M; eq. 9 drops the factor G.
 """
 
 from __future__ import annotations
@@ -53,30 +53,33 @@ def choose_templates(weight: Tensor, count: int, saliency: Tensor | None = None)
     return kept
 
 
-def fitted_transforms(transform: Transform, weight: Tensor, templates: Tensor, kept: Tensor) -> Tensor:
+def fitted_transforms(
+    transform: Transform, weight: Tensor, templates: Tensor, kept: Tensor, assigned: Tensor
+) -> Tensor:
     """Parameters (N - M, G, ...) of the transforms that bring templates near to the pruned filters of a weight.
 
-    The weight is (N, C, K_y, K_x), templates are (G, M, C / G, K_y, K_x).
+    The weight is (N, C, K_y, K_x), templates are (G, M, C / G, K_y, K_x), of which each pruned filter is `assigned` one
+    (N - M,).
     """
-    groups, count, channels = templates.shape[:3]
-    pruned = weight[~kept].unflatten(1, (groups, channels))
-    base = templates.transpose(0, 1)[_source(len(weight) - count, count, kept.device)]
-    return fit_transforms(transform, base, pruned)
+    pruned = weight[~kept].unflatten(1, (templates.shape[0], templates.shape[2]))
+    return fit_transforms(transform, templates.transpose(0, 1)[assigned], pruned)
 
 
-def rebuild_filters(templates: Tensor, transform: Transform, parameters: Tensor, kept: Tensor) -> Tensor:
+def rebuild_filters(
+    templates: Tensor, transform: Transform, parameters: Tensor, kept: Tensor, assigned: Tensor
+) -> Tensor:
     """Filters (N, C, K_y, K_x) of templates (G, M, C / G, K_y, K_x) and transforms' parameters (N - M, G, ...)."""
     base = templates.transpose(0, 1)
-    rebuilt = transformed(transform, base[_source(len(parameters), len(base), kept.device)], parameters)
+    rebuilt = transformed(transform, base[assigned], parameters)
     return torch.cat([base, rebuilt]).flatten(1, 2)[_rank(kept)]
 
 
 def output_operators(
-    transform: Transform, parameters: Tensor, kept: Tensor, kernel: tuple[int, int]
+    transform: Transform, parameters: Tensor, kept: Tensor, assigned: Tensor, kernel: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Each output's tap operator, (N, G, T) where it is diagonal, else (N, G, T, T), and its template (N,).
 
-    Kept filters are their template's own taps: the identity.
+    Kept filters are their template's own taps: the identity. The others are `assigned` one each (N - M,).
     """
     count, groups, taps = len(kept) - len(parameters), parameters.shape[1], kernel[0] * kernel[1]
     if transform in ("scalar", "zero"):
@@ -86,7 +89,7 @@ def output_operators(
     else:
         own = torch.eye(taps, dtype=parameters.dtype, device=parameters.device).expand(count, groups, -1, -1)
         operators = torch.cat([own, tap_operators(transform, parameters, kernel)])
-    source = torch.cat([torch.arange(count, device=kept.device), _source(len(parameters), count, kept.device)])
+    source = torch.cat([torch.arange(count, device=kept.device), assigned])
     rank = _rank(kept)
     return operators[rank], source[rank]
 
@@ -112,11 +115,6 @@ def two_stage_conv2d(
     taps = templates.permute(0, 3, 4, 1, 2).reshape(-1, templates.shape[2], 1, 1)
     maps = F.conv2d(x, taps, groups=len(templates))
     return template_gather(maps, operators.to(maps.dtype), source, kernel, list(stride), list(padding), list(dilation))
-
-
-def _source(rebuilt: int, templates: int, device: torch.device) -> Tensor:
-    """The template that each rebuilt filter uses."""
-    return torch.arange(rebuilt, device=device) % templates
 
 
 def _rank(kept: Tensor) -> Tensor:

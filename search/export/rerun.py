@@ -83,8 +83,8 @@ def _figures(
     if abs(result.val_top1 - row["val_top1"]) > tolerance:
         checkpoint.unlink(missing_ok=True)
         raise OvertoneError(f"Trial {row['trial']}, trained again on {trial.device}, has {found}: nothing was written.")
-    say(f"Trial {row['trial']}, trained again, is another file (another device or version of torch), {found}.")
-    return {"val_top1": result.val_top1, "val_top5": result.val_top5}
+    say(f"Trial {row['trial']}, trained again, is another file (another device or version), {found}.")
+    return {"val_top1": result.val_top1, "val_top5": result.val_top5, "size_bytes": result.cost.size_bytes}
 
 
 @contextmanager

@@ -101,6 +101,8 @@ def random_form(rng: random.Random) -> Callable[..., LayerForm]:
             divisors = [g for g in range(1, channels + 1) if channels % g == 0]
             chosen |= {"templates": rng.randint(1, conv.out_channels), "transform": rng.choice(TRANSFORMS)}
             chosen |= {"groups": rng.choice(divisors)}
+            if chosen["templates"] > 1 and chosen["transform"] != "zero" and rng.random() < 0.6:
+                chosen |= {"assignment": "residual"}
         if rng.random() < 0.6:
             chosen |= {"bits": rng.randint(2, 16), "exponent_block": rng.choice([1, 2, 5, 16, 128])}
             chosen |= {"exponent_bits": rng.randint(6, 7)}  # least-squares gains have a heavy tail

@@ -64,7 +64,7 @@ def oracle_filters(layer: CompressedConv2d) -> Tensor:
         return templates
     filters, used, rebuilt = [], 0, 0
     for kept in layer.kept.tolist():
-        index = used if kept else rebuilt % form.templates
+        index = used if kept else int(layer.assignment()[rebuilt])
         parts = [templates[g * form.templates + index] for g in range(form.groups)]
         if not kept:
             parts = [transformed(layer, part, stored, rebuilt, group) for group, part in enumerate(parts)]
@@ -125,7 +125,7 @@ def test_start_is_the_least_squares_answer(_, random_conv, random_form):
     assert torch.allclose(layer.coefficients, templates, atol=1e-9)
     if form.transform == "scalar":
         taps = oracle_filters(layer)[kept].unflatten(1, (form.groups, -1))
-        base = taps[torch.arange(conv.out_channels - form.templates) % form.templates]
+        base = taps[layer.assignment()]
         pruned = conv.weight.detach()[~kept].unflatten(1, (form.groups, -1))
         energy = (base * base).sum(2)
         relative = energy / energy.amax((2, 3), keepdim=True)

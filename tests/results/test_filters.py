@@ -245,7 +245,8 @@ def test_rebuilt_filters_are_those_nearest_to_the_pruned_ones(layer, tmp_path: P
     taps = conv.weight.detach().double().numpy()
     ranked = np.argsort(-np.linalg.norm(taps.reshape(7, -1), axis=1), kind="stable")
     kept, pruned = sorted(ranked[:2].tolist()), sorted(ranked[2:].tolist())
-    slow = {n: _slow_gains(taps[n], taps[kept[r % 2]]) for r, n in enumerate(pruned)}
+    tried = {n: [_slow_gains(taps[n], taps[template]) for template in kept] for n in pruned}
+    slow = {n: min(found, key=lambda one: float(np.linalg.norm(taps[n] - one))) for n, found in tried.items()}
     errors = {n: np.linalg.norm((taps[n] - found).reshape(5, 9), axis=1) for n, found in slow.items()}
     norms = np.linalg.norm(taps.reshape(7, 5, 9), axis=2)
     found = rebuilt_errors(conv, 0.7, name="conv")

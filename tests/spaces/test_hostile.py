@@ -34,11 +34,18 @@ FORMS: list[dict[str, LayerForm]] = [
     {
         "layer1.0.conv2": LayerForm(templates=3, transform="scalar"),
         "layer3.0.conv2": LayerForm(
-            basis="cosine", harmonics=(2, 1), templates=9, groups=2, transform="scalar", bits=8, exponent_block=16
+            basis="cosine",
+            harmonics=(2, 1),
+            templates=9,
+            groups=2,
+            transform="scalar",
+            assignment="residual",
+            bits=8,
+            exponent_block=16,
         ),
     },
     {
-        "layer1.0.conv2": LayerForm(templates=3, groups=2, transform="affine", bits=6),
+        "layer1.0.conv2": LayerForm(templates=3, groups=2, transform="affine", assignment="residual", bits=6),
         "layer2.0.conv2": LayerForm(templates=5, transform="rotation"),
         "layer3.0.conv2": LayerForm(templates=5, transform="zero"),
         "bn1": LayerForm(vector_bits=8),
@@ -60,7 +67,23 @@ JUNK: list[Any] = [
         "os:system",
         "spaces.models:x",
     ),
-    *("cosine", "filter", "scalar", "linear", "bn1", "layer1", [], {}, [[]], [1], [1, 1], [0, 64], [3, 3], {"bits": 4}),
+    *(
+        "cosine",
+        "filter",
+        "scalar",
+        "residual",
+        "linear",
+        "bn1",
+        "layer1",
+        [],
+        {},
+        [[]],
+        [1],
+        [1, 1],
+        [0, 64],
+        [3, 3],
+        {"bits": 4},
+    ),
     *([2**40, 2**40], [0, 2**63], float("nan"), float("inf"), [[[[[[[[]]]]]]]]),
 ]
 

@@ -31,23 +31,23 @@ def resnet8():
     return Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
 
 
+def templates(count, transform="scalar"):
+    return {"templates": count, "transform": transform, "assignment": "residual"}
+
+
 def test_a_config_means_a_form_for_each_layer(wide_network):
     block = BlockConfig(basis="chebyshev", harmonics=(3, 5), pruning_rate=0.75, bits=6, exponent_block=16)
     assert wide_network.forms(config(body=block, head=block)) == {
-        "body.0": LayerForm(
-            basis="chebyshev", harmonics=(1, 5), templates=6, transform="scalar", bits=6, exponent_block=16
-        ),
-        "body.3": LayerForm(
-            basis="chebyshev", harmonics=(3, 4), templates=6, transform="scalar", bits=6, exponent_block=16
-        ),
-        "body.4": LayerForm(templates=8, transform="scalar", bits=6, exponent_block=16),
+        "body.0": LayerForm(basis="chebyshev", harmonics=(1, 5), **templates(6), bits=6, exponent_block=16),
+        "body.3": LayerForm(basis="chebyshev", harmonics=(3, 4), **templates(6), bits=6, exponent_block=16),
+        "body.4": LayerForm(**templates(8), bits=6, exponent_block=16),
         "head": LayerForm(bits=6, exponent_block=16),
     }
 
 
 def test_minimum_of_templates_is_kept(wide_network):
     forms = wide_network.forms(config(7, body2=BlockConfig(pruning_rate=0.9, groups=4)))
-    assert forms == {"body2": LayerForm(templates=7, groups=4, transform="scalar")}
+    assert forms == {"body2": LayerForm(**templates(7), groups=4)}
 
 
 @pytest.mark.parametrize(
@@ -269,12 +269,25 @@ def test_families_that_agree_are_one_config(resnet8):
 def test_digests_stay_as_they_were_when_knobs_are_added():
     """Trials in ledgers are known by them."""
     network = Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
-    blocks = {
-        "layer1": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8, exponent_block=16),
-        "layer3": BlockConfig(pruning_rate=0.5, groups=2, bits=4),
-    }
-    digest = "27709cfc09e4b4b018b7aec9bcc6d203f1d88e117606575f135bbd0fe4e02c3d"
-    assert network.digest(NetworkConfig(blocks=blocks)) == digest
+    blocks = {"layer1": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8, exponent_block=16)}
+    for block, digest in (
+        (BlockConfig(bits=4), "620c4868ede06f77e6ed34a76eb6022abb93d987fe6316f81cf0c9a132257e47"),
+        (
+            BlockConfig(pruning_rate=0.5, transform="zero", bits=4),
+            "f8cdd123cd7be15693c18387e7bc284bf2dcf751aba331226fb9004da81b83df",
+        ),
+    ):
+        assert network.digest(NetworkConfig(blocks=blocks | {"layer3": block})) == digest
+
+
+def test_only_transformed_filters_of_two_templates_or_more_are_assigned(wide_network):
+    for block, form in (
+        (BlockConfig(pruning_rate=0.8), LayerForm(**templates(2))),
+        (BlockConfig(pruning_rate=0.99), LayerForm(templates=1, transform="scalar")),
+        (BlockConfig(pruning_rate=0.8, transform="zero"), LayerForm(templates=2, transform="zero")),
+        (BlockConfig(pruning_rate=0.8, transform="affine"), LayerForm(**templates(2, "affine"))),
+    ):
+        assert wide_network.forms(config(1, body2=block))["body2"] == form
 
 
 def test_vectors_are_all_biases_and_norms():

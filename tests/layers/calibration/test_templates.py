@@ -35,7 +35,7 @@ def error(layer, x, outputs):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("basis", [{}, {"basis": "cosine", "harmonics": (2, 2)}])
+@pytest.mark.parametrize("basis", [{}, {"basis": "cosine", "harmonics": (2, 2)}, {"assignment": "residual"}])
 def test_no_change_of_templates_or_gains_gives_nearer_outputs(groups, basis, case, normal):
     conv, form, x, outputs = case(groups=groups, **basis)
     layer = placed(conv, form, x, outputs, ridge=1e-12)
@@ -49,6 +49,35 @@ def test_no_change_of_templates_or_gains_gives_nearer_outputs(groups, basis, cas
             with torch.no_grad():
                 other.coefficients += scale * normal(*other.coefficients.shape)
             assert (error(other, x, outputs)[kept] > best[kept]).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_each_rebuilt_filter_has_the_template_that_serves_its_outputs_best(groups, case):
+    conv, form, x, outputs = case(groups=groups, assignment="residual")
+    layer = placed(conv, form, x, outputs, ridge=1e-12)
+    best = error(layer, x, outputs)[~layer.kept]
+    regression = TemplateRegression(layer, ridge=1e-12)
+    regression.add(x, outputs)
+    tried = []
+    for template in range(3):
+        for rebuilt in range(5):  # the others keep theirs
+            assigned = layer.assignment()
+            assigned[rebuilt] = template
+            found = error(with_assignment(regression, conv, assigned), x, outputs)[~layer.kept]
+            tried.append(float(found[rebuilt] / best[rebuilt]))
+    assert min(tried) > 1 - 1e-6
+    assert max(tried) > 1.001
+
+
+def with_assignment(regression, conv, assigned):
+    """A layer whose gains are fitted for this assignment."""
+    layer = CompressedConv2d(conv, regression.layer.form)
+    other = TemplateRegression(layer, ridge=1e-12)
+    other._gram, other._cross = regression._gram, regression._cross
+    other._least_residual = lambda *_: assigned
+    other.place(conv.weight.detach())
+    assert torch.equal(layer.assignment(), assigned)
+    return layer
 
 
 def test_kept_filters_are_those_of_plain_least_squares(case):

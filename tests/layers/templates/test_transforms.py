@@ -97,10 +97,12 @@ def test_two_stages_equal_the_dense_convolution(_, transform, normal, rng):
     padding = (rng.randint(0, 2), rng.randint(0, 2))
     size = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) + rng.choice([0, 1, 4]) for i in (0, 1)]
     x, where = normal(2, groups * channels, *size), {"stride": stride, "padding": padding, "dilation": dilation}
-    dense = rebuild_filters(templates, transform, parameters, kept)
+    assigned = torch.tensor([rng.randrange(count) for _ in range(filters - count)], dtype=torch.int64)
+    dense = rebuild_filters(templates, transform, parameters, kept, assigned)
     if transform == "zero":
         assert not dense[~kept].any()
-    found = two_stage_conv2d(x, templates, *output_operators(transform, parameters, kept, kernel), **where)
+    operators = output_operators(transform, parameters, kept, assigned, kernel)
+    found = two_stage_conv2d(x, templates, *operators, **where)
     assert torch.allclose(found, F.conv2d(x, dense, **where), atol=1e-10)
 
 
@@ -126,7 +128,8 @@ def test_starts_are_nearer_than_the_identity_and_the_same_each_time(transform, n
 
 def test_pruned_filters_have_no_parameters(normal):
     kept = torch.tensor([True, False, True])
-    assert fitted_transforms("zero", normal(3, 4, 3, 3), normal(2, 2, 2, 3, 3), kept).shape == (1, 2, 0)
+    found = fitted_transforms("zero", normal(3, 4, 3, 3), normal(2, 2, 2, 3, 3), kept, torch.tensor([1]))
+    assert found.shape == (1, 2, 0)
 
 
 def test_unknown_families_are_refused():

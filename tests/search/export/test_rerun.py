@@ -112,7 +112,7 @@ def test_another_file_is_taken_where_it_is_as_accurate(
     row, said = _lost(ledger, model_sha256="0" * 64), []
     card = _again(ledger, tmp_path / "near", said.append)
     assert (card["same_file"], card["model_sha256"], card["val_top1"]) == (False, digest, row.val_top1)
-    assert "is another file (another device or version of torch)" in said[-1]
+    assert "is another file (another device or version)" in said[-1]
     assert "This is the trial trained again: another file" in (tmp_path / "near" / "README.md").read_text()
     assert not ledger.models()
 
