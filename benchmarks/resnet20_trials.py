@@ -11,6 +11,7 @@ import multiprocessing
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from rich.progress import track
 from torch import nn
 
+from layers import LayerForm
 from spaces import Network, NetworkConfig, state_sha256
 from spaces.blocks import Granularity
 from trainers.data import Data, DataSpec, load_data
@@ -109,6 +111,8 @@ def _load(arguments: argparse.Namespace) -> None:
 
 def _run(run: Run, config: NetworkConfig) -> Run:
     data, network, arguments = _shared["data"], _shared["network"], _shared["arguments"]
+    if run.get("assignment") == "modulo":
+        network = _Modulo(**{part.name: getattr(network, part.name) for part in fields(network)})
     spec = TrialSpec(
         model="resnet20",
         weights=arguments.weights,
@@ -116,7 +120,7 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         data=_shared["spec"],
         data_fingerprint=data.fingerprint,
         config=config,
-        schedule=SCHEDULE,
+        schedule=replace(SCHEDULE, gradual_pruning=run.get("gradual", 0.0)),
         start="calibrated",
         saliency=run.get("saliency", "magnitude"),
         epochs=arguments.epochs,
@@ -145,6 +149,13 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         "device": device(),
         "torch": version("torch"),
     }
+
+
+class _Modulo(Network):
+    """The network when rebuilt filters have the paper's templates, r mod M."""
+
+    def forms(self, config: NetworkConfig) -> dict[str, LayerForm]:
+        return {name: replace(form, assignment=None) for name, form in super().forms(config).items()}
 
 
 def top1_of_test(trial: Trial) -> float:

@@ -24,6 +24,7 @@ from layers.series.basis import basis_matrix
 from layers.series.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
 from layers.templates.assignment import modulo_assignment, residual_assignment
 from layers.templates.fused import FusedTemplates, fused_conv2d
+from layers.templates.gradual import Remainders
 from layers.templates.plain import Where
 from layers.templates.rebuild import (
     choose_templates,
@@ -65,6 +66,7 @@ class CompressedConv2d(RoundedLayer):
         self.margins = (left, right, top, bottom)
         self.padding_mode = conv.padding_mode
         self.execution: Execution = "dense"
+        self.remainders: Remainders | None = None
         self._known: dict[str, tuple[Any, Any]] = {}
         tensors = stored_tensors(self.shape, form)
         self._register_bases(conv.weight)
@@ -117,6 +119,25 @@ class CompressedConv2d(RoundedLayer):
         if self.slots is not None:
             return self._expanded(self.coefficients)
         return self.coefficients.unflatten(0, (self.form.groups, -1)).transpose(0, 1).flatten(1, 2)
+
+    @torch.no_grad()
+    def keep_pruned(self, weight: Tensor, saliency: Tensor | None = None) -> None:
+        """Let rebuilt filters be those of `weight` (N, C / groups, K_y, K_x) while the layer trains, until `prune`.
+
+        The least salient (N,) leave first, by magnitude where it is not given. In evaluation they have left.
+        """
+        assert self.kept is not None
+        saliency = weight.double().flatten(1).norm(dim=1) if saliency is None else saliency.to(weight.device)
+        weight, pruned = weight.view(len(weight), -1, *self.shape.kernel).to(self.coefficients), ~self.kept
+        left = (weight - self._build_filters())[pruned]
+        self.remainders = Remainders(left, saliency.to(pruned.device)[pruned])
+
+    def prune(self, share: float) -> None:
+        """Let so great a share of those filters, 0 to 1, have left; all of them for good."""
+        if self.remainders is not None:
+            self.remainders.leave(share)
+        if share >= 1:
+            self.remainders = None
 
     def choose_supports(self, errors: Tensor) -> Tensor:
         """Allocate the coefficients by each filter's error (N, K_y K_x) with each support; gives back the supports."""
@@ -203,7 +224,8 @@ class CompressedConv2d(RoundedLayer):
         if self.kept is None:
             return templates[0]
         parameters = self._stored_transforms()
-        return rebuild_filters(templates, self._transform(), parameters, self.kept, self.assignment())
+        remainders = self.remainders() if self.remainders is not None and self.training else None
+        return rebuild_filters(templates, self._transform(), parameters, self.kept, self.assignment(), remainders)
 
     def train(self, mode: bool = True) -> Self:
         """Forget the filters that evaluation keeps."""
@@ -220,7 +242,7 @@ class CompressedConv2d(RoundedLayer):
         if x.dim() == 3:
             return self.forward(x[None])[0]
         x = self.rounded(x)
-        if self.execution == "dense":
+        if self.execution == "dense" or (self.training and self.remainders is not None):
             x, padding = padded(x, self.margins, self.padding_mode)
             bias = self.rounded_bias()
             return F.conv2d(x, self.filters(), bias, self.stride, padding, self.dilation, self.shape.groups)

@@ -125,4 +125,6 @@ def _widths(model: nn.Module) -> dict[str, int]:
 
 
 def _kept_state(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    """What is stored: neither the batch counters of norms nor what filters have until they leave."""
+    passing = (".num_batches_tracked", ".remainders.values")
+    return {k: v for k, v in model.state_dict().items() if not f".{k}".endswith(passing)}

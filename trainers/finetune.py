@@ -22,7 +22,8 @@ from trainers.data import Data
 from trainers.device import training_precision
 from trainers.evaluate import Evaluation, evaluate
 from trainers.loss import Loss, make_mixer
-from trainers.optimiser import WeightAverage, make_optimiser
+from trainers.optimiser import WeightAverage, forget_weights, make_optimiser
+from trainers.pruning import prune, remaining
 from trainers.repeatable import epoch_generator, repeatable_kernels, seeded_dropout
 from trainers.schedule import Schedule
 from trainers.stochastic_depth import stochastic_depth
@@ -57,7 +58,8 @@ class Finetuning:
 
     Whenever an epoch is yielded the model is at its end, in training mode, and `state_dict` is what a new Finetuning of
     the same arguments needs to go on from there. A schedule with an average measures that, and leaves it in the model
-    after the last epoch. One with distillation needs a teacher, which a copy is made of.
+    after the last epoch. One with distillation needs a teacher, which a copy is made of. Filters that are still there
+    to leave (`trainers.pruning`) leave by the schedule.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Finetuning:
         self._mixer = make_mixer(schedule, data.classes)
         self._optimiser = make_optimiser(model, schedule)
         self._average = WeightAverage(model, schedule.ema) if schedule.ema else None
+        self._leaving = remaining(self.model)
         self.precision = training_precision(schedule.precision, self.device)
         """What the network computes in."""
 
@@ -101,6 +104,7 @@ class Finetuning:
             batches = _batches(len(self._train), self.schedule.batch_size, generator)
             rates = [self.schedule.lr_at(self.done + step / len(batches), self.epochs) for step in range(len(batches))]
             loss = self._epoch(number, batches, rates, generator)
+            self._prune(number)
             found = self._validate(number)
             self.done = number
             if self._average is not None and self.done == self.epochs:
@@ -129,6 +133,7 @@ class Finetuning:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there; the state must be that of an equal model and schedule."""
         self.done, self.pieces = state["done"], state["pieces"]
+        self._prune(self.done)
         self.model.load_state_dict(state["model"])
         weights = [weight for group in self._optimiser.param_groups for weight in group["params"]]
         moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -152,6 +157,7 @@ class Finetuning:
             for step, (images, labels) in enumerate(ready):
                 for group in self._optimiser.param_groups:
                     group["lr"] = rates[step]
+                self._prune(self.done + step / len(batches))
                 losses[step] = self._step(images, labels, generator)
                 if (step + 1) % _CHECK_EVERY == 0 or step + 1 == len(batches):
                     _check(losses, number)
@@ -196,6 +202,18 @@ class Finetuning:
         except torch.OutOfMemoryError:
             return None
         return total
+
+    def _prune(self, done: float) -> None:
+        """Let those filters go that have left after so many epochs; with the last one the training forgets them."""
+        if not self._leaving:
+            return
+        last = self.schedule.gradual_pruning * self.epochs
+        share = min(1.0, done / last) if last else 1.0
+        for model in (self.model, *([] if self._average is None else [self._average.model])):
+            prune(model, share)
+        if share == 1.0:
+            forget_weights(self._optimiser, self._leaving)
+            self._leaving = []
 
     def _validate(self, number: int) -> Evaluation:
         measured = self.model if self._average is None else self._average.model

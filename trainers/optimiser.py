@@ -1,6 +1,7 @@
 """What moves the weights: SGD or AdamW with decay where it belongs, and the running average of the weights."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 from layers import CompressedConv2d, compressed_layers
 from trainers.schedule import Schedule
 
-__all__ = ["WeightAverage", "make_optimiser"]
+__all__ = ["WeightAverage", "forget_weights", "make_optimiser"]
 
 
 def make_optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -23,6 +24,15 @@ def make_optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimize
     if schedule.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))
     return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+
+
+def forget_weights(optimiser: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> None:
+    """Take weights that no longer train out of an optimiser, with its moments of them."""
+    gone = set(weights)
+    for group in optimiser.param_groups:
+        group["params"] = [weight for weight in group["params"] if weight not in gone]
+    for weight in gone:
+        optimiser.state.pop(weight, None)
 
 
 class WeightAverage:

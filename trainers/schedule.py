@@ -64,6 +64,9 @@ class Schedule:
     drop_path: float = 0.0
     """Stochastic depth (Huang et al. 2016): chance that an image skips the last residual branch, falling linearly to 0
     for the first."""
+    gradual_pruning: float = 0.0
+    """Share of the epochs over which the filters that templates are to rebuild leave, a few at each step, the least
+    salient first; 0: before the first step."""
     accumulate: int = 1
     """Pieces a batch is cut into where memory is short: gradients add up, norms see single pieces."""
     rounding: Rounding = "nearest"
@@ -74,7 +77,7 @@ class Schedule:
         for name in ("lr", "momentum", "weight_decay", "warm_up", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} (={getattr(self, name)}) must be 0 or more.")
-        for name in ("label_smoothing", "ema", "drop_path"):
+        for name in ("label_smoothing", "ema", "drop_path", "gradual_pruning"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} (={getattr(self, name)}) must be at least 0 and below 1.")
         for name, allowed in _NAMES.items():
@@ -126,7 +129,9 @@ PRESETS = {
     "approxconv-convnext": Schedule(lr=5e-5, batch_size=128, shape="step", drop_path=0.1),
     "baseline": Schedule(lr=0.1, nesterov=True),
     "resnet": Schedule(lr=0.1, weight_decay=1e-4, batch_size=128, shape="step", step_at=(82.0, 123.0)),
-    "templates": Schedule(lr=0.1, batch_size=128, shape="step", step_at=(150.0, 225.0), rotation=15.0),
+    "templates": Schedule(
+        lr=0.1, batch_size=128, shape="step", step_at=(150.0, 225.0), rotation=15.0, gradual_pruning=40 / 300
+    ),
     "templates-imagenet": Schedule(
         optimiser="adamw",
         lr=1e-3,

@@ -26,6 +26,7 @@ from trainers.data import Data, DataWarning, load_data
 from trainers.device import default_device, parse_device, training_precision
 from trainers.evaluate import Evaluation, evaluate, latency_ms
 from trainers.finetune import Epoch, Finetuning
+from trainers.pruning import keep_pruned
 from trainers.saliency import filter_saliency
 from trainers.spec import TrialSpec
 from trainers.start import begin
@@ -85,7 +86,8 @@ class Trial:
         self.spec, self.data, self.network, self.device = spec, data, network, torch.device(device)
         self._spec_digest, self._config_digest = spec.digest(network), network.digest(spec.config)
         self._cost = network.cost(spec.config)
-        self.model = compress_model(baseline, network.forms(spec.config), self._saliency(baseline))
+        saliency = self._saliency(baseline)
+        self.model = compress_model(baseline, network.forms(spec.config), saliency)
         state = None if resume_from is None else read_checkpoint(resume_from, spec.identity(network))
         if state is None:
             begun = time.perf_counter()
@@ -97,6 +99,8 @@ class Trial:
         else:
             self._compress_s, self._evaluate_s = state["compress_s"], state["evaluate_s"]
             self.zero_shot = Evaluation(**state["zero_shot"])
+        if spec.schedule.gradual_pruning and spec.epochs:
+            keep_pruned(self.model, baseline, saliency)
         self.curve = [] if state is None else [Epoch(**epoch) for epoch in state["curve"]]
         teacher = baseline if spec.schedule.distillation else None
         self._finetuning = (

@@ -66,11 +66,20 @@ def fitted_transforms(
 
 
 def rebuild_filters(
-    templates: Tensor, transform: Transform, parameters: Tensor, kept: Tensor, assigned: Tensor
+    templates: Tensor,
+    transform: Transform,
+    parameters: Tensor,
+    kept: Tensor,
+    assigned: Tensor,
+    remainders: Tensor | None = None,
 ) -> Tensor:
-    """Filters (N, C, K_y, K_x) of templates (G, M, C / G, K_y, K_x) and transforms' parameters (N - M, G, ...)."""
+    """Filters (N, C, K_y, K_x) of templates (G, M, C / G, K_y, K_x) and transforms' parameters (N - M, G, ...).
+
+    Remainders (N - M, C, K_y, K_x) are added to those that are rebuilt.
+    """
     base = templates.transpose(0, 1)
     rebuilt = transformed(transform, base[assigned], parameters)
+    rebuilt = rebuilt if remainders is None else rebuilt + remainders.reshape(rebuilt.shape)
     return torch.cat([base, rebuilt]).flatten(1, 2)[_rank(kept)]
 
 

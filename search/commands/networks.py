@@ -149,6 +149,7 @@ def train(
     Example: overtone train --model resnet20 --dataset cifar10 --epochs 164 --schedule resnet --out resnet20.safetensors
     """
     from trainers.baseline import random_network, save_trained, train_baseline
+    from trainers.pruning import keep_pruned
 
     settings = options.read_schedule(schedule, setting, lr=lr, batch_size=batch_size, shape=shape, precision=precision)
     spec = DataSpec(
@@ -163,7 +164,10 @@ def train(
     forms: dict[str, Any] = {}
     if config is not None:
         chosen = options.read_config(config, model, layout)
-        forms, network = {"config": chosen.to_json()}, compress_model(network, layout.forms(chosen))
+        dense, network = network, compress_model(network, layout.forms(chosen))
+        forms = {"config": chosen.to_json()}
+        if settings.gradual_pruning:
+            keep_pruned(network, dense)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     if checkpoint.exists():
         err_console.print(f"Going on from {checkpoint}.", highlight=False)
