@@ -121,7 +121,7 @@ class _LayerTwin(_Twin):
         super().__init__(name, twins, module, original)
         self._regression: OutputRegression | TemplateRegression | None = None
         if isinstance(module, CompressedConv2d) and module.kept is not None:
-            self._regression = TemplateRegression(module) if module.shape.groups == 1 else None
+            self._regression = TemplateRegression(module)
         elif isinstance(module, CompressedConv2d) and module.form.basis is not None:
             self._regression = OutputRegression(module)
 

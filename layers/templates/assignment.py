@@ -2,7 +2,7 @@
 
 Miles & Mikolajczyk give filter n the template n mod M. Any other mapping costs the index of a template a filter and
 nothing when the layer runs; ours takes, for every filter by itself, the template from which its transform comes nearest
-to it (in the space of weights here, of outputs in `layers.calibration.templates`).
+to it (in the space of weights here; gains in that of outputs, by `layers.calibration.templates`).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def fit_transforms(transform: Transform, base: Tensor, wanted: Tensor) -> Tensor
         return least_squares_gains(base, wanted)
     if transform == "zero" or not len(base):
         return wanted.new_zeros(*base.shape[:2], *parameter_shape(transform, kernel))
-    found, _ = _best_of(_grid(transform), transform, base.double(), wanted.double())
+    found, *_ = _best_of(_grid(transform), transform, base.double(), wanted.double())
     if transform == "affine":
         found = _descend(found, base.double(), wanted.double())
     return found.to(wanted.dtype)
@@ -40,7 +40,8 @@ def fit_transforms(transform: Transform, base: Tensor, wanted: Tensor) -> Tensor
 def transform_residuals(transform: Transform, templates: Tensor, wanted: Tensor) -> Tensor:
     """What each template (G, M, C, K_y, K_x) leaves of each filter (R, G, C, K_y, K_x), float64 (R, M).
 
-    That is the squared error at the best transform, of a grid where it has no closed form, less the filter's square.
+    That is the squared error at the best gains; or, since the scale of a filter means little before a norm, at the best
+    gain of all taps and the transform that is nearest in a grid; less the filter's own square.
     """
     templates, wanted = templates.double(), wanted.double()
     if transform == "scalar":
@@ -49,9 +50,11 @@ def transform_residuals(transform: Transform, templates: Tensor, wanted: Tensor)
         return -(gains.square() * energy).sum((2, 3))
     if transform == "zero" or not len(wanted):
         return wanted.new_zeros(len(wanted), templates.shape[1])
-    grid = _grid(transform)
-    columns = [_best_of(grid, transform, one.expand_as(wanted), wanted)[1].sum(1) for one in templates.unbind(1)]
-    return torch.stack(columns, 1)
+    grid, columns = _grid(transform), []
+    for template in templates.unbind(1):
+        _, product, energy = _best_of(grid, transform, template.expand_as(wanted), wanted)
+        columns.append(product.sum(1).clamp(min=0).square() / energy.sum(1).clamp(min=1e-300))
+    return -torch.stack(columns, 1)
 
 
 def least_squares_gains(base: Tensor, wanted: Tensor) -> Tensor:
@@ -88,8 +91,11 @@ def _grid(transform: Transform) -> Tensor:
     return grid[grid[:, :, 2].abs().sum(1).argsort(stable=True)]
 
 
-def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """For each template and filter the grid's parameters of least squared error, and that less the filter's square."""
+def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each template and filter the grid's parameters of least squared error.
+
+    With the product of the filter and the template so transformed, and the square of that.
+    """
     kernel = (base.shape[-2], base.shape[-1])
     grid = grid.to(base.device)
     operators = tap_operators(transform, grid, kernel)
@@ -98,8 +104,9 @@ def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -
     energies = torch.einsum("rgck,rgcj->rgkj", base, base)
     gained = torch.einsum("alk,rglk->rga", operators, products)
     length = torch.einsum("alk,rgkj,alj->rga", operators, energies, operators)
-    error, best = (length - 2 * gained).min(-1)
-    return grid[best], error
+    best = (length - 2 * gained).argmin(-1)
+    at = best[..., None]
+    return grid[best], gained.gather(-1, at)[..., 0], length.gather(-1, at)[..., 0]
 
 
 def _descend(start: Tensor, base: Tensor, wanted: Tensor) -> Tensor:

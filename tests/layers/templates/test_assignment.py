@@ -12,10 +12,12 @@ from layers.templates.transforms import transformed
 
 
 def left(transform: str, templates: Tensor, filters: Tensor, assigned: Tensor) -> Tensor:
-    """Squared error (R,) of the filters (R, G, C, K_y, K_x) when each has this template."""
+    """Squared error (R,) of the filters (R, G, C, K_y, K_x) when each has this template, at the best gain of all."""
     base = templates.transpose(0, 1)[assigned]
-    found = transformed(transform, base, fit_transforms(transform, base, filters))
-    return (found - filters).square().sum((1, 2, 3, 4))
+    found = transformed(transform, base, fit_transforms(transform, base, filters)).flatten(1)
+    filters = filters.flatten(1)
+    gain = ((found * filters).sum(1) / found.square().sum(1)).clamp(min=0)
+    return (gain[:, None] * found - filters).square().sum(1)
 
 
 @pytest.mark.parametrize("_", range(6))
