@@ -7,6 +7,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+enum { PAIRED = 1 }; /* products of bfloat16 are of two channels at once, which are held as a float's bits */
+#else
+enum { PAIRED = 0 };
+#endif
 
 #if defined(__AVX512F__)
 enum { LANES = 16, ROWS = 9, VECTORS = 3, OUTPUTS = 8 };
@@ -25,6 +31,7 @@ typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef struct {
     const void *x;                             /* float32, or bfloat16 as y is then */
     const float *templates, *operators, *bias; /* (G, M, C / G, T), (N, G, T) or (N, G, T, T), (N,) */
+    const float *pairs;                        /* or 0: (G, M, C / G / 2, T) of two bfloat16 each, the first one lower */
     const int64_t *order, *begin;              /* outputs by their template, and where each template's begin */
     void *y;
     int64_t batch, channels, height, width, outputs, groups, count; /* count: templates M */
@@ -74,10 +81,33 @@ static inline int64_t up(int64_t number, int64_t step) {
     return (number + step - 1) / step * step;
 }
 
-static inline void read(float *to, const Layer *layer, int64_t from, int64_t count) {
+static inline int paired(const Layer *layer) {
+    return PAIRED && layer->half && layer->pairs;
+}
+
+/* Values that a place has in a panel for each group: its channels, or pairs of them. */
+static inline int64_t depth_of(const Layer *layer) {
+    int64_t channels = layer->channels / layer->groups;
+    return paired(layer) ? (channels + 1) / 2 : channels;
+}
+
+static inline void read_pairs(float *to, const uint16_t *low, const uint16_t *high, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t pair = low[i] | (high ? (uint32_t)high[i] << 16 : 0);
+        memcpy(to + i, &pair, sizeof pair);
+    }
+}
+
+/* A group's value of some places of an image, which begins at x + from: that of a channel, or of two. */
+static inline void read(float *to, const Layer *layer, int64_t from, int64_t group, int64_t value, int64_t count) {
+    int64_t area = layer->height * layer->width, channels = layer->channels / layer->groups, i = 0;
+    from += (group * channels + (paired(layer) ? 2 * value : value)) * area;
     const float *whole = (const float *)layer->x + from;
     const uint16_t *half = (const uint16_t *)layer->x + from;
-    int64_t i = 0;
+    if (paired(layer)) {
+        read_pairs(to, half, 2 * value + 1 < channels ? half + area : 0, count);
+        return;
+    }
     for (; i + LANES <= count && !layer->half; i += LANES) *(Vector *)(to + i) = *(const Vector *)(whole + i);
     for (; i < count && !layer->half; i++) to[i] = whole[i];
     for (; i < count; i++) ((uint32_t *)to)[i] = (uint32_t)half[i] << 16;
@@ -99,24 +129,38 @@ static inline void write(const Layer *layer, int64_t to, const float *values, in
     for (int64_t i = 0; i < count; i++) y[i] = halved(values[i]);
 }
 
-/* Inputs of the tile as panels (places / PANEL, C, PANEL): those of a panel and group are read in one sweep. */
+/* Inputs of the tile as panels (places / PANEL, C, PANEL), where C may be pairs: those of a panel and group are read in
+   one sweep. */
 static void pack(const Layer *layer, const Tile *tile, float *panels) {
     int64_t area = layer->height * layer->width, each = (tile->to - tile->from) * layer->width;
+    int64_t depth = depth_of(layer);
     for (int64_t i = 0; i < tile->images; i++) {
         int64_t image = (tile->image + i) * layer->channels * area + tile->from * layer->width;
         for (int64_t done = 0, count; done < each; done += count) {
             int64_t place = i * each + done, inside = place % PANEL;
             count = least(each - done, PANEL - inside);
-            float *to = panels + place / PANEL * PANEL * layer->channels + inside;
-            for (int64_t c = 0; c < layer->channels; c++)
-                read(to + c * PANEL, layer, image + c * area + done, count);
+            float *to = panels + place / PANEL * PANEL * layer->groups * depth + inside;
+            for (int64_t g = 0; g < layer->groups; g++)
+                for (int64_t d = 0; d < depth; d++, to += PANEL) read(to, layer, image + done, g, d, count);
         }
     }
 }
 
+INLINE Vector added(int pairs, Vector sum, const float *tap, Vector input) {
+#if defined(__AVX512BF16__)
+    if (pairs) {
+        int32_t pair;
+        memcpy(&pair, tap, sizeof pair);
+        return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)input);
+    }
+#endif
+    (void)pairs;
+    return sum + *tap * input;
+}
+
 /* `rows` maps at `vectors` vectors of places: a product (rows, depth) x (depth, places). */
-INLINE void product(int rows, int vectors, const float *taps, int64_t step, const float *panel, int64_t depth,
-                    float *maps, int64_t stride) {
+INLINE void product(int pairs, int rows, int vectors, const float *taps, int64_t step, const float *panel,
+                    int64_t depth, float *maps, int64_t stride) {
     Vector sum[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
@@ -129,7 +173,7 @@ INLINE void product(int rows, int vectors, const float *taps, int64_t step, cons
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) sum[r][v] += taps[c * step + r] * input[v];
+            for (int v = 0; v < vectors; v++) sum[r][v] = added(pairs, sum[r][v], taps + c * step + r, input[v]);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
@@ -137,50 +181,59 @@ INLINE void product(int rows, int vectors, const float *taps, int64_t step, cons
         for (int v = 0; v < vectors; v++) *(Vector *)(maps + r * stride + v * LANES) = sum[r][v];
 }
 
-#define FOR_ROWS(rows, vectors)                                                         \
+#define FOR_ROWS(rows, vectors, pairs)                                                  \
     case rows:                                                                          \
-        product(rows, vectors, taps, step, panel, depth, maps, stride);                 \
+        product(pairs, rows, vectors, taps, step, panel, depth, maps, stride);          \
         break;
-#define FOR_VECTORS(vectors)                                                            \
-    static void product_##vectors(int rows, const float *taps, int64_t step, const float *panel, int64_t depth, \
-                                  float *maps, int64_t stride) {                        \
+#define FOR_VECTORS(vectors, name, pairs)                                               \
+    static void name##_##vectors(int rows, const float *taps, int64_t step, const float *panel, int64_t depth, \
+                                 float *maps, int64_t stride) {                         \
         switch (rows) {                                                                 \
-            FOR_ROWS(1, vectors)                                                        \
-            FOR_ROWS(2, vectors)                                                        \
-            FOR_ROWS(3, vectors)                                                        \
-            FOR_ROWS(4, vectors)                                                        \
-            FOR_ROWS(5, vectors)                                                        \
-            MORE_ROWS(vectors)                                                          \
+            FOR_ROWS(1, vectors, pairs)                                                 \
+            FOR_ROWS(2, vectors, pairs)                                                 \
+            FOR_ROWS(3, vectors, pairs)                                                 \
+            FOR_ROWS(4, vectors, pairs)                                                 \
+            FOR_ROWS(5, vectors, pairs)                                                 \
+            MORE_ROWS(vectors, pairs)                                                   \
         }                                                                               \
     }
 #if defined(__AVX512F__)
-#define MORE_ROWS(vectors) FOR_ROWS(6, vectors) FOR_ROWS(7, vectors) FOR_ROWS(8, vectors) FOR_ROWS(9, vectors)
+#define MORE_ROWS(vectors, pairs) \
+    FOR_ROWS(6, vectors, pairs) FOR_ROWS(7, vectors, pairs) FOR_ROWS(8, vectors, pairs) FOR_ROWS(9, vectors, pairs)
 #else
-#define MORE_ROWS(vectors)
+#define MORE_ROWS(vectors, pairs)
 #endif
-FOR_VECTORS(1)
-FOR_VECTORS(2)
+FOR_VECTORS(1, product, 0)
+FOR_VECTORS(2, product, 0)
 #if !defined(__AVX__) || defined(__AVX512F__)
-FOR_VECTORS(3)
+FOR_VECTORS(3, product, 0)
 #else
 #define product_3 product_2 /* never called */
 #endif
+typedef void (*Product)(int, const float *, int64_t, const float *, int64_t, float *, int64_t);
+#if defined(__AVX512BF16__)
+FOR_VECTORS(1, paired, 1)
+FOR_VECTORS(2, paired, 1)
+FOR_VECTORS(3, paired, 1)
+static const Product products[2][3] = {{product_1, product_2, product_3}, {paired_1, paired_2, paired_3}};
+#else
+static const Product products[1][3] = {{product_1, product_2, product_3}};
+#endif
 
 /* The T maps of one template in one group, at all inputs of the tile. */
-static void stage_one(const Layer *layer, const Tile *tile, const float *panels, int64_t group, int64_t template,
-                      float *maps) {
-    int64_t taps = layer->kernel[0] * layer->kernel[1], depth = layer->channels / layer->groups;
+static void stage_one(const Layer *layer, const Tile *tile, const Room *room, int64_t group, int64_t template) {
+    int64_t taps = layer->kernel[0] * layer->kernel[1], depth = depth_of(layer);
     int64_t parts = (taps + ROWS - 1) / ROWS;
-    const float *first = layer->templates + (group * layer->count + template) * depth * taps;
+    float *maps = room->maps + group * taps * tile->stride;
+    const float *first = paired(layer) ? layer->pairs : layer->templates;
+    first += (group * layer->count + template) * depth * taps;
     for (int64_t place = 0; place < tile->inputs; place += PANEL) {
-        const float *panel = panels + place * layer->channels + group * depth * PANEL;
+        const float *panel = room->panels + (place * layer->groups + group * PANEL) * depth;
         int64_t vectors = (least(PANEL, tile->inputs - place) + LANES - 1) / LANES;
         for (int64_t part = 0; part < parts; part++) {
             int64_t tap = taps * part / parts, rows = taps * (part + 1) / parts - tap;
             float *to = maps + tap * tile->stride + place;
-            void (*by_vectors)(int, const float *, int64_t, const float *, int64_t, float *, int64_t) =
-                vectors == 1 ? product_1 : vectors == 2 ? product_2 : product_3;
-            by_vectors(rows, first + tap, taps, panel, depth, to, tile->stride);
+            products[paired(layer)][vectors - 1](rows, first + tap, taps, panel, depth, to, tile->stride);
         }
     }
 }
@@ -230,6 +283,11 @@ static inline void put(const Layer *layer, const Tile *tile, int64_t output, int
     int64_t to = ((tile->image + at.image) * layer->outputs + output) * area + tile->first * layer->width;
     if (at.inside + LANES <= each && !layer->half)
         *(Vector *)((float *)layer->y + to + at.inside) = values;
+#if defined(__AVX512BF16__)
+    else if (at.inside + LANES <= each)
+        _mm256_storeu_si256((__m256i *)((uint16_t *)layer->y + to + at.inside),
+                            (__m256i)_mm512_cvtneps_pbh((__m512)values));
+#endif
     else
         put_parts(layer, to, at.inside, each, least(LANES, tile->places - place), values);
 }
@@ -335,7 +393,7 @@ static int lay_out(const Layer *layer, const Tile *tile, Room *room) {
     room->masked = up(tile->places, AHEAD * LANES);
     for (int tried = 0; tried < 2; tried++) { /* first to see how much it is */
         char *next = tried ? scratch.memory : 0;
-        room->panels = part(&next, up(tile->inputs, PANEL) * layer->channels * sizeof(float));
+        room->panels = part(&next, up(tile->inputs, PANEL) * layer->groups * depth_of(layer) * sizeof(float));
         room->masks = part(&next, taps * room->masked * sizeof(int32_t));
         room->shifts = part(&next, taps * sizeof(int64_t));
         room->spots = part(&next, room->masked / LANES * sizeof(Spot));
@@ -364,7 +422,7 @@ static int convolve(const Layer *layer, const Tile *tile, int64_t from, int64_t 
         const int64_t *chosen = layer->order + layer->begin[template];
         int64_t outputs = layer->begin[template + 1] - layer->begin[template];
         for (int64_t g = 0; g < layer->groups && outputs; g++)
-            stage_one(layer, tile, room.panels, g, template, room.maps + g * taps * tile->stride);
+            stage_one(layer, tile, &room, g, template);
         if (!layer->full) gather_gains(layer, tile, &room, chosen, outputs);
         for (int64_t i = 0; i < outputs && layer->full; i++) gather_mixed(layer, tile, &room, chosen[i]);
     }

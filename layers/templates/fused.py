@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from layers.errors import UsageError
 from layers.templates import native
@@ -19,10 +20,12 @@ __all__ = ["FusedTemplates", "fused_conv2d"]
 class FusedTemplates(NamedTuple):
     """What the pass reads: templates (G, M, C / G, K_y, K_x), operators (N, G, T) or (N, G, T, T), and who uses which.
 
-    Template m makes the outputs `order[begin[m] : begin[m + 1]]`.
+    Template m makes the outputs `order[begin[m] : begin[m + 1]]`. Of bfloat16 templates there are `pairs` too, two
+    channels in an int32 (G, M, C / G / 2, T): products with bfloat16 inputs are then those of the processor.
     """
 
     templates: Tensor
+    pairs: Tensor | None
     operators: Tensor
     order: Tensor
     begin: Tensor
@@ -32,7 +35,15 @@ class FusedTemplates(NamedTuple):
         """Of each output's template (N,)."""
         order = source.argsort(stable=True)
         begin = torch.searchsorted(source[order], torch.arange(templates.shape[1] + 1, device=source.device))
-        return cls(templates.float().contiguous(), operators.float().contiguous(), order, begin)
+        pairs = _pairs(templates) if templates.dtype == torch.bfloat16 else None
+        return cls(templates.float().contiguous(), pairs, operators.float().contiguous(), order, begin)
+
+
+def _pairs(templates: Tensor) -> Tensor:
+    """Channels two by two, the first in the lower half, a last one alone with zeros."""
+    taps = F.pad(templates.flatten(3), (0, 0, 0, templates.shape[2] % 2))
+    low, high = taps.view(torch.int16).int().unflatten(2, (-1, 2)).unbind(3)
+    return ((low & 0xFFFF) | (high << 16)).contiguous()
 
 
 def fused_conv2d(
@@ -58,6 +69,7 @@ def fused_conv2d(
 def _template_conv(
     x: Tensor,
     templates: Tensor,
+    pairs: Tensor | None,
     operators: Tensor,
     order: Tensor,
     begin: Tensor,
@@ -67,20 +79,21 @@ def _template_conv(
 ) -> Tensor:
     """As `FusedTemplates` has them; outputs are as large as inputs, contiguous, and of their type."""
     where = Where((templates.shape[3], templates.shape[4]), (1, 1), *((y, x) for y, x in (padding, dilation)))
-    _check_args(x, templates, operators, order, begin, bias, where)
+    _check_args(x, templates, pairs, operators, order, begin, bias, where)
     out = x.new_empty(x.shape[0], len(operators), *x.shape[2:])
-    native.convolve(out, x.contiguous(), templates, operators, order, begin, bias, where)
+    native.convolve(out, x.contiguous(), templates, pairs, operators, order, begin, bias, where)
     return out
 
 
 @_template_conv.register_fake
-def _(x: Tensor, templates: Tensor, operators: Tensor, *_: object) -> Tensor:
+def _(x: Tensor, templates: Tensor, pairs: Tensor | None, operators: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0], len(operators), *x.shape[2:])
 
 
 def _check_args(
     x: Tensor,
     templates: Tensor,
+    pairs: Tensor | None,
     operators: Tensor,
     order: Tensor,
     begin: Tensor,
@@ -98,6 +111,9 @@ def _check_args(
     floats = [templates, operators, *([] if bias is None else [bias])]
     if any(value.dtype != torch.float32 or not value.is_contiguous() for value in floats):
         raise UsageError("templates, operators and bias must be contiguous float32 tensors.")
+    halves = (groups, count, (depth + 1) // 2, taps)
+    if pairs is not None and (pairs.shape != halves or pairs.dtype != torch.int32 or not pairs.is_contiguous()):
+        raise UsageError(f"pairs (={pairs.dtype} {tuple(pairs.shape)}) must be contiguous int32 {halves}.")
     if bias is not None and bias.shape != (outputs,):
         raise UsageError(f"bias (={tuple(bias.shape)}) must be ({outputs},).")
     if order.shape != (outputs,) or begin.shape != (count + 1,) or {order.dtype, begin.dtype} != {torch.int64}:

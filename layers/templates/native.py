@@ -66,6 +66,7 @@ def convolve(
     out: Tensor,
     x: Tensor,
     templates: Tensor,
+    pairs: Tensor | None,
     operators: Tensor,
     order: Tensor,
     begin: Tensor,
@@ -75,8 +76,9 @@ def convolve(
     """Fill `out` (B, N, H, W) with the template convolution of x (B, C, H, W) in one pass; all contiguous.
 
     x and `out` are float32 or bfloat16, the rest is float32. Templates are (G, M, C / G, K_y, K_x), operators
-    (N, G, T) or (N, G, T, T), bias (N,); template m makes the outputs `order[begin[m] : begin[m + 1]]`. Raises
-    `OvertoneError` where memory is short.
+    (N, G, T) or (N, G, T, T), bias (N,); template m makes the outputs `order[begin[m] : begin[m + 1]]`. `pairs` are the
+    templates as bfloat16, two channels in one int32 (G, M, C / G / 2, T), for products of bfloat16 where the processor
+    has them. Raises `OvertoneError` where memory is short.
     """
     library = cpu.library("fused.c")
     assert library is not None
@@ -85,6 +87,7 @@ def convolve(
             name: tensor.data_ptr() for name, tensor in {"x": x, "templates": templates, "operators": operators}.items()
         },
         bias=None if bias is None else bias.data_ptr(),
+        pairs=None if pairs is None else pairs.data_ptr(),
         order=order.data_ptr(),
         begin=begin.data_ptr(),
         y=out.data_ptr(),
@@ -121,7 +124,7 @@ class _Gather(ctypes.Structure):
 
 class _Convolution(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "templates", "operators", "bias", "order", "begin", "y")),
+        *((name, ctypes.c_void_p) for name in ("x", "templates", "operators", "bias", "pairs", "order", "begin", "y")),
         *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "outputs", "groups", "count")),
         *((name, _Pair) for name in ("kernel", "dilation")),
         *((name, ctypes.c_int64) for name in ("full", "half")),

@@ -3,6 +3,7 @@ import platform
 import subprocess
 import tempfile
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,23 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once(draw, normal):
     assert found.isnan().any()
 
 
+@pytest.mark.usefixtures("vectors")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_templates_are_multiplied_as_such(shape, draw, normal, rng):
+    for _ in range(6):
+        layer, _, where = draw()
+        templates, source = layer.templates.bfloat16(), torch.empty(len(layer.order), dtype=torch.int64)
+        for template, (first, end) in enumerate(pairwise(layer.begin.tolist())):
+            source[layer.order[first:end]] = template
+        half = FusedTemplates.of(templates, layer.operators, source)
+        x = normal(shape[0], templates.shape[0] * templates.shape[2], *shape[1:], dtype=torch.float32).bfloat16()
+        bias = normal(len(layer.order), dtype=torch.float32) if rng.random() < 0.5 else None
+        found = fused_conv2d(x, half, bias, **where)
+        expected = fused_conv2d(x.float(), half, bias, **where)
+        assert found.dtype == torch.bfloat16
+        assert torch.allclose(found.float(), expected, rtol=2**-7, atol=1e-5 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_is_a_sound_operator(dtype, draw, normal):
     layer, filters, where = draw()
@@ -163,6 +181,8 @@ def test_there_is_none_for_gradients_other_types_and_strides(draw, normal):
         ({"operators": torch.zeros(3, 1, 9)}, r"operators \(=\(3, 1, 9\)\) must be \(N, 2, 9\) or with 9 twice\."),
         ({"operators": torch.zeros(3, 2, 9).double()}, r"must be contiguous float32 tensors\."),
         ({"templates": torch.zeros(2, 2, 2, 3, 3).mT}, r"must be contiguous float32 tensors\."),
+        ({"pairs": torch.zeros(2, 2, 2, 9).int()}, r"pairs \(=torch.int32 \(2, 2, 2, 9\)\) must be contiguous int32 "),
+        ({"pairs": torch.zeros(2, 2, 1, 9)}, r"must be contiguous int32 \(2, 2, 1, 9\)\."),
         ({"bias": torch.zeros(4)}, r"bias \(=\(4,\)\) must be \(3,\)\."),
         ({"order": torch.zeros(4, dtype=torch.int64)}, r"order and begin must be int64 \(3,\) and \(3,\)\."),
         ({"begin": torch.tensor([0, 2, 3]).int()}, r"order and begin must be int64"),
@@ -175,6 +195,7 @@ def test_other_arguments_are_refused_in_a_sentence(change, message):
     args = {
         "x": torch.zeros(1, 4, 5, 5),
         "templates": torch.zeros(2, 2, 2, 3, 3),
+        "pairs": None,
         "operators": torch.zeros(3, 2, 9),
         "order": torch.arange(3),
         "begin": torch.tensor([0, 2, 3]),
