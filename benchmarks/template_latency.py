@@ -5,14 +5,16 @@
 Every 3 x 3 convolution of a VGG16 for 32 x 32 images (batches of 32) and of a ResNet-50 for 224 x 224 (batches of 2),
 at pruning rates 0.5, 0.75 and 0.875, with 1 and 2 groups, for each family of transforms; forward in evaluation, and
 forward with backward in training; float32 and bfloat16, on a GPU float16 too, with cuDNN's own choice of algorithms.
-Then a whole VGG16. All sides take turns in one run; a side's time is the median of its rounds. Sides:
+Then a whole VGG16. All sides take turns in one run; a side's time is the median of its rounds. A turn is a call that
+does not count and then calls for 10 ms, so a layer alone finds its own inputs and filters in the caches as far as these
+hold them; in the whole network, of which a call is longer than a turn, it finds what the layer before has left. Sides:
 
 - `dense`: `nn.Conv2d` on the same input, contiguous and in channels last: the faster of the two counts;
 - `two stages`: the pointwise convolution with the templates, then our gather;
 - `one pass`: both in one kernel, in evaluation on a CPU;
-- `built`: filters built from the templates, once in evaluation, then the dense convolution.
+- `built`: filters built from the templates, once in evaluation, then the dense convolution; in both layouts too.
 
-Ratios say how many times faster than `dense` the fastest of the last three is. Ideal is the ratio of
+Ratios say how many times faster than `dense` the fastest of the others is. Ideal is the ratio of
 multiply-accumulates (`layers.cost`). It writes `template_latency.parquet` (one row a side and round),
 `template_latency_vgg16.parquet`, `template_latency.md` and `template_latency.png`. Other work on the machine spoils
 it: the load average is in the table.
@@ -69,6 +71,8 @@ _SHAPES = {  # (channels, filters, side of the input, stride): how many layers h
 _BATCH = {"vgg16": 32, "resnet50": 2}
 _CPU, _GPU = ("float32", "bfloat16"), ("float32", "float16", "bfloat16")
 _AIMS = {0.5: 1.6, 0.75: 3.0, 0.875: 5.0}
+_KINDS = ("two stages", "one pass", "built", "built, channels last")
+_TURNS: dict[str, Any] = {"turn_s": 0.01, "warm": True}
 _WHICH = ["network", "channels", "filters", "side_length", "stride", "dtype", "passes"]
 Side = tuple[str, float, int, str]
 """Kind, pruning rate, groups, family; a dense side has the kind alone."""
@@ -125,11 +129,12 @@ def _measure(
             layer = compress_layer(conv, form).to(x.dtype)
             assert isinstance(layer, CompressedConv2d)
             layer.execution = execution  # type: ignore[assignment]
-            sides[kind, rate, groups, family] = _call(layer, x, passes), ideal
+            sides[kind, rate, groups, family] = _call(layer, _laid_out(x, kind), passes), ideal
     if passes == "forward":  # the same whatever the filters are made from
-        built = compress_layer(conv, LayerForm(templates=filters // 2, transform="scalar")).to(x.dtype)
-        sides["built", 0.0, 1, ""] = _call(built, x, passes), 1.0
-    for side, timing in take_turns({side: call for side, (call, _) in sides.items()}, rounds, device):
+        for kind in _KINDS[2:]:
+            built = compress_layer(conv, LayerForm(templates=filters // 2, transform="scalar")).to(x.dtype)
+            sides[kind, 0.0, 1, ""] = _call(built, _laid_out(x, kind), passes), 1.0
+    for side, timing in take_turns({side: call for side, (call, _) in sides.items()}, rounds, device, **_TURNS):
         kind, rate, groups, family = side
         row = {**about, "kind": kind, "rate": rate, "groups": groups, "family": family, "ideal": sides[side][1]}
         yield row | timing
@@ -137,9 +142,13 @@ def _measure(
 
 def _kinds(passes: str, device: torch.device, stride: int) -> list[tuple[str, str]]:
     if passes == "backward":
-        return [("two stages", "two_stage"), ("built", "dense")]
+        return [("two stages", "two_stage"), *((kind, "dense") for kind in _KINDS[2:])]
     one_pass = device.type == "cpu" and stride == 1
     return [("two stages", "two_stage"), *([("one pass", "fused")] if one_pass else [])]
+
+
+def _laid_out(x: torch.Tensor, kind: str) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if kind.endswith("channels last") else x
 
 
 def _ideal(shape: LayerShape, form: LayerForm, side_length: int, stride: int) -> float:
@@ -181,7 +190,7 @@ def _whole(device: torch.device, dtypes: tuple[str, ...], rounds: int) -> Iterat
                 sides[kind, rate] = torch.no_grad()(lambda copied=copied, x=x: copied(x))
                 if kind == "two stages":
                     sides |= _stages(copied, x, rate)
-        for (kind, rate), timing in take_turns(sides, rounds, device):
+        for (kind, rate), timing in take_turns(sides, rounds, device, **_TURNS):
             yield {"dtype": dtype, "kind": kind, "rate": rate} | timing
 
 
@@ -220,13 +229,13 @@ def _medians(runs: pd.DataFrame) -> pd.DataFrame:
     keys = [*_WHICH, "rate", "groups", "family"]
     times = runs.groupby([*keys, "kind"], as_index=False).agg(seconds=("seconds", "median"), ideal=("ideal", "first"))
     dense = times[times.kind.str.startswith("dense")].groupby(_WHICH).seconds.min().rename("dense")
-    once = times[(times.kind == "built") & (times.rate == 0)].set_index(_WHICH).seconds.rename("built once")
     ours = times[times.rate > 0].pivot_table(index=[*keys, "ideal"], columns="kind", values="seconds").reset_index()
-    ours = ours.merge(dense.reset_index(), on=_WHICH).merge(once.reset_index(), on=_WHICH, how="left")
-    ours["built"] = ours.built.fillna(ours["built once"])
-    ours["ratio"] = ours.dense / ours[[kind for kind in ("two stages", "one pass", "built") if kind in ours]].min(
-        axis=1
-    )
+    ours = ours.merge(dense.reset_index(), on=_WHICH)
+    for kind in _KINDS[2:]:
+        once = times[(times.kind == kind) & (times.rate == 0)].set_index(_WHICH).seconds.rename("once")
+        ours = ours.merge(once.reset_index(), on=_WHICH, how="left")
+        ours[kind] = ours[kind].fillna(ours.pop("once")) if kind in ours else ours.pop("once")
+    ours["ratio"] = ours.dense / ours[[kind for kind in _KINDS if kind in ours]].min(axis=1)
     ours["layers"] = [
         _SHAPES[row.network][row.channels, row.filters, row.side_length, row.stride] for row in ours.itertuples()
     ]
@@ -247,8 +256,8 @@ def _markdown(runs: pd.DataFrame, whole: pd.DataFrame) -> str:
         f"`python benchmarks/template_latency.py --threads {first.threads} --rounds {runs['round'].max() + 1}`: "
         f"{first.device}, {first.threads} threads, torch {first.torch}, n = {runs['round'].max() + 1} rounds, load "
         f"average {runs.load.min():.1f} to {runs.load.max():.1f}. Times faster than the faster dense layout, geometric "
-        "mean over all 3 x 3 layers of the network, and in brackets the ratio of multiply-accumulates."
-        + (" On a GPU: not measured." if gpu else ""),
+        "mean over all 3 x 3 layers of the network, each called again and again, and in brackets the ratio of "
+        "multiply-accumulates." + (" On a GPU: not measured." if gpu else ""),
         "",
         "| network | type | passes | family | groups | " + " | ".join(f"rate {rate}" for rate in _RATES) + " |",
         "|---|---|---|---|---|" + "---|" * len(_RATES),
@@ -290,7 +299,7 @@ def _beside_contiguous(runs: pd.DataFrame) -> Iterator[str]:
 
 
 def _by_layer(table: pd.DataFrame) -> list[str]:
-    kinds = [kind for kind in ("dense", "two stages", "one pass", "built") if kind in table]
+    kinds = [kind for kind in ("dense", *_KINDS) if kind in table]
     lines = ["| network | layer | type | passes | rate | " + " | ".join(kinds) + " | ratio | ideal |"]
     lines.append("|---|---|---|---|---|" + "---|" * (len(kinds) + 2))
     for row in table.to_dict("records"):

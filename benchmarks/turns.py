@@ -9,21 +9,31 @@ import torch
 
 __all__ = ["take_turns"]
 
-_CALL_S = 0.002
-"""A timing holds as many calls as take so long."""
+_TURN_S = 0.002
 
 
 def take_turns(
-    sides: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device | None = None
+    sides: Mapping[Any, Callable[[], Any]],
+    rounds: int,
+    device: torch.device | None = None,
+    *,
+    turn_s: float = _TURN_S,
+    warm: bool = False,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Of each side in each round its key, and round, seconds of a call and load average; what warms up is not told."""
+    """Of each side in each round its key, and round, seconds of a call and load average; what warms up is not told.
+
+    A turn is as many calls as take so long, one at least. Where it is to be `warm` a call that does not count goes
+    before them, so that the caches hold what the side itself has used and not what the others have.
+    """
     names, calls = list(sides), {}
     for name, call in sides.items():
         call()
-        calls[name] = max(1, round(_CALL_S / max(_seconds(call, 1, device), 1e-7)))
+        calls[name] = max(1, round(turn_s / max(_seconds(call, 1, device), 1e-7)))
     for turn in range(rounds):
         for index in range(len(names)):
             name = names[(turn + index) % len(names)]
+            if warm:
+                sides[name]()
             seconds = _seconds(sides[name], calls[name], device)
             yield name, {"round": turn, "seconds": seconds, "load": os.getloadavg()[0]}
 

@@ -52,7 +52,7 @@ def transform_residuals(transform: Transform, templates: Tensor, wanted: Tensor)
         return wanted.new_zeros(len(wanted), templates.shape[1])
     grid, columns = _grid(transform), []
     for template in templates.unbind(1):
-        _, product, energy = _best_of(grid, transform, template.expand_as(wanted), wanted)
+        _, product, energy = _best_of(grid, transform, template[None], wanted)
         columns.append(product.sum(1).clamp(min=0).square() / energy.sum(1).clamp(min=1e-300))
     return -torch.stack(columns, 1)
 
@@ -92,7 +92,7 @@ def _grid(transform: Transform) -> Tensor:
 
 
 def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each template and filter the grid's parameters of least squared error.
+    """For each template (or the only one) and filter the grid's parameters of least squared error.
 
     With the product of the filter and the template so transformed, and the square of that.
     """
@@ -106,7 +106,7 @@ def _best_of(grid: Tensor, transform: Transform, base: Tensor, wanted: Tensor) -
     length = torch.einsum("alk,rgkj,alj->rga", operators, energies, operators)
     best = (length - 2 * gained).argmin(-1)
     at = best[..., None]
-    return grid[best], gained.gather(-1, at)[..., 0], length.gather(-1, at)[..., 0]
+    return grid[best], gained.gather(-1, at)[..., 0], length.expand_as(gained).gather(-1, at)[..., 0]
 
 
 def _descend(start: Tensor, base: Tensor, wanted: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ _PRESETS = 4
 def first_configs(space: Space, model: str, extremes: Iterable[NetworkConfig]) -> Iterator[NetworkConfig]:
     """The uncompressed network, the extremes, and up to four of the papers' rows, evenly over their sizes.
 
-    Some may lie outside the space or a budget, or be equal.
+    All are canonical. Some may lie outside the space or a budget, or be equal.
     """
     yield NetworkConfig(minimum_templates=space.minimum_templates)
-    yield from extremes
+    yield from map(space.network.canonical, extremes)
     rows = {space.network.digest(preset.config): preset.config for preset in presets(model, space.network)}
     sized = sorted(rows.values(), key=lambda config: space.network.cost(config).size_bytes)
     yield from sized[:: max(1, -(-len(sized) // _PRESETS))]
