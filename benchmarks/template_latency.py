@@ -125,7 +125,7 @@ def _measure(
             continue
         form = LayerForm(templates=round((1 - rate) * filters), groups=groups, transform=family)
         ideal = _ideal(LayerShape.of(conv), form, side_length, stride)
-        for kind, execution in _kinds(passes, device, stride):
+        for kind, execution in _kinds(passes, device, family == "scalar" or stride == 1):
             layer = compress_layer(conv, form).to(x.dtype)
             assert isinstance(layer, CompressedConv2d)
             layer.execution = execution  # type: ignore[assignment]
@@ -140,11 +140,10 @@ def _measure(
         yield row | timing
 
 
-def _kinds(passes: str, device: torch.device, stride: int) -> list[tuple[str, str]]:
+def _kinds(passes: str, device: torch.device, one_pass: bool) -> list[tuple[str, str]]:
     if passes == "backward":
         return [("two stages", "two_stage"), *((kind, "dense") for kind in _KINDS[2:])]
-    one_pass = device.type == "cpu" and stride == 1
-    return [("two stages", "two_stage"), *([("one pass", "fused")] if one_pass else [])]
+    return [("two stages", "two_stage"), *([("one pass", "fused")] if one_pass and device.type == "cpu" else [])]
 
 
 def _laid_out(x: torch.Tensor, kind: str) -> torch.Tensor:
@@ -181,7 +180,7 @@ def _whole(device: torch.device, dtypes: tuple[str, ...], rounds: int) -> Iterat
             filters = {name: dense.get_submodule(name).out_channels for name in convs}
             forms = {n: LayerForm(templates=round((1 - rate) * f), transform="scalar") for n, f in filters.items()}
             model = (dense if rate == 0 else compress_model(dense, forms)).to(device).eval()
-            for kind, execution in (("dense", None),) if rate == 0 else _kinds("forward", device, 1):
+            for kind, execution in (("dense", None),) if rate == 0 else _kinds("forward", device, True):
                 copied = build_model("vgg16", classes=10, channels=3) if rate == 0 else compress_model(dense, forms)
                 copied.load_state_dict(model.state_dict())
                 copied.to(device, x.dtype).eval()
@@ -295,7 +294,7 @@ def _beside_contiguous(runs: pd.DataFrame) -> Iterator[str]:
             ratios = [same[shape] / one[shape] for shape in one.index if shape in same.index]
             found.append(f"{np.exp(np.average(np.log(ratios), weights=layers)):.2f} at {rate}")
         if found:
-            yield f"- One pass beside contiguous dense layers of stride 1, {network}, {dtype}: {', '.join(found)}."
+            yield f"- One pass beside contiguous dense layers, {network}, {dtype}: {', '.join(found)}."
 
 
 def _by_layer(table: pd.DataFrame) -> list[str]:

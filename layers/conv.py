@@ -46,7 +46,7 @@ class CompressedConv2d(RoundedLayer):
     Takes (B, C, H, W) and gives (B, N, H_out, W_out) like the `nn.Conv2d` it is made from, whatever its stride,
     padding, dilation, groups and padding mode, and (C, H, W) too. `execution` picks among exact forms: `dense` builds
     the filters, `factored` (series without templates), `two_stage` and `fused` (templates, ungrouped convolution) do
-    not. `fused`, for outputs as large as inputs, is for inference on the CPU; otherwise it runs as `two_stage`.
+    not. `fused` is for inference on the CPU; otherwise it runs as `two_stage`.
     """
 
     phi_y: Tensor | None
@@ -181,15 +181,16 @@ class CompressedConv2d(RoundedLayer):
         if self.kept is not None:
             if self.shape.groups > 1:
                 return ("dense",)
-            return ("dense", "two_stage", "fused") if self._keeps_size() else ("dense", "two_stage")
+            return ("dense", "two_stage", "fused") if self._has_one_pass() else ("dense", "two_stage")
         allocated_in_groups = self.form.allocation is not None and self.shape.groups > 1
         return ("dense",) if self.form.basis is None or allocated_in_groups else ("dense", "factored")
 
-    def _keeps_size(self) -> bool:
-        """Whether outputs are as large as inputs, which have zeros around them."""
+    def _has_one_pass(self) -> bool:
+        """Whether outputs lie amid their taps, zeros around the image; transforms that mix taps take stride 1."""
         left, right, top, bottom = self.margins
         where = Where(self.shape.kernel, self.stride, (top, left), self.dilation)
-        return where.keeps_size and self.padding_mode == "zeros" and (left, top) == (right, bottom)
+        mixes = self.form.transform not in ("scalar", "zero") and self.stride != (1, 1)
+        return where.is_centred and not mixes and self.padding_mode == "zeros" and (left, top) == (right, bottom)
 
     def filters(self) -> Tensor:
         """The filters (N, C / groups, K_y, K_x) that the stored tensors stand for.
@@ -290,7 +291,8 @@ class CompressedConv2d(RoundedLayer):
     def _fused(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         layer = self._kept_in_evaluation("fused", lambda: FusedTemplates.of(self.templates(), *self._operators()))
         left, _, top, _ = self.margins
-        return fused_conv2d(x, layer, bias, padding=(top, left), dilation=self.dilation)
+        places = {"stride": self.stride, "padding": (top, left), "dilation": self.dilation}
+        return fused_conv2d(x, layer, bias, **places)
 
     def _operators(self) -> tuple[Tensor, Tensor]:
         assert self.kept is not None

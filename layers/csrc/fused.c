@@ -1,8 +1,10 @@
 /* A template convolution in one pass on a CPU: stage one and the gather take turns on tiles that stay in the cache.
 
-   For images (B, C, H, W) and outputs (B, N, H, W) of stride 1. A tile is a few whole images, or some rows of one. Its
-   inputs are packed once; then, template by template, a small matrix product makes the template's maps, and the outputs
-   that are made from it are summed while the maps are still in the first-level cache. */
+   For images (B, C, H, W), every place of which, or every so many-th, is the middle of an output's filter. A tile is a
+   few whole images, or some rows of one. Its inputs are packed once; then, template by template, a small matrix product
+   makes the template's maps, and the outputs that are made from it are summed while the maps are still in the
+   first-level cache. With a stride an input is looked at as several of every so many-th row and column, which are as
+   large as an output: each tap sees one of these phases. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -26,6 +28,7 @@ enum { CACHED = 1 << 17 }; /* values of a tile's inputs, which the second-level 
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((may_alias)); /* of a float */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
@@ -34,20 +37,24 @@ typedef struct {
     const float *pairs;                        /* or 0: (G, M, C / G / 2, T) of two bfloat16 each, the first one lower */
     const int64_t *order, *begin;              /* outputs by their template, and where each template's begin */
     void *y;
-    int64_t batch, channels, height, width, outputs, groups, count; /* count: templates M */
-    int64_t kernel[2], dilation[2]; /* (y, x) */
+    int64_t batch, channels, height, width, outputs, groups, count; /* height and width of outputs; templates M */
+    int64_t seen[2], kernel[2], stride[2], dilation[2];             /* (y, x); height and width of inputs */
     int64_t full, half;             /* whether operators mix taps; whether x and y are bfloat16 */
 } Layer;
 
 typedef struct {
     int64_t image, images, first, last; /* rows of output; all of them where there are several images */
-    int64_t from, to;                   /* rows of input that they see */
+    int64_t from, to;                   /* rows of a phase of the input that they see */
     int64_t places, inputs, stride;     /* numbers of outputs and of inputs, and of values from one map to the next */
 } Tile;
 
 typedef struct {
     int64_t image, inside; /* where a vector of places begins: which image of the tile, and where in it */
 } Spot;
+
+typedef struct {
+    int64_t y, x, first, taps; /* the taps from the first on, in the order of Room, that see it */
+} Phase;
 
 typedef struct {
     const float *map;
@@ -57,11 +64,14 @@ typedef struct {
 
 typedef struct {
     float *panels, *maps; /* packed inputs, and the maps of a template */
+    float *taps;          /* a template's, in the order of the phases */
     int32_t *masks;       /* (T, masked), all bits where an output's tap lies in its image */
+    int64_t *order;       /* which tap comes when, phase by phase: so are masks, shifts and maps */
     int64_t *shifts;      /* where in its map each tap of the output at place 0 lies */
+    Phase *phases;
     Spot *spots;
     Term *terms;
-    int64_t masked;
+    int64_t masked, used; /* used: number of phases */
 } Room;
 
 static _Thread_local struct {
@@ -91,26 +101,33 @@ static inline int64_t depth_of(const Layer *layer) {
     return paired(layer) ? (channels + 1) / 2 : channels;
 }
 
-static inline void read_pairs(float *to, const uint16_t *low, const uint16_t *high, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t pair = low[i] | (high ? (uint32_t)high[i] << 16 : 0);
-        memcpy(to + i, &pair, sizeof pair);
-    }
+/* Every `step`-th of the values of a channel from `from` on, or of two channels `area` apart. */
+INLINE void take_each(int64_t step, float *to, const Layer *layer, int64_t from, int64_t area, int64_t count) {
+    const Bits *restrict whole = (const Bits *)layer->x + from;
+    const uint16_t *restrict half = (const uint16_t *)layer->x + from, *restrict other = half + area;
+    Bits *restrict bits = (Bits *)to;
+    if (!layer->half)
+        for (int64_t i = 0; i < count; i++) bits[i] = whole[i * step];
+    else if (!paired(layer))
+        for (int64_t i = 0; i < count; i++) bits[i] = (uint32_t)half[i * step] << 16;
+    else if (!area)
+        for (int64_t i = 0; i < count; i++) bits[i] = half[i * step];
+    else
+        for (int64_t i = 0; i < count; i++) bits[i] = half[i * step] | (uint32_t)other[i * step] << 16;
 }
 
-/* A group's value of some places of an image, which begins at x + from: that of a channel, or of two. */
-static inline void read(float *to, const Layer *layer, int64_t from, int64_t group, int64_t value, int64_t count) {
-    int64_t area = layer->height * layer->width, channels = layer->channels / layer->groups, i = 0;
-    from += (group * channels + (paired(layer) ? 2 * value : value)) * area;
-    const float *whole = (const float *)layer->x + from;
-    const uint16_t *half = (const uint16_t *)layer->x + from;
-    if (paired(layer)) {
-        read_pairs(to, half, 2 * value + 1 < channels ? half + area : 0, count);
-        return;
-    }
-    for (; i + LANES <= count && !layer->half; i += LANES) *(Vector *)(to + i) = *(const Vector *)(whole + i);
-    for (; i < count && !layer->half; i++) to[i] = whole[i];
-    for (; i < count; i++) ((uint32_t *)to)[i] = (uint32_t)half[i] << 16;
+/* A group's value of some places, which begin at x + from: that of a channel, or of two. */
+static inline void take(float *to, const Layer *layer, int64_t from, int64_t group, int64_t value, int64_t count) {
+    int64_t area = layer->seen[0] * layer->seen[1], channels = layer->channels / layer->groups;
+    int64_t channel = paired(layer) ? 2 * value : value, step = layer->stride[1];
+    int64_t other = channel + 1 < channels ? area : 0;
+    from += (group * channels + channel) * area;
+    if (step == 1)
+        take_each(1, to, layer, from, other, count);
+    else if (step == 2)
+        take_each(2, to, layer, from, other, count);
+    else
+        take_each(step, to, layer, from, other, count);
 }
 
 /* The nearest bfloat16, to even from the middle. */
@@ -129,19 +146,26 @@ static inline void write(const Layer *layer, int64_t to, const float *values, in
     for (int64_t i = 0; i < count; i++) y[i] = halved(values[i]);
 }
 
-/* Inputs of the tile as panels (places / PANEL, C, PANEL), where C may be pairs: those of a panel and group are read in
-   one sweep. */
-static void pack(const Layer *layer, const Tile *tile, float *panels) {
-    int64_t area = layer->height * layer->width, each = (tile->to - tile->from) * layer->width;
-    int64_t depth = depth_of(layer);
-    for (int64_t i = 0; i < tile->images; i++) {
-        int64_t image = (tile->image + i) * layer->channels * area + tile->from * layer->width;
-        for (int64_t done = 0, count; done < each; done += count) {
-            int64_t place = i * each + done, inside = place % PANEL;
-            count = least(each - done, PANEL - inside);
-            float *to = panels + place / PANEL * PANEL * layer->groups * depth + inside;
+/* Inputs of the tile as panels (phases, places / PANEL, C, PANEL), where C may be pairs: those of a panel and group are
+   read in one sweep. What a phase has beyond the image stays as it is: no output that counts sees it. */
+static void pack(const Layer *layer, const Tile *tile, const Room *room) {
+    int64_t depth = depth_of(layer), panel = PANEL * layer->groups * depth;
+    int64_t whole = layer->stride[0] == 1 && layer->stride[1] == 1; /* then all rows follow one another */
+    int64_t rows = whole ? 1 : tile->to - tile->from, each = (tile->to - tile->from) * layer->width / rows;
+    for (int64_t line = 0; line < room->used * tile->images * rows; line++) {
+        const Phase *phase = room->phases + line / (tile->images * rows);
+        int64_t image = line / rows % tile->images, row = line % rows;
+        int64_t y = (tile->from + row) * layer->stride[0] + phase->y, left = layer->seen[1] - phase->x;
+        int64_t count = y >= layer->seen[0] ? 0 : whole ? each : (left + layer->stride[1] - 1) / layer->stride[1];
+        int64_t from = ((tile->image + image) * layer->channels * layer->seen[0] + y) * layer->seen[1] + phase->x;
+        float *panels = room->panels + (phase - room->phases) * up(tile->inputs, PANEL) / PANEL * panel;
+        for (int64_t done = 0, some; done < count; done += some) {
+            int64_t place = (image * rows + row) * each + done, inside = place % PANEL;
+            float *to = panels + place / PANEL * panel + inside;
+            some = least(count - done, PANEL - inside);
             for (int64_t g = 0; g < layer->groups; g++)
-                for (int64_t d = 0; d < depth; d++, to += PANEL) read(to, layer, image + done, g, d, count);
+                for (int64_t d = 0; d < depth; d++, to += PANEL)
+                    take(to, layer, from + done * layer->stride[1], g, d, some);
         }
     }
 }
@@ -220,22 +244,40 @@ static const Product products[2][3] = {{product_1, product_2, product_3}, {paire
 static const Product products[1][3] = {{product_1, product_2, product_3}};
 #endif
 
-/* The T maps of one template in one group, at all inputs of the tile. */
-static void stage_one(const Layer *layer, const Tile *tile, const Room *room, int64_t group, int64_t template) {
-    int64_t taps = layer->kernel[0] * layer->kernel[1], depth = depth_of(layer);
-    int64_t parts = (taps + ROWS - 1) / ROWS;
-    float *maps = room->maps + group * taps * tile->stride;
-    const float *first = paired(layer) ? layer->pairs : layer->templates;
-    first += (group * layer->count + template) * depth * taps;
+/* The taps (depth, T) of a template in the order of the phases. */
+static const float *in_order(const float *taps, const Room *room, int64_t depth, int64_t count) {
+    if (room->used == 1) return taps;
+    for (int64_t d = 0; d < depth; d++)
+        for (int64_t i = 0; i < count; i++) room->taps[d * count + i] = taps[d * count + room->order[i]];
+    return room->taps;
+}
+
+/* The maps of those taps of one template in one group that see a phase, at all its places in the tile. */
+static void stage_one(const Layer *layer, const Tile *tile, const Phase *phase, const float *panels, const float *taps,
+                      int64_t group, float *maps) {
+    int64_t depth = depth_of(layer), parts = (phase->taps + ROWS - 1) / ROWS;
     for (int64_t place = 0; place < tile->inputs; place += PANEL) {
-        const float *panel = room->panels + (place * layer->groups + group * PANEL) * depth;
+        const float *panel = panels + (place * layer->groups + group * PANEL) * depth;
         int64_t vectors = (least(PANEL, tile->inputs - place) + LANES - 1) / LANES;
+        Product product_of = products[paired(layer)][vectors - 1];
         for (int64_t part = 0; part < parts; part++) {
-            int64_t tap = taps * part / parts, rows = taps * (part + 1) / parts - tap;
+            int64_t tap = phase->first + phase->taps * part / parts;
+            int64_t rows = phase->first + phase->taps * (part + 1) / parts - tap;
             float *to = maps + tap * tile->stride + place;
-            products[paired(layer)][vectors - 1](rows, first + tap, taps, panel, depth, to, tile->stride);
+            product_of(rows, taps + tap, layer->kernel[0] * layer->kernel[1], panel, depth, to, tile->stride);
         }
     }
+}
+
+/* All T maps of one template in one group. */
+static void make_maps(const Layer *layer, const Tile *tile, const Room *room, int64_t group, int64_t template) {
+    int64_t count = layer->kernel[0] * layer->kernel[1], depth = depth_of(layer);
+    int64_t values = up(tile->inputs, PANEL) * layer->groups * depth;
+    const float *stored = paired(layer) ? layer->pairs : layer->templates;
+    const float *taps = in_order(stored + (group * layer->count + template) * depth * count, room, depth, count);
+    float *maps = room->maps + group * count * tile->stride;
+    for (int64_t i = 0; i < room->used; i++)
+        stage_one(layer, tile, room->phases + i, room->panels + i * values, taps, group, maps);
 }
 
 /* How far a tap lies from its output along a side (0 is y). */
@@ -243,22 +285,53 @@ static inline int64_t away(const Layer *layer, int side, int64_t tap) {
     return (2 * tap - layer->kernel[side] + 1) * layer->dilation[side] / 2;
 }
 
-static void fill_masks(const Layer *layer, const Tile *tile, int32_t *masks, int64_t stride) {
-    int64_t rows = tile->last - tile->first;
-    for (int64_t tap = 0; tap < layer->kernel[0] * layer->kernel[1]; tap++) {
-        int64_t down = away(layer, 0, tap / layer->kernel[1]), right = away(layer, 1, tap % layer->kernel[1]);
-        int32_t *mask = masks + tap * stride;
-        for (int64_t row = 0; row < tile->images * rows; row++) {
-            int64_t y = tile->first + row % rows + down;
-            for (int64_t x = 0; x < layer->width; x++)
-                *mask++ = -(y >= 0 && y < layer->height && x + right >= 0 && x + right < layer->width);
+/* The phase along a side that a tap sees, and how far it lies from its output there. */
+static inline int64_t phase_of(const Layer *layer, int side, int64_t tap) {
+    int64_t left = away(layer, side, tap) % layer->stride[side];
+    return left < 0 ? left + layer->stride[side] : left;
+}
+
+static inline int64_t steps(const Layer *layer, int side, int64_t tap) {
+    return (away(layer, side, tap) - phase_of(layer, side, tap)) / layer->stride[side];
+}
+
+/* Phases that some tap sees; with room for them, they and the order of taps are put there. */
+static int64_t fill_phases(const Layer *layer, Room *room) {
+    int64_t used = 0, done = 0, count = layer->kernel[0] * layer->kernel[1];
+    for (int64_t y = 0; y < layer->stride[0]; y++)
+        for (int64_t x = 0; x < layer->stride[1]; x++) {
+            int64_t before = done;
+            for (int64_t tap = 0; tap < count; tap++) {
+                if (phase_of(layer, 0, tap / layer->kernel[1]) != y) continue;
+                if (phase_of(layer, 1, tap % layer->kernel[1]) != x) continue;
+                if (room) room->order[done] = tap;
+                done++;
+            }
+            if (done == before) continue;
+            if (room) room->phases[used] = (Phase){y, x, before, done - before};
+            used++;
         }
-        memset(mask, 0, (masks + (tap + 1) * stride - mask) * sizeof(int32_t));
+    return used;
+}
+
+static void fill_masks(const Layer *layer, const Tile *tile, const Room *room) {
+    int64_t rows = tile->last - tile->first;
+    uint32_t columns = layer->width, step = layer->stride[1], wide = layer->seen[1];
+    for (int64_t i = 0; i < layer->kernel[0] * layer->kernel[1]; i++) {
+        int64_t down = away(layer, 0, room->order[i] / layer->kernel[1]);
+        uint32_t right = away(layer, 1, room->order[i] % layer->kernel[1]); /* below 0 it is beyond any width */
+        int32_t *mask = room->masks + i * room->masked;
+        for (int64_t row = 0; row < tile->images * rows; row++, mask += columns) {
+            int64_t y = (tile->first + row % rows) * layer->stride[0] + down;
+            int32_t inside = -(y >= 0 && y < layer->seen[0]);
+            for (uint32_t x = 0; x < columns; x++) mask[x] = inside & -(int32_t)(right + x * step < wide);
+        }
+        memset(mask, 0, (room->masks + (i + 1) * room->masked - mask) * sizeof(int32_t));
     }
 }
 
 static inline int64_t shift(const Layer *layer, const Tile *tile, int64_t tap) {
-    int64_t down = away(layer, 0, tap / layer->kernel[1]), right = away(layer, 1, tap % layer->kernel[1]);
+    int64_t down = steps(layer, 0, tap / layer->kernel[1]), right = steps(layer, 1, tap % layer->kernel[1]);
     return (tile->first - tile->from + down) * layer->width + right;
 }
 
@@ -318,14 +391,15 @@ INLINE void gains(int outputs, const Layer *layer, const Tile *tile, const Room 
         const float *map = room->maps + i * tile->stride + place + room->shifts[tap];
         const int32_t *mask = room->masks + tap * room->masked + place;
         Vector one = seen(map, mask), other = seen(map + LANES, mask + LANES);
+        int64_t at = i - tap + room->order[tap];
 #pragma GCC unroll 8
-        for (int o = 0; o < outputs; o++) sum[o][0] += by[o][i] * one, sum[o][1] += by[o][i] * other;
+        for (int o = 0; o < outputs; o++) sum[o][0] += by[o][at] * one, sum[o][1] += by[o][at] * other;
     }
-    const Spot *at = room->spots + place / LANES;
+    const Spot *spot = room->spots + place / LANES;
 #pragma GCC unroll 8
     for (int o = 0; o < outputs; o++) {
-        put(layer, tile, chosen[o], place, at[0], sum[o][0]);
-        if (place + LANES < tile->places) put(layer, tile, chosen[o], place + LANES, at[1], sum[o][1]);
+        put(layer, tile, chosen[o], place, spot[0], sum[o][0]);
+        if (place + LANES < tile->places) put(layer, tile, chosen[o], place + LANES, spot[1], sum[o][1]);
     }
 }
 
@@ -352,7 +426,7 @@ static void gather_gains(const Layer *layer, const Tile *tile, const Room *room,
         }
 }
 
-/* One output whose operator mixes taps: the sum of its terms that are not zero. */
+/* One output whose operator mixes taps, which there is of stride 1: the sum of its terms that are not zero. */
 static void gather_mixed(const Layer *layer, const Tile *tile, const Room *room, int64_t output) {
     int64_t taps = layer->kernel[0] * layer->kernel[1], count = 0;
     const float *by = layer->operators + output * layer->groups * taps * taps;
@@ -390,12 +464,16 @@ static int lay_out(const Layer *layer, const Tile *tile, Room *room) {
     int64_t taps = layer->kernel[0] * layer->kernel[1], terms = layer->full ? layer->groups * taps * taps : 0;
     int64_t wide = layer->width + layer->kernel[1] * layer->dilation[1];
     int64_t beyond = up((layer->kernel[0] * layer->dilation[0] + 1) * wide, LANES) + 4 * LANES; /* read, but masked */
-    room->masked = up(tile->places, AHEAD * LANES);
+    room->masked = up(tile->places, AHEAD * LANES), room->used = fill_phases(layer, 0);
     for (int tried = 0; tried < 2; tried++) { /* first to see how much it is */
         char *next = tried ? scratch.memory : 0;
-        room->panels = part(&next, up(tile->inputs, PANEL) * layer->groups * depth_of(layer) * sizeof(float));
+        int64_t values = layer->groups * depth_of(layer) * sizeof(float);
+        room->panels = part(&next, room->used * up(tile->inputs, PANEL) * values);
+        room->taps = part(&next, taps * depth_of(layer) * sizeof(float));
         room->masks = part(&next, taps * room->masked * sizeof(int32_t));
+        room->order = part(&next, taps * sizeof(int64_t));
         room->shifts = part(&next, taps * sizeof(int64_t));
+        room->phases = part(&next, taps * sizeof(Phase));
         room->spots = part(&next, room->masked / LANES * sizeof(Spot));
         room->terms = part(&next, terms * sizeof(Term));
         room->maps = (float *)part(&next, (2 * beyond + layer->groups * taps * tile->stride) * sizeof(float)) + beyond;
@@ -414,15 +492,16 @@ static int convolve(const Layer *layer, const Tile *tile, int64_t from, int64_t 
     int64_t taps = layer->kernel[0] * layer->kernel[1];
     Room room;
     if (!lay_out(layer, tile, &room)) return 0;
-    for (int64_t tap = 0; tap < taps; tap++) room.shifts[tap] = shift(layer, tile, tap);
-    pack(layer, tile, room.panels);
-    fill_masks(layer, tile, room.masks, room.masked);
+    fill_phases(layer, &room);
+    for (int64_t i = 0; i < taps; i++) room.shifts[i] = shift(layer, tile, room.order[i]);
+    pack(layer, tile, &room);
+    fill_masks(layer, tile, &room);
     fill_spots(layer, tile, room.spots);
     for (int64_t template = from; template < to; template++) {
         const int64_t *chosen = layer->order + layer->begin[template];
         int64_t outputs = layer->begin[template + 1] - layer->begin[template];
         for (int64_t g = 0; g < layer->groups && outputs; g++)
-            stage_one(layer, tile, &room, g, template);
+            make_maps(layer, tile, &room, g, template);
         if (!layer->full) gather_gains(layer, tile, &room, chosen, outputs);
         for (int64_t i = 0; i < outputs && layer->full; i++) gather_mixed(layer, tile, &room, chosen[i]);
     }
@@ -431,11 +510,12 @@ static int convolve(const Layer *layer, const Tile *tile, int64_t from, int64_t 
 
 /* Whole images, as many as the cache holds, or rows of one. */
 static Tile tile_at(const Layer *layer, int64_t images, int64_t rows, int64_t index) {
-    int64_t parts = (layer->height + rows - 1) / rows, reach = (layer->kernel[0] - 1) * layer->dilation[0] / 2;
+    int64_t parts = (layer->height + rows - 1) / rows;
+    int64_t up_to = steps(layer, 0, 0), down_to = steps(layer, 0, layer->kernel[0] - 1);
     Tile tile;
     tile.image = index / parts * images, tile.images = least(images, layer->batch - tile.image);
     tile.first = layer->height * (index % parts) / parts, tile.last = layer->height * (index % parts + 1) / parts;
-    tile.from = most(0, tile.first - reach), tile.to = least(layer->height, tile.last + reach);
+    tile.from = most(0, tile.first + up_to), tile.to = least(layer->height, tile.last + down_to);
     tile.places = tile.images * (tile.last - tile.first) * layer->width;
     tile.inputs = tile.images * (tile.to - tile.from) * layer->width;
     tile.stride = up(tile.inputs, PANEL) + LANES;
@@ -453,7 +533,7 @@ static int sound(const Layer *layer) {
 /* 1, or 0 where memory is short, or -1 where outputs are not given to templates as they should be. */
 int template_conv(const Layer *layer, int threads) {
     if (!sound(layer)) return -1;
-    int64_t area = layer->height * layer->width, budget = CACHED / layer->channels;
+    int64_t area = layer->height * layer->width, budget = CACHED / (layer->channels * fill_phases(layer, 0));
     int64_t images = most(1, least(budget / area, (layer->batch + threads - 1) / threads));
     int64_t rows = area <= budget ? layer->height : least(layer->height, most(LEAST_ROWS, budget / layer->width));
     int64_t tiles = (layer->batch + images - 1) / images * ((layer->height + rows - 1) / rows);

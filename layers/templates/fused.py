@@ -51,18 +51,19 @@ def fused_conv2d(
     layer: FusedTemplates,
     bias: Tensor | None,
     *,
+    stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor | None:
-    """Outputs (B, N, H, W) of inputs (B, C, H, W), or `None` for gradients and where there is no kernel."""
+    """Outputs (B, N, H_out, W_out) of inputs (B, C, H, W), or `None` for gradients and where there is no kernel."""
     tensors = (x, layer.templates, layer.operators, *([] if bias is None else [bias]))
-    where = Where((layer.templates.shape[3], layer.templates.shape[4]), (1, 1), padding, dilation)
+    where = Where((layer.templates.shape[3], layer.templates.shape[4]), stride, padding, dilation)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return None
-    if not native.convolves(x, where):
+    if not native.convolves(x, where, mixes=layer.operators.dim() == 4):
         return None
     bias = None if bias is None else bias.float()
-    return _template_conv(x, *layer, bias, list(padding), list(dilation))
+    return _template_conv(x, *layer, bias, list(stride), list(padding), list(dilation))
 
 
 @torch.library.custom_op("overtone::template_conv", mutates_args=())
@@ -74,20 +75,37 @@ def _template_conv(
     order: Tensor,
     begin: Tensor,
     bias: Tensor | None,
+    stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """As `FusedTemplates` has them; outputs are as large as inputs, contiguous, and of their type."""
-    where = Where((templates.shape[3], templates.shape[4]), (1, 1), *((y, x) for y, x in (padding, dilation)))
+    """As `FusedTemplates` has them; outputs are contiguous and of the type of the inputs."""
+    where = _where(templates, stride, padding, dilation)
     _check_args(x, templates, pairs, operators, order, begin, bias, where)
-    out = x.new_empty(x.shape[0], len(operators), *x.shape[2:])
+    out = x.new_empty(x.shape[0], len(operators), *where.size((x.shape[2], x.shape[3])))
     native.convolve(out, x.contiguous(), templates, pairs, operators, order, begin, bias, where)
     return out
 
 
 @_template_conv.register_fake
-def _(x: Tensor, templates: Tensor, pairs: Tensor | None, operators: Tensor, *_: object) -> Tensor:
-    return x.new_empty(x.shape[0], len(operators), *x.shape[2:])
+def _(
+    x: Tensor,
+    templates: Tensor,
+    pairs: Tensor | None,
+    operators: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    size = _where(templates, stride, padding, dilation).size((x.shape[2], x.shape[3]))
+    return x.new_empty(x.shape[0], len(operators), *size)
+
+
+def _where(templates: Tensor, *places: Sequence[int]) -> Where:
+    return Where((templates.shape[3], templates.shape[4]), *((y, x) for y, x in places))
 
 
 def _check_args(
@@ -102,8 +120,11 @@ def _check_args(
 ) -> None:
     groups, count, depth, k_y, k_x = templates.shape
     outputs, taps = len(operators), k_y * k_x
-    if not native.convolves(x, where):
-        raise UsageError(f"x (={x.dtype} on {x.device}) must be float32 or bfloat16 on the CPU, and keep its size.")
+    if not native.convolves(x, where, mixes=operators.dim() == 4):
+        raise UsageError(
+            f"x (={x.dtype} on {x.device}) must be float32 or bfloat16 on the CPU, its outputs amid their taps, of "
+            "stride 1 where operators mix taps."
+        )
     if x.dim() != 4 or x.shape[1] != groups * depth:
         raise UsageError(f"x (={tuple(x.shape)}) must be (B, {groups * depth}, H, W).")
     if operators.shape[1:] not in ((groups, taps), (groups, taps, taps)):

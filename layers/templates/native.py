@@ -56,10 +56,10 @@ def gather_backward(
     return True
 
 
-def convolves(x: Tensor, where: Where) -> bool:
-    """Whether `convolve` takes inputs like this one."""
-    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and where.keeps_size
-    return known and cpu.library("fused.c") is not None
+def convolves(x: Tensor, where: Where, *, mixes: bool) -> bool:
+    """Whether `convolve` takes inputs like this one; with operators that mix taps there is stride 1 alone."""
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and where.is_centred
+    return known and not (mixes and where.stride != (1, 1)) and cpu.library("fused.c") is not None
 
 
 def convolve(
@@ -73,7 +73,7 @@ def convolve(
     bias: Tensor | None,
     where: Where,
 ) -> None:
-    """Fill `out` (B, N, H, W) with the template convolution of x (B, C, H, W) in one pass; all contiguous.
+    """Fill `out` (B, N, H_out, W_out) with the template convolution of x (B, C, H, W) in one pass; all contiguous.
 
     x and `out` are float32 or bfloat16, the rest is float32. Templates are (G, M, C / G, K_y, K_x), operators
     (N, G, T) or (N, G, T, T), bias (N,); template m makes the outputs `order[begin[m] : begin[m + 1]]`. `pairs` are the
@@ -93,8 +93,10 @@ def convolve(
         y=out.data_ptr(),
         batch=x.shape[0],
         channels=x.shape[1],
-        height=x.shape[2],
-        width=x.shape[3],
+        height=out.shape[2],
+        width=out.shape[3],
+        seen=tuple(x.shape[2:]),
+        stride=where.stride,
         outputs=len(operators),
         groups=templates.shape[0],
         count=templates.shape[1],
@@ -126,7 +128,7 @@ class _Convolution(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "templates", "operators", "bias", "pairs", "order", "begin", "y")),
         *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "outputs", "groups", "count")),
-        *((name, _Pair) for name in ("kernel", "dilation")),
+        *((name, _Pair) for name in ("seen", "kernel", "stride", "dilation")),
         *((name, ctypes.c_int64) for name in ("full", "half")),
     )
 

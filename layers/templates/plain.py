@@ -39,10 +39,10 @@ class Where:
         return (*self.kernel, *self.stride, *self.padding, *self.dilation)
 
     @property
-    def keeps_size(self) -> bool:
-        """Whether outputs are as large as inputs, one for each place."""
+    def is_centred(self) -> bool:
+        """Whether every place of the input, or every stride-th, is the middle of an output's taps."""
         reach = tuple(dilation * (k - 1) for k, dilation in zip(self.kernel, self.dilation, strict=True))
-        return self.stride == (1, 1) and tuple(2 * pad for pad in self.padding) == reach
+        return tuple(2 * pad for pad in self.padding) == reach
 
 
 def gather_plainly(maps: Tensor, operators: Tensor, source: Tensor, where: Where) -> Tensor:

@@ -188,9 +188,11 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
     executions += ["factored"] if factored else []
     two_stages = form.templates is not None and conv.groups == 1
     executions += ["two_stage"] if two_stages else []
-    even = all((k - 1) * d % 2 == 0 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))  # both sides alike
-    keeps_size = even and expected.shape[2:] == x.shape[2:]
-    executions += ["fused"] if two_stages and conv.padding_mode == "zeros" and keeps_size else []
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    reach = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    amid = (top, left) == (bottom, right) and [2 * top, 2 * left] == reach
+    strides = conv.stride == (1, 1) or form.transform in ("scalar", "zero")
+    executions += ["fused"] if two_stages and conv.padding_mode == "zeros" and amid and strides else []
     assert list(layer.executions) == executions
     for execution in executions:
         layer.execution = execution

@@ -27,6 +27,7 @@ def draw(rng, normal):
 
     def make(channels=None, mixing=None, count=None):
         kernel, dilation = rng.choice(KERNELS)
+        strides = [(1, 1), (1, 1), (2, 2), (3, 2), (1, 4)]
         groups, count, outputs = rng.randint(1, 2), count or rng.randint(1, 4), rng.randint(1, 23)
         depth, taps = channels or rng.choice([1, 3, 8, 33]), kernel[0] * kernel[1]
         mixing = rng.random() < 0.5 if mixing is None else mixing
@@ -39,7 +40,9 @@ def draw(rng, normal):
         filters = base @ by.mT if mixing else base * by.unsqueeze(2)
         filters = filters.transpose(0, 1).flatten(1, 2).unflatten(2, kernel)
         padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
-        return FusedTemplates.of(templates, operators, source), filters, {"padding": padding, "dilation": dilation}
+        where = {"padding": padding, "dilation": dilation}
+        where |= {} if mixing else {"stride": rng.choice(strides)}
+        return FusedTemplates.of(templates, operators, source), filters, where
 
     return make
 
@@ -90,11 +93,12 @@ def test_one_pass_is_the_convolution_with_the_rebuilt_filters(shape, threads, dr
 
 
 def test_images_of_many_channels_are_cut_into_rows(draw, normal):
-    layer, filters, where = draw(channels=300, mixing=False)
-    x = normal(1, filters.shape[1], 45, 40, dtype=torch.float32)
-    expected = F.conv2d(x.double(), filters, **where)
-    found = fused_conv2d(x, layer, None, **where)
-    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    for _ in range(6):
+        layer, filters, where = draw(channels=300, mixing=False)
+        x = normal(1, filters.shape[1], 45, 40, dtype=torch.float32)
+        expected = F.conv2d(x.double(), filters, **where)
+        found = fused_conv2d(x, layer, None, **where)
+        assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_what_lies_beyond_an_image_never_shows(draw, normal):
@@ -142,7 +146,7 @@ def test_bfloat16_templates_are_multiplied_as_such(shape, draw, normal, rng):
 def test_it_is_a_sound_operator(dtype, draw, normal):
     layer, filters, where = draw()
     x = normal(2, filters.shape[1], 8, 6, dtype=torch.float32).to(dtype)
-    args = (x, *layer, None, list(where["padding"]), list(where["dilation"]))
+    args = (x, *layer, None, *(list(where.get(name, (1, 1))) for name in ("stride", "padding", "dilation")))
     torch.library.opcheck(torch.ops.overtone.template_conv.default, args)
 
 
@@ -164,8 +168,9 @@ def test_there_is_none_for_gradients_other_types_and_strides(draw, normal):
     x = x.detach()
     assert fused_conv2d(x.double(), layer, None, **where) is None
     assert fused_conv2d(x, layer, None, **where | {"padding": (7, 7)}) is None
-    kernel = tuple(layer.templates.shape[3:])
-    assert not native.convolves(x, Where(kernel, (2, 1), where["padding"], where["dilation"]))
+    places = Where(tuple(layer.templates.shape[3:]), (2, 1), where["padding"], where["dilation"])
+    assert native.convolves(x, places, mixes=False)
+    assert not native.convolves(x, places, mixes=True)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,8 @@ def test_there_is_none_for_gradients_other_types_and_strides(draw, normal):
         ),
         ({"x": torch.zeros(1, 3, 5, 5)}, r"x \(=\(1, 3, 5, 5\)\) must be \(B, 4, H, W\)\."),
         ({"x": torch.zeros(4, 5, 5)}, r"must be \(B, 4, H, W\)\."),
-        ({"padding": [0, 1]}, r"and keep its size\."),
+        ({"padding": [0, 1]}, r"its outputs amid their taps, of stride 1"),
+        ({"stride": [1, 2], "operators": torch.zeros(3, 2, 9, 9)}, r"of stride 1 where operators mix taps\."),
         ({"operators": torch.zeros(3, 1, 9)}, r"operators \(=\(3, 1, 9\)\) must be \(N, 2, 9\) or with 9 twice\."),
         ({"operators": torch.zeros(3, 2, 9).double()}, r"must be contiguous float32 tensors\."),
         ({"templates": torch.zeros(2, 2, 2, 3, 3).mT}, r"must be contiguous float32 tensors\."),
@@ -200,6 +206,7 @@ def test_other_arguments_are_refused_in_a_sentence(change, message):
         "order": torch.arange(3),
         "begin": torch.tensor([0, 2, 3]),
         "bias": None,
+        "stride": [1, 1],
         "padding": [1, 1],
         "dilation": [1, 1],
     }
