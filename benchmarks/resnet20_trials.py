@@ -1,9 +1,10 @@
 """Trials of a trained ResNet-20 on CIFAR-10 as JPEG images, for benchmarks that compare what can be made of it.
 
-A trial is the calibrated start, then some epochs of one cycle of SGD to 1e-2 in bfloat16 with the uncompressed
-network's outputs as targets, over the first `--train-limit` images of the training split. The weights have seen all
-training images, so validation images are 5,000 of the test images and the other 5,000 the test images. Each trial runs
-in a process of its own with one thread. Rows are kept as trials end, and the same command goes on from there.
+A trial is the calibrated start (or another, where a run names it), then some epochs of one cycle of SGD to 1e-2 in
+bfloat16 with the uncompressed network's outputs as targets, over the first `--train-limit` images of the training
+split. The weights have seen all training images, so validation images are 5,000 of the test images and the other 5,000
+the test images. Each trial runs in a process of its own with one thread. Rows are kept as trials end, and the same
+command goes on from there.
 """
 
 import argparse
@@ -21,10 +22,10 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from layers import LayerForm
+from layers import CompressedConv2d, LayerForm, compressed_layers
 from spaces import Network, NetworkConfig, state_sha256
 from spaces.blocks import Granularity
-from trainers.data import Data, DataSpec, load_data
+from trainers.data import Data, DataSpec, Split, load_data
 from trainers.evaluate import evaluate
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
@@ -34,6 +35,9 @@ SCHEDULE = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
 
 Run = dict[str, Any]
 """What a row is known by: plain values, `seed` among them."""
+
+_STARTS = {"identity": "least_squares", "least_squares": "least_squares"}
+"""What a trial's start is called where it is not calibrated, by a run's; the identity is put in its place."""
 
 _shared: dict[str, Any] = {}
 
@@ -80,10 +84,10 @@ def about(rows: pd.DataFrame) -> str:
     """How the rows came about, in sentences."""
     last = rows.iloc[-1]
     return (
-        f"{last.train_images:,} training images, {last.epochs} epochs, calibrated start, bfloat16, {last.device}, "
-        f"{last.jobs} runs at a time with 1 thread each, torch {last.torch}. Accuracy in % on the {last.test_images:,} "
-        f"test images that nothing was chosen on, and on all {last.test_images + last.val_images:,} in brackets; mean "
-        "over n seeds."
+        f"{last.train_images:,} training images, {last.epochs} epochs, calibrated start where no other is said, "
+        f"bfloat16, {last.device}, {last.jobs} runs at a time with 1 thread each, torch {last.torch}. Accuracy in % "
+        f"on the {last.test_images:,} test images that nothing was chosen on, and on all "
+        f"{last.test_images + last.val_images:,} in brackets; mean over n seeds."
     )
 
 
@@ -121,20 +125,22 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         data_fingerprint=data.fingerprint,
         config=config,
         schedule=replace(SCHEDULE, gradual_pruning=run.get("gradual", 0.0)),
-        start="calibrated",
+        start=_STARTS.get(run.get("start", ""), "calibrated"),
         saliency=run.get("saliency", "magnitude"),
         epochs=arguments.epochs,
         seed=run["seed"],
     )
     trial = Trial(spec, data=data, baseline=_shared["baseline"], network=network, device="cpu")
-    before = top1_of_test(trial)
+    if run.get("start") == "identity":
+        _begin_at_the_identity(trial.model)
+    before = {split: _top1(trial, images) for split, images in (("val", data.val), ("test", data.test))}
     for _ in trial.epochs():
         pass
     result = trial.result()
     return {
         **run,
-        "pre_val": 100 * result.zero_shot_top1,
-        "pre_test": 100 * before,
+        "pre_val": 100 * before["val"],
+        "pre_test": 100 * before["test"],
         "post_val": 100 * result.val_top1,
         "post_test": 100 * top1_of_test(trial),
         "size_bytes": result.cost.size_bytes,
@@ -158,10 +164,22 @@ class _Modulo(Network):
         return {name: replace(form, assignment=None) for name, form in super().forms(config).items()}
 
 
+def _begin_at_the_identity(model: nn.Module) -> None:
+    """Let every filter that is rebuilt by gains be a copy of its template."""
+    for layer in compressed_layers(model).values():
+        if isinstance(layer, CompressedConv2d) and layer.form.transform == "scalar":
+            gains = layer.transforms()
+            assert gains is not None
+            nn.init.ones_(gains)
+
+
 def top1_of_test(trial: Trial) -> float:
     """Accuracy on the test images, a share."""
-    data = trial.data
-    return evaluate(trial.model, data.test, mean=data.mean, std=data.std, device="cpu").top1
+    return _top1(trial, trial.data.test)
+
+
+def _top1(trial: Trial, images: Split) -> float:
+    return evaluate(trial.model, images, mean=trial.data.mean, std=trial.data.std, device="cpu").top1
 
 
 def device() -> str:

@@ -11,6 +11,8 @@ All convolutions but the first are pruned, with at least 2 templates a layer and
 - `saliency`: magnitude against gradient, each a share of every layer or one threshold over all, at the rate 0.7, gains;
 - `assignment`: the template that serves a filter best (`residual`) against r mod M (`modulo`), families and rates as
   above;
+- `start`: calibrated, against gains nearest to the filters (`least_squares`), and against filters that begin as copies
+  of template r mod M (`identity`: the paper gives no other start), rates as above;
 - `gradual`: all filters pruned before the first step against 40/300 (the paper's share) or half of all epochs, gains.
 
 It writes `template_accuracy.parquet`, `.md` and `.png`.
@@ -30,7 +32,7 @@ from trainers.saliency import filter_saliency
 _BLOCKS = ("layer1", "layer2", "layer3")
 _FAMILIES = ("zero", "scalar", "rotation", "affine")
 _RATES = (0.5, 0.7, 0.9)
-_KEY = ["family", "rate", "groups", "minimum", "saliency", "scope", "assignment", "gradual", "seed"]
+_KEY = ["family", "rate", "groups", "minimum", "saliency", "scope", "assignment", "start", "gradual", "seed"]
 _GRADUAL = (round(40 / 300, 3), 0.5)
 
 
@@ -60,13 +62,18 @@ def _runs(seeds: int) -> list[Run]:
     families = [(family, rate, 1, 2) for rate in reversed(_RATES) for family in _FAMILIES]
     others = [("scalar", 0.9, 2, 2), ("scalar", 0.9, 4, 2), ("scalar", 0.9, 1, 4), ("scalar", 0.9, 1, 8)]
     control = ("as it was", 0.0, 1, 2)
-    usual = ("magnitude", "layer", "residual", 0.0)
+    usual = ("magnitude", "layer", "residual", "calibrated", 0.0)
     plain = [(*row, *usual) for row in (*families, control, *others)]
     chosen = [("gradient", "layer"), ("magnitude", "network"), ("gradient", "network")]
-    salient = [("scalar", 0.7, 1, 2, *how, "residual", 0.0) for how in chosen]
-    gradual = [("scalar", rate, 1, 2, *usual[:3], share) for share in _GRADUAL for rate in reversed(_RATES)]
-    modulo = [(*row, *usual[:2], "modulo", 0.0) for row in families if row[0] != "zero"]
-    rows = [(*row, seed) for seed in range(seeds) for row in (*plain, *gradual, *salient, *modulo)]
+    salient = [("scalar", 0.7, 1, 2, *how, *usual[2:]) for how in chosen]
+    gradual = [("scalar", rate, 1, 2, *usual[:4], share) for share in _GRADUAL for rate in reversed(_RATES)]
+    modulo = [(*row, *usual[:2], "modulo", *usual[3:]) for row in families if row[0] != "zero"]
+    starts = [
+        ("scalar", rate, 1, 2, *usual[:2], *how, 0.0)
+        for how in (("modulo", "identity"), ("residual", "least_squares"))
+        for rate in reversed(_RATES)
+    ]
+    rows = [(*row, seed) for seed in range(seeds) for row in (*plain, *gradual, *salient, *modulo, *starts)]
     return [dict(zip(_KEY, row, strict=True)) for row in rows]
 
 
@@ -87,17 +94,15 @@ def _markdown(runs: pd.DataFrame) -> str:
         "`minimum` is of templates in each layer and group; the uncompressed network has 1,084.4 kB and 81.6 MFLOPs."
     )
     lines = ["# Filters rebuilt from templates, ResNet-20", "", f"{about(runs)} {words}", ""]
-    lines += [
-        "| rate | family | G | minimum | saliency | of each | template | gradual | kB | MFLOPs | n | before | after |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    heads = ("rate", "family", "G", "minimum", "saliency", "of each", "template", "start", "gradual")
+    lines += [f"| {' | '.join(heads)} | kB | MFLOPs | n | before | after |", "|---" * (len(heads) + 5) + "|"]
     order = {name: place for place, name in enumerate(("as it was", *_FAMILIES))}
     for _, same in runs.assign(rank=runs.family.map(order)).groupby(
-        ["rate", "groups", "minimum", "rank", "scope", "saliency", "gradual", "assignment"]
+        ["rate", "groups", "minimum", "rank", "scope", "saliency", "gradual", "start", "assignment"]
     ):
         first = same.iloc[0]
         cells = [str(first.rate), first.family, str(first.groups), str(first.minimum), first.saliency, first.scope]
-        cells += [first.assignment, f"{first.gradual:g}"]
+        cells += [first.assignment, first.start, f"{first.gradual:g}"]
         cells += [f"{first.size_bytes / 1000:.1f}", f"{first.flops / 1e6:.1f}", str(len(same)), *accuracies(same)]
         lines.append(f"| {' | '.join(cells)} |")
     missing = len(_runs(1)) - len(runs[runs.seed == 0])
@@ -109,7 +114,7 @@ def _draw(runs: pd.DataFrame, path: Path) -> None:
     matplotlib.use("agg")
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
     plain = runs[(runs.groups == 1) & (runs.minimum == 2) & (runs.saliency == "magnitude") & (runs.scope == "layer")]
-    plain = plain[(plain.assignment == "residual") & (plain.gradual == 0)]
+    plain = plain[(plain.assignment == "residual") & (plain.start == "calibrated") & (plain.gradual == 0)]
     for color, family in enumerate(_FAMILIES):
         same = plain[plain.family == family].groupby("rate")
         for when, style in (("pre", ":"), ("post", "-")):
