@@ -130,7 +130,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     )
     trial = Trial(spec, data=data, baseline=_shared["baseline"], network=network, device="cpu")
     if run["arm"] == "paper":
-        _unscale(trial.model)
+        _unscale(trial.model, run["family"])
     before = top1_of_test(trial)
     for _ in trial.epochs():
         pass
@@ -168,8 +168,11 @@ def _config(harmonics: str, family: str, allocation: str | None) -> NetworkConfi
     return NetworkConfig(blocks=blocks)
 
 
-def _unscale(model: nn.Module) -> None:
-    """Give the basis functions the lengths that the paper's formulas give them; the filters stay the same."""
+def _unscale(model: nn.Module, family: str) -> None:
+    """Give the basis functions the lengths that a family's formulas give them; the filters stay the same.
+
+    The family is not asked of the layers: at unit length both are one basis there, which goes by the first name.
+    """
     for layer in compressed_layers(model).values():
         assert isinstance(layer, CompressedConv2d)
         assert layer.phi_y is not None
@@ -177,7 +180,7 @@ def _unscale(model: nn.Module) -> None:
         with torch.no_grad():
             # phi_0 = 1 and phi_i(0) = 1 at the first tap of Chebyshev; cosine's first tap is at half a sample
             first = torch.arange(layer.phi_y.shape[1])
-            angle = torch.pi / 6 if layer.form.basis == "cosine" else 0.0
+            angle = torch.pi / 6 if family == "cosine" else 0.0
             length = torch.cos(angle * first) / layer.phi_y[0]
             layer.phi_y *= length
             layer.phi_x *= length
