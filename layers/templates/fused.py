@@ -4,7 +4,7 @@ It goes beyond Miles & Mikolajczyk, whose two stages meet in memory. float32 and
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,18 +88,8 @@ def _template_conv(
 
 
 @_template_conv.register_fake
-def _(
-    x: Tensor,
-    templates: Tensor,
-    pairs: Tensor | None,
-    operators: Tensor,
-    order: Tensor,
-    begin: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _(x: Tensor, templates: Tensor, pairs: Tensor | None, operators: Tensor, *rest: Any) -> Tensor:
+    *_, stride, padding, dilation = rest
     size = _where(templates, stride, padding, dilation).size((x.shape[2], x.shape[3]))
     return x.new_empty(x.shape[0], len(operators), *size)
 
