@@ -127,7 +127,7 @@ class CompressedConv2d(RoundedLayer):
         The least salient (N,) leave first, by magnitude where it is not given. In evaluation they have left.
         """
         assert self.kept is not None
-        saliency = weight.double().flatten(1).norm(dim=1) if saliency is None else saliency.to(weight.device)
+        saliency = weight.double().flatten(1).norm(dim=1) if saliency is None else saliency
         weight, pruned = weight.view(len(weight), -1, *self.shape.kernel).to(self.coefficients), ~self.kept
         left = (weight - self._build_filters())[pruned]
         self.remainders = Remainders(left, saliency.to(pruned.device)[pruned])

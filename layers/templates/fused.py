@@ -57,7 +57,7 @@ def fused_conv2d(
 ) -> Tensor | None:
     """Outputs (B, N, H_out, W_out) of inputs (B, C, H, W), or `None` for gradients and where there is no kernel."""
     tensors = (x, layer.templates, layer.operators, *([] if bias is None else [bias]))
-    where = Where((layer.templates.shape[3], layer.templates.shape[4]), stride, padding, dilation)
+    where = _where(layer.templates, stride, padding, dilation)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return None
     if not native.convolves(x, where, mixes=layer.operators.dim() == 4):
