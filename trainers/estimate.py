@@ -23,6 +23,7 @@ from trainers.augment import augment, normalise
 from trainers.device import training_precision
 from trainers.evaluate import evaluating, evaluation_batch
 from trainers.footprint import held_bytes, peak_bytes, saved_bytes
+from trainers.graphs import Passes, graph_bytes, graphed
 from trainers.loss import Loss
 from trainers.optimiser import make_optimiser
 from trainers.repeatable import repeatable_kernels, seeded_dropout
@@ -53,7 +54,8 @@ class TrialEstimate:
     gradients_bytes: int
     optimiser_bytes: int
     activations_bytes: int
-    """What is saved for the backward pass of one batch (or of the piece of it that is computed at once)."""
+    """What is saved for the backward pass of one batch (or of the piece of it that is computed at once); twice where
+    that is recorded as a CUDA graph, which shares its memory with no other batch."""
     validation_bytes: int
     """The most that one forward pass of a validation batch, which saves nothing, holds at a time."""
     images_bytes: int
@@ -110,7 +112,7 @@ def estimate_trial(
         weights_bytes=held_bytes(_state(probe.model)) * (1 + bool(schedule.distillation) + bool(schedule.ema)),
         gradients_bytes=held_bytes(weight.grad for weight in probe.model.parameters() if weight.grad is not None),
         optimiser_bytes=held_bytes(state for state in states if isinstance(state, torch.Tensor)),
-        activations_bytes=activations,
+        activations_bytes=activations + graph_bytes(activations, device),
         validation_bytes=validation,
         images_bytes=(train_images + val_images) * image_bytes,
     )
@@ -132,11 +134,11 @@ class _Probe:
 
     def training(self, count: int) -> Callable[[], None]:
         """A step over so many images, as they come from the set."""
-        images = self._images(count)
+        images, network = self._images(count), graphed(self.model, self.device)
 
         def step() -> None:
             self.optimiser.zero_grad()
-            self._loss(augment(images, "crop-flip", self.generator)).backward()
+            self._loss(network, augment(images, "crop-flip", self.generator)).backward()
             self.optimiser.step()
 
         return step
@@ -154,16 +156,16 @@ class _Probe:
     def activations(self, count: int) -> int:
         """Bytes saved for the backward pass of so many images."""
         images = self._images(count)
-        return saved_bytes(lambda: self._loss(images), besides=_state(self.model))
+        return saved_bytes(lambda: self._loss(self.model, images), besides=_state(self.model))
 
     def validation_peak(self, count: int) -> int:
         """The most bytes that a forward pass in evaluation mode over so many images holds."""
         return peak_bytes(self.validation(count))
 
-    def _loss(self, images: torch.Tensor) -> torch.Tensor:
+    def _loss(self, network: Passes, images: torch.Tensor) -> torch.Tensor:
         images, labels = self._normalised(images), torch.zeros(len(images), dtype=torch.int64, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.loss(self.model(images).float(), images, labels)
+            return self.loss(network(images).float(), images, labels)
 
     def _images(self, count: int) -> torch.Tensor:
         shape = (count, *self.shape)

@@ -21,6 +21,7 @@ from trainers.augment import augment, normalise
 from trainers.data import Data
 from trainers.device import training_precision
 from trainers.evaluate import Evaluation, evaluate
+from trainers.graphs import graphed
 from trainers.loss import Loss, make_mixer
 from trainers.optimiser import WeightAverage, forget_weights, make_optimiser
 from trainers.pruning import prune, remaining
@@ -87,6 +88,7 @@ class Finetuning:
         self.pieces = schedule.accumulate
         """What a batch is cut into; it doubles where the device's memory does not suffice."""
         self._train, self._val = data.train.to(self.device), data.val.to(self.device)
+        self._graphed = graphed(self.model, self.device)
         self._loss = Loss(schedule, teacher, self.device)
         self._mixer = make_mixer(schedule, data.classes)
         self._optimiser = make_optimiser(model, schedule)
@@ -192,10 +194,11 @@ class Finetuning:
         self._optimiser.zero_grad()
         total = torch.zeros((), device=self.device)
         pieces = max(1, min(self.pieces, len(images) // 2))
+        network = self.model if self.pieces > 1 or self._leaving else self._graphed
         try:
             for part, wanted in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    loss = self._loss(self.model(part).float(), part, wanted)
+                    loss = self._loss(network(part).float(), part, wanted)
                 loss = loss * (len(part) / len(images))
                 loss.backward()
                 total += loss.detach()

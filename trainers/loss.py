@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainers.graphs import Passes, graphed
 from trainers.schedule import Schedule
 
 __all__ = ["Loss", "Mixer", "make_mixer"]
@@ -25,9 +26,10 @@ class Loss:
 
     def __init__(self, schedule: Schedule, teacher: nn.Module | None, device: torch.device) -> None:
         self.smoothing, self.share = schedule.label_smoothing, schedule.distillation
-        self.teacher: nn.Module | None = None
+        self.teacher: Passes | None = None
         if teacher is not None and self.share:
-            self.teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
+            own = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
+            self.teacher = graphed(own, device)
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Of logits (n, classes) in float32 for normalised images and their labels (n,) or shares (n, classes)."""
