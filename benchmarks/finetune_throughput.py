@@ -15,12 +15,13 @@ writes `finetune_throughput.md` anew. Loops, each in fp32 and in bf16 autocast:
 - `ceiling`: the same network, optimiser, precision and memory format on eight ready batches of random numbers: nothing
   is read, augmented, checked or validated.
 
-Loops take turns within a round, each from the trained weights, in an order that moves on by one a round, after a
-warm-up of each. A run waits up to `--patience` seconds for others to leave the CPUs alone, and is measured again (three
-times at most; the least disturbed counts) where they took more than a twentieth of them meanwhile; with `--patience 0`
-runs are taken as they come. Beside images a second stand images a second of CPU time, workers included: on a busy
-machine, best with `--threads 1`, these alone say something. Aims are judged on ratios of medians; the range beside one
-is that of the rounds' own ratios.
+`ours` and `ceiling` run in a process that keeps freed memory (`trainers.device.keep_freed_memory`), as those of trials
+do, `usual` in one of its own as Python starts it. Loops take turns within a round, each from the trained weights, in an
+order that moves on by one a round, after a warm-up of each. A run waits up to `--patience` seconds for others to leave
+the CPUs alone, and is measured again (three times at most; the least disturbed counts) where they took more than a
+twentieth of them meanwhile; with `--patience 0` runs are taken as they come. Beside images a second stand images a
+second of CPU time, workers included: on a busy machine, best with `--threads 1`, these alone say something. Aims are
+judged on ratios of medians; the range beside one is that of the rounds' own ratios.
 
 The second command damages the network once (cosine, 2,2,2,2 harmonics, coefficients nearest to the trained filters)
 and fine-tunes copies of it with every loop but the ceilings and `usual bf16`: 5 epochs, one cycle to 1e-2, as many
@@ -29,12 +30,14 @@ steps for all (they are counted). Only `usual` decays norms too. Accuracy is tha
 
 import argparse
 import copy
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -55,7 +58,7 @@ from torchvision import transforms
 from layers import compress_model
 from spaces import BlockConfig, NetworkConfig
 from trainers.data import Data, DataSpec, Split, load_data
-from trainers.device import parse_device
+from trainers.device import keep_freed_memory, parse_device
 from trainers.evaluate import evaluate
 from trainers.finetune import Finetuning
 from trainers.optimiser import make_optimiser
@@ -84,8 +87,7 @@ def main() -> None:
     arguments = _arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    limit = arguments.parity_images if arguments.parity else arguments.images
-    data = load_data(DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=limit))
+    data = _data(arguments)
     about = {
         "part": "parity" if arguments.parity else "throughput",
         "device": _device_name(arguments.device),
@@ -95,7 +97,7 @@ def main() -> None:
         "images": len(data.train),
     }
     kept, found = _kept(arguments.out, about), []
-    for row in _parity(arguments, data) if arguments.parity else _throughput(arguments, data):
+    for row in _parity(arguments, data) if arguments.parity else _throughput(arguments):
         found.append({**about, **row})
         _write(pd.concat([kept, pd.DataFrame(found)]) if len(kept) else pd.DataFrame(found), arguments.out)
     print((arguments.out / f"{_NAME}.md").read_text())
@@ -121,33 +123,60 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _throughput(arguments: argparse.Namespace, data: Data) -> Iterator[dict[str, Any]]:
+def _data(arguments: argparse.Namespace) -> Data:
+    limit = arguments.parity_images if arguments.parity else arguments.images
+    return load_data(DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=limit))
+
+
+def _throughput(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row a loop and round; on a GPU also five epochs in one go."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, context, _prepare, (arguments, False)) as plain,
+        ProcessPoolExecutor(1, context, _prepare, (arguments, True)) as keeping,
+    ):
+        pools = {"usual": plain, "ours": keeping, "ceiling": keeping}
+
+        def run(arm: str, epochs: int) -> dict[str, Any]:
+            return pools[arm.split()[0]].submit(_undisturbed, arm, epochs).result()
+
+        for arm in track(_ARMS, "warm-up"):
+            pools[arm.split()[0]].submit(_warm_up, arm).result()
+        turns = [_ARMS[(turn + index) % len(_ARMS)] for turn in range(arguments.rounds) for index in range(len(_ARMS))]
+        for index, arm in enumerate(track(turns, "loops")):
+            yield {"arm": arm, "run": index // len(_ARMS), "epochs": 1, **run(arm, 1)}
+        if arguments.device.type == "cuda":
+            yield {"arm": "ours bf16", "run": 0, "epochs": _EPOCHS, **run("ours bf16", _EPOCHS)}
+
+
+_shared: dict[str, Any] = {}
+"""What the runs of a process share: `arguments`, `data` and `model`."""
+
+
+def _prepare(arguments: argparse.Namespace, keeps: bool) -> None:
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # this process was spawned; the usual loop's workers start as ever
+    if keeps:
+        keep_freed_memory()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    data = _data(arguments)
     model, _ = load_baseline("resnet20", arguments.weights, data)
-    data = replace(data, val=_first(data.val, 2))
+    _shared.update(arguments=arguments, data=replace(data, val=_first(data.val, 2)), model=model)
+
+
+def _warm_up(arm: str) -> None:
+    data, arguments = _shared["data"], _shared["arguments"]
     short = replace(data, train=_first(data.train, _WARM_UP * arguments.batch_size))
-    for arm in track(_ARMS, "warm-up"):
-        _timed(arm, model, short, arguments, epochs=1)
-    turns = [_ARMS[(turn + index) % len(_ARMS)] for turn in range(arguments.rounds) for index in range(len(_ARMS))]
-    for index, arm in enumerate(track(turns, "loops")):
-        yield {
-            "arm": arm,
-            "run": index // len(_ARMS),
-            "epochs": 1,
-            **_undisturbed(arm, model, data, arguments, epochs=1),
-        }
-    if arguments.device.type == "cuda":
-        found = _undisturbed("ours bf16", model, data, arguments, epochs=_EPOCHS)
-        yield {"arm": "ours bf16", "run": 0, "epochs": _EPOCHS, **found}
+    _timed(arm, _shared["model"], short, arguments, epochs=1)
 
 
-def _undisturbed(
-    arm: str, model: nn.Module, data: Data, arguments: argparse.Namespace, *, epochs: int
-) -> dict[str, Any]:
-    tries = []
+def _undisturbed(arm: str, epochs: int) -> dict[str, Any]:
+    arguments, tries = _shared["arguments"], []
     while not tries or (arguments.patience and tries[-1]["others"] > _DISTURBED and len(tries) < _TRIES):
         _await_quiet(arguments.patience)
-        tries.append(_timed(arm, model, data, arguments, epochs=epochs))
+        tries.append(_timed(arm, _shared["model"], _shared["data"], arguments, epochs=epochs))
     return min(tries, key=lambda found: found["others"])
 
 

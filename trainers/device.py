@@ -1,10 +1,16 @@
-"""Where a network runs."""
+"""Where a network runs, and how the process that runs it holds memory."""
+
+import ctypes
+import platform
 
 import torch
 
 from layers.errors import UsageError
 
-__all__ = ["default_device", "parse_device", "training_precision"]
+__all__ = ["default_device", "keep_freed_memory", "parse_device", "training_precision"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of mallopt(3)."""
 
 
 def default_device() -> str:
@@ -19,6 +25,19 @@ def parse_device(name: str) -> torch.device:
         have = f"cuda:0 to cuda:{gpus - 1}" if gpus else "no GPU, so cpu alone is allowed"
         raise UsageError(f"device (={name!r}) must be cpu, cuda or cuda:N; this machine has {have}.")
     return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """From now on this process keeps what it frees, for its next tensors; under other C libraries than glibc, nothing.
+
+    By itself glibc gives large tensors back to the system, which must find and clear their pages anew: each batch's
+    activations, for one. For processes whose work is training: it cannot be taken back, and their memory stays at its
+    highest until they end.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def training_precision(asked: str, device: torch.device) -> str:

@@ -23,7 +23,7 @@ from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from trainers.checkpoint import read_checkpoint, write_checkpoint
 from trainers.data import Data, DataWarning, load_data
-from trainers.device import default_device, parse_device, training_precision
+from trainers.device import default_device, keep_freed_memory, parse_device, training_precision
 from trainers.evaluate import Evaluation, evaluate, latency_ms
 from trainers.finetune import Epoch, Finetuning
 from trainers.pruning import keep_pruned
@@ -251,6 +251,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="file to keep the trial in after each epoch, and go on from")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1")
     arguments = parser.parse_args()
+    keep_freed_memory()
     warnings.simplefilter("always", DataWarning)
     warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
     try:

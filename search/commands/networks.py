@@ -17,7 +17,7 @@ from search.run.progress import epoch_line
 from spaces import Network, Space, build_model, load_weights, state_sha256
 from spaces.threshold import asks_for_threshold, threshold_rates, with_thresholds
 from trainers.data import Data, DataSpec, load_data
-from trainers.device import default_device, parse_device
+from trainers.device import default_device, keep_freed_memory, parse_device
 from trainers.saliency import SALIENCIES, filter_saliency
 
 __all__ = ["inspect", "train"]
@@ -98,6 +98,7 @@ def inspect(
     limited = Space.default(network).restricted(limits)
     trial = None
     if data is not None:
+        keep_freed_memory()  # as the processes of trials do
         trial = estimate_trial(
             built,
             shape,
@@ -168,6 +169,7 @@ def train(
         forms = {"config": chosen.to_json()}
         if settings.gradual_pruning:
             keep_pruned(network, dense)
+    keep_freed_memory()
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     if checkpoint.exists():
         err_console.print(f"Going on from {checkpoint}.", highlight=False)

@@ -29,6 +29,7 @@ from layers import OvertoneError
 from results.store import Store
 from spaces import Network
 from trainers.data import Data
+from trainers.device import keep_freed_memory
 from trainers.finetune import Epoch
 from trainers.spec import TrialSpec
 from trainers.trial import Trial
@@ -69,6 +70,7 @@ class TrialActor(tune.Trainable):
         resources = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         self._device = "cuda" if resources.get("GPU", 0) and torch.cuda.is_available() else "cpu"
+        keep_freed_memory()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -40,3 +44,28 @@ def test_precision_is_that_of_the_hardware_where_nobody_says(monkeypatch, capabi
     assert training_precision("auto", cpu) == expected
     assert [training_precision(asked, cpu) for asked in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert training_precision("auto", torch.device("meta")) == "fp32"
+
+
+_BATCHES = """
+import resource, sys, torch
+from trainers.device import keep_freed_memory
+if sys.argv[1:]:
+    keep_freed_memory()
+def batch():
+    layers = [torch.ones(10 << 20) for _ in range(3)]
+for _ in range(6):
+    batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_is_freed_stays_with_the_process() -> None:
+    def faults(*arguments: str) -> int:
+        command = [sys.executable, "-c", _BATCHES, *arguments]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("keep") < faults() / 2
