@@ -75,7 +75,11 @@ class _Graphed:
         alone = _Alone(self._network, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
         before = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
         try:
-            with torch.random.fork_rng([images.device] if images.is_cuda else []), torch.autocast(kind, enabled=False):
+            with (
+                torch.cuda.device_of(images),
+                torch.random.fork_rng([images.device] if images.is_cuda else []),
+                torch.autocast(kind, enabled=False),
+            ):
                 recorded = torch.cuda.make_graphed_callables(alone, (images.clone(),), allow_unused_input=True)
                 return cast(Passes, recorded)
         except RuntimeError as error:
