@@ -24,6 +24,7 @@ import torch
 
 from spaces import BlockConfig, NetworkConfig, state_sha256
 from trainers.data import DataSpec, load_data
+from trainers.device import keep_freed_memory
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
 from trainers.trial import Trial, load_baseline
@@ -70,6 +71,7 @@ def _seconds(at_once: int, arguments: argparse.Namespace) -> float:
 
 
 def _run(number: int, at_once: int, gate: Barrier, arguments: argparse.Namespace) -> None:
+    keep_freed_memory()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // at_once))
     spec = DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
     data = load_data(spec)
