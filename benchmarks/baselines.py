@@ -19,6 +19,7 @@ import torch
 
 from trainers.baseline import random_network, save_trained, train_baseline
 from trainers.data import Data, DataSpec, load_data
+from trainers.device import keep_freed_memory
 from trainers.evaluate import evaluate
 from trainers.schedule import PRESETS
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="folder for trained weights, checkpoints")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as `overtone train` does
     data = load_data(DataSpec(name=f"parquet:{arguments.data}", train_limit=arguments.train_limit))
     for model in arguments.models:
         _write(pd.DataFrame([_train(model, data, arguments)]).set_index(_KEY), arguments.out)
