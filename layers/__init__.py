@@ -3,7 +3,7 @@
 from layers.compress import compress_layer, compress_model, compressed_layers
 from layers.conv import CompressedConv1d, CompressedConv2d
 from layers.cost import Cost, layer_cost, network_cost, remaining_cost
-from layers.errors import OvertoneError, UsageError
+from layers.errors import OvertoneError, OvertoneWarning, UsageError
 from layers.execution import choose_executions
 from layers.form import LayerForm, LayerShape
 from layers.linear import CompressedLinear
@@ -22,6 +22,7 @@ __all__ = [
     "LayerForm",
     "LayerShape",
     "OvertoneError",
+    "OvertoneWarning",
     "TemplateConv2d",
     "UsageError",
     "choose_executions",

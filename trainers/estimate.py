@@ -112,7 +112,7 @@ def estimate_trial(
         weights_bytes=held_bytes(_state(probe.model)) * (1 + bool(schedule.distillation) + bool(schedule.ema)),
         gradients_bytes=held_bytes(weight.grad for weight in probe.model.parameters() if weight.grad is not None),
         optimiser_bytes=held_bytes(state for state in states if isinstance(state, torch.Tensor)),
-        activations_bytes=activations + graph_bytes(activations, device),
+        activations_bytes=activations + (graph_bytes(activations, device) if _recorded(schedule) else 0),
         validation_bytes=validation,
         images_bytes=(train_images + val_images) * image_bytes,
     )
@@ -125,8 +125,8 @@ class _Probe:
         self, model: nn.Module, shape: tuple[int, int, int], schedule: Schedule, generator: torch.Generator
     ) -> None:
         self.device, self.generator, self.shape = generator.device, generator, shape
+        self.schedule, self.teacher = schedule, model
         self.model = copy.deepcopy(model).to(self.device).to(memory_format=torch.channels_last).train()
-        self.loss = Loss(schedule, model, self.device)
         self.optimiser = make_optimiser(self.model, schedule)
         for group in self.optimiser.param_groups:
             group["lr"] = 0.0
@@ -134,11 +134,12 @@ class _Probe:
 
     def training(self, count: int) -> Callable[[], None]:
         """A step over so many images, as they come from the set."""
-        images, network = self._images(count), graphed(self.model, self.device)
+        images = self._images(count)
+        loss = self._loss(graphed(self.model, self.device) if _recorded(self.schedule) else self.model)
 
         def step() -> None:
             self.optimiser.zero_grad()
-            self._loss(network, augment(images, "crop-flip", self.generator)).backward()
+            loss(augment(images, "crop-flip", self.generator)).backward()
             self.optimiser.step()
 
         return step
@@ -155,17 +156,23 @@ class _Probe:
 
     def activations(self, count: int) -> int:
         """Bytes saved for the backward pass of so many images."""
-        images = self._images(count)
-        return saved_bytes(lambda: self._loss(self.model, images), besides=_state(self.model))
+        images, loss = self._images(count), self._loss(self.model)
+        return saved_bytes(lambda: loss(images), besides=_state(self.model))
 
     def validation_peak(self, count: int) -> int:
         """The most bytes that a forward pass in evaluation mode over so many images holds."""
         return peak_bytes(self.validation(count))
 
-    def _loss(self, network: Passes, images: torch.Tensor) -> torch.Tensor:
-        images, labels = self._normalised(images), torch.zeros(len(images), dtype=torch.int64, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.loss(network(images).float(), images, labels)
+    def _loss(self, network: Passes) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Of a batch of one size: the teacher's passes, too, are recorded for one."""
+        loss = Loss(self.schedule, self.teacher, self.device)
+
+        def of(images: torch.Tensor) -> torch.Tensor:
+            images, labels = self._normalised(images), torch.zeros(len(images), dtype=torch.int64, device=self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                return loss(network(images).float(), images, labels)
+
+        return of
 
     def _images(self, count: int) -> torch.Tensor:
         shape = (count, *self.shape)
@@ -192,6 +199,11 @@ def _seconds_an_image(
         count = min(_GROWTH * count, full)
     runs = min(_RUNS, int(1000 * budget_s / once_ms)) if once_ms else _RUNS
     return (median_ms(step, device, runs=runs, warm_up=0) if runs > 1 else once_ms) / 1000 / count
+
+
+def _recorded(schedule: Schedule) -> bool:
+    """Whether fine-tuning may record its passes: gradients of a batch's pieces add up, and those of graphs cannot."""
+    return schedule.accumulate == 1
 
 
 def _drawn_out(nbytes: Callable[[int], int], count: int) -> int:

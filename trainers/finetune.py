@@ -188,6 +188,7 @@ class Finetuning:
             if self.pieces > len(images) // 4:
                 raise OvertoneError(f"{self.device} has no memory for {len(images)} images in {self.pieces} pieces.")
             self.pieces *= 2
+            self._graphed = self.model  # whose recorded passes would keep their memory, and serve whole batches alone
             torch.cuda.empty_cache()
 
     def _gradients_in_pieces(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:

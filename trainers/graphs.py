@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from layers.errors import OvertoneWarning
+
 __all__ = ["Passes", "graph_bytes", "graphed"]
 
 _DEVICES = ("cuda",)
@@ -83,7 +85,8 @@ class _Graphed:
                 recorded = torch.cuda.make_graphed_callables(alone, (images.clone(),), allow_unused_input=True)
                 return cast(Passes, recorded)
         except RuntimeError as error:
-            warnings.warn(f"Training goes on without CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
+            why = str(error).partition("\n")[0]
+            warnings.warn(f"training goes on without CUDA graphs: {why}", OvertoneWarning, stacklevel=2)
             return self._network
         finally:
             with torch.no_grad():

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from layers import Cost, OvertoneError, UsageError, compress_model
+from layers import Cost, OvertoneError, OvertoneWarning, UsageError, compress_model
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from trainers.checkpoint import read_checkpoint, write_checkpoint
-from trainers.data import Data, DataWarning, load_data
+from trainers.data import Data, load_data
 from trainers.device import default_device, keep_freed_memory, parse_device, training_precision
 from trainers.evaluate import Evaluation, evaluate, latency_ms
 from trainers.finetune import Epoch, Finetuning
@@ -252,7 +252,7 @@ def main() -> int:
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1")
     arguments = parser.parse_args()
     keep_freed_memory()
-    warnings.simplefilter("always", DataWarning)
+    warnings.simplefilter("always", OvertoneWarning)
     warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
     try:
         spec = TrialSpec.from_json(json.loads(arguments.spec.read_text()))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from layers import cpu, gpu
 from layers.blockfloat.format import BlockFormat
 from layers.blockfloat.plain import round_plainly
+from layers.errors import OvertoneWarning
 
 __all__ = ["cuda_launch", "kernel", "round_into", "takes", "works_on"]
 
@@ -89,7 +90,7 @@ def works_on(device: int) -> bool:
             if not torch.equal(found, round_plainly(x, form)):
                 raise RuntimeError("it gives other values than plain PyTorch")
     except Exception as error:  # drivers and packages fail in many ways, and none need stop a training
-        warnings.warn(f"Rounding on cuda:{device} goes without our kernel: {error}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"Rounding on cuda:{device} goes without our kernel: {error}", OvertoneWarning, stacklevel=2)
         return False
     return True
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from layers import gpu
+from layers.errors import OvertoneWarning
 from layers.templates.plain import Where, gather_plainly, gather_plainly_backward
 
 __all__ = ["gather", "gather_backward", "macros", "plan", "works_on"]
@@ -107,7 +108,7 @@ def works_on(device: int) -> bool:
             if not _agrees(torch.device("cuda", device), dtype, last, diagonal):
                 raise RuntimeError("they give other values than plain PyTorch")
     except Exception as error:  # drivers and packages fail in many ways, and none need stop a training
-        warnings.warn(f"Template convolutions on cuda:{device} go without our kernels: {error}", RuntimeWarning, 2)
+        warnings.warn(f"Template convolutions on cuda:{device} go without our kernels: {error}", OvertoneWarning, 2)
         return False
     return True
 

@@ -7,11 +7,10 @@ import warnings
 
 import typer
 
-from layers import OvertoneError, UsageError
+from layers import OvertoneError, OvertoneWarning, UsageError
 from search.commands.networks import inspect, train
 from search.commands.studies import confirm, resume, search, status
 from search.commands.trials import compact, export, insight, query, report
-from trainers.data import DataWarning
 
 __all__ = ["app", "main"]
 
@@ -36,7 +35,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     warnings.simplefilter("ignore")
-    warnings.simplefilter("always", DataWarning)
+    warnings.simplefilter("always", OvertoneWarning)
     warnings.showwarning = lambda message, *_, **__: print(f"overtone: {message}", file=sys.stderr)
     try:
         code = app(arguments, standalone_mode=False)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,14 @@ from torch import nn
 
 from layers import CompressedLinear, LayerForm, compress_layer, compress_model, compressed_layers
 from layers.blockfloat import ROUNDINGS
+from layers.errors import OvertoneWarning
 from layers.templates.transforms import TRANSFORMS
-from trainers import graphs
+from trainers import finetune, graphs
 from trainers.data import Data, Split
+from trainers.estimate import estimate_trial
 from trainers.finetune import Finetuning, Schedule
 from trainers.graphs import graph_bytes, graphed
+from trainers.loss import Loss
 
 CPU = torch.device("cpu")
 
@@ -24,12 +28,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.recorded, self.replayed, self.fails = 0, 0, False
+        self.shapes = []
 
     def __call__(self, module, sample, *, allow_unused_input):
         assert not torch.is_autocast_enabled("cpu"), "the backward pass would be recorded under autocast"
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.recorded += 1
+        self.shapes.append(len(sample[0]))
         trained = [weight for weight in module.parameters() if weight.requires_grad]
         for _ in range(3):
             outputs = module(*sample)
@@ -148,13 +154,47 @@ def test_gradients_that_add_up_are_not_replayed(recorder):
     assert recorder.recorded == 0
 
 
+def test_memory_that_runs_out_ends_replay(recorder, monkeypatch):
+    fails = iter([False, True])
+
+    class Short(Loss):
+        def __call__(self, *given):
+            if next(fails, False):
+                raise torch.OutOfMemoryError("no memory")
+            return super().__call__(*given)
+
+    monkeypatch.setattr(finetune, "Loss", Short)
+    tuning = Finetuning(network(), data(), SCHEDULES["fp32"], epochs=1, seed=0, device="cpu")
+    replay = weakref.ref(tuning._graphed)
+    list(tuning)
+    assert (recorder.recorded, recorder.replayed, tuning.pieces) == (1, 1, 2)
+    assert replay() is None
+
+
 def test_where_recording_fails_training_goes_on_as_ever(recorder, monkeypatch):
     recorder.fails = True
-    with pytest.warns(RuntimeWarning, match="goes on without CUDA graphs: operation not permitted") as warned:
+    with pytest.warns(OvertoneWarning, match="goes on without CUDA graphs: operation not permitted") as warned:
         curve, _ = trained(SCHEDULES["fp32"])
     assert len(warned) == 1
     monkeypatch.setattr(graphs, "_DEVICES", ("cuda",))
     assert curve == trained(SCHEDULES["fp32"])[0]
+
+
+def test_estimates_count_and_time_what_is_recorded(recorder, monkeypatch):
+    asked = {"epochs": 1, "train_images": 16, "val_images": 16, "device": "cpu"}
+
+    def estimated(**settings):
+        return estimate_trial(network(), (1, 6, 6), schedule=Schedule(precision="fp32", **settings), **asked)
+
+    recorded = estimated(distillation=0.5)
+    whole = [count for count in recorder.shapes if count == 16]
+    assert len(whole) == 2  # the network and its teacher
+    recorder.shapes.clear()
+    in_pieces = estimated(accumulate=2)
+    assert recorder.shapes == []
+    monkeypatch.setattr(graphs, "_DEVICES", ("cuda",))
+    assert recorded.activations_bytes == 2 * estimated(distillation=0.5).activations_bytes
+    assert in_pieces.activations_bytes == estimated(accumulate=2).activations_bytes
 
 
 def test_a_cpu_records_nothing(monkeypatch):

@@ -4,14 +4,10 @@ from collections.abc import Sequence
 
 from layers.errors import OvertoneError
 
-__all__ = ["DataWarning", "tolerate"]
+__all__ = ["tolerate"]
 
 _PERCENT = 1
 _NAMED = 3
-
-
-class DataWarning(UserWarning):
-    """What a user should know of the data and that stops nothing, in one sentence."""
 
 
 def tolerate(name: str, faults: Sequence[str], total: int) -> str:

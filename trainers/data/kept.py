@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from layers.errors import UsageError
+from layers.errors import OvertoneWarning, UsageError
 from trainers.data.cache import cache_key, read_cached, write_cached
-from trainers.data.faults import DataWarning
 from trainers.data.listing import FileList
 from trainers.data.spec import DataSpec
 from trainers.data.split import Data, Split
@@ -54,7 +53,7 @@ def keep(name: str, key: str, data: Data) -> Data:
         warnings.warn(
             f"the decoded images of {name!r} cannot be kept ({error}) and will be decoded again; "
             f"OVERTONE_CACHE may name a folder that can hold them.",
-            DataWarning,
+            OvertoneWarning,
             stacklevel=4,
         )
     return restore(key, streamed) or data

@@ -11,7 +11,8 @@ from functools import cache, partial
 
 import torch
 
-from trainers.data.faults import DataWarning, tolerate
+from layers.errors import OvertoneWarning
+from trainers.data.faults import tolerate
 from trainers.data.imagefolder import imagefolder_source
 from trainers.data.kept import data_key, keep, restore
 from trainers.data.listing import FileList, list_files
@@ -29,13 +30,13 @@ __all__ = ["load_data"]
 def load_data(spec: DataSpec) -> Data:
     """Read and split a set of images; only the images that a split keeps are decoded, and those of a folder but once.
 
-    Warns (DataWarning) of images that are left out because they cannot be used, at most 1 % of a split, and where
+    Warns (OvertoneWarning) of images that are left out because they cannot be used, at most 1 % of a split, and where
     decoded images cannot be kept. Raises UsageError for a folder that is not there, OvertoneError for images or labels
     that cannot be used.
     """
     data = _kept(spec) if spec.folder else _decoded(spec, _open(spec))
     for sentence in data.left_out:
-        warnings.warn(sentence, DataWarning, stacklevel=2)
+        warnings.warn(sentence, OvertoneWarning, stacklevel=2)
     return data
 
 

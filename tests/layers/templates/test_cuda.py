@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from layers import gpu
+from layers.errors import OvertoneWarning
 from layers.templates import cuda
 from layers.templates.gather import _format
 from layers.templates.plain import Where, gather_plainly, gather_plainly_backward
@@ -209,7 +210,7 @@ def test_without_the_package_gpus_go_without_kernels(monkeypatch, works_on):
 def test_kernels_that_give_other_values_are_left_alone(monkeypatch, works_on):
     monkeypatch.setattr(gpu, "installed", lambda: True)
     monkeypatch.setattr(cuda, "_agrees", lambda *_: False)
-    with pytest.warns(RuntimeWarning, match="they give other values than plain PyTorch"):
+    with pytest.warns(OvertoneWarning, match="they give other values than plain PyTorch"):
         assert not works_on(0)
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from layers.errors import OvertoneError
+from layers.errors import OvertoneError, OvertoneWarning
 from trainers.data import Data, DataSpec, cache, load_data
 from trainers.data import load as data_module
 from trainers.data.cache import CACHE_VERSION, read_cached, write_cached
-from trainers.data.faults import DataWarning
 from trainers.data.kept import data_key, restore
 from trainers.data.listing import list_files
 
@@ -140,7 +139,7 @@ def test_a_file_that_cannot_be_used_is_written_anew(spec, kept, damage, monkeypa
 def test_a_full_disk_is_a_warning_and_the_data_are_there(parquet_set, kept, full_disk, decoded):
     spec = DataSpec(name=f"parquet:{parquet_set}")
     for _ in range(2):
-        with full_disk(), pytest.warns(DataWarning) as told:
+        with full_disk(), pytest.warns(OvertoneWarning) as told:
             data = load_data(spec)
         assert [warning.filename for warning in told] == [__file__]
         assert re.fullmatch(
@@ -156,7 +155,7 @@ def test_a_full_disk_is_a_warning_and_the_data_are_there(parquet_set, kept, full
 def test_a_folder_that_cannot_be_made_is_a_warning(spec, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "file" / "deep"))
-    with pytest.warns(DataWarning, match=r"cannot be kept \(.*Not a directory"):
+    with pytest.warns(OvertoneWarning, match=r"cannot be kept \(.*Not a directory"):
         assert len(load_data(spec).train) == 108
 
 
@@ -165,7 +164,7 @@ def test_what_was_left_out_is_said_at_every_load(image_folder, decoded):
     path.write_bytes(path.read_bytes()[:40])
     spec = DataSpec(name=f"imagefolder:{image_folder}", image_size=7)
     for _ in range(3):
-        with pytest.warns(DataWarning) as told:
+        with pytest.warns(OvertoneWarning) as told:
             data = load_data(spec)
         assert [str(warning.message) for warning in told] == [
             f"1 of 108 images of 'imagefolder:{image_folder}' cannot be used and are left out: "

@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from layers.errors import OvertoneError, UsageError
+from layers.errors import OvertoneError, OvertoneWarning, UsageError
 from trainers.data import Data, DataSpec, Split, decode, load_data, stream
 from trainers.data import imagefolder as imagefolder_module
 from trainers.data import load as data_module
 from trainers.data import parquet as parquet_module
-from trainers.data.faults import DataWarning
 from trainers.data.sources import Source, digits_source
 
 SHARED = Path(os.environ.get("OVERTONE_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -190,7 +189,7 @@ BAD = {("train", 7), ("train", 400), ("train", 999), ("test", 3), ("test", 299)}
 def test_a_few_images_that_cannot_be_used_are_left_out_with_their_labels(monkeypatch, numbered):
     whole = load()
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: numbered_source(1000, 300, bad=BAD))
-    with pytest.warns(DataWarning) as told:
+    with pytest.warns(OvertoneWarning) as told:
         data = load()
     for name, part in (("train", 1), ("val", 1), ("test", 2)):
         split, expected = getattr(data, name), getattr(whole, name)
@@ -209,7 +208,7 @@ def test_a_few_images_that_cannot_be_used_are_left_out_with_their_labels(monkeyp
 def test_one_image_in_a_hundred_is_the_limit_of_each_split(monkeypatch):
     bad = {("test", row) for row in range(3)}
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: numbered_source(1000, 300, bad=bad))
-    with pytest.warns(DataWarning, match="^3 of 300 images"):
+    with pytest.warns(OvertoneWarning, match="^3 of 300 images"):
         assert len(load().test) == 297
     bad.add(("test", 3))
     with pytest.raises(
