@@ -59,6 +59,7 @@ def inspect(
     With --filters and --png it draws a layer's filters and their series instead; with --pruning-rate, these filters
     rebuilt from templates. With --pruning-rate and --png alone it draws the rates that each block has where so many
     filters of the whole network are pruned, the least salient ones: by their magnitude, and with --dataset by gradient.
+
     Example: overtone inspect --model resnet20 --weights resnet20.safetensors --filters layer1.0.conv1 --png filters.png
     """
     from search.commands.survey import survey, usual_shape
@@ -146,7 +147,9 @@ def train(
     """Train an uncompressed baseline, where you have no weights yet; or a compressed network from its random start.
 
     After each epoch it leaves a checkpoint beside the file: stopped by Ctrl-C or a crash, the same command goes on.
+
     Example: overtone train --model resnet8 --dataset digits --out resnet8.safetensors
+
     Example: overtone train --model resnet20 --dataset cifar10 --epochs 164 --schedule resnet --out resnet20.safetensors
     """
     from trainers.baseline import random_network, save_trained, train_baseline
@@ -191,7 +194,7 @@ def train(
     found = {"out": str(out), "val_top1": last.val_top1, "val_top5": last.val_top5, "epochs": epochs}
     if config is None:
         found["weights_sha256"] = state_sha256(network)
-    say(found, f"{out}: val_top1 {last.val_top1:.4f} after {epochs} epochs", as_json)
+    say(found, f"{out}: val_top1 {last.val_top1:.4f} after {epochs} epoch{'s' * (epochs > 1)}", as_json)
 
 
 def _show_rates(

@@ -109,6 +109,7 @@ def search(
     """Search a network's compressed forms on Ray, and keep every trial and the front in the store.
 
     Stopped by Ctrl-C or a crash, the same command or `overtone resume` goes on.
+
     Example: overtone search --model resnet8 --weights resnet8.safetensors --dataset digits --study demo --trials 24
     """
     from search.run.launch import Shown, start_study
@@ -187,6 +188,7 @@ def confirm(
     """Run members of the front again with other seeds, so that their accuracies carry an interval.
 
     Stopped by Ctrl-C or a crash, the same command goes on. The search itself is not touched.
+
     Example: overtone confirm --study demo --seeds 3 --where "size_bytes < 20000"
     """
     from search.run.confirm import confirm_trials

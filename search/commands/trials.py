@@ -114,6 +114,7 @@ def export(
     """Write a trial's model to a folder, after proving that the file gives the trial's predictions.
 
     The file is read in a process of its own; onnx and pt2 may say another class for up to 0.5 % of validation images.
+
     Example: overtone export --study demo --pick best --where "size_bytes < 20000" --out model
     """
     from search.export.verify import export_trial
