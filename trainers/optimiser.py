@@ -22,8 +22,8 @@ def make_optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimize
         {"params": [w for w in trained if w.dim() <= 1 or w in transforms], "weight_decay": 0.0},
     ]
     if schedule.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov, fused=True)
 
 
 def forget_weights(optimiser: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> None:
