@@ -6,6 +6,7 @@ The same distribution as torchvision's RandomCrop(padding, black), RandomHorizon
 """
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,18 @@ def augment(images: torch.Tensor, kind: str, generator: torch.Generator, *, rota
 
 def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(images / 255 - mean) / std of uint8 (n, C, H, W) as float32, channels last in memory."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(-1, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
+    scale, shift = _scale_and_shift(mean, std, images.device)
     return images.contiguous(memory_format=torch.channels_last).float().mul_(scale).sub_(shift)
+
+
+@cache
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Made once for a set and device: a GPU would wait for the numbers at each batch."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+    return scale, shift
 
 
 def _random_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torch.Tensor:

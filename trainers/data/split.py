@@ -60,10 +60,12 @@ class Split:
         What is streamed is decoded ahead by threads, which end with the iterator: exhaust it or close it.
         """
         device = torch.device(device)
+        overlaps = device.type == "cuda"
+        rows = [batch.to(self.labels.device) for batch in rows]  # now, for later each would wait for the GPU's work
         with closing(self._images(rows, device)) as batches:
             for images, batch in zip(batches, rows, strict=True):
-                labels = self.labels[batch.to(self.labels.device)]
-                yield images.to(device, non_blocking=device.type == "cuda"), labels.to(device)
+                labels = self.labels[batch]
+                yield images.to(device, non_blocking=overlaps), labels.to(device, non_blocking=overlaps)
 
     def _images(self, rows: Sequence[torch.Tensor], device: torch.device) -> Generator[torch.Tensor, None, None]:
         if isinstance(self.images, StreamedImages):
