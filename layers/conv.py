@@ -9,6 +9,7 @@ combination is ours. A 1-D convolution is one of images with a single row.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any, Literal, Self
 
@@ -197,8 +198,12 @@ class CompressedConv2d(RoundedLayer):
 
         In evaluation without gradients they are kept until a stored tensor changes in place or by loading. A change
         behind PyTorch's back (`layer.coefficients.data.add_(1)`) is seen only after `train()` or `eval()`.
+
+        Under autocast they are built in the parameters' precision all the same: where a template's tap is near 0 its
+        gain is large, and so would be what an error in bfloat16 grows to.
         """
-        found: Tensor = self._kept_in_evaluation("filters", self._build_filters)
+        with _without_autocast(self.coefficients.device.type):
+            found: Tensor = self._kept_in_evaluation("filters", self._build_filters)
         return found
 
     def _kept_in_evaluation(self, name: str, build: Callable[[], Any]) -> Any:
@@ -351,6 +356,12 @@ class CompressedConv1d(CompressedConv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the input is rounded first where the form has bits."""
         return super().forward(x.unsqueeze(-2)).squeeze(-2)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Where autocast is on: elsewhere, and so in an exported graph, nothing is to be seen of it."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def _with_one_row(conv: nn.Conv1d) -> nn.Conv2d:

@@ -338,8 +338,17 @@ def test_autocast_to_bfloat16(form, execution, conv, x):
         found = layer(x)
     found.float().square().sum().backward()
     assert (found.float() - expected).abs().max() < 0.05 * expected.abs().max()
-    assert layer.coefficients.grad.dtype == torch.float32
+    assert all(weight.grad.dtype == torch.float32 for weight in layer.parameters())
     assert found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("form", [SERIES, SPENT, TEMPLATES, ALL])
+def test_filters_are_the_same_under_autocast(form, conv):
+    layer = CompressedConv2d(conv, form)
+    for mode in (True, False):
+        expected = layer.train(mode).filters()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(layer.filters(), expected)
 
 
 def test_layers_of_other_precisions_keep_theirs(random_conv, random_form, images):
@@ -433,14 +442,14 @@ class TestFiltersKeptInEvaluation:
         with torch.no_grad():
             assert not torch.equal(layer.filters(), before)
 
-    def test_gradients_training_and_autocast_build_them_anew(self, layer):
+    def test_gradients_and_training_build_them_anew_and_autocast_does_not(self, layer):
         assert layer.filters().requires_grad
         with torch.no_grad():
             kept = layer.filters()
             assert layer.train().filters() is not kept
-            layer.eval()
+            kept = layer.eval().filters()
             with torch.autocast("cpu", torch.bfloat16):
-                assert layer.filters() is not layer.filters()
+                assert layer.filters() is kept
 
     def test_inference_mode_leaves_nothing_that_later_use_cannot_take(self, layer, x):
         with torch.inference_mode():
