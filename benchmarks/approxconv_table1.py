@@ -34,6 +34,8 @@ from torch import nn
 
 from layers import compressed_layers
 from layers.conv import CompressedConv2d
+from layers.form import Allocation
+from layers.series.basis import Basis
 from spaces import BlockConfig, NetworkConfig, state_sha256
 from trainers.data import DataSpec, load_data
 from trainers.schedule import PRESETS, Schedule
@@ -44,10 +46,10 @@ _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
 _ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2")
 _HARSH = ("3,2,2,2", "2,2,2,3", "2,2,2,2")
 _CONTROL = "3,3,3,3"
-_FAMILIES = ("cosine", "chebyshev")
+_FAMILIES: tuple[Basis, ...] = ("cosine", "chebyshev")
 _PAPER = replace(PRESETS["approxconv"], precision="bf16")
 _OURS = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
-_ARMS: dict[str, tuple[str, Schedule, str | None]] = {
+_ARMS: dict[str, tuple[str, Schedule, Allocation | None]] = {
     "paper": ("gradient_descent", _PAPER, None),
     "calibrated": ("calibrated", _PAPER, None),
     "ours": ("calibrated", _OURS, None),
@@ -160,7 +162,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _config(harmonics: str, family: str, allocation: str | None) -> NetworkConfig:
+def _config(harmonics: str, family: Basis, allocation: Allocation | None) -> NetworkConfig:
     counts = dict(zip(_BLOCKS, map(int, harmonics.split(",")), strict=True))
     blocks = {
         name: BlockConfig(basis=family, harmonics=(n, n), allocation=allocation) for name, n in counts.items() if n < 3
@@ -184,7 +186,7 @@ def _unscale(model: nn.Module, family: str) -> None:
             length = torch.cos(angle * first) / layer.phi_y[0]
             layer.phi_y *= length
             layer.phi_x *= length
-            layer.coefficients /= length[:, None] * length
+            layer.coefficients.div_(length[:, None] * length)
 
 
 def _paper_count(cost: Any) -> int:

@@ -23,6 +23,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from layers import compress_model
 from spaces import BlockConfig, NetworkConfig
 from trainers import calibrate, start
+from trainers.calibrate import _LayerTwin, _NormTwin
 from trainers.data import DataSpec, load_data
 from trainers.evaluate import evaluate
 from trainers.trial import load_baseline
@@ -39,7 +41,6 @@ from trainers.trial import load_baseline
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
 _BITS = "8 bits"
 _ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2", _BITS)
-_LayerTwin, _NormTwin = calibrate._LayerTwin, calibrate._NormTwin
 
 
 class _Unfitted(_LayerTwin):
@@ -117,10 +118,15 @@ def main() -> None:
 def _begin(kinds: Any, model: nn.Module, baseline: nn.Module, data: Any, seed: int) -> float:
     if kinds is None:
         return 0.0
-    calibrate._LayerTwin, calibrate._NormTwin, start.CALIBRATION_IMAGES = kinds
-    begun = time.perf_counter()
-    start.begin("calibrated", model, baseline, data, seed=seed, device=torch.device("cpu"))
-    return time.perf_counter() - begun
+    layer, norm, images = kinds
+    with (
+        patch.object(calibrate, "_LayerTwin", layer),
+        patch.object(calibrate, "_NormTwin", norm),
+        patch.object(start, "CALIBRATION_IMAGES", images),
+    ):
+        begun = time.perf_counter()
+        start.begin("calibrated", model, baseline, data, seed=seed, device=torch.device("cpu"))
+        return time.perf_counter() - begun
 
 
 def _config(row: str) -> NetworkConfig:

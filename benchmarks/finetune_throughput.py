@@ -173,7 +173,7 @@ def _warm_up(arm: str) -> None:
 
 
 def _undisturbed(arm: str, epochs: int) -> dict[str, Any]:
-    arguments, tries = _shared["arguments"], []
+    arguments, tries = _shared["arguments"], list[dict[str, Any]]()
     while not tries or (arguments.patience and tries[-1]["others"] > _DISTURBED and len(tries) < _TRIES):
         _await_quiet(arguments.patience)
         tries.append(_timed(arm, _shared["model"], _shared["data"], arguments, epochs=epochs))
@@ -254,7 +254,7 @@ class _Images(Dataset[Any]):
     """What torchvision.datasets.CIFAR10 holds, uint8 (n, H, W, C) in numpy, and gives, a transformed PIL image."""
 
     def __init__(self, split: Split, transform: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.data = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.data = _held(split).permute(0, 2, 3, 1).contiguous().numpy()
         self.targets, self.transform = split.labels.tolist(), transform
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
@@ -327,7 +327,7 @@ def _parity(arguments: argparse.Namespace, data: Data) -> Iterator[dict[str, Any
     baseline, network = load_baseline("resnet20", arguments.weights, data)
     damaged = compress_model(baseline, network.forms(_damage()))
     tested = Split(
-        images=torch.cat([data.val.images, data.test.images]), labels=torch.cat([data.val.labels, data.test.labels])
+        images=torch.cat([_held(data.val), _held(data.test)]), labels=torch.cat([data.val.labels, data.test.labels])
     )
     before, wanted = _top1(damaged, tested, data, arguments), None
     for seed, arm in track([(seed, arm) for seed in range(arguments.seeds) for arm in _PARITY], "runs"):
@@ -372,7 +372,13 @@ def _top1(model: nn.Module, split: Split, data: Data, arguments: argparse.Namesp
 
 
 def _first(split: Split, count: int) -> Split:
-    return Split(images=split.images[:count], labels=split.labels[:count])
+    return Split(images=_held(split)[:count], labels=split.labels[:count])
+
+
+def _held(split: Split) -> torch.Tensor:
+    """The images (n, C, H, W) of a set that is small enough to be held decoded, as CIFAR-10 is."""
+    assert isinstance(split.images, torch.Tensor)
+    return split.images
 
 
 def _wait(device: torch.device) -> None:

@@ -341,7 +341,8 @@ def _optuna(uri: str) -> dict[str, Any]:
     trials = Ledger(Store(uri)).trials("s", ["number", "status", *_NAMES]).to_pylist()
     path = f"sqlite:///{uri}/optuna.db"
     study = optuna.create_study(study_name="s", storage=path, directions=["maximize", "minimize", "minimize"])
-    kinds = {f"layer{i}.bits": optuna.distributions.IntDistribution(4, 8) for i in range(8)}
+    bits: optuna.distributions.BaseDistribution = optuna.distributions.IntDistribution(4, 8)
+    kinds = {f"layer{i}.bits": bits for i in range(8)}
     frozen = [
         optuna.trial.create_trial(
             values=[float(row[name]) for name in _NAMES], params=dict.fromkeys(kinds, 6), distributions=kinds

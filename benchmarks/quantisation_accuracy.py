@@ -95,9 +95,9 @@ def _draw(runs: pd.DataFrame, path: Path) -> None:
     top1 = runs.assign(top1=(runs.post_test + runs.post_val) / 2, kB=runs.size_bytes / 1000)
     means = top1.groupby(_KEY[:4], as_index=False)[["top1", "kB"]].mean().sort_values("kB")
     for (filters, bits), same in means[means.vectors == _NONE].groupby(["filters", "bits"]):
-        style = {"color": f"C{(_NONE, *_BITS).index(bits)}", "linestyle": "-" if filters == "series" else ":"}
+        color, (line, marker) = f"C{(_NONE, *_BITS).index(bits)}", ("-", "o") if filters == "series" else (":", "s")
         name = f"{filters}, {'float32' if bits == _NONE else f'{bits} bits'}"
-        axes.plot(same.kB, same.top1, marker="o" if filters == "series" else "s", markersize=4, label=name, **style)
+        axes.plot(same.kB, same.top1, color=color, linestyle=line, marker=marker, markersize=4, label=name)
     rounded = means[means.vectors != _NONE]
     axes.scatter(rounded.kB, rounded.top1, marker="x", color="black", zorder=3, label="series, vectors rounded too")
     axes.set(xscale="log", xlabel="size_bytes, kB", ylabel="top-1 of 10,000 images, %")

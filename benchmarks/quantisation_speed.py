@@ -21,6 +21,7 @@ little where other work shares the processor: `echo -18 > /proc/self/autogroup`,
 import argparse
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,10 @@ def _sides(size: int) -> dict[tuple[str, str], Callable[[], Any]]:
         if shaped is None or target is None:
             continue
         if native.kernel() is not None:
-            sides["kernel", name] = lambda x=shaped, out=target, form=form: native.round_into(out, x, form)
-        sides["quantise", name] = lambda x=shaped, form=form: quantise(x, form)
+            sides["kernel", name] = partial(native.round_into, target, shaped, form)
+        sides["quantise", name] = partial(quantise, shaped, form)
         if size <= _PLAIN_MOST:
-            sides["plain", name] = lambda x=shaped, form=form: round_plainly(x, form)
+            sides["plain", name] = partial(round_plainly, shaped, form)
     return sides
 
 

@@ -43,9 +43,11 @@ from layers import LayerForm, LayerShape, compress_model, compressed_layers, lay
 from layers.compress import compress_layer
 from layers.conv import CompressedConv2d
 from layers.templates.gather import template_gather
+from layers.templates.transforms import Transform
 from spaces import build_model
 
-_RATES, _GROUPS, _FAMILIES = (0.5, 0.75, 0.875), (1, 2), ("scalar", "rotation", "affine")
+_RATES, _GROUPS = (0.5, 0.75, 0.875), (1, 2)
+_FAMILIES: tuple[Transform, ...] = ("scalar", "rotation", "affine")
 _SHAPES = {  # (channels, filters, side of the input, stride): how many layers have it
     "vgg16": {
         (3, 64, 32, 1): 1,
@@ -93,7 +95,9 @@ def main() -> None:
     shapes = [(network, shape) for network in arguments.networks for shape in _SHAPES[network]]
     work = list(product(shapes, dtypes, ("forward", "backward")))
     rows = [
-        row for case in track(work, "convolutions") for row in _measure(*case[0], *case[1:], device, arguments.rounds)
+        row
+        for (network, shape), dtype, passes in track(work, "convolutions")
+        for row in _measure(network, shape, dtype, passes, device, arguments.rounds)
     ]
     about = {"device": _name(device), "threads": torch.get_num_threads(), "torch": version("torch")}
     runs = pd.DataFrame(rows).assign(**about)
@@ -118,7 +122,7 @@ def _measure(
     sides: dict[Side, tuple[Callable[[], Any], float]] = {}
     for layout, kind in ((torch.contiguous_format, "dense"), (torch.channels_last, "dense, channels last")):
         dense = nn.Conv2d(channels, filters, 3, stride, padding=1, bias=False, device=device, dtype=x.dtype)
-        call = _call(dense.to(memory_format=layout), x.contiguous(memory_format=layout), passes)  # type: ignore[call-overload]
+        call = _call(dense.to(memory_format=layout), x.contiguous(memory_format=layout), passes)
         sides[kind, 0.0, 1, ""] = call, 1.0
     for rate, groups, family in product(_RATES, _GROUPS, _FAMILIES):
         if channels % groups:
@@ -174,11 +178,11 @@ def _whole(device: torch.device, dtypes: tuple[str, ...], rounds: int) -> Iterat
     for dtype in dtypes:
         x = torch.randn(_BATCH["vgg16"], 3, 32, 32, device=device, dtype=getattr(torch, dtype))
         dense = build_model("vgg16", classes=10, channels=3).to(device).eval()
-        convs = [name for name, layer in dense.named_modules() if isinstance(layer, nn.Conv2d)][1:]
+        convs = [(name, layer) for name, layer in dense.named_modules() if isinstance(layer, nn.Conv2d)][1:]
         sides: dict[tuple[str, float], Callable[[], Any]] = {}
         for rate in (0.0, *_RATES):
-            filters = {name: dense.get_submodule(name).out_channels for name in convs}
-            forms = {n: LayerForm(templates=round((1 - rate) * f), transform="scalar") for n, f in filters.items()}
+            kept = {name: round((1 - rate) * conv.out_channels) for name, conv in convs}
+            forms = {name: LayerForm(templates=count, transform="scalar") for name, count in kept.items()}
             model = (dense if rate == 0 else compress_model(dense, forms)).to(device).eval()
             for kind, execution in (("dense", None),) if rate == 0 else _kinds("forward", device, True):
                 copied = build_model("vgg16", classes=10, channels=3) if rate == 0 else compress_model(dense, forms)
