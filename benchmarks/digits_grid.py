@@ -6,7 +6,7 @@ The ResNet-8 on scikit-learn's digits, a trial as `overtone search` runs it by d
 before fine-tuning, five epochs with validation after each. All 1,797 images are cut into five folds of equal classes;
 each config is trained five times on four of them, from a baseline that has seen only these four, and validated on the
 fifth. Each process has one thread. Rows, one of each config and fold, are kept in `digits_grid.parquet` as they come,
-and the same command goes on from there.
+and the same command goes on from there; rows of networks that the configs no longer build are measured anew.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import multiprocessing
 import random
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from spaces import Network, NetworkConfig, Space, state_sha256
 from spaces.space import Value
 from trainers.baseline import random_network, train_baseline
 from trainers.data import Data, DataSpec, Split, load_data
+from trainers.device import keep_freed_memory
 from trainers.schedule import PRESETS
 from trainers.spec import TrialSpec
 from trainers.trial import Trial
@@ -44,7 +46,7 @@ EPOCHS = 5
 TABLE = Path(__file__).with_name("digits_grid.parquet")
 
 _BASELINE_EPOCHS = 30
-_CHOICES = {
+_CHOICES: dict[str, dict[str, list[Any]]] = {
     "all": {"basis": ["cosine"], "harmonics": [3], "allocation": [None], "pruning_rate": [None], "bits": [None]},
     "layer1": {"harmonics_y": [1, 3], "bits": [2, None]},
     "layer2": {"harmonics_y": [1, 3], "pruning_rate": [None, 0.75], "bits": [2, None]},
@@ -78,20 +80,27 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, each with one thread")
     parser.add_argument("--out", type=Path, default=TABLE)
     arguments = parser.parse_args()
-    done = pd.read_parquet(arguments.out).to_dict("records") if arguments.out.exists() else []
-    known = {(row["config_digest"], row["fold"]) for row in done}
     network = grid_network()
     configs = {network.digest(config): (point, config) for point, config in grid_configs(grid_space(network))}
+    done = pd.read_parquet(arguments.out).to_dict("records") if arguments.out.exists() else []
+    done = [row for row in done if row["config_digest"] in configs]
+    known = {(row["config_digest"], row["fold"]) for row in done}
     missing = [key for key in itertools.product(configs, range(FOLDS)) if key not in known]
     random.Random(0).shuffle(missing)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.jobs, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(arguments.jobs, context, _prepare) as pool:
         futures = [pool.submit(_run, *configs[digest], fold) for digest, fold in missing]
         for number, future in enumerate(track(as_completed(futures), f"{len(missing)} trials", total=len(missing))):
             done.append(future.result())
             if number % 25 == 0:
                 _write(done, arguments.out)
     _write(done, arguments.out)
+
+
+def _prepare() -> None:
+    """As a trial's process of a search is."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 @cache
@@ -103,8 +112,8 @@ def _fold(number: int) -> tuple[Data, nn.Module, Network]:
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(images, labels)
     train, val = list(folds)[number]
     like = load_data(DataSpec())
-    splits = {name: Split(images=images[rows], labels=labels[rows]) for name, rows in (("train", train), ("val", val))}
-    data = Data(**splits, test=splits["val"], classes=10, mean=like.mean, std=like.std, augment=like.augment)
+    trained, held_out = (Split(images=images[rows], labels=labels[rows]) for rows in (train, val))
+    data = replace(like, train=trained, val=held_out, test=held_out)
     baseline = random_network("resnet8", data, seed=number)
     train_baseline(baseline, data, PRESETS["baseline"], epochs=_BASELINE_EPOCHS, seed=number, device="cpu")
     return data, baseline.eval(), Network.of(baseline, data.val.image_shape)

@@ -93,6 +93,11 @@ def _grid(table: Path) -> tuple[Network, Space, dict[str, Measured]]:
             accuracies=tuple(accuracies.loc[digest]),
             seconds=(start + evaluate, *epochs),
         )
+    lacking = sum(network.digest(config) not in found for _, config in grid_configs(space))
+    if lacking:
+        raise SystemExit(
+            f"{table} lacks {lacking} configs of the space; `python benchmarks/digits_grid.py` trains them."
+        )
     return network, space, found
 
 
