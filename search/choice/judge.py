@@ -1,11 +1,13 @@
 """Which trials need not be finished: those that cannot enter the front even if all goes well.
 
 A trial's costs are exact before it begins, so the front says what accuracy it needs. From each rung (before training,
-after each epoch) its last accuracy is forecast by least squares from its accuracy so far and from what the finished
-trials say of its config (`search.choice.surrogate`), on the logarithm of the error. How far above a forecast the truth
-may lie is read off the same trials, each forecast by the others (conformal prediction by leaving one out; Vovk,
-Gammerman & Shafer 2005): of trials like those that finished at most `miss_rate` end above their optimistic forecast.
-Fewer than 1 / miss_rate - 1 trials give no such bound, and nothing is stopped.
+after each epoch) its last accuracy is forecast from two tellers, its accuracy so far and what the finished trials say
+of its config (`search.choice.surrogate`), on the logarithm of the error. The two are weighed by least squares over the
+finished trials, without negative weights (stacked regressions; Breiman 1996), and a config is not said to be outside
+of what has been seen. How far above a forecast the truth may lie is read off the same trials, each forecast by the
+others (conformal prediction by leaving one out; Vovk, Gammerman & Shafer 2005): of trials like those that finished at
+most `miss_rate` end above their optimistic forecast. Fewer than 1 / miss_rate - 1 trials give no such bound, and
+nothing is stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 import numpy as np
+from scipy.optimize import nnls
 
 from layers import UsageError
 from results.objectives import Objective
@@ -63,8 +66,9 @@ class Judge:
         surrogate, left_out = self._surrogate()
         rungs = np.array([curve[rung] for curve in curves])
         finals = np.array([curve[-1] for curve in curves])
-        asked = [1.0, float(to_score(np.array(accuracies[-1]))), float(surrogate.mean(features[None])[0])]
-        expected, misses = _fit(np.column_stack([np.ones_like(rungs), rungs, left_out]), finals, np.array(asked))
+        seen = finals.min(), finals.max()
+        asked = np.array([to_score(np.array(accuracies[-1])), surrogate.mean(features[None]).clip(*seen)[0]])
+        expected, misses = _fit(np.column_stack([rungs, left_out.clip(*seen)]), finals, asked)
         margin = max(0.0, float(np.sort(-misses)[rank - 1]))  # a lower score is a higher accuracy
         found = to_accuracy(np.array([expected, expected - margin]))
         return float(found[0]), float(found[1])
@@ -90,7 +94,11 @@ class Judge:
 
 
 def _fit(inputs: Floats, targets: Floats, asked: Floats) -> tuple[float, Floats]:
-    """Least squares: the value at a point (k,), and what each target (n,) misses of the fit to the others."""
+    """Least squares with a constant and no negative slope: the value at a point (k,), and what each target (n,) misses
+    of the fit to the others on the inputs (n, k) whose slopes are not 0.
+    """
+    slopes, _ = nnls(inputs - inputs.mean(axis=0), targets - targets.mean())
+    inputs, asked = np.column_stack([np.ones_like(targets), inputs[:, slopes > 0]]), np.append(1.0, asked[slopes > 0])
     inverse = np.linalg.pinv(inputs.T @ inputs)
     coefficients = inverse @ inputs.T @ targets
     leverage = np.einsum("ij,jk,ik->i", inputs, inverse, inputs)

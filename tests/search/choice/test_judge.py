@@ -1,5 +1,7 @@
 """Which trials are given up: the rule itself, and how often it is wrong."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,33 @@ def test_final_accuracies_end_above_their_optimistic_forecast_as_seldom_as_was_a
             assert forecast[0] <= forecast[1]
             above.append(accuracies[-1] > forecast[1])
     assert 0.08 < np.mean(above) < 0.3  # 0.2 in the limit; six deviations either way, judges being 30
+
+
+def test_a_better_start_is_never_forecast_to_end_worse() -> None:
+    """Where both tellers say nearly the same, plain least squares would often weigh one of them negatively."""
+    rng = np.random.default_rng()
+    for _ in range(20):
+        judge = _learnt(rng, 10, 0.1)
+        _, _, features = _trial(rng)
+        forecasts = [judge.forecast([accuracy], features) for accuracy in (0.6, 0.7, 0.8, 0.9)]
+        for one, other in pairwise(forecasts):
+            assert one[0] <= other[0] + 1e-9
+            assert one[1] <= other[1] + 1e-9
+
+
+def test_a_config_unlike_any_seen_is_forecast_within_what_was_seen() -> None:
+    rng = np.random.default_rng()
+    for _ in range(20):
+        judge, curves = Judge(OBJECTIVES, miss_rate=0.1), []
+        for _ in range(12):
+            costs, accuracies, features = _trial(rng)
+            judge.learn(costs, accuracies, features)
+            curves.append(accuracies)
+        ends = [accuracies[-1] for accuracies in curves]
+        spread = max(ends) - min(ends)
+        for accuracies in curves:
+            expected, _ = judge.forecast(accuracies[:1], rng.choice([-1e3, 1e3], 4))
+            assert min(ends) - spread <= expected <= max(ends) + spread
 
 
 def test_a_trial_is_given_up_only_where_one_that_costs_no_more_is_out_of_its_reach() -> None:
