@@ -38,6 +38,7 @@ from layers.form import Allocation
 from layers.series.basis import Basis
 from spaces import BlockConfig, NetworkConfig, state_sha256
 from trainers.data import DataSpec, load_data
+from trainers.device import keep_freed_memory
 from trainers.schedule import PRESETS, Schedule
 from trainers.spec import TrialSpec
 from trainers.trial import Trial, load_baseline
@@ -109,6 +110,7 @@ _shared: dict[str, Any] = {}
 
 def _load(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the processes of trials do
     spec = DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
     data = load_data(spec)
     baseline, network = load_baseline("resnet20", arguments.weights, data)

@@ -26,6 +26,7 @@ from layers import CompressedConv2d, LayerForm, compressed_layers
 from spaces import Network, NetworkConfig, state_sha256
 from spaces.blocks import Granularity
 from trainers.data import Data, DataSpec, Split, load_data
+from trainers.device import keep_freed_memory
 from trainers.evaluate import evaluate
 from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
@@ -109,6 +110,7 @@ def _data_spec(arguments: argparse.Namespace) -> DataSpec:
 
 def _load(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the processes of trials do
     data, baseline, network = load_subject(arguments)
     _shared.update(arguments=arguments, spec=_data_spec(arguments), data=data, baseline=baseline, network=network)
 
