@@ -54,8 +54,8 @@ def _resnet(depth: int) -> Callable[..., nn.Module]:
 def _unknown(name: str, torchvision_names: list[str]) -> str:
     known = [*_zoo(), *torchvision_names]
     close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else "a torchvision model or package.module:factory."
-    return f"model (={name!r}) must be one of {', '.join(_zoo())}, a torchvision model or a factory; {hint}"
+    hint = f"; did you mean {', '.join(close)}?" if close else "."
+    return f"model (={name!r}) must be one of {', '.join(_zoo())}, a torchvision model or package.module:factory{hint}"
 
 
 def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
