@@ -28,6 +28,7 @@ from trainers.loss import Loss
 from trainers.optimiser import make_optimiser
 from trainers.repeatable import repeatable_kernels, seeded_dropout
 from trainers.schedule import Schedule
+from trainers.threads import step_threads, threads
 
 __all__ = ["TrialEstimate", "estimate_trial"]
 
@@ -44,7 +45,7 @@ class TrialEstimate:
     device: str
     """Name of the GPU, or `cpu`."""
     threads: int
-    """CPU threads that PyTorch computes with."""
+    """CPU threads of a training step: fewer than PyTorch has where the network is small."""
     training_s: float
     """All epochs over the training images."""
     validation_s: float
@@ -100,13 +101,15 @@ def estimate_trial(
         batch, val_batch = min(schedule.batch_size, train_images), min(evaluation_batch(device), val_images)
         activations = _drawn_out(probe.activations, -(-batch // schedule.accumulate))
         validation = _drawn_out(probe.validation_peak, val_batch)
-        train_s = _seconds_an_image(probe.training, batch, device, _TRAIN_S)
+        few = torch.get_num_threads() if streamed else step_threads(probe.model, shape, schedule, device)
+        with threads(few):
+            train_s = _seconds_an_image(probe.training, batch, device, _TRAIN_S)
         validate_s = _seconds_an_image(probe.validation, val_batch, device, _VALIDATE_S)
     states = [state for kept in probe.optimiser.state.values() for state in kept.values()]
     image_bytes = torch.int64.itemsize + (0 if streamed else shape[0] * shape[1] * shape[2])
     return TrialEstimate(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        threads=torch.get_num_threads(),
+        threads=few,
         training_s=train_s * train_images * epochs,
         validation_s=validate_s * val_images * (epochs + 1),
         weights_bytes=held_bytes(_state(probe.model)) * (1 + bool(schedule.distillation) + bool(schedule.ema)),

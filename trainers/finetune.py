@@ -28,6 +28,7 @@ from trainers.pruning import prune, remaining
 from trainers.repeatable import epoch_generator, repeatable_kernels, seeded_dropout
 from trainers.schedule import Schedule
 from trainers.stochastic_depth import stochastic_depth
+from trainers.threads import step_threads, threads
 
 __all__ = ["Epoch", "Finetuning", "Schedule"]
 
@@ -88,6 +89,9 @@ class Finetuning:
         self.pieces = schedule.accumulate
         """What a batch is cut into; it doubles where the device's memory does not suffice."""
         self._train, self._val = data.train.to(self.device), data.val.to(self.device)
+        held = isinstance(data.train.images, torch.Tensor)  # else threads decode images, too
+        few = step_threads(self.model, data.train.image_shape, schedule, self.device)
+        self._threads = few if held else torch.get_num_threads()
         self._graphed = graphed(self.model, self.device)
         self._loss = Loss(schedule, teacher, self.device)
         self._mixer = make_mixer(schedule, data.classes)
@@ -152,6 +156,7 @@ class Finetuning:
         self.model.train()
         losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(threads(self._threads))
             stack.enter_context(repeatable_kernels())
             stack.enter_context(seeded_dropout(generator))
             stack.enter_context(stochastic_depth(self.model, self.schedule.drop_path))

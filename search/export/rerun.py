@@ -22,6 +22,7 @@ from search.run.progress import epoch_line
 from trainers.data import Data
 from trainers.finetune import Epoch
 from trainers.spec import TrialSpec
+from trainers.threads import threads
 from trainers.trial import Trial, run_trial
 
 __all__ = ["rerun_trial"]
@@ -70,7 +71,8 @@ def _trained(
 
     if checkpoint.exists():
         say(f"Going on from {checkpoint}.")
-    with _threads(json.loads(row["versions"]).get("threads") if device.type == "cpu" else None):
+    count = json.loads(row["versions"]).get("threads") if device.type == "cpu" else None
+    with threads(count or torch.get_num_threads()):  # with others sums round otherwise
         return run_trial(spec, data, device, on_epoch=tell, checkpoint=checkpoint)
 
 
@@ -85,14 +87,3 @@ def _figures(
         raise OvertoneError(f"Trial {row['trial']}, trained again on {trial.device}, has {found}: nothing was written.")
     say(f"Trial {row['trial']}, trained again, is another file (another device or version), {found}.")
     return {"val_top1": result.val_top1, "val_top5": result.val_top5, "size_bytes": result.cost.size_bytes}
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Share out sums as the trial did: with other threads they round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
