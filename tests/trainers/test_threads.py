@@ -1,5 +1,8 @@
 """How many threads a training step takes: few for little work, and the same for the same network."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from torch import nn
 
 from layers import LayerForm, UsageError, compress_model
 from spaces import Network, NetworkConfig, build_model
-from trainers.data import DataSpec, load_data
+from trainers.data import Data, DataSpec, load_data
 from trainers.finetune import Finetuning
 from trainers.schedule import Schedule
 from trainers.threads import step_threads, threads
@@ -72,14 +75,25 @@ def test_nothing_is_looked_at_where_there_is_no_choice() -> None:
         assert step_threads(model, (3, 32, 32), schedule, CPU) == 1
 
 
-def test_only_training_steps_of_small_networks_run_on_fewer() -> None:
-    data, seen = load_data(DataSpec(train_limit=300)), set()
-    model = build_model("resnet8", classes=10, channels=1)
+def _seen(data: Data) -> set[tuple[bool, int]]:
+    """While the network runs, whether it trains and on how many threads, of four."""
+    seen, (_, channels, *_) = set(), data.train.images.shape
+    model = build_model("resnet8", classes=data.classes, channels=channels)
     model.register_forward_hook(lambda *_: seen.add((model.training, torch.get_num_threads())))
     with threads(4):
-        for epoch in Finetuning(model, data, Schedule(lr=0.01, batch_size=64), epochs=2, seed=0, device="cpu"):
-            seen.add((epoch.epoch, torch.get_num_threads()))
-    assert seen - {(False, 1)} == {(True, 1), (False, 4), (1, 4), (2, 4)}
+        for _ in Finetuning(model, data, Schedule(lr=0.01, batch_size=64), epochs=1, seed=0, device="cpu"):
+            assert torch.get_num_threads() == 4
+    return seen - {(False, 1)}  # the look at one image
+
+
+def test_only_training_steps_of_small_networks_run_on_fewer() -> None:
+    assert _seen(load_data(DataSpec(train_limit=300))) == {(True, 1), (False, 4)}
+
+
+def test_where_images_are_decoded_as_they_are_needed_all_threads_stay(parquet_set: Path) -> None:
+    spec = DataSpec(name=f"parquet:{parquet_set}", validation_from="test")
+    assert _seen(load_data(spec)) == {(True, 1), (False, 4)}
+    assert _seen(load_data(replace(spec, stream=True))) == {(True, 4), (False, 4)}
 
 
 def test_a_small_network_learns_the_same_whatever_threads_there_are() -> None:
