@@ -54,7 +54,7 @@ def _epoch(most: int, everything: bool) -> tuple[int, float]:
     """Threads of a step, and seconds of the second epoch."""
     keep_freed_memory()
     torch.set_num_threads(most)
-    with patch.object(finetune, "step_threads", lambda *_: most) if everything else nullcontext():
+    with patch.object(finetune, "step_threads", lambda *_, **__: most) if everything else nullcontext():
         training = _training(epochs=2)
     *_, last = training
     return training._threads, last.seconds

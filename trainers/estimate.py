@@ -101,7 +101,7 @@ def estimate_trial(
         batch, val_batch = min(schedule.batch_size, train_images), min(evaluation_batch(device), val_images)
         activations = _drawn_out(probe.activations, -(-batch // schedule.accumulate))
         validation = _drawn_out(probe.validation_peak, val_batch)
-        few = torch.get_num_threads() if streamed else step_threads(probe.model, shape, schedule, device)
+        few = step_threads(probe.model, shape, schedule, device, streamed=streamed)
         with threads(few):
             train_s = _seconds_an_image(probe.training, batch, device, _TRAIN_S)
         validate_s = _seconds_an_image(probe.validation, val_batch, device, _VALIDATE_S)

@@ -89,9 +89,8 @@ class Finetuning:
         self.pieces = schedule.accumulate
         """What a batch is cut into; it doubles where the device's memory does not suffice."""
         self._train, self._val = data.train.to(self.device), data.val.to(self.device)
-        held = isinstance(data.train.images, torch.Tensor)  # else threads decode images, too
-        few = step_threads(self.model, data.train.image_shape, schedule, self.device)
-        self._threads = few if held else torch.get_num_threads()
+        streamed = not isinstance(data.train.images, torch.Tensor)
+        self._threads = step_threads(self.model, data.train.image_shape, schedule, self.device, streamed=streamed)
         self._graphed = graphed(self.model, self.device)
         self._loss = Loss(schedule, teacher, self.device)
         self._mixer = make_mixer(schedule, data.classes)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layers import CompressedConv1d, CompressedConv2d, CompressedLinear, LayerShape
+from layers import CompressedConv2d, CompressedLinear, LayerShape
 from trainers.evaluate import evaluating
 from trainers.schedule import Schedule
 
@@ -22,17 +22,20 @@ __all__ = ["step_threads", "threads"]
 
 _MACS = 8_000_000
 """A thread more for so many multiply-accumulates that a layer does for a batch, on average."""
-_COMPRESSED = (CompressedConv1d, CompressedConv2d, CompressedLinear)
+_COMPRESSED = (CompressedConv2d, CompressedLinear)
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *_COMPRESSED)
 
 
-def step_threads(model: nn.Module, image: tuple[int, int, int], schedule: Schedule, device: torch.device) -> int:
+def step_threads(
+    model: nn.Module, image: tuple[int, int, int], schedule: Schedule, device: torch.device, *, streamed: bool
+) -> int:
     """The threads for a step over a batch of images (C, H, W): as many as the process has, fewer for a small network.
 
-    The same network and process always give the same number, for sums depend on it. The model is on the device.
+    All where images are `streamed`, for threads decode those too. The same network and process always give the same
+    number, for sums depend on it. The model is on the device.
     """
     most = torch.get_num_threads()
-    if most == 1 or device.type != "cpu":
+    if most == 1 or device.type != "cpu" or streamed:
         return most
     macs = schedule.batch_size // schedule.accumulate * mean(_macs(model, image) or [0])
     return max(1, min(most, int(macs / _MACS)))

@@ -26,7 +26,8 @@ def _many() -> None:
 
 
 def _taken(model: nn.Module, image: tuple[int, int, int], batch: int, accumulate: int = 1) -> int:
-    return step_threads(model, image, Schedule(lr=0.1, batch_size=batch, accumulate=accumulate), CPU)
+    schedule = Schedule(lr=0.1, batch_size=batch, accumulate=accumulate)
+    return step_threads(model, image, schedule, CPU, streamed=False)
 
 
 def test_threads_grow_with_the_work_of_a_layer() -> None:
@@ -70,9 +71,9 @@ def test_nothing_is_looked_at_where_there_is_no_choice() -> None:
     """On other devices than the CPU threads hardly matter, and of one there is none to spare."""
     model = build_model("resnet20", classes=10, channels=3).to("meta")
     schedule = Schedule(lr=0.1, batch_size=128)
-    assert step_threads(model, (3, 32, 32), schedule, torch.device("meta")) == 64
+    assert step_threads(model, (3, 32, 32), schedule, torch.device("meta"), streamed=False) == 64
     with threads(1):
-        assert step_threads(model, (3, 32, 32), schedule, CPU) == 1
+        assert step_threads(model, (3, 32, 32), schedule, CPU, streamed=False) == 1
 
 
 def _seen(data: Data) -> set[tuple[bool, int]]:
