@@ -84,6 +84,25 @@ def _below(pid: int) -> dict[int, str]:
     return found
 
 
+def _open_trials(ledger: Ledger) -> dict[str, int]:
+    """Numbers of the trials that are noted as begun and have no row."""
+    ended = set(ledger.trials("s").column("trial").to_pylist())
+    begun = ledger.read_progress("s")["unfinished"]
+    return {s["trial"]: s["number"] for s in begun if s["trial"] not in ended}
+
+
+def _hold_in_a_trial(ledger: Ledger, process: subprocess.Popen[str]) -> dict[str, int]:
+    """Stop the driver for good while a trial is open, which it need not be in the moment between one and the next."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        os.kill(process.pid, signal.SIGSTOP)
+        if found := _open_trials(ledger):
+            return found
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.1)
+    pytest.fail(f"No trial was open: {ledger.read_progress('s')}")
+
+
 def test_a_search_whose_driver_is_killed_leaves_nobody_running_and_goes_on(weights: Path, tmp_path: Path) -> None:
     """The driver alone is killed: Ray ends by itself (its agents, which run nothing, a minute later), and what had
     begun is run under its number.
@@ -91,6 +110,7 @@ def test_a_search_whose_driver_is_killed_leaves_nobody_running_and_goes_on(weigh
     ledger = Ledger(Store(tmp_path))
     process = _start(weights, tmp_path)
     _wait_for_rows(ledger, process, 2)
+    open_trials = _hold_in_a_trial(ledger, process)
     children = {pid: command for pid, command in _below(process.pid).items() if "Agent" not in command}
     assert any("raylet" in command for command in children.values())
     os.kill(process.pid, signal.SIGKILL)
@@ -99,10 +119,7 @@ def test_a_search_whose_driver_is_killed_leaves_nobody_running_and_goes_on(weigh
     while (left := children.keys() & _processes().keys()) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert [children[pid] for pid in left] == []
-    begun = ledger.read_progress("s")["unfinished"]
-    ended = {row["trial"] for row in ledger.trials("s").to_pylist()}
-    open_trials = {s["trial"]: s["number"] for s in begun if s["trial"] not in ended}
-    assert open_trials
+    assert _open_trials(ledger) == open_trials
 
     again = _start(weights, tmp_path)
     _, err = again.communicate(timeout=200)
