@@ -27,7 +27,8 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.stride > 1 or self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+            x = F.avg_pool2d(x, 1, self.stride)  # the pixels that a slice takes, whose gradient is not channels last
+            x = F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra // 2))
         return F.relu(x + y)
 
 
