@@ -3,13 +3,15 @@
     python benchmarks/quantisation_speed.py [--threads 2] [--rounds 15]
 
 Rounding to nearest even reads a tensor once and writes it once, as a copy does: so its speed is told as a ratio to that
-of `torch.Tensor.copy_`. Tensors are float32 of 40 kB (a layer's filters), 4 MiB (a batch of activations),
-64 and 256 MiB. It writes `quantisation_speed.parquet` (one row a call) and `quantisation_speed.md`. Sides:
+of `torch.Tensor.copy_`. Tensors are float32, as evaluation has them, or bfloat16, as training has them under autocast:
+of 40 kB (a layer's filters), 4 MiB (a batch of activations), 64 and 256 MiB. It writes `quantisation_speed.parquet`
+(one row a call) and `quantisation_speed.md`. Sides:
 
 - `copy`: `copy_` into memory that is there;
 - `kernel`: our C kernel into the same memory. Its ratio to `copy` is the cost of rounding itself;
 - `clone`: a copy into new memory, where the system hands out large tensors a page at a time;
 - `quantise`: what a layer calls, into new memory too. Its ratio to `clone` is what a forward pass sees;
+- `through float32`: where the tensor is bfloat16, a cast to float32, `quantise`, and a cast back, beside `clone`;
 - `plain`: the same in plain PyTorch, as where there is no C compiler or under `torch.compile`. Beside `clone`.
 
 Formats have 8 mantissa bits: blocks of 1, 16 and 64 consecutive values, and of 16 channels of (64, C, 32, 32), which
@@ -19,6 +21,7 @@ little where other work shares the processor: `echo -18 > /proc/self/autogroup`,
 """
 
 import argparse
+import itertools
 import platform
 from collections.abc import Callable
 from functools import partial
@@ -43,7 +46,8 @@ _FORMATS = {
     "16 channels": BlockFormat(bits=8, block=16, axis="channel"),
     "16 channels, last": BlockFormat(bits=8, block=16, axis="channel"),
 }
-_PAIRS = (("kernel", "copy"), ("quantise", "clone"), ("plain", "clone"))
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PAIRS = (("kernel", "copy"), ("quantise", "clone"), ("through float32", "clone"), ("plain", "clone"))
 _PLAIN_MOST = 64 << 20
 
 
@@ -58,31 +62,37 @@ def main() -> None:
 
 
 def _measure(rounds: int) -> pd.DataFrame:
-    """One row a size, side, format and round."""
+    """One row a size, type, side, format and round."""
     about = {"device": _processor(), "threads": torch.get_num_threads(), "torch": version("torch")}
     rows = []
-    for size in track(_BYTES, "sizes"):
-        for (side, blocks), timing in take_turns(_sides(size), rounds):
-            rows.append({"bytes": size, "side": side, "blocks": blocks, **timing, **about})
+    for size, dtype in track([*itertools.product(_BYTES, _TYPES)], "sizes and types"):
+        for (side, blocks), timing in take_turns(_sides(size, _TYPES[dtype]), rounds):
+            rows.append({"bytes": size, "type": dtype, "side": side, "blocks": blocks, **timing, **about})
     return pd.DataFrame(rows)
 
 
-def _sides(size: int) -> dict[tuple[str, str], Callable[[], Any]]:
+def _sides(size: int, dtype: torch.dtype) -> dict[tuple[str, str], Callable[[], Any]]:
     """What is timed, by side and blocks (copies have none)."""
     generator = torch.Generator().manual_seed(size)
-    x = torch.randn(size // 4, generator=generator)
+    x = torch.randn(size // dtype.itemsize, generator=generator).to(dtype)
     ready = torch.zeros_like(x)
     sides: dict[tuple[str, str], Callable[[], Any]] = {("copy", ""): lambda: ready.copy_(x), ("clone", ""): x.clone}
     for name, form in _FORMATS.items():
         shaped, target = _shaped(x, name), _shaped(ready, name)
         if shaped is None or target is None:
             continue
-        if native.kernel() is not None:
+        if native.kernel(dtype) is not None:
             sides["kernel", name] = partial(native.round_into, target, shaped, form)
         sides["quantise", name] = partial(quantise, shaped, form)
+        if dtype != torch.float32:
+            sides["through float32", name] = partial(_through_float32, shaped, form)
         if size <= _PLAIN_MOST:
             sides["plain", name] = partial(round_plainly, shaped, form)
     return sides
+
+
+def _through_float32(x: Tensor, form: BlockFormat) -> Tensor:
+    return quantise(x.float(), form).to(x.dtype)
 
 
 def _shaped(x: Tensor, name: str) -> Tensor | None:
@@ -111,24 +121,23 @@ def _markdown(runs: pd.DataFrame) -> str:
         f"{runs.load.min():.1f} to {runs.load.max():.1f}.",
         "Median milliseconds of a call; a ratio is that of medians, its range that of the rounds' own.",
         "",
-        "| bytes | blocks | side | ms | beside | ms | ratio | range |",
-        "|---|---|---|---|---|---|---|---|",
+        "| bytes | type | blocks | side | ms | beside | ms | ratio | range |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for size, same in runs.groupby("bytes"):
-        for blocks in _FORMATS:
-            for side, other in _PAIRS:
-                lines += _line(same, size, blocks, side, other)
+    for (size, dtype), same in runs.groupby(["bytes", "type"], sort=False):
+        for blocks, (side, other) in itertools.product(_FORMATS, _PAIRS):
+            lines += _line(same, f"{size:,} | {dtype}", blocks, side, other)
     return "\n".join(lines) + "\n"
 
 
-def _line(same: pd.DataFrame, size: Any, blocks: str, side: str, other: str) -> list[str]:
+def _line(same: pd.DataFrame, tensor: str, blocks: str, side: str, other: str) -> list[str]:
     one = same[(same.side == side) & (same.blocks == blocks)].set_index("round").seconds
     two = same[same.side == other].set_index("round").seconds
     if one.empty:
         return []
     ratios = one / two
     return [
-        f"| {size:,} | {blocks} | {side} | {1e3 * one.median():.3f} | {other} | {1e3 * two.median():.3f} | "
+        f"| {tensor} | {blocks} | {side} | {1e3 * one.median():.3f} | {other} | {1e3 * two.median():.3f} | "
         f"{one.median() / two.median():.2f} | {ratios.min():.2f} - {ratios.max():.2f} |"
     ]
 

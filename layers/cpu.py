@@ -26,15 +26,15 @@ _TUNED: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
 
 
 @cache
-def library(source: str) -> ctypes.CDLL | None:
-    """The compiled file `source` of `csrc`, or `None` where it cannot be had."""
+def library(source: str, macros: tuple[str, ...] = ()) -> ctypes.CDLL | None:
+    """The file `source` of `csrc`, compiled with such macros defined, or `None` where it cannot be had."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or shutil.which(compiler[0]) is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / f"{source}.so"
         for parallel, tuned in itertools.product(_PARALLEL, _TUNED):
-            flags = ["-O3", "-shared", "-fPIC", *parallel, *tuned]
+            flags = ["-O3", "-shared", "-fPIC", *parallel, *tuned, *(f"-D{macro}" for macro in macros)]
             command = [*compiler, *flags, "-o", str(target), str(FOLDER / source)]
             if subprocess.run(command, capture_output=True, check=False).returncode == 0:
                 return _loaded(target)

@@ -6,6 +6,7 @@ Where neither a compiler nor, for a GPU, the package `cuda-core` is at hand, pla
 from __future__ import annotations
 
 import ctypes
+import itertools
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -21,26 +22,30 @@ from layers.errors import OvertoneWarning
 
 __all__ = ["cuda_launch", "kernel", "round_into", "takes", "works_on"]
 
+_MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
+"""What the kernels' sources are compiled with for the types that they take."""
 _THREADS = 256
 _AHEAD = 4
 """Values of each thread in `blockfloat.cu`."""
 
 
 def takes(x: Tensor) -> bool:
-    """Whether a kernel can round this tensor: a plain one on the CPU or a CUDA GPU, that nothing is tracing."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+    """Whether a kernel can round this tensor: plain float32 or bfloat16, on the CPU or a CUDA GPU, untraced."""
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter) or x.dtype not in _MACROS:
         return False
     if torch._C._get_tracing_state() is not None:
         return False
-    return kernel() is not None if x.device.type == "cpu" else x.device.type == "cuda" and works_on(x.device.index)
+    return (
+        kernel(x.dtype) is not None if x.device.type == "cpu" else x.device.type == "cuda" and works_on(x.device.index)
+    )
 
 
 def round_into(out: Tensor, x: Tensor, form: BlockFormat) -> None:
-    """Fill `out` with `x` rounded to nearest even; both contiguous, float32, of one shape, and not overlapping."""
+    """Fill `out` with `x` rounded to nearest even; both contiguous, of one shape and type, and not overlapping."""
     if x.device.type == "cuda":
         _launch(out, x, form)
         return
-    library = kernel()
+    library = kernel(x.dtype)
     assert library is not None
     where = (x.data_ptr(), out.data_ptr(), *form.runs(x.shape))
     library.round_blocks(*where, form.block, form.bits, form.lowest, torch.get_num_threads())
@@ -70,7 +75,7 @@ def _launch(out: Tensor, x: Tensor, form: BlockFormat) -> None:
         device=x.device.index,
         grid=-(-threads // _THREADS),
         block=_THREADS,
-        macros=("WIDE",) if wide else (),
+        macros=(*_MACROS[x.dtype], *(("WIDE",) if wide else ())),
     )
 
 
@@ -79,12 +84,14 @@ def works_on(device: int) -> bool:
     """Whether the CUDA kernels run on this GPU and give there what plain PyTorch gives; tried once."""
     if not gpu.installed():
         return False
-    x = torch.linspace(-3, 5, 2 * 37 * 3, device=f"cuda:{device}").exp().view(2, 37, 3)
+    values = torch.linspace(-3, 5, 2 * 37 * 3, device=f"cuda:{device}").exp().view(2, 37, 3)
+    forms = (
+        *(BlockFormat(bits=5, block=block) for block in (1, 8)),
+        BlockFormat(bits=5, block=8, axis="channel"),
+    )
     try:
-        for form in (
-            *(BlockFormat(bits=5, block=block) for block in (1, 8)),
-            BlockFormat(bits=5, block=8, axis="channel"),
-        ):
+        for dtype, form in itertools.product(_MACROS, forms):
+            x = values.to(dtype)
             found = torch.full_like(x, 7.0)
             _launch(found, x, form)
             if not torch.equal(found, round_plainly(x, form)):
@@ -96,9 +103,9 @@ def works_on(device: int) -> bool:
 
 
 @cache
-def kernel() -> ctypes.CDLL | None:
-    """The compiled kernel, or `None` where it cannot be had."""
-    found = cpu.library("blockfloat.c")
+def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The compiled kernel for tensors of a type, or `None` where it cannot be had."""
+    found = cpu.library("blockfloat.c", _MACROS[dtype])
     if found is not None:
         pointers, sizes, numbers = [ctypes.c_void_p] * 2, [ctypes.c_int64] * 4, [ctypes.c_int] * 3
         found.round_blocks.argtypes, found.round_blocks.restype = [*pointers, *sizes, *numbers], None

@@ -12,8 +12,9 @@ __all__ = ["cut_blocks", "join_blocks", "round_plainly"]
 
 
 def round_plainly(x: Tensor, form: BlockFormat) -> Tensor:
-    """A contiguous float32 tensor rounded to nearest even in plain PyTorch, on any device."""
-    return _round_each(x, form) if form.block == 1 else _round_blocks(x, form)
+    """A contiguous tensor rounded to nearest even in plain PyTorch, on any device, as float32 if it is another type."""
+    rounded = _round_each(x.float(), form) if form.block == 1 else _round_blocks(x.float(), form)
+    return rounded.to(x.dtype)
 
 
 def _round_each(x: Tensor, form: BlockFormat) -> Tensor:

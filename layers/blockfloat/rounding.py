@@ -45,7 +45,7 @@ ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
-        return _in_memory_order(x.float(), form, rounding).to(x.dtype)
+        return _in_memory_order(x, form, rounding)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -73,9 +73,9 @@ def _in_memory_order(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor
 
 
 def _round(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
-    """Round a contiguous float32 tensor into a new one."""
+    """Round a contiguous tensor into a new one."""
     if rounding == "stochastic":
-        return _round_at_random(x, form)
+        return _round_at_random(x.float(), form).to(x.dtype)
     if native.takes(x):
         rounded = torch.empty_like(x)
         native.round_into(rounded, x, form)

@@ -14,30 +14,33 @@ typedef int Index;
 enum { AHEAD = 4, WARP = 32 };
 
 /* Blocks of one value. */
-extern "C" __global__ void single_values(const float *x, float *y, Index values, Index bits, Index lowest) {
+extern "C" __global__ void single_values(const Stored *x, Stored *y, Index values, Index bits, Index lowest) {
     Index step = (Index)gridDim.x * blockDim.x, first = (Index)blockIdx.x * blockDim.x + threadIdx.x;
     for (Index i = first; i < values; i += AHEAD * step) {
         float mine[AHEAD];
-        for (int k = 0; k < AHEAD; k++) mine[k] = i + k * step < values ? x[i + k * step] : 0.0f;
-        for (int k = 0; k < AHEAD; k++)
-            if (i + k * step < values) y[i + k * step] = rounded(mine[k], anchor(larger(0, mine[k]), bits, lowest));
+        for (int k = 0; k < AHEAD; k++) mine[k] = i + k * step < values ? widened(x[i + k * step]) : 0.0f;
+        for (int k = 0; k < AHEAD; k++) {
+            float by = anchor(larger(0, mine[k]), bits, lowest);
+            if (i + k * step < values) y[i + k * step] = narrowed(rounded(mine[k], by));
+        }
     }
 }
 
 /* Values (rows, length), cut along `length`; a team of `lanes` threads (a power of two, at most a warp, with
    lanes * AHEAD >= block) has a block at a time. */
-extern "C" __global__ void rows_of_blocks(const float *x, float *y, Index rows, Index length, Index block, Index lanes,
-                                          Index bits, Index lowest) {
+extern "C" __global__ void rows_of_blocks(const Stored *x, Stored *y, Index rows, Index length, Index block,
+                                          Index lanes, Index bits, Index lowest) {
     Index each = (length + block - 1) / block, teams = blockDim.x / lanes, lane = threadIdx.x % lanes;
     Index step = (Index)gridDim.x * teams, first = blockIdx.x * teams;
     for (Index start = first; start < rows * each; start += step) { /* as often for all of a warp */
         Index i = start + threadIdx.x / lanes, row = i / each, place = i % each * block;
         Index count = i < rows * each ? (length - place < block ? length - place : block) : 0;
-        const float *from = x + row * length + place;
-        float *to = y + row * length + place, mine[AHEAD];
+        const Stored *from = x + row * length + place;
+        Stored *to = y + row * length + place;
+        float mine[AHEAD];
         Pattern largest = 0;
         for (int k = 0; k < AHEAD; k++) {
-            mine[k] = lane + k * lanes < count ? from[lane + k * lanes] : 0.0f;
+            mine[k] = lane + k * lanes < count ? widened(from[lane + k * lanes]) : 0.0f;
             largest = larger(largest, mine[k]);
         }
         for (int far = (int)lanes / 2; far > 0; far /= 2) {
@@ -46,12 +49,12 @@ extern "C" __global__ void rows_of_blocks(const float *x, float *y, Index rows, 
         }
         float by = anchor(largest, bits, lowest);
         for (int k = 0; k < AHEAD; k++)
-            if (lane + k * lanes < count) to[lane + k * lanes] = rounded(mine[k], by);
+            if (lane + k * lanes < count) to[lane + k * lanes] = narrowed(rounded(mine[k], by));
     }
 }
 
 /* Values (rows, length, inner), cut along `length`: a thread has a block, whose values are `inner` apart. */
-extern "C" __global__ void many_blocks(const float *x, float *y, Index rows, Index length, Index inner, Index block,
+extern "C" __global__ void many_blocks(const Stored *x, Stored *y, Index rows, Index length, Index inner, Index block,
                                        Index bits, Index lowest) {
     Index each = (length + block - 1) / block, step = (Index)gridDim.x * blockDim.x;
     Index first = (Index)blockIdx.x * blockDim.x + threadIdx.x;
@@ -60,8 +63,8 @@ extern "C" __global__ void many_blocks(const float *x, float *y, Index rows, Ind
         Index count = length - place < block ? length - place : block;
         Index at = (row * length + place) * inner + i % inner;
         Pattern largest = 0;
-        for (Index k = 0; k < count; k++) largest = larger(largest, x[at + k * inner]);
+        for (Index k = 0; k < count; k++) largest = larger(largest, widened(x[at + k * inner]));
         float by = anchor(largest, bits, lowest);
-        for (Index k = 0; k < count; k++) y[at + k * inner] = rounded(x[at + k * inner], by);
+        for (Index k = 0; k < count; k++) y[at + k * inner] = narrowed(rounded(widened(x[at + k * inner]), by));
     }
 }

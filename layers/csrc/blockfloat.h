@@ -2,7 +2,9 @@
 
    A float32 x is rounded to a multiple of 2^(e - b + 1) by adding and taking away an anchor of 1.5 * 2^(e - b + 24):
    their sum has no bits below that step, and the processor rounds it to nearest even. So a value costs one addition and
-   one subtraction, a block one integer sum on the bit pattern of its largest magnitude. */
+   one subtraction, a block one integer sum on the bit pattern of its largest magnitude.
+
+   A bfloat16 is the upper half of a float32, and rounding makes no digits: so what is left of one is one. */
 
 #ifdef __CUDACC__
 #define EACH static __device__ __forceinline__
@@ -26,6 +28,28 @@ EACH float value(Pattern bits) {
     memcpy(&found, &bits, sizeof found);
     return found;
 }
+
+#ifdef BFLOAT16
+typedef unsigned short Stored;
+
+EACH float widened(Stored x) {
+    return value((Pattern)x << 16);
+}
+
+EACH Stored narrowed(float x) {
+    return pattern(x) >> 16;
+}
+#else
+typedef float Stored;
+
+EACH float widened(Stored x) {
+    return x;
+}
+
+EACH Stored narrowed(float x) {
+    return x;
+}
+#endif
 
 EACH Pattern larger(Pattern magnitude, float x) {
     Pattern other = pattern(x) & 0x7fffffffu;

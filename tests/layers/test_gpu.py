@@ -1,6 +1,7 @@
 """CUDA kernels without a GPU: compiled for every architecture, and run from their own source on the CPU."""
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from layers.blockfloat.format import AXES
 from layers.blockfloat.native import cuda_launch
 from layers.blockfloat.plain import round_plainly
 from tests.layers.assembled import assert_in_registers
-from tests.layers.blockfloat.patterns import any_pattern
+from tests.layers.blockfloat.patterns import BIT_PATTERNS, any_pattern, same_bits
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 MARGIN = 64
@@ -22,28 +23,30 @@ MARGIN = 64
 
 @pytest.mark.skipif(not gpu.installed(), reason="the package cuda-core is not installed")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("macros", [(), ("WIDE",)])
+@pytest.mark.parametrize("macros", [(), ("WIDE",), ("BFLOAT16",), ("BFLOAT16", "WIDE")])
 def test_kernels_compile_without_warnings_and_keep_everything_in_registers(arch, macros):
     assert_in_registers("blockfloat.cu", arch, macros, ["many_blocks", "rows_of_blocks", "single_values"])
 
 
-@pytest.fixture(scope="module", params=["-DNARROW", "-DWIDE"])
+@pytest.fixture(scope="module", params=itertools.product([(), ("WIDE",)], BIT_PATTERNS), ids=str)
 def on_cpu(request, tmp_path_factory):
-    """The kernels' source as a library for the CPU, and its type of whole numbers."""
+    """The kernels' source as a library for the CPU, its type of whole numbers, and that of the values."""
+    wide, dtype = request.param
     if shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler")
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
     source = Path(__file__).parent / "csrc" / "blockfloat_on_cpu.cpp"
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Werror", "-Wno-unused-function"]
-    command = ["c++", *flags, "-x", "c++", request.param, f"-I{gpu.FOLDER}", "-o", str(library), str(source)]
+    flags += [f"-D{macro}" for macro in (*wide, *(["BFLOAT16"] if dtype == torch.bfloat16 else []))]
+    command = ["c++", *flags, "-x", "c++", f"-I{gpu.FOLDER}", "-o", str(library), str(source)]
     subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library)), ctypes.c_longlong if request.param == "-DWIDE" else ctypes.c_int
+    return ctypes.CDLL(str(library)), ctypes.c_longlong if wide else ctypes.c_int, dtype
 
 
 def run(on_cpu, x, form, grid):
     """What the kernel writes between two margins that it must not touch."""
-    library, index = on_cpu
-    memory = torch.full((x.numel() + 2 * MARGIN,), 7.0)
+    library, index, dtype = on_cpu
+    memory = torch.full((x.numel() + 2 * MARGIN,), 7.0, dtype=dtype)
     y = memory[MARGIN : MARGIN + x.numel()].view(x.shape)
     name, numbers, _ = cuda_launch(x.shape, form)
     pointers = (ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()))
@@ -59,9 +62,9 @@ def test_kernels_give_plain_pytorchs_bits(on_cpu, axis, block, rng, generator):
     for _ in range(2):
         form = BlockFormat(bits=rng.randint(2, 16), block=block, exponent_bits=rng.randint(2, 7), axis=axis)
         shape = (rng.randint(1, 4), rng.randint(1, 140), *rng.choice([(), (3, 3), (1, 1), (5, 2)]))
-        x = any_pattern(generator, *shape)
+        x = any_pattern(generator, *shape).to(on_cpu[-1])
         found = run(on_cpu, x, form, grid=rng.randint(1, 3))
-        assert torch.equal(found.view(torch.int32), round_plainly(x, form).view(torch.int32)), (form, shape)
+        assert same_bits(found, round_plainly(x, form)), (form, shape)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from torch import Tensor
 from layers.blockfloat import BlockFormat, native, quantise
 from layers.blockfloat.format import AXES
 from layers.blockfloat.plain import round_plainly
-from tests.layers.blockfloat.patterns import any_pattern
+from tests.layers.blockfloat.patterns import BIT_PATTERNS, any_pattern, same_bits
 
 
 @pytest.fixture
 def compiled() -> None:
-    if native.kernel() is None:
+    if native.kernel(torch.float32) is None:
         pytest.skip("there is no C compiler")
 
 
@@ -27,14 +27,28 @@ def without_kernel(without_compiler):
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("bits", range(2, 17))
 @pytest.mark.parametrize("axis", AXES)
-def test_kernel_equals_plain_pytorch_bit_for_bit(bits, axis, rng: random.Random, generator):
+@pytest.mark.parametrize("dtype", BIT_PATTERNS)
+def test_kernel_equals_plain_pytorch_bit_for_bit(bits, axis, dtype, rng: random.Random, generator):
     for block in (1, 8, 16, 32, rng.randint(2, 128), 128):
         form = BlockFormat(bits=bits, block=block, exponent_bits=rng.randint(2, 7), axis=axis)
         shape = (rng.randint(1, 6), rng.randint(1, 150), *rng.choice([(), (3, 3), (1, 1), (19, 31)]))
-        x = any_pattern(generator, *shape)
+        x = any_pattern(generator, *shape).to(dtype)
         found = torch.full_like(x, 7.0)
         native.round_into(found, x, form)
-        assert torch.equal(found.view(torch.int32), round_plainly(x, form).view(torch.int32)), (form, shape)
+        assert same_bits(found, round_plainly(x, form)), (form, shape)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("bits", range(2, 17))
+def test_every_bfloat16_is_rounded_as_the_float32_that_it_is(bits, rng, generator):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    mixed = every[torch.randperm(len(every), generator=generator)]
+    for block in (1, rng.randint(2, 128)):
+        form = BlockFormat(bits=bits, block=block)
+        expected = round_plainly(mixed.float(), form)
+        assert native.takes(mixed)
+        assert same_bits(quantise(mixed, form), expected.bfloat16())
+        assert torch.equal(expected.bfloat16().float().nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.usefixtures("compiled")
@@ -47,7 +61,8 @@ def test_parts_of_large_tensors_meet_wherever_blocks_end(axis, threads, rng, gen
         for block in (1, 7, 16):
             form = BlockFormat(bits=6, block=block, axis=axis)
             x = torch.randn(5, rng.randint(300, 310), 29, 37, generator=generator)  # three parts at least
-            assert torch.equal(quantise(x, form).view(torch.int32), round_plainly(x, form).view(torch.int32))
+            for kind in (x, x.bfloat16()):
+                assert same_bits(quantise(kind, form), round_plainly(kind, form))
     finally:
         torch.set_num_threads(before)
 
@@ -56,14 +71,14 @@ def test_parts_of_large_tensors_meet_wherever_blocks_end(axis, threads, rng, gen
 def test_without_a_compiler_the_values_are_the_same(generator):
     x = any_pattern(generator, 4, 9, 3, 3)
     forms = [BlockFormat(bits=5, block=block, axis=axis) for block in (1, 4) for axis in AXES]
-    assert native.kernel() is None
+    assert native.kernel(torch.float32) is None
     for form in forms:
-        assert torch.equal(quantise(x, form).view(torch.int32), round_plainly(x, form).view(torch.int32))
+        assert same_bits(quantise(x, form), round_plainly(x, form))
 
 
 @pytest.mark.usefixtures("without_kernel")
 def test_without_a_compiler_plain_pytorch_rounds():
-    assert native.kernel() is None
+    assert native.kernel(torch.float32) is None
     assert quantise(torch.tensor([1.0, 3.3]), BlockFormat(bits=2)).tolist() == [1.0, 3.0]
 
 
@@ -103,9 +118,10 @@ def test_inductor_gives_the_same_bits(axis, generator):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("block", [1, 16])
-def test_cuda_gives_the_same_values(axis, block, generator):
+@pytest.mark.parametrize("dtype", BIT_PATTERNS)
+def test_cuda_gives_the_same_values(axis, block, dtype, generator):
     form = BlockFormat(bits=6, block=block, axis=axis)
-    x = any_pattern(generator, 3, 17, 4)
+    x = any_pattern(generator, 3, 17, 4).to(dtype)
     found = quantise(x.cuda(), form).cpu()
     assert torch.equal(found.isnan(), quantise(x, form).isnan())
     assert torch.equal(found.nan_to_num(), quantise(x, form).nan_to_num())
