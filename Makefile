@@ -14,8 +14,8 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## Search a small network on real digits, show the front, export its knee
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
-test: $(READY)  ## Everything that is not marked slow
-	$(BIN)/python -m pytest -m "not slow" tests
+test: $(READY)  ## Everything that is not marked slow, on two cores
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile tests
 
 slow: $(READY)  ## What `make test` leaves out
 	$(BIN)/python -m pytest -m slow tests
