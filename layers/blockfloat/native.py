@@ -35,9 +35,9 @@ def takes(x: Tensor) -> bool:
         return False
     if torch._C._get_tracing_state() is not None:
         return False
-    return (
-        kernel(x.dtype) is not None if x.device.type == "cpu" else x.device.type == "cuda" and works_on(x.device.index)
-    )
+    if x.device.type == "cpu":
+        return kernel(x.dtype) is not None
+    return x.device.type == "cuda" and works_on(x.device.index)
 
 
 def round_into(out: Tensor, x: Tensor, form: BlockFormat) -> None:

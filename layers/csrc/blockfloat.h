@@ -4,7 +4,7 @@
    their sum has no bits below that step, and the processor rounds it to nearest even. So a value costs one addition and
    one subtraction, a block one integer sum on the bit pattern of its largest magnitude.
 
-   A bfloat16 is the upper half of a float32, and rounding makes no digits: so what is left of one is one. */
+   A bfloat16 is the upper half of a float32. Rounding adds no digits to it, so the result is a bfloat16 too. */
 
 #ifdef __CUDACC__
 #define EACH static __device__ __forceinline__
