@@ -228,7 +228,7 @@ class CompressedConv2d(RoundedLayer):
     def _build_filters(self) -> Tensor:
         templates = self.templates()
         if self.kept is None:
-            return templates[0]
+            return templates.flatten(0, 1)
         parameters = self._stored_transforms()
         remainders = self.remainders() if self.remainders is not None and self.training else None
         return rebuild_filters(templates, self._transform(), parameters, self.kept, self.assignment(), remainders)

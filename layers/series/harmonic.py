@@ -23,8 +23,14 @@ __all__ = [
 
 
 def series_taps(coefficients: Tensor, phi_y: Tensor, phi_x: Tensor) -> Tensor:
-    """Filters (..., K_y, K_x) of the coefficients (..., n_y, n_x) in the bases (K_y, n_y) and (K_x, n_x)."""
-    return phi_y @ coefficients @ phi_x.mT
+    """Filters (..., C, K_y, K_x) of the coefficients (..., C, n_y, n_x) in the bases (K_y, n_y) and (K_x, n_x).
+
+    One product with both bases' product, from the left: of a filter's channels at once, which leaves them last in
+    memory.
+    """
+    both = (phi_y[:, None, :, None] * phi_x[:, None, :]).flatten(2).flatten(0, 1)
+    taps = (both @ coefficients.flatten(-2).mT).mT
+    return taps.unflatten(-1, (len(phi_y), len(phi_x)))
 
 
 def least_squares_coefficients(taps: Tensor, phi_y: Tensor, phi_x: Tensor) -> Tensor:

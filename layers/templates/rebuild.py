@@ -80,7 +80,7 @@ def rebuild_filters(
     base = templates.transpose(0, 1)
     rebuilt = transformed(transform, base[assigned], parameters)
     rebuilt = rebuilt if remainders is None else rebuilt + remainders.reshape(rebuilt.shape)
-    return torch.cat([base, rebuilt]).flatten(1, 2)[_rank(kept)]
+    return torch.cat([base, rebuilt]).flatten(1, 2)[_rank(kept, len(base))]
 
 
 def output_operators(
@@ -99,7 +99,7 @@ def output_operators(
         own = torch.eye(taps, dtype=parameters.dtype, device=parameters.device).expand(count, groups, -1, -1)
         operators = torch.cat([own, tap_operators(transform, parameters, kernel)])
     source = torch.cat([torch.arange(count, device=kept.device), assigned])
-    rank = _rank(kept)
+    rank = _rank(kept, count)
     return operators[rank], source[rank]
 
 
@@ -126,7 +126,7 @@ def two_stage_conv2d(
     return template_gather(maps, operators.to(maps.dtype), source, kernel, list(stride), list(padding), list(dilation))
 
 
-def _rank(kept: Tensor) -> Tensor:
-    """Where each output (N,) stands in the list of the kept filters followed by the rebuilt ones."""
-    first = kept.long()
-    return torch.where(kept, first.cumsum(0) - 1, first.sum() + (1 - first).cumsum(0) - 1)
+def _rank(kept: Tensor, count: int) -> Tensor:
+    """Where each output (N,) stands in the list of the `count` kept filters followed by the rebuilt ones."""
+    before = kept.cumsum(0)
+    return torch.where(kept, before - 1, torch.arange(count, count + len(kept), device=kept.device) - before)

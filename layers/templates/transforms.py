@@ -57,23 +57,28 @@ def tap_operators(transform: Transform, parameters: Tensor, kernel: tuple[int, i
         return parameters.new_zeros(*parameters.shape[:-1], taps, taps)
     if transform == "scalar":
         return parameters.flatten(-2).unsqueeze(-1) * torch.eye(taps, dtype=parameters.dtype, device=parameters.device)
+    along, each = _places(kernel, parameters)
     if transform == "rotation":
-        angle, zero = parameters[..., 0], torch.zeros_like(parameters[..., 0])
-        cos, sin = angle.cos(), angle.sin()
-        parameters = torch.stack([cos, -sin, zero, sin, cos, zero], -1).unflatten(-1, (2, 3))
-    middle = [(k - 1) / 2 for k in kernel]
-    along = [torch.arange(k, device=parameters.device) - half for k, half in zip(kernel, middle, strict=True)]
-    y, x = (place.flatten() for place in torch.meshgrid(*along, indexing="ij"))
-    places = torch.stack([y, x, torch.ones_like(y)]).to(parameters.dtype)
-    to_y, to_x = (parameters @ places).unbind(-2)
-    weights = [_between(to + half, k) for to, half, k in zip((to_y, to_x), middle, kernel, strict=True)]
-    return (weights[0].unsqueeze(-1) * weights[1].unsqueeze(-2)).flatten(-2)
+        quarter = torch.stack([-each[1], each[0]])
+        turn = torch.cat([parameters.cos(), parameters.sin()], -1)
+        places = (turn @ torch.stack([each, quarter]).flatten(1)).unflatten(-1, each.shape)
+    else:
+        places = parameters @ torch.cat([each, torch.ones_like(each[:1])])
+    to_y, to_x = _between(places, along[:, None]).unbind(-3)
+    return (to_y[..., : kernel[0], None] * to_x[..., None, : kernel[1]]).flatten(-2)
 
 
-def _between(place: Tensor, taps: int) -> Tensor:
-    """Linear weights (..., taps) of the taps on both sides of a place (...), counted from the first tap."""
-    below = place.detach().floor()
-    part = (place - below).unsqueeze(-1)
-    tap = torch.arange(taps, device=place.device, dtype=place.dtype)
-    below = below.unsqueeze(-1)
-    return (tap == below) * (1 - part) + (tap == below + 1) * part
+def _places(kernel: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Where taps lie from the middle: along y and x (2, K), K the larger size; and all T of them, (y, x) (2, T)."""
+    along = torch.arange(max(kernel), dtype=like.dtype, device=like.device)
+    taps = torch.stack([along - (k - 1) / 2 for k in kernel])
+    y, x = taps[0, : kernel[0]], taps[1, : kernel[1]]
+    return taps, torch.stack([y.repeat_interleave(kernel[1]), x.repeat(kernel[0])])
+
+
+def _between(place: Tensor, taps: Tensor) -> Tensor:
+    """Linear weights (..., K) of the taps (..., K), one apart, on both sides of a place (...)."""
+    past = place.unsqueeze(-1) - taps
+    below = past.detach().floor()
+    slope = (below == -1).to(past.dtype) - (below == 0).to(past.dtype)
+    return torch.addcmul(slope.abs(), slope, past)

@@ -33,11 +33,11 @@ def kernel(rng):
 
 def test_taps_are_the_double_sum_of_the_series(bases, kernel, normal):
     phi_y, phi_x = bases(kernel)
-    coefficients = normal(phi_y.shape[1], phi_x.shape[1])
-    expected = torch.zeros(kernel, dtype=torch.float64)
+    coefficients = normal(2, 3, phi_y.shape[1], phi_x.shape[1])
+    expected = torch.zeros(2, 3, *kernel, dtype=torch.float64)
     for i in range(phi_y.shape[1]):
         for j in range(phi_x.shape[1]):
-            expected += coefficients[i, j] * phi_y[:, i, None] * phi_x[:, j]
+            expected += coefficients[..., i, j, None, None] * phi_y[:, i, None] * phi_x[:, j]
     assert torch.allclose(series_taps(coefficients, phi_y, phi_x), expected, atol=1e-12)
 
 
