@@ -11,8 +11,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,18 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from filelock import FileLock
 
-__all__ = ["CACHE_VERSION", "cache_folder", "cache_key", "cached_path", "read_cached", "write_cached", "write_whole"]
+__all__ = [
+    "CACHE_VERSION",
+    "cache_folder",
+    "cache_key",
+    "cached_path",
+    "one_at_a_time",
+    "read_cached",
+    "write_cached",
+    "write_whole",
+]
 
 CACHE_VERSION = 1
 """Of the files' layout and of all that turns encoded images into what they hold; older files are not read."""
@@ -75,6 +85,17 @@ def write_cached(key: str, tensors: Mapping[str, torch.Tensor], card: Mapping[st
             raise OSError(str(error)) from error
 
     write_whole(cached_path(key, "safetensors"), write)
+
+
+@contextmanager
+def one_at_a_time(*asked: object) -> Iterator[None]:
+    """Wait until no other process of the machine does what is asked for; where no file can be locked, do not wait."""
+    with ExitStack() as stack:
+        with suppress(OSError, NotImplementedError):
+            path = cached_path(cache_key(*asked), "lock")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path))
+        yield
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

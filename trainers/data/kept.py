@@ -20,9 +20,12 @@ _CARD = ("classes", "mean", "std", "augment", "left_out", "fingerprint")
 
 
 def data_key(spec: DataSpec, files: FileList) -> str:
-    """The cache's key for a set in a folder: where it is, its files, and all that decides what a split holds."""
+    """The cache's key: where a set's folder is, its files, and all that decides what a split holds.
+
+    A published set has no folder of its own: it is the same wherever it lies, or its checksums would have refused it.
+    """
     asked = (spec.seed, spec.train_limit, spec.validation_from, spec.image_size, spec.stream)
-    return cache_key(spec.kind, os.path.realpath(spec.folder), files, asked)
+    return cache_key(spec.kind, os.path.realpath(spec.folder) if spec.folder else "", files, asked)
 
 
 def restore(key: str, train: Split | None = None) -> Data | None:

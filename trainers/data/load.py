@@ -1,10 +1,11 @@
 """Labelled images as uint8 tensors, split by seed into training, validation and test images.
 
 The validation split steers a search; the test split is only read to report. Which images they hold depends on the set,
-`DataSpec.seed` and `DataSpec.validation_from` alone, whatever `train_limit` is. What is read from a folder is decoded
+`DataSpec.seed` and `DataSpec.validation_from` alone, whatever `train_limit` is. All sets but the digits are decoded
 once a machine (`trainers.data.cache`).
 """
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -12,6 +13,7 @@ from functools import cache, partial
 import torch
 
 from layers.errors import OvertoneWarning
+from trainers.data.cache import one_at_a_time
 from trainers.data.faults import tolerate
 from trainers.data.imagefolder import imagefolder_source
 from trainers.data.kept import data_key, keep, restore
@@ -28,24 +30,27 @@ __all__ = ["load_data"]
 
 
 def load_data(spec: DataSpec) -> Data:
-    """Read and split a set of images; only the images that a split keeps are decoded, and those of a folder but once.
+    """Read and split a set of images; only the images that a split keeps are decoded, and once a machine.
 
     Warns (OvertoneWarning) of images that are left out because they cannot be used, at most 1 % of a split, and where
     decoded images cannot be kept. Raises UsageError for a folder that is not there, OvertoneError for images or labels
     that cannot be used.
     """
-    data = _kept(spec) if spec.folder else _decoded(spec, _open(spec))
+    data = _decoded(spec, _open(spec)) if spec.kind == "digits" else _kept(spec)
     for sentence in data.left_out:
         warnings.warn(sentence, OvertoneWarning, stacklevel=2)
     return data
 
 
 def _kept(spec: DataSpec) -> Data:
-    """What was decoded before, else what is decoded now and kept."""
-    files = list_files(spec.kind, spec.folder)
+    """What was decoded before, else what is decoded now and kept, by one of those that ask at once."""
+    files = list_files(spec.kind, spec.folder) if spec.folder else []
     key, opened = data_key(spec, files), cache(partial(_open, spec))
-    train = opened().streamed(files) if spec.stream else None
-    return restore(key, train) or keep(spec.name, key, _decoded(spec, opened(), train))
+    if not spec.stream and (found := restore(key)):
+        return found
+    with one_at_a_time(spec.kind, os.path.realpath(spec.folder or spec.data_dir)):
+        train = opened().streamed(files) if spec.stream else None
+        return restore(key, train) or keep(spec.name, key, _decoded(spec, opened(), train))
 
 
 @dataclass(frozen=True)

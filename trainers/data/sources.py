@@ -1,6 +1,9 @@
 """Where images come from: labels known at once, images read by row; and the two sets that need no folder of ours."""
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,11 +79,12 @@ def digits_source(generator: torch.Generator) -> Source:
 
 
 def cifar10_source(folder: str) -> Source:
-    """CIFAR-10 by torchvision, which downloads it into the folder where it is not there."""
+    """CIFAR-10 by torchvision, which downloads it into the folder where it is not there; a failure leaves no folder."""
     from torchvision.datasets import CIFAR10
 
     try:
-        parts = {"train": CIFAR10(folder, train=True, download=True), "test": CIFAR10(folder, train=False)}
+        with _gone_on_failure(folder):
+            parts = {"train": CIFAR10(folder, train=True, download=True), "test": CIFAR10(folder, train=False)}
     except (OSError, RuntimeError) as error:
         raise OvertoneError(
             f"CIFAR-10 is not in {folder!r} and could not be downloaded ({_first_line(error)}); "
@@ -93,6 +97,18 @@ def cifar10_source(folder: str) -> Source:
         image_bytes=3 * 32 * 32,
         read=lambda part, rows: (images[part][rows].contiguous(), {}),
     )
+
+
+@contextmanager
+def _gone_on_failure(folder: str) -> Iterator[None]:
+    """Let a folder that was not there before be there afterwards only if all went well."""
+    new = not os.path.exists(folder)
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,11 @@ def uncached(spec: DataSpec) -> Data:
     return data_module._decoded(spec, data_module._open(spec))
 
 
+def files_in(kept: Path) -> list[Path]:
+    """What is kept, without the empty files that are locked."""
+    return [path for path in kept.iterdir() if path.suffix != ".lock"]
+
+
 def assert_same(one: Data, other: Data) -> None:
     for name in ("train", "val", "test"):
         assert torch.equal(getattr(one, name).images, getattr(other, name).images)
@@ -56,7 +62,7 @@ def test_a_set_is_decoded_once_and_comes_back_the_same(spec, decoded, kept):
     assert len(decoded) == 2
     assert_same(first, plain)
     assert_same(again, plain)
-    assert len(list(kept.iterdir())) == 1
+    assert len(files_in(kept)) == 1
 
 
 def test_the_fingerprint_is_kept_and_is_the_contents(spec):
@@ -119,7 +125,7 @@ def test_one_folder_by_two_names_is_kept_once_and_two_folders_twice(parquet_set,
 def test_a_file_that_cannot_be_used_is_written_anew(spec, kept, damage, monkeypatch):
     before = uncached(spec)
     load_data(spec)
-    (path,) = kept.iterdir()
+    (path,) = files_in(kept)
     if damage == "truncated":
         os.truncate(path, path.stat().st_size - 1)
     elif damage == "foreign":
@@ -133,7 +139,7 @@ def test_a_file_that_cannot_be_used_is_written_anew(spec, kept, damage, monkeypa
     assert restore(path.stem) is None
     assert_same(load_data(spec), before)
     assert_same(restore(path.stem), before)
-    assert len(list(kept.iterdir())) == 1
+    assert len(files_in(kept)) == 1
 
 
 def test_a_full_disk_is_a_warning_and_the_data_are_there(parquet_set, kept, full_disk, decoded):
@@ -148,7 +154,7 @@ def test_a_full_disk_is_a_warning_and_the_data_are_there(parquet_set, kept, full
             str(told[0].message),
         )
         assert len(data.train) == 108
-        assert list(kept.iterdir()) == []
+        assert files_in(kept) == []
     assert len(decoded) == 2
 
 
@@ -179,19 +185,60 @@ def test_what_cannot_be_used_is_not_kept(image_folder, kept):
         (image_folder / "train" / "dog" / f"{number:02}.png").write_bytes(b"rubbish")
     with pytest.raises(OvertoneError, match=r"images of 'imagefolder:.*' cannot be used: .*; at most 1 % of a split"):
         load_data(DataSpec(name=f"imagefolder:{image_folder}", image_size=7))
-    assert not kept.exists()
+    assert files_in(kept) == []
 
 
-def test_those_who_decode_at_once_agree(parquet_set, kept, monkeypatch):
+def test_of_those_who_ask_at_once_one_decodes(parquet_set, kept, decoded, monkeypatch):
+    spec, asked, both = DataSpec(name=f"parquet:{parquet_set}"), data_module.one_at_a_time, threading.Barrier(2)
+
+    def ask_together(*what):
+        both.wait(timeout=30)
+        return asked(*what)
+
+    monkeypatch.setattr(data_module, "one_at_a_time", ask_together)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(load_data, [spec, spec])
+    assert len(decoded) == 1
+    assert_same(one, other)
+    assert len(files_in(kept)) == 1
+
+
+def test_where_no_file_can_be_locked_those_who_decode_at_once_agree(parquet_set, kept, monkeypatch):
     spec, decode, both = DataSpec(name=f"parquet:{parquet_set}"), data_module._decoded, threading.Barrier(2)
 
     def decode_together(*given):
         both.wait(timeout=30)
         return decode(*given)
 
+    def refuse(*_):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(cache, "FileLock", refuse)
     monkeypatch.setattr(data_module, "_decoded", decode_together)
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(load_data, [spec, spec])
     assert_same(one, other)
     assert_same(load_data(spec), one)
     assert len(list(kept.iterdir())) == 1
+
+
+def test_a_published_set_is_kept_too_wherever_it_lies(monkeypatch, decoded, kept):
+    arrays = FakeCifar("", True)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCifar)
+    first, again = (load_data(DataSpec(name="cifar10", data_dir=place)) for place in ("here", "there"))
+    assert len(decoded) == 1
+    assert_same(first, again)
+    assert str(kept) in Path("/proc/self/maps").read_text()
+    own = torch.cat([first.train.images, first.val.images]).sum()
+    assert own == int(arrays.data.sum())
+    load_data(DataSpec(name="cifar10", seed=1))
+    assert len(decoded) == 2
+
+
+class FakeCifar:
+    """Stands for torchvision's class: arrays, no download."""
+
+    def __init__(self, root, train, download=False):
+        rng = np.random.default_rng(int(train))
+        self.data = rng.integers(0, 256, (40 if train else 20, 32, 32, 3), dtype=np.uint8)
+        self.targets = [place % 10 for place in range(len(self.data))]

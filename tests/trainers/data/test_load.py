@@ -42,6 +42,11 @@ def numbered_source(train: int, test: int, classes: int = 5, seed: int = 0, bad=
     return Source(labels=labels, classes=classes, image_bytes=12, read=read)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def numbered(monkeypatch):
     source = numbered_source(1000, 300)
@@ -186,8 +191,9 @@ def test_a_set_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
 BAD = {("train", 7), ("train", 400), ("train", 999), ("test", 3), ("test", 299)}
 
 
-def test_a_few_images_that_cannot_be_used_are_left_out_with_their_labels(monkeypatch, numbered):
+def test_a_few_images_that_cannot_be_used_are_left_out_with_their_labels(monkeypatch, numbered, tmp_path):
     whole = load()
+    monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "another"))
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: numbered_source(1000, 300, bad=BAD))
     with pytest.warns(OvertoneWarning) as told:
         data = load()
@@ -205,12 +211,13 @@ def test_a_few_images_that_cannot_be_used_are_left_out_with_their_labels(monkeyp
     assert data.fingerprint != whole.fingerprint
 
 
-def test_one_image_in_a_hundred_is_the_limit_of_each_split(monkeypatch):
+def test_one_image_in_a_hundred_is_the_limit_of_each_split(monkeypatch, tmp_path):
     bad = {("test", row) for row in range(3)}
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: numbered_source(1000, 300, bad=bad))
     with pytest.warns(OvertoneWarning, match="^3 of 300 images"):
         assert len(load().test) == 297
     bad.add(("test", 3))
+    monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "another"))
     with pytest.raises(
         OvertoneError, match=r"^4 of 300 images of 'cifar10' cannot be used: .*, \.\.\.; at most 1 % of a split may be"
     ):
@@ -274,8 +281,7 @@ def unread(monkeypatch):
 
 
 @pytest.fixture
-def streamed_spec(image_folder, tmp_path, monkeypatch) -> DataSpec:
-    monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "cache"))
+def streamed_spec(image_folder) -> DataSpec:
     return DataSpec(name=f"imagefolder:{image_folder}", image_size=7, validation_from="test", stream=True)
 
 
@@ -294,7 +300,7 @@ def test_streamed_training_images_are_not_decoded_at_first(streamed_spec):
 
 def test_what_a_streamed_set_decodes_is_kept(streamed_spec, request, tmp_path):
     first = load_data(streamed_spec)
-    (path,) = (tmp_path / "cache").iterdir()
+    (path,) = (tmp_path / "cache").glob("*.safetensors")
     assert path.stat().st_size < 30 * 3 * 7 * 7 + 4000
     request.getfixturevalue("unread")
     again = load_data(streamed_spec)

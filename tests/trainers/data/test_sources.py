@@ -1,10 +1,14 @@
+import hashlib
+import pickle
 import urllib.error
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10
 
 from layers.errors import OvertoneError
 from trainers.data.sources import cifar10_source, digits_source
@@ -75,3 +79,49 @@ def test_cifar10_that_cannot_be_had_is_one_sentence(monkeypatch, error):
     ) as got:
         cifar10_source("x")
     assert "\n" not in str(got.value)
+
+
+@pytest.mark.parametrize("end", [OSError("connection lost"), KeyboardInterrupt()])
+def test_a_download_that_fails_leaves_no_folder_but_one_that_was_there(monkeypatch, tmp_path, end):
+    class Failing:
+        def __init__(self, root, **_):
+            Path(root).mkdir(exist_ok=True)
+            (Path(root) / "cifar-10-python.tar.gz").write_bytes(b"half of it")
+            raise end
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Failing)
+    with pytest.raises((OvertoneError, KeyboardInterrupt)):
+        cifar10_source(str(tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises((OvertoneError, KeyboardInterrupt)):
+        cifar10_source(str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_cifar10_is_read_from_the_publishers_files(monkeypatch, tmp_path):
+    """torchvision's own reading, of ten images a file whose checksums are put in place of the publisher's."""
+    rng, base = np.random.default_rng(0), tmp_path / CIFAR10.base_folder
+    base.mkdir()
+
+    def write(name, content):
+        (base / name).write_bytes(pickle.dumps(content, protocol=2))
+        return [name, hashlib.md5((base / name).read_bytes()).hexdigest()]
+
+    pixels = rng.integers(0, 256, (6, 10, 3072), dtype=np.uint8)
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    files = [write(name, {"data": batch, "labels": list(range(10))}) for name, batch in zip(names, pixels, strict=True)]
+    monkeypatch.setattr(CIFAR10, "train_list", files[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", files[5:])
+    name, md5 = write("batches.meta", {"label_names": list("abcdefghij")})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    source = cifar10_source(str(tmp_path))
+    images, _ = source.read("train", torch.tensor([49, 0, 23]))
+    expected = pixels[:5].reshape(50, 3, 32, 32)[[49, 0, 23]]
+    assert torch.equal(images, torch.from_numpy(expected))
+    assert source.labels["test"].tolist() == list(range(10))
+    (base / "data_batch_3").write_bytes(b"another set")
+    monkeypatch.setattr(CIFAR10, "download", lambda self: None)
+    with pytest.raises(OvertoneError, match="not found or corrupted"):
+        cifar10_source(str(tmp_path))
