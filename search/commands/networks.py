@@ -13,7 +13,7 @@ from torch import nn
 from layers import UsageError, compress_model
 from search.commands import options
 from search.commands.display import err_console, out_console, print_json, say, show_survey
-from search.run.progress import epoch_line
+from search.run.progress import decoding_bar, epoch_line
 from spaces import Network, Space, build_model, load_weights, state_sha256
 from spaces.threshold import asks_for_threshold, threshold_rates, with_thresholds
 from trainers.data import Data, DataSpec, load_data
@@ -73,7 +73,8 @@ def inspect(
     where = parse_device(device)
     data, images, validation, (shape, count) = None, 0, 0, usual_shape(model)
     if dataset is not None:
-        data = load_data(DataSpec(name=dataset, data_dir=data_dir, stream=stream))
+        with decoding_bar(err_console) as told:
+            data = load_data(DataSpec(name=dataset, data_dir=data_dir, stream=stream), told)
         images, validation, count = len(data.train), len(data.val), data.classes
         shape = data.val.image_shape
     shape, count = options.parse_image(image) if image else shape, classes or count
@@ -162,7 +163,8 @@ def train(
     if out.suffix != ".safetensors":
         raise UsageError(f"out (={str(out)!r}) must end in .safetensors.")
     where = parse_device(device)
-    data = load_data(spec)
+    with decoding_bar(err_console) as told:
+        data = load_data(spec, told)
     network = random_network(model, data, seed=seed)
     layout = Network.of(network, data.val.image_shape, options.parse_granularity(blocks))
     forms: dict[str, Any] = {}

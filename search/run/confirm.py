@@ -63,7 +63,7 @@ def confirm_trials(
     for row in rows:
         if row["status"] != TrialStatus.FINISHED:
             raise UsageError(f"pick {which!r} names a trial that {row['status']}; only finished trials are confirmed.")
-    plan, subject = open_study(ledger, study)
+    plan, subject = open_study(ledger, study, console)
     asked = [_repeat(row, offset, subject.network) for offset in range(1, seeds + 1) for row in rows]
     finished = _ended(ledger, study, asked)[TrialStatus.FINISHED]
     missing = [suggestion for suggestion in asked if suggestion["trial"] not in finished]

@@ -23,7 +23,7 @@ from search.run.alone import check_alone
 from search.run.cluster import Resources, connected
 from search.run.engine import run_trials
 from search.run.probe import gpu_share
-from search.run.progress import Progress
+from search.run.progress import Progress, decoding_bar
 from search.run.recorder import Recorder
 from search.run.scheduler import FrontStopper
 from search.run.watch import TensorBoard, Watcher, open_storage
@@ -76,7 +76,9 @@ def start_study(
     """Begin a study, or go on with one of the same name and the same settings."""
     parse_objectives(plan.objectives)
     check_sampler(plan.sampler)
-    subject, opened = Subject.of(plan), shown.opened(name)
+    with decoding_bar(console) as told:
+        subject = Subject.of(plan, told)
+    opened = shown.opened(name)
     plan = subject.resolved(plan)
     space = make_space(plan, subject.network)
     limits = extremes(space, plan.budget)
@@ -104,7 +106,7 @@ def resume_study(
     """Bring a study to its end, or run `more` trials than it has asked for so far."""
     if more is not None and more < 1:
         raise UsageError(f"trials (={more}) must be at least 1 more.")
-    plan, subject = open_study(ledger, name)
+    plan, subject = open_study(ledger, name, console)
     opened = shown.opened(name)
     if more is not None:
         wanted = max(plan.trials, ledger.trials(name).num_rows) + more
@@ -113,11 +115,12 @@ def resume_study(
     return _run(ledger, name, plan, subject, limits, resources, console, opened)
 
 
-def open_study(ledger: Ledger, name: str) -> tuple[StudyPlan, Subject]:
+def open_study(ledger: Ledger, name: str, console: Console) -> tuple[StudyPlan, Subject]:
     """A study's plan, and its data and network loaded; `UsageError` where those are not the ones it was begun with."""
     record = ledger.study(name)
     plan = StudyPlan.from_record(record)
-    subject = Subject.of(plan)
+    with decoding_bar(console) as told:
+        subject = Subject.of(plan, told)
     _check_same(name, record, {**plan.to_record(), **subject.identity()})
     return plan, subject
 

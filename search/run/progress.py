@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from results.schema import TrialRow, TrialStatus
 from trainers.finetune import Epoch
 
-__all__ = ["ALIVE_S", "HEARTBEAT_S", "Progress", "Snapshot", "Tally", "duration", "epoch_line"]
+__all__ = ["ALIVE_S", "HEARTBEAT_S", "Progress", "Snapshot", "Tally", "decoding_bar", "duration", "epoch_line"]
 
 HEARTBEAT_S = 5.0
 """How often a search says that it is alive, whatever happens."""
@@ -109,6 +111,22 @@ class Progress:
             )
         elif row.status == TrialStatus.FAILED:
             self._bar.console.print(_outcome(row), markup=False, highlight=False)
+
+
+@contextmanager
+def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """What `load_data` tells of the images that it decodes, as a bar; only where it decodes any, and on a terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = RichProgress(*columns, console=console, transient=True)
+    task = bar.add_task("decoding images, once on this machine", total=None)
+    with ExitStack() as shown:
+
+        def told(done: int, total: int) -> None:
+            if console.is_terminal and not bar.live.is_started:
+                shown.enter_context(bar)
+            bar.update(task, completed=done, total=total)
+
+        yield told
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,9 +29,9 @@ class Subject:
     weights_sha256: str
 
     @classmethod
-    def of(cls, plan: StudyPlan) -> Subject:
-        """Load the data and the trained network of a plan."""
-        data = load_data(plan.data)
+    def of(cls, plan: StudyPlan, told: Callable[[int, int], None] = lambda done, total: None) -> Subject:
+        """Load the data and the trained network of a plan; `told` is that of `load_data`."""
+        data = load_data(plan.data, told)
         baseline, network = load_baseline(plan.model, plan.weights, data, plan.blocks)
         return cls(data=data, baseline=baseline, network=network, weights_sha256=state_sha256(baseline))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["Fit", "decode_all", "decode_at", "decode_one", "decode_threads"]
+__all__ = ["Fit", "Told", "decode_all", "decode_at", "decode_one", "decode_threads"]
 
 _CHUNK = 64
 _LARGE = 3 * 128 * 128  # from here on two threads were faster than one
@@ -28,6 +28,9 @@ def decode_one(encoded: bytes) -> torch.Tensor:
 
 Fit = Callable[[torch.Tensor], torch.Tensor]
 """From a decoded image (3, h, w) to one of the wanted size."""
+
+Told = Callable[[int], None]
+"""What hears, again and again, how many more images have been decoded."""
 
 
 def decode_at(out: torch.Tensor, place: int, read: Callable[[], bytes], fit: Fit | None = None) -> str:
@@ -49,20 +52,27 @@ def decode_at(out: torch.Tensor, place: int, read: Callable[[], bytes], fit: Fit
 
 
 def decode_all(
-    out: torch.Tensor, numbers: Sequence[int], read: Callable[[int], bytes], fit: Fit | None = None
+    out: torch.Tensor,
+    numbers: Sequence[int],
+    read: Callable[[int], bytes],
+    fit: Fit | None = None,
+    told: Told = lambda count: None,
 ) -> dict[int, str]:
     """Fill out[i], out (n, 3, H, W), with the image read(i) for i in numbers, through fit where one is given.
 
     Returns, by its number, what is wrong with each image that cannot be used.
     """
+    faults: dict[int, str] = {}
 
     def chunk(first: int) -> list[tuple[int, str]]:
         some = numbers[first : first + _CHUNK]
         return [(number, decode_at(out, number, partial(read, number), fit)) for number in some]
 
     with ThreadPoolExecutor(decode_threads(out.shape[1:].numel(), fit)) as pool:
-        chunks = pool.map(chunk, range(0, len(numbers), _CHUNK))
-        return {number: fault for results in chunks for number, fault in results if fault}
+        for results in pool.map(chunk, range(0, len(numbers), _CHUNK)):
+            faults |= {number: fault for number, fault in results if fault}
+            told(len(results))
+    return faults
 
 
 def decode_threads(image_bytes: int, fit: Fit | None) -> int:

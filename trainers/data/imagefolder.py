@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from layers.errors import UsageError
-from trainers.data.decode import decode_all
+from trainers.data.decode import Told, decode_all
 from trainers.data.listing import FileList, content_of
 from trainers.data.sources import Source
 from trainers.data.stream import StreamedImages
@@ -63,9 +63,9 @@ def imagefolder_source(folder: str, image_size: int) -> Source:
     files = {part: ImageFiles.below(parts[part], [path for path, _ in some]) for part, some in found.items()}
     shape, fit = (3, image_size, image_size), partial(_fit, size=image_size)
 
-    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+    def read(part: str, rows: torch.Tensor, told: Told = lambda count: None) -> tuple[torch.Tensor, dict[int, str]]:
         out, wanted = torch.empty((len(rows), *shape), dtype=torch.uint8), rows.tolist()
-        faults = decode_all(out, range(len(rows)), lambda place: files[part].read(wanted[place]), fit)
+        faults = decode_all(out, range(len(rows)), lambda place: files[part].read(wanted[place]), fit, told)
         return out, {place: f"{files[part].name(wanted[place])} {fault}" for place, fault in faults.items()}
 
     def stream(rows: torch.Tensor, listing: FileList) -> StreamedImages:

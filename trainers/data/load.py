@@ -7,6 +7,7 @@ once a machine (`trainers.data.cache`).
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -14,6 +15,7 @@ import torch
 
 from layers.errors import OvertoneWarning
 from trainers.data.cache import one_at_a_time
+from trainers.data.decode import Told
 from trainers.data.faults import tolerate
 from trainers.data.imagefolder import imagefolder_source
 from trainers.data.kept import data_key, keep, restore
@@ -29,20 +31,20 @@ from trainers.data.stream import StreamedImages
 __all__ = ["load_data"]
 
 
-def load_data(spec: DataSpec) -> Data:
+def load_data(spec: DataSpec, told: Callable[[int, int], None] = lambda done, total: None) -> Data:
     """Read and split a set of images; only the images that a split keeps are decoded, and once a machine.
 
-    Warns (OvertoneWarning) of images that are left out because they cannot be used, at most 1 % of a split, and where
-    decoded images cannot be kept. Raises UsageError for a folder that is not there, OvertoneError for images or labels
-    that cannot be used.
+    Meanwhile `told` hears how many of how many are decoded. Warns (OvertoneWarning) of images that are left out because
+    they cannot be used, at most 1 % of a split, and where decoded images cannot be kept. Raises UsageError for a folder
+    that is not there, OvertoneError for images or labels that cannot be used.
     """
-    data = _decoded(spec, _open(spec)) if spec.kind == "digits" else _kept(spec)
+    data = _decoded(spec, _open(spec)) if spec.kind == "digits" else _kept(spec, told)
     for sentence in data.left_out:
         warnings.warn(sentence, OvertoneWarning, stacklevel=2)
     return data
 
 
-def _kept(spec: DataSpec) -> Data:
+def _kept(spec: DataSpec, told: Callable[[int, int], None]) -> Data:
     """What was decoded before, else what is decoded now and kept, by one of those that ask at once."""
     files = list_files(spec.kind, spec.folder) if spec.folder else []
     key, opened = data_key(spec, files), cache(partial(_open, spec))
@@ -50,7 +52,7 @@ def _kept(spec: DataSpec) -> Data:
         return found
     with one_at_a_time(spec.kind, os.path.realpath(spec.folder or spec.data_dir)):
         train = opened().streamed(files) if spec.stream else None
-        return restore(key, train) or keep(spec.name, key, _decoded(spec, opened(), train))
+        return restore(key, train) or keep(spec.name, key, _decoded(spec, opened(), train, told))
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,25 @@ def _open(spec: DataSpec) -> _Opened:
     return _Opened(source, split_rows(spec, source.labels, source.holdout, generator))
 
 
-def _decoded(spec: DataSpec, opened: _Opened, train: Split | None = None) -> Data:
+def _decoded(
+    spec: DataSpec,
+    opened: _Opened,
+    train: Split | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> Data:
     """All splits decoded, but for a training split that is given."""
     source = opened.source
     rows = {name: place for name, place in opened.rows.items() if train is None or name != "train"}
-    check_memory(spec.name, sum(len(indices) for _, indices in rows.values()), source.image_bytes)
-    read = {name: _read(spec.name, source, part, indices) for name, (part, indices) in rows.items()}
+    total = sum(len(indices) for _, indices in rows.values())
+    check_memory(spec.name, total, source.image_bytes)
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        told(done, total)
+
+    read = {name: _read(spec.name, source, part, indices, more) for name, (part, indices) in rows.items()}
     splits = {name: split for name, (split, _) in read.items()}
     data = Data(
         train=train if train is not None else splits["train"],
@@ -103,9 +118,9 @@ def _decoded(spec: DataSpec, opened: _Opened, train: Split | None = None) -> Dat
     return data
 
 
-def _read(name: str, source: Source, part: str, rows: torch.Tensor) -> tuple[Split, str]:
+def _read(name: str, source: Source, part: str, rows: torch.Tensor, told: Told) -> tuple[Split, str]:
     """The split of those images that can be used, and what is said of the others."""
-    images, faults = source.read(part, rows)
+    images, faults = source.read(part, rows, told)
     sentence = tolerate(name, list(faults.values()), len(rows))
     if faults:
         places = [place for place in range(len(rows)) if place not in faults]

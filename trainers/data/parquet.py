@@ -19,7 +19,7 @@ import torch
 from layers.errors import OvertoneError, UsageError
 from trainers.data.arrowfile import ArrowRows, open_rows, write_rows
 from trainers.data.cache import cache_key
-from trainers.data.decode import decode_all, decode_one
+from trainers.data.decode import Told, decode_all, decode_one
 from trainers.data.listing import FileList, content_of, list_files, sizes_of
 from trainers.data.shards import Shard, declared_classes, encoded_batches, open_shards, read_labels, reading
 from trainers.data.sources import Source
@@ -99,9 +99,9 @@ def parquet_source(folder: str) -> Source:
     classes = declared_classes(shards["train"][0]) or max(labels["train"].tolist(), default=-1) + 1
     first = _first_image(folder, shards["train"])
 
-    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+    def read(part: str, rows: torch.Tensor, told: Told = lambda count: None) -> tuple[torch.Tensor, dict[int, str]]:
         out = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
-        return out, dict(fault for shard in shards[part] for fault in _fill(out, shard, rows))
+        return out, dict(fault for shard in shards[part] for fault in _fill(out, shard, rows, told))
 
     def stream(rows: torch.Tensor, listing: FileList) -> StreamedImages:
         encoded = ParquetImages(folder=os.path.abspath(folder), shards=sizes_of(listing, "train"))
@@ -123,7 +123,7 @@ def _first_image(folder: str, shards: list[Shard]) -> torch.Tensor:
     raise OvertoneError(f"none of the training images of 'parquet:{folder}' can be decoded.")
 
 
-def _fill(out: torch.Tensor, shard: Shard, rows: torch.Tensor) -> Iterator[tuple[int, str]]:
+def _fill(out: torch.Tensor, shard: Shard, rows: torch.Tensor, told: Told) -> Iterator[tuple[int, str]]:
     """Decode into out those of the rows that this file holds; yields places and what is wrong, with file and row."""
     for group, first, count in shard.groups():
         places = ((rows >= first) & (rows < first + count)).nonzero().squeeze(1)
@@ -133,7 +133,7 @@ def _fill(out: torch.Tensor, shard: Shard, rows: torch.Tensor) -> Iterator[tuple
             table = shard.file.read_row_group(group, columns=[shard.column])
         found = table.take(pa.array((rows[places] - first).numpy())).column(0).to_pylist()
         images = dict(zip(places.tolist(), found, strict=True))
-        faults = decode_all(out, list(images), partial(_encoded_at, images))
+        faults = decode_all(out, list(images), partial(_encoded_at, images), told=told)
         for place, fault in faults.items():
             row = int(rows[place]) - shard.first_row
             yield place, f"{shard.path.name} row {row} ({(images[place] or {}).get('path')!r}) {fault}"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from layers.errors import OvertoneError
+from trainers.data.decode import Told
 from trainers.data.listing import FileList
 from trainers.data.splits import balanced_order
 from trainers.data.stream import StreamedImages
@@ -29,9 +30,9 @@ class Source:
     classes: int
     image_bytes: int
     """Of one decoded image, C x H x W."""
-    read: Callable[[str, torch.Tensor], tuple[torch.Tensor, dict[int, str]]]
+    read: Callable[[str, torch.Tensor, Told], tuple[torch.Tensor, dict[int, str]]]
     """From a part and rows (k,) of it, in any order, to uint8 images (k, C, H, W) and, by their place among the k,
-    what is wrong with those that cannot be used ('FILE is empty')."""
+    what is wrong with those that cannot be used ('FILE is empty'). Images that were encoded are told of."""
     stream: Callable[[torch.Tensor, FileList], StreamedImages] | None = None
     """From rows (n,) of the training part, and the files of the set, to images that stay encoded until they are read;
     None for a set that is in memory anyway."""
@@ -70,7 +71,7 @@ def digits_source(generator: torch.Generator) -> Source:
         labels={part: labels[rows] for part, rows in parts.items()},
         classes=10,
         image_bytes=64,
-        read=lambda part, rows: (images[parts[part][rows]], {}),
+        read=lambda part, rows, *_: (images[parts[part][rows]], {}),
         holdout=0.25,
         mean=_DIGITS_MEAN,
         std=_DIGITS_STD,
@@ -95,7 +96,7 @@ def cifar10_source(folder: str) -> Source:
         labels={part: torch.tensor(found.targets, dtype=torch.int64) for part, found in parts.items()},
         classes=10,
         image_bytes=3 * 32 * 32,
-        read=lambda part, rows: (images[part][rows].contiguous(), {}),
+        read=lambda part, rows, *_: (images[part][rows].contiguous(), {}),
     )
 
 

@@ -31,7 +31,7 @@ def numbered_source(train: int, test: int, classes: int = 5, seed: int = 0, bad=
     labels = {"train": torch.randint(classes, (train,), generator=generator)}
     labels["test"] = torch.randint(classes, (test,), generator=generator)
 
-    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+    def read(part: str, rows: torch.Tensor, *_) -> tuple[torch.Tensor, dict[int, str]]:
         images = torch.zeros(len(rows), 3, 2, 2, dtype=torch.uint8)
         images[:, 0, 0, 0], images[:, 0, 0, 1] = rows // 256, rows % 256
         images[:, 1] = 1 if part == "train" else 2
@@ -180,7 +180,7 @@ def test_labels_and_splits_that_cannot_be_used(monkeypatch, source, match):
 
 
 def test_a_set_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
-    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+    def read(part: str, rows: torch.Tensor, *_) -> tuple[torch.Tensor, dict[int, str]]:
         raise AssertionError("nothing must be decoded")
 
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: source_with(image_bytes=10**15, read=read))
@@ -231,6 +231,16 @@ def test_data_dir_reaches_torchvision(monkeypatch):
     assert seen == ["elsewhere"]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "imagefolder"])
+def test_who_waits_is_told_how_many_images_are_decoded(kind, request):
+    folder = request.getfixturevalue({"parquet": "parquet_set", "imagefolder": "image_folder"}[kind])
+    spec, heard = DataSpec(name=f"{kind}:{folder}"), []
+    data = load_data(spec, lambda done, total: heard.append((done, total)))
+    assert heard[-1] == (sum(len(split) for split in (data.train, data.val, data.test)),) * 2
+    assert [done for done, _ in heard] == sorted({done for done, _ in heard})
+    load_data(spec, lambda *_: pytest.fail("nothing is decoded a second time"))
+
+
 def test_folders_reach_their_readers():
     with pytest.raises(UsageError, match="'/no/such' of dataset 'parquet:/no/such' does not exist"):
         load_data(DataSpec(name="parquet:/no/such"))
@@ -248,7 +258,7 @@ def test_image_size_reaches_the_folder_reader(monkeypatch, asked, side):
 
 
 def test_all_grey_colour_images_become_one_plane_that_is_never_mirrored(monkeypatch):
-    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+    def read(part: str, rows: torch.Tensor, *_) -> tuple[torch.Tensor, dict[int, str]]:
         return rows.to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 2, 2), {}
 
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: source_with(read=read))
@@ -259,7 +269,7 @@ def test_all_grey_colour_images_become_one_plane_that_is_never_mirrored(monkeypa
 
 
 def test_one_coloured_image_keeps_three_planes(monkeypatch):
-    def read(part: str, rows: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+    def read(part: str, rows: torch.Tensor, *_) -> tuple[torch.Tensor, dict[int, str]]:
         images = rows.to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
         images[rows == 7, 2, 1, 1] = 99
         return images, {}
