@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from layers import UsageError
 from spaces.zoo import CifarResNet, CifarVGG16
 
-__all__ = ["RESNET_DEPTHS", "build_model", "is_factory"]
+__all__ = ["RESNET_DEPTHS", "build_model", "is_factory", "without_auxiliary"]
 
 RESNET_DEPTHS = (8, 20, 32, 44, 56)
+_AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+"""Torchvision's networks with classifiers for training alone, which are left away, by the names of their tensors. Both
+turn ImageNet's normalisation of images into their own, as their published weights need it."""
 
 
 def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
@@ -33,8 +36,14 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
         raise UsageError(_unknown(name, torchvision.models.list_models(module=torchvision.models)))
     if channels != 3:
         raise UsageError(f"model (={name!r}) takes images of 3 channels, the data have {channels}.")
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    plain = {"aux_logits": False, "transform_input": True, "init_weights": True} if name in _AUXILIARY else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **plain)
     return model
+
+
+def without_auxiliary(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without those of a network's tensors that `build_model` leaves away."""
+    return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY.get(name, ()))}
 
 
 def is_factory(name: str) -> bool:

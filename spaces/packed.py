@@ -33,6 +33,7 @@ from layers import (
     unpack_state,
 )
 from spaces.card import PACKED_VERSION, decode_card, decode_forms, encode_card
+from spaces.files import write_whole
 from spaces.models import is_factory
 from spaces.outline import allocate, outline, packed_bytes, put_in_form
 
@@ -46,13 +47,10 @@ def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -
     """
     path = Path(path)
     text = encode_card(card, {name: layer.form for name, layer in compressed_layers(model).items()})
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = safetensors.torch.save({"packed": join_state(pack_state(model))}, {"overtone": text})
     try:
-        scratch.write_bytes(safetensors.torch.save({"packed": join_state(pack_state(model))}, {"overtone": text}))
-        os.replace(scratch, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
+        write_whole(path, lambda scratch: scratch.write_bytes(content))
+    except OSError as error:
         raise OvertoneError(f"The packed model cannot be written to {path}: {error}.") from error
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from layers import OvertoneError, UsageError
+from spaces.files import write_whole
+from spaces.models import without_auxiliary
 
 __all__ = ["load_weights", "save_weights", "state_sha256"]
 
@@ -27,6 +27,7 @@ def load_weights(model: nn.Module, source: str, *, name: str) -> None:
     `OvertoneError` where it cannot be read or downloaded.
     """
     state = _read_file(Path(source)) if Path(source).is_file() else _read_torchvision(name, source)
+    state = without_auxiliary(name, state)
     wanted = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     for key, value in wanted.items():
         if key not in state:
@@ -43,15 +44,12 @@ def load_weights(model: nn.Module, source: str, *, name: str) -> None:
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
     """Write the model's state dict as safetensors, all or nothing; equal states and metadata give equal files."""
     path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    content = safetensors.torch.save(state, {"overtone": json.dumps(dict(metadata))})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(safetensors.torch.save(state, {"overtone": json.dumps(dict(metadata))}))
-        os.replace(scratch, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
+        write_whole(path, lambda scratch: scratch.write_bytes(content))
+    except OSError as error:
         raise OvertoneError(f"Weights cannot be written to {path}: {error}.") from error
 
 

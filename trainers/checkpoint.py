@@ -6,9 +6,7 @@ metadata's one key, `overtone`, is JSON: the format's version, what identifies t
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import safetensors.torch
 import torch
 
 from layers.errors import OvertoneError, UsageError
+from spaces.files import write_whole
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -38,14 +37,11 @@ def write_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str
         for key, tensor in group.items()
     }
     about = {"version": _VERSION, "identity": dict(identity), "groups": list(groups), "plain": plain}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(about)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, scratch, {"overtone": json.dumps(about)})
-        os.replace(scratch, path)
+        write_whole(path, lambda scratch: safetensors.torch.save_file(tensors, scratch, {"overtone": text}))
     except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
         raise OvertoneError(f"The checkpoint cannot be written to {path}: {error}.") from error
 
 
@@ -58,18 +54,19 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         tensors = safetensors.torch.load_file(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {})["overtone"])
-        version, known, state = about["version"], about["identity"], dict(about["plain"])
+        version, known, state = about["version"], dict(about["identity"]), dict(about["plain"])
         for name in about["groups"]:
             state[name] = {key.partition("/")[2]: v for key, v in tensors.items() if key.startswith(f"{name}/")}
     except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise OvertoneError(f"{path} is not a checkpoint that can be read; delete it to begin anew.") from error
     if version != _VERSION:
         raise OvertoneError(f"{path} is a checkpoint of version {version!r}, this Overtone reads {_VERSION}.")
-    for name, value in json.loads(json.dumps(dict(identity))).items():
-        if known.get(name) != value:
+    given = json.loads(json.dumps(dict(identity)))
+    for name in {**given, **known}:  # a name that one of both has not tells them apart too
+        if known.get(name) != given.get(name):
             raise UsageError(
-                f"{path} is the checkpoint of a training with {name} {known.get(name)!r}, {value!r} was given; "
-                f"delete it to begin anew."
+                f"{path} is the checkpoint of a training with {name} {known.get(name)!r}, {given.get(name)!r} was "
+                f"given; delete it to begin anew."
             )
     return state
 

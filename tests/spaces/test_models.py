@@ -2,10 +2,11 @@ import sys
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from layers import UsageError
-from spaces import build_model
+from spaces import build_model, load_weights
 from spaces.models import is_factory
 
 
@@ -85,3 +86,18 @@ def test_initial_weights_come_from_pytorchs_generator():
             states.append(build_model("resnet8", classes=4, channels=3).conv1.weight)
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize(("name", "part"), [("googlenet", "aux1"), ("inception_v3", "AuxLogits")])
+def test_classifiers_for_training_alone_are_left_away(name, part, tmp_path):
+    model = build_model(name, classes=6, channels=3)
+    assert not any(key.startswith(part) for key in model.state_dict())
+    published = torchvision.models.get_model(name, weights=None, num_classes=6, init_weights=False)
+    assert any(key.startswith(part) for key in published.state_dict())
+    torch.save(published.state_dict(), tmp_path / "w.pt")
+    load_weights(model, str(tmp_path / "w.pt"), name=name)
+    published.transform_input = True  # as torchvision sets it for its own weights
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), published.eval()(images))
+    assert model.train()(images).shape == (2, 6)

@@ -43,9 +43,11 @@ def test_another_trainings_checkpoint_is_refused(tmp_path):
         read_checkpoint(tmp_path / "c", {**IDENTITY, "seed": 1})
     with pytest.raises(UsageError, match=r"with lr None, 0.1 was given"):
         read_checkpoint(tmp_path / "c", {**IDENTITY, "lr": 0.1})
+    with pytest.raises(UsageError, match=r"with seed 0, None was given"):
+        read_checkpoint(tmp_path / "c", {name: IDENTITY[name] for name in ("model", "step_at")})
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "no json", "missing"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "no json", "no identity", "missing"])
 def test_a_damaged_file_is_one_sentence(tmp_path, damage):
     path = tmp_path / "c"
     write_checkpoint(path, IDENTITY, STATE)
@@ -57,6 +59,9 @@ def test_a_damaged_file_is_one_sentence(tmp_path, damage):
         safetensors.torch.save_file({"x": torch.ones(1)}, path)
     elif damage == "no json":
         safetensors.torch.save_file({"x": torch.ones(1)}, path, {"overtone": "{"})
+    elif damage == "no identity":
+        about = {"version": 1, "identity": [1], "groups": [], "plain": {}}
+        safetensors.torch.save_file({"x": torch.ones(1)}, path, {"overtone": json.dumps(about)})
     else:
         path.unlink()
     with pytest.raises(OvertoneError, match="c is not a checkpoint that can be read; delete it to begin anew"):
@@ -77,3 +82,22 @@ def test_what_cannot_be_written_leaves_the_last_one(tmp_path):
         write_checkpoint(tmp_path / "folder", {}, {"done": 2})
     assert sorted(os.listdir(tmp_path)) == ["c", "folder"]
     assert read_checkpoint(tmp_path / "c", {})["done"] == 1
+
+
+@pytest.mark.parametrize("end", ["full", "interrupted"])
+def test_a_write_that_ends_early_leaves_the_last_one_and_nothing_else(tmp_path, full_disk, monkeypatch, end):
+    write_checkpoint(tmp_path / "c", {}, {"done": 1})
+    large = {"done": 2, "model": {"x": torch.zeros(100_000)}}
+    if end == "full":
+        with full_disk(), pytest.raises(OvertoneError, match=r"cannot be written to .*File too large"):
+            write_checkpoint(tmp_path / "c", {}, large)
+    else:
+        monkeypatch.setattr("os.fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(tmp_path / "c", {}, large)
+    assert os.listdir(tmp_path) == ["c"]
+    assert read_checkpoint(tmp_path / "c", {})["done"] == 1
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt

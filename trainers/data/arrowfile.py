@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from trainers.data.cache import CACHE_VERSION, cached_path, write_whole
+from trainers.data.cache import CACHE_VERSION, cached_path, write_cached_file
 
 __all__ = ["ArrowRows", "open_rows", "write_rows"]
 
@@ -54,7 +54,7 @@ def write_rows(key: str, batches: Iterable[pa.BinaryArray]) -> None:
             for batch in batches:
                 file.write_batch(pa.record_batch([batch], schema=schema))
 
-    write_whole(cached_path(key, "arrow"), write)
+    write_cached_file(cached_path(key, "arrow"), write)
 
 
 def _card(key: str) -> dict[str, object]:

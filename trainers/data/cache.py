@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
@@ -22,6 +21,8 @@ import safetensors.torch
 import torch
 from filelock import FileLock
 
+from spaces.files import write_whole
+
 __all__ = [
     "CACHE_VERSION",
     "cache_folder",
@@ -30,7 +31,7 @@ __all__ = [
     "one_at_a_time",
     "read_cached",
     "write_cached",
-    "write_whole",
+    "write_cached_file",
 ]
 
 CACHE_VERSION = 1
@@ -84,7 +85,7 @@ def write_cached(key: str, tensors: Mapping[str, torch.Tensor], card: Mapping[st
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
 
-    write_whole(cached_path(key, "safetensors"), write)
+    write_cached_file(cached_path(key, "safetensors"), write)
 
 
 @contextmanager
@@ -98,23 +99,11 @@ def one_at_a_time(*asked: object) -> Iterator[None]:
         yield
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside the path, which then takes its name; a failure leaves nothing.
-
-    What dead writers left here a day ago or earlier is deleted.
-    """
+def write_cached_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file of the cache whole; what dead writers left there a day ago or earlier is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        write(scratch)
-        with open(scratch, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise
+    write_whole(path, write)
 
 
 def _sweep(folder: Path) -> None:

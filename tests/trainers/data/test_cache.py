@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from trainers.data import cache
-from trainers.data.cache import cache_folder, cache_key, cached_path, read_cached, write_cached, write_whole
+from trainers.data.cache import cache_folder, cache_key, cached_path, read_cached, write_cached, write_cached_file
 
 KEY = cache_key("this")
 
@@ -140,7 +140,7 @@ def test_a_file_that_does_not_fit_leaves_nothing(full_disk, folder, generator):
 def test_whoever_writes_at_the_same_time_the_file_is_whole(folder):
     wanted = [bytes([number]) * 200_000 for number in range(4)]
     path, wrong, over = folder / "entry", [], threading.Event()
-    write_whole(path, lambda scratch: scratch.write_bytes(wanted[0]))
+    write_cached_file(path, lambda scratch: scratch.write_bytes(wanted[0]))
 
     def watch():
         while not over.is_set():
@@ -149,7 +149,7 @@ def test_whoever_writes_at_the_same_time_the_file_is_whole(folder):
 
     def put(content):
         for _ in range(10):
-            write_whole(path, lambda scratch: scratch.write_bytes(content))
+            write_cached_file(path, lambda scratch: scratch.write_bytes(content))
 
     threads = [threading.Thread(target=put, args=(content,)) for content in wanted]
     watcher = threading.Thread(target=watch)
