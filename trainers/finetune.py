@@ -32,6 +32,8 @@ from trainers.threads import step_threads, threads
 
 __all__ = ["Epoch", "Finetuning", "Schedule"]
 
+_NO_MEMORY = "DefaultCPUAllocator: "
+"""What a CPU's allocator says first; it has no error of its own."""
 _CHECK_EVERY = 50  # steps between looks at the losses: a look makes a GPU wait
 
 
@@ -77,6 +79,7 @@ class Finetuning:
     ) -> None:
         if epochs < 1:
             raise UsageError(f"epochs (={epochs}) must be at least 1.")
+        schedule.check_length(epochs)
         if schedule.distillation and teacher is None:
             raise UsageError(f"distillation (={schedule.distillation}) needs a teacher.")
         self.device = torch.device(device)
@@ -136,10 +139,13 @@ class Finetuning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; the state must be that of an equal model and schedule."""
+        """Go on from there; the state must be that of an equal model (UsageError) and schedule."""
         self.done, self.pieces = state["done"], state["pieces"]
         self._prune(self.done)
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise UsageError("the checkpoint is of another network; delete it to begin anew.") from error
         weights = [weight for group in self._optimiser.param_groups for weight in group["params"]]
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in state["optimiser"].items():
@@ -165,6 +171,8 @@ class Finetuning:
                     group["lr"] = rates[step]
                 self._prune(self.done + step / len(batches))
                 losses[step] = self._step(images, labels, generator)
+                if self._average is not None:
+                    self._average.update(self.model, self.done * len(batches) + step)
                 if (step + 1) % _CHECK_EVERY == 0 or step + 1 == len(batches):
                     _check(losses, number)
         sizes = torch.tensor([len(batch) for batch in batches], device=self.device)
@@ -179,8 +187,6 @@ class Finetuning:
             images = images.contiguous(memory_format=torch.channels_last)
         loss = self._gradients(images, targets)
         self._optimiser.step()
-        if self._average is not None:
-            self._average.update(self.model)
         return loss
 
     def _gradients(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -192,7 +198,8 @@ class Finetuning:
             if self.pieces > len(images) // 4:
                 raise OvertoneError(f"{self.device} has no memory for {len(images)} images in {self.pieces} pieces.")
             self.pieces *= 2
-            self._graphed = self.model  # whose recorded passes would keep their memory, and serve whole batches alone
+            self._graphed = self.model  # recorded passes would keep their memory, and serve whole batches alone
+            self._loss.forget_graphs()
             torch.cuda.empty_cache()
 
     def _gradients_in_pieces(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
@@ -207,8 +214,10 @@ class Finetuning:
                 loss = loss * (len(part) / len(images))
                 loss.backward()
                 total += loss.detach()
-        except torch.OutOfMemoryError:
-            return None
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY in str(error):
+                return None
+            raise
         return total
 
     def _prune(self, done: float) -> None:

@@ -27,9 +27,14 @@ class Loss:
     def __init__(self, schedule: Schedule, teacher: nn.Module | None, device: torch.device) -> None:
         self.smoothing, self.share = schedule.label_smoothing, schedule.distillation
         self.teacher: Passes | None = None
+        self._unrecorded: nn.Module | None = None
         if teacher is not None and self.share:
-            own = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
-            self.teacher = graphed(own, device)
+            self._unrecorded = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
+            self.teacher = graphed(self._unrecorded, device)
+
+    def forget_graphs(self) -> None:
+        """Give back what the teacher's recorded passes hold; it runs unrecorded from now on."""
+        self.teacher = self._unrecorded
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Of logits (n, classes) in float32 for normalised images and their labels (n,) or shares (n, classes)."""

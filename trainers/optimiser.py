@@ -13,13 +13,17 @@ __all__ = ["WeightAverage", "forget_weights", "make_optimiser"]
 
 
 def make_optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """The schedule's optimiser over what is trained; vectors (norms, biases) and transforms are not decayed."""
+    """The schedule's optimiser over what is trained.
+
+    Decayed is not what has one number for each channel (norms, biases, scales), nor transforms.
+    """
     layers = [layer for layer in compressed_layers(model).values() if isinstance(layer, CompressedConv2d)]
     transforms = {layer.transforms() for layer in layers}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
+    decayed = {w for w in trained if w.dim() > 1 and w[0].numel() > 1} - transforms
     groups = [
-        {"params": [w for w in trained if w.dim() > 1 and w not in transforms], "weight_decay": schedule.weight_decay},
-        {"params": [w for w in trained if w.dim() <= 1 or w in transforms], "weight_decay": 0.0},
+        {"params": [w for w in trained if w in decayed], "weight_decay": schedule.weight_decay},
+        {"params": [w for w in trained if w not in decayed], "weight_decay": 0.0},
     ]
     if schedule.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999), fused=True)
@@ -38,18 +42,20 @@ def forget_weights(optimiser: torch.optim.Optimizer, weights: Sequence[nn.Parame
 class WeightAverage:
     """The exponentially moving average of a model's weights and of its norms' statistics.
 
-    `keep` is the share of the average that a step leaves; counts and indices are the model's own.
+    `keep` is the share of the average that a step leaves, at most (1 + n) / (10 + n) after n steps, so that the start
+    is forgotten in short trainings too; counts and indices are the model's own.
     """
 
     def __init__(self, model: nn.Module, keep: float) -> None:
         self.keep, self.model = keep, copy.deepcopy(model)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take up the model's state after a step."""
+    def update(self, model: nn.Module, steps: int) -> None:
+        """Take up the model's state after a step; so many were before it."""
+        keep = min(self.keep, (1 + steps) / (10 + steps))
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         smooth = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in smooth], [value for _, value in smooth], 1 - self.keep)
+        torch._foreach_lerp_([mean for mean, _ in smooth], [value for _, value in smooth], 1 - keep)
         for mean, value in pairs:
             if not mean.is_floating_point():
                 mean.copy_(value)

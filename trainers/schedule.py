@@ -25,7 +25,7 @@ _FIRST = ("lr", "momentum", "nesterov", "weight_decay", "batch_size", "shape", "
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Settings of training. Norms, biases, whatever else is a vector, and templates' transforms are not decayed."""
+    """Settings of training. Norms, biases, whatever else has a number a channel, and transforms are not decayed."""
 
     lr: float = 1e-2
     """Highest learning rate."""
@@ -54,7 +54,8 @@ class Schedule:
     warm_up: float = 0.0
     """Epochs over which the learning rate first grows linearly from 0; 'one-cycle' rises by itself."""
     ema: float = 0.0
-    """Share of the averaged weights that each step keeps (0.999, say): these are then measured and kept; 0 is off."""
+    """Share of the averaged weights that each step keeps (0.999, say), less at first: these are then measured and
+    kept; 0 is off."""
     mixup: float = 0.0
     """Alpha of MixUp (Zhang et al. 2018), 0 is off; with cutmix one of the two is drawn for each batch."""
     cutmix: float = 0.0
@@ -83,6 +84,8 @@ class Schedule:
         for name, allowed in _NAMES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} (={getattr(self, name)!r}) must be one of {', '.join(allowed)}.")
+        if not isinstance(self.nesterov, bool):
+            raise UsageError(f"nesterov (={self.nesterov!r}) must be true or false.")
         if self.nesterov and not (self.momentum and self.optimiser == "sgd"):
             raise UsageError(f"nesterov (={self.nesterov}) needs sgd with a momentum above 0.")
         if self.optimiser == "adamw" and self.momentum >= 1:
@@ -107,6 +110,15 @@ class Schedule:
         """What tells this schedule from others; settings newer than the first ones count where they are made use of."""
         default = {field.name: field.default for field in fields(self)}
         return {name: v for name, v in asdict(self).items() if name in _FIRST or v != default[name]}
+
+    def check_length(self, epochs: int) -> None:
+        """Raise UsageError where so many epochs (0: none are trained) would be nothing but warm-up."""
+        if epochs and self.warm_up >= epochs:
+            raise UsageError(f"warm_up (={self.warm_up:g}) must be below the {epochs} epochs.")
+
+    def never_falls(self, epochs: int) -> bool:
+        """Whether the learning rate was to fall by steps, of which none is within so many epochs."""
+        return self.shape == "step" and bool(self.step_at) and 0 < epochs <= self.step_at[0]
 
     def lr_at(self, done: float, epochs: int) -> float:
         """Learning rate of a step before which `done` epochs (a fraction, 0 <= done < epochs) were done."""

@@ -49,12 +49,16 @@ class TrialSpec:
     """Whether latency is measured too; not part of the identity."""
 
     def __post_init__(self) -> None:
+        for name in ("model", "weights", "weights_sha256", "data_fingerprint"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} (={getattr(self, name)!r}) must be a text.")
         if self.start not in STARTS:
             raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
         if self.saliency not in SALIENCIES:
             raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}.")
         if not isinstance(self.epochs, int) or self.epochs < 0:
             raise UsageError(f"epochs (={self.epochs}) must be a whole number of at least 0.")
+        self.schedule.check_length(self.epochs)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UsageError(f"seed (={self.seed}) must be a whole number of at least 0 and below 2**63.")
 
@@ -99,6 +103,8 @@ class TrialSpec:
     def from_json(cls, data: Mapping[str, Any]) -> TrialSpec:
         """Read a spec; `UsageError` names what is missing, unknown or not allowed."""
         known = {f.name for f in fields(cls)}
+        if not isinstance(data, Mapping):
+            raise UsageError(f"spec (={data!r}) must be a mapping of {', '.join(sorted(known))}.")
         unknown = sorted(set(data) - known)
         if unknown:
             raise UsageError(f"spec has the key {unknown[0]!r}, allowed are {', '.join(sorted(known))}.")

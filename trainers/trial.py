@@ -86,11 +86,11 @@ class Trial:
         self.spec, self.data, self.network, self.device = spec, data, network, torch.device(device)
         self._spec_digest, self._config_digest = spec.digest(network), network.digest(spec.config)
         self._cost = network.cost(spec.config)
+        state = None if resume_from is None else read_checkpoint(resume_from, spec.identity(network))
+        begun = time.perf_counter()
         saliency = self._saliency(baseline)
         self.model = compress_model(baseline, network.forms(spec.config), saliency)
-        state = None if resume_from is None else read_checkpoint(resume_from, spec.identity(network))
         if state is None:
-            begun = time.perf_counter()
             begin(spec.start, self.model, baseline, data, seed=spec.seed, device=self.device)
             self._compress_s = time.perf_counter() - begun
             begun = time.perf_counter()
@@ -255,14 +255,18 @@ def main() -> int:
     warnings.simplefilter("always", OvertoneWarning)
     warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
     try:
-        spec = TrialSpec.from_json(json.loads(arguments.spec.read_text()))
-        result = _run(spec, arguments.device, arguments.out, arguments.checkpoint)
-    except (OSError, json.JSONDecodeError) as error:
+        given = json.loads(arguments.spec.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         print(f"spec (={arguments.spec}) must be a readable JSON file; {error}.", file=sys.stderr)
         return 2
+    try:
+        result = _run(TrialSpec.from_json(given), arguments.device, arguments.out, arguments.checkpoint)
     except OvertoneError as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        print(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the checkpoint, where one is named.", file=sys.stderr)
         return 1

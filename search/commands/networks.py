@@ -69,7 +69,7 @@ def inspect(
         raise UsageError(f"pruning_rate (={pruning_rate}) goes with --png, and with --filters or without.")
     if pruning_rate is None and (filters is None) != (png is None):
         raise UsageError(f"filters (={filters!r}) and png (={png and str(png)!r}) must be given together.")
-    settings = options.read_schedule(schedule, None, batch_size=batch_size, precision=precision)
+    settings = options.read_schedule(schedule, None, epochs=epochs, batch_size=batch_size, precision=precision)
     where = parse_device(device)
     data, images, validation, (shape, count) = None, 0, 0, usual_shape(model)
     if dataset is not None:
@@ -156,7 +156,9 @@ def train(
     from trainers.baseline import random_network, save_trained, train_baseline
     from trainers.pruning import keep_pruned
 
-    settings = options.read_schedule(schedule, setting, lr=lr, batch_size=batch_size, shape=shape, precision=precision)
+    settings = options.read_schedule(
+        schedule, setting, epochs=epochs, lr=lr, batch_size=batch_size, shape=shape, precision=precision
+    )
     spec = DataSpec(
         name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from, stream=stream
     )

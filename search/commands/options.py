@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import yaml
 
-from layers import UsageError
+from layers import OvertoneWarning, UsageError
 from spaces import Network, NetworkConfig, presets
 from spaces.blocks import Granularity
 from trainers.schedule import PRESETS, Schedule
@@ -149,7 +150,9 @@ Settings = Annotated[
         f"{', '.join(SETTINGS)}.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is drawn at random.", show_default=True)
+]
 Store = Annotated[str, typer.Option(help="Where studies are kept: a folder, NFS, or s3://bucket/prefix.")]
 Study = Annotated[str, typer.Option(help="Name of the study.")]
 Keep = Annotated[
@@ -251,8 +254,11 @@ def parse_image(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def read_schedule(preset: str, settings: Sequence[str] | None, **given: Any) -> Schedule:
-    """The preset with what was given in its place (`None` was not), and the settings, each `NAME=VALUE`."""
+def read_schedule(preset: str, settings: Sequence[str] | None, *, epochs: int, **given: Any) -> Schedule:
+    """The preset with what was given in its place (`None` was not), and the settings, each `NAME=VALUE`.
+
+    Warns of one that does not do within so many epochs what it is for.
+    """
     if preset not in PRESETS:
         raise UsageError(f"schedule (={preset!r}) must be one of {', '.join(PRESETS)}.")
     changes = {name: value for name, value in given.items() if value is not None}
@@ -261,7 +267,12 @@ def read_schedule(preset: str, settings: Sequence[str] | None, **given: Any) -> 
         if name not in SETTINGS:
             raise UsageError(f"setting (={setting!r}) must be NAME=VALUE, with a name of {', '.join(SETTINGS)}.")
         changes[name] = _parse_setting(name, text, getattr(Schedule(), name))
-    return replace(PRESETS[preset], **changes)
+    schedule = replace(PRESETS[preset], **changes)
+    schedule.check_length(epochs)
+    if schedule.never_falls(epochs):
+        said = f"the learning rate would first fall after epoch {schedule.step_at[0]:g}; within {epochs} it never does."
+        warnings.warn(said, OvertoneWarning, stacklevel=2)
+    return schedule
 
 
 def _parse_setting(name: str, text: str, like: Any) -> Any:

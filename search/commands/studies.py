@@ -131,7 +131,14 @@ def search(
         space=options.read_space(space),
         minimum_templates=minimum_templates,
         schedule=options.read_schedule(
-            schedule, setting, lr=lr, batch_size=batch_size, shape=shape, precision=precision, distillation=distillation
+            schedule,
+            setting,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            shape=shape,
+            precision=precision,
+            distillation=distillation,
         ),
         start=start,
         saliency=saliency,

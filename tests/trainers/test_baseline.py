@@ -65,7 +65,7 @@ def test_a_compressed_network_trained_from_its_random_start_is_saved_packed(tmp_
     layout = Network.of(network(), (1, 8, 8))
     config = NetworkConfig(blocks={"layer3": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8)})
     model = compress_model(network(), layout.forms(config))
-    schedule = replace(PRESETS["templates-imagenet"], batch_size=16)
+    schedule = replace(PRESETS["templates-imagenet"], batch_size=16, warm_up=0.5)
     (epoch,) = train_baseline(model, data, schedule, epochs=1, seed=0, device="cpu")
     save_trained(model, tmp_path / "m.safetensors", "resnet8", data, {"seed": 0})
     loaded = load_model(tmp_path / "m.safetensors")

@@ -10,12 +10,15 @@ from torch import nn
 
 from layers import LayerForm, compress_model
 from layers.errors import OvertoneError, UsageError
+from spaces import build_model
 from trainers.checkpoint import read_checkpoint, write_checkpoint
 from trainers.data import Data, Split
 from trainers.evaluate import evaluate
 from trainers.finetune import Finetuning, Schedule
+from trainers.loss import make_mixer
 
 MEAN, STD = (0.5,), (0.25,)
+LAST = torch.channels_last
 AT_REST = Schedule(lr=0.1, weight_decay=0.0, batch_size=16, shape="constant", precision="fp32")
 """One step from rest over 16 images: what it does can be written down."""
 
@@ -280,20 +283,29 @@ def test_a_batch_in_pieces_gives_the_same_gradients():
 class Narrow(nn.Module):
     """Has memory for so many images at a time in training."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, error: Exception | None = None) -> None:
         super().__init__()
         self.inner, self.room, self.sizes = network(norm=False), room, []
+        self.error = error or torch.OutOfMemoryError("no memory")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training:
             self.sizes.append(len(images))
             if len(images) > self.room:
-                raise torch.OutOfMemoryError("no memory")
+                raise self.error
         return self.inner(images)
 
 
-def test_where_memory_is_short_batches_are_cut_once_and_for_all():
-    model, found, schedule = Narrow(5), data(32), Schedule(lr=0.1, batch_size=16, precision="fp32")
+def cpu_error() -> Exception:
+    """What a CPU's allocator raises."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    return raised.value
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), cpu_error()])
+def test_where_memory_is_short_batches_are_cut_once_and_for_all(error):
+    model, found, schedule = Narrow(5, error), data(32), Schedule(lr=0.1, batch_size=16, precision="fp32")
     training = Finetuning(model, found, schedule, epochs=1, seed=0, device="cpu")
     list(training)
     assert training.pieces == 4
@@ -302,6 +314,22 @@ def test_where_memory_is_short_batches_are_cut_once_and_for_all():
     run(whole, found, schedule, epochs=1)
     for one, other in zip(model.inner.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_other_errors_of_a_step_are_not_taken_for_want_of_memory():
+    with pytest.raises(RuntimeError, match="something else"):
+        run(Narrow(5, RuntimeError("something else")), data(32), Schedule(batch_size=16))
+
+
+def test_a_training_goes_on_in_as_many_pieces_as_it_had_come_to():
+    found, schedule = data(32), Schedule(lr=0.1, batch_size=16, precision="fp32")
+    first = Finetuning(Narrow(5), found, schedule, epochs=2, seed=0, device="cpu")
+    next(iter(first))
+    model = Narrow(5)
+    second = Finetuning(model, found, schedule, epochs=2, seed=0, device="cpu")
+    second.load_state_dict(first.state_dict())
+    list(second)
+    assert model.sizes == [4] * 8
 
 
 def test_memory_that_never_suffices_is_told():
@@ -320,8 +348,9 @@ def test_the_average_of_the_weights_is_written_out_measured_and_kept():
     (plain, steps, _), (averaged, same_steps, curve) = models
     assert all(same(one, other) for one, other in zip(steps, same_steps, strict=True))  # it trains as without
     mean = steps[0]
-    for step in [*steps[1:], state(plain)]:
-        mean = {k: 0.5 * mean[k] + 0.5 * v if v.is_floating_point() else v for k, v in step.items()}
+    for number, step in enumerate([*steps[1:], state(plain)]):
+        keep = min(0.5, (1 + number) / (10 + number))
+        mean = {k: keep * mean[k] + (1 - keep) * v if v.is_floating_point() else v for k, v in step.items()}
     for name, value in averaged.state_dict().items():
         torch.testing.assert_close(value, mean[name], rtol=1e-5, atol=1e-6)
     assert curve[-1].val_loss == evaluate(averaged, found.val, mean=MEAN, std=STD, device="cpu").loss
@@ -521,3 +550,57 @@ def test_cuda_repeats_itself_bit_for_bit():
         list(Finetuning(model, data(augment="crop-flip"), Schedule(batch_size=16), epochs=3, seed=0, device="cuda"))
         states.append(state(model))
     assert same(*states)
+
+
+def test_an_average_forgets_the_start_in_a_short_training_too():
+    """The 14 steps here are far fewer than the thousand that 0.999 asks for."""
+    found, schedule = data(112), Schedule(lr=0.05, batch_size=16, precision="fp32")
+    plain, averaged = network(), network()
+    top1 = run(plain, found, schedule)[-1].val_top1
+    assert top1 > 0.5
+    assert run(averaged, found, replace(schedule, ema=0.999))[-1].val_top1 > top1 - 0.25
+    start, end = state(network())["6.weight"], state(plain)["6.weight"]
+    moved = (state(averaged)["6.weight"] - start).norm() / (end - start).norm()
+    assert 0.3 < moved < 1.1
+
+
+def test_mixup_and_cutmix_are_both_drawn_where_both_are_asked_for():
+    mixer = make_mixer(Schedule(mixup=1.0, cutmix=1.0), 4)
+    images, labels = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16), torch.arange(8) % 4
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mixed = [mixer(images, labels)[0] for _ in range(40)]
+    pasted = [bool((image == image.round()).all()) for image in mixed]  # CutMix takes pixels as they are
+    assert {True, False} == set(pasted)
+
+
+def test_branches_are_dropped_where_the_schedule_asks_for_it():
+    models = []
+    for rate in (0.0, 0.9):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            models.append(build_model("resnet8", classes=4, channels=1))
+        run(models[-1], data(32), Schedule(batch_size=16, drop_path=rate, precision="fp32"), epochs=1)
+    assert not same(state(models[0]), state(models[1]))
+
+
+def test_weights_and_activations_have_their_channels_last():
+    model, last = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 5, 3), *network()[4:6], nn.Linear(20, 4)), []
+    model[1].register_forward_pre_hook(lambda _, args: last.append(args[0].is_contiguous(memory_format=LAST)))
+    run(model, data(32), Schedule(batch_size=16), epochs=1)
+    assert all(last)
+    assert model[1].weight.is_contiguous(memory_format=LAST)
+
+
+def test_the_checkpoint_of_another_network_is_refused():
+    found, schedule = data(32), Schedule(batch_size=16)
+    first = Finetuning(network(), found, schedule, epochs=2, seed=0, device="cpu")
+    next(iter(first))
+    other = Finetuning(network(norm=False), found, schedule, epochs=2, seed=0, device="cpu")
+    with pytest.raises(UsageError, match=r"^the checkpoint is of another network; delete it to begin anew\.$"):
+        other.load_state_dict(first.state_dict())
+
+
+def test_a_schedule_that_is_all_warm_up_is_refused_before_a_step():
+    with pytest.raises(UsageError, match=r"warm_up \(=2\) must be below the 2 epochs"):
+        run(network(), data(32), Schedule(shape="cosine", warm_up=2.0), epochs=2)

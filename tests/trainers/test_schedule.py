@@ -96,3 +96,32 @@ def test_constant_is_constant():
 def test_wrong_values_are_named(wrong, match):
     with pytest.raises(UsageError, match=match):
         Schedule(**wrong)
+
+
+def test_the_presets_are_what_their_sources_and_the_readme_say():
+    """Costain & Prisacariu's appendix; Miles & Mikolajczyk, section 4; the rest is ours."""
+    convnext, templates, imagenet = (
+        PRESETS[name] for name in ("approxconv-convnext", "templates", "templates-imagenet")
+    )
+    assert (PRESETS["approxconv"].batch_size, PRESETS["approxconv"].optimiser) == (128, "sgd")
+    assert (convnext.lr, convnext.batch_size, convnext.shape, convnext.step_at) == (5e-5, 128, "step", (3.0,))
+    assert convnext.drop_path == 0.1
+    assert (templates.lr, templates.batch_size, templates.optimiser, templates.rotation) == (0.1, 128, "sgd", 15.0)
+    assert [templates.lr_at(epoch, 300) for epoch in (149, 150, 225)] == pytest.approx([0.1, 0.01, 0.001])
+    assert (imagenet.optimiser, imagenet.mixup, imagenet.cutmix, imagenet.warm_up) == ("adamw", 0.1, 1.0, 5.0)
+    assert (PRESETS["baseline"].lr, PRESETS["baseline"].nesterov, PRESETS["baseline"].shape) == (0.1, True, "one-cycle")
+
+
+def test_a_warm_up_that_leaves_no_epoch_is_refused():
+    imagenet = PRESETS["templates-imagenet"]
+    for epochs in (0, 6, 300):
+        imagenet.check_length(epochs)
+    with pytest.raises(UsageError, match=r"warm_up \(=5\) must be below the 5 epochs\."):
+        imagenet.check_length(5)
+
+
+def test_a_rate_whose_first_step_is_beyond_the_end_never_falls():
+    resnet = PRESETS["resnet"]
+    assert [resnet.never_falls(epochs) for epochs in (0, 1, 82, 83, 164)] == [False, True, True, False, False]
+    assert not Schedule(shape="step", step_at=()).never_falls(3)
+    assert not Schedule(step_at=(9.0,)).never_falls(3)

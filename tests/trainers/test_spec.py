@@ -127,3 +127,25 @@ def test_what_is_missing_is_named() -> None:
     del data["weights_sha256"]
     with pytest.raises(UsageError, match=r"spec cannot be read; .*weights_sha256"):
         TrialSpec.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": 5}, r"^model \(=5\) must be a text\.$"),
+        ({"weights": None}, r"^weights \(=None\) must be a text\.$"),
+        ({"schedule": {"nesterov": "false"}}, r"^nesterov \(='false'\) must be true or false\.$"),
+        ({"schedule": {"shape": "cosine", "warm_up": 9}}, r"^warm_up \(=9\) must be below the 5 epochs\.$"),
+        ({"schedule": 3}, r"^spec cannot be read; "),
+    ],
+)
+def test_values_of_the_wrong_kind_are_one_sentence(change, message):
+    given = {"model": "resnet8", "weights": "w", "weights_sha256": "0", "data_fingerprint": "0"}
+    assert TrialSpec.from_json(given).epochs == 5
+    with pytest.raises(UsageError, match=message):
+        TrialSpec.from_json({**given, **change})
+
+
+def test_what_is_no_mapping_is_no_spec():
+    with pytest.raises(UsageError, match=r"^spec \(=\[1\]\) must be a mapping of config, "):
+        TrialSpec.from_json([1])

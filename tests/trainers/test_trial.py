@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from layers import CompressedConv2d, UsageError, compress_model, compressed_layers
 from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, read_card, save_weights, state_sha256
+from trainers import trial as trial_module
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluate import evaluate
 from trainers.saliency import filter_saliency
@@ -219,6 +221,12 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(
     one, other = whole.result(), resumed.result()
     assert (one.val_loss, one.zero_shot_top1) == (other.val_loss, other.zero_shot_top1)
     assert other.compress_s == begun.result().compress_s
+    templates = dataclasses.replace(asked, saliency="gradient")
+    begun = Trial(templates, **where)
+    next(begun.epochs())
+    begun.checkpoint(tmp_path / "other")
+    with pytest.raises(UsageError, match="of a training with saliency 'gradient', None was given"):
+        Trial(asked, **where, resume_from=tmp_path / "other")
     with pytest.raises(UsageError, match="is the checkpoint of a training with seed 5, 6 was given"):
         Trial(dataclasses.replace(asked, seed=6), **where, resume_from=tmp_path / "c")
 
@@ -232,3 +240,28 @@ def test_the_command_goes_on_from_the_checkpoint_it_left(spec: TrialSpec, tmp_pa
     assert "going on" not in first.stderr
     assert "going on after epoch 2" in second.stderr
     assert json.loads(first.stdout)["curve"] == json.loads(second.stdout)["curve"]
+
+
+def test_each_phase_is_timed(spec, data, subject, monkeypatch) -> None:
+    """Each takes a tenth of a second longer here; the compression itself is a part of its phase."""
+    for name in ("compress_model", "begin", "evaluate"):
+        real = getattr(trial_module, name)
+        monkeypatch.setattr(trial_module, name, lambda *a, _real=real, **k: (time.sleep(0.1), _real(*a, **k))[1])
+    began = time.perf_counter()
+    found = _run(spec, data, subject).result()
+    took = time.perf_counter() - began
+    assert found.compress_s >= 0.2
+    assert found.evaluate_s >= 0.1
+    assert found.finetune_s == sum(epoch.seconds for epoch in found.curve) > 0
+    assert found.compress_s + found.evaluate_s + found.finetune_s <= took
+
+
+def test_filters_leave_gradually_where_the_schedule_says(spec, data, subject) -> None:
+    """At first nothing has left, so the first loss is that of the network whose filters are all its own."""
+    gradual = Schedule(lr=0.0, gradual_pruning=0.9, precision="fp32")
+    config = NetworkConfig(blocks={"layer3": BlockConfig(pruning_rate=0.75, transform="zero")})
+    losses = {}
+    for name, schedule in (("at once", Schedule(lr=0.0, precision="fp32")), ("gradual", gradual)):
+        asked = dataclasses.replace(spec, config=config, schedule=schedule, start="least_squares", epochs=1)
+        losses[name] = _run(asked, data, subject).curve[0].train_loss
+    assert losses["gradual"] != losses["at once"]
