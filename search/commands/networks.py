@@ -38,6 +38,8 @@ def inspect(
     schedule: options.SchedulePreset = "finetune",
     batch_size: options.BatchSize = None,
     precision: options.Precision = None,
+    distillation: options.Distillation = None,
+    setting: options.Settings = None,
     device: Annotated[str, typer.Option(help="Where a trial is to run: cpu, cuda or cuda:1.")] = default_device(),
     weights: Annotated[
         str | None,
@@ -69,7 +71,9 @@ def inspect(
         raise UsageError(f"pruning_rate (={pruning_rate}) goes with --png, and with --filters or without.")
     if pruning_rate is None and (filters is None) != (png is None):
         raise UsageError(f"filters (={filters!r}) and png (={png and str(png)!r}) must be given together.")
-    settings = options.read_schedule(schedule, None, epochs=epochs, batch_size=batch_size, precision=precision)
+    settings = options.read_schedule(
+        schedule, setting, epochs=epochs, batch_size=batch_size, precision=precision, distillation=distillation
+    )
     where = parse_device(device)
     data, images, validation, (shape, count) = None, 0, 0, usual_shape(model)
     if dataset is not None:

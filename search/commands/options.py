@@ -29,6 +29,7 @@ __all__ = [
     "CpusPerTrial",
     "DataDir",
     "Dataset",
+    "Distillation",
     "Epochs",
     "Filters",
     "FiltersFile",
@@ -141,6 +142,9 @@ BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
 Shape = Annotated[str | None, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")]
 Precision = Annotated[
     str | None, typer.Option(help="What training computes in: auto (bf16 where the device has it), bf16 or fp32.")
+]
+Distillation = Annotated[
+    float | None, typer.Option(help="Share of the loss, 0 to 1, that asks for the uncompressed network's outputs.")
 ]
 Settings = Annotated[
     list[str] | None,

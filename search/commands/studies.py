@@ -61,9 +61,7 @@ def search(
     batch_size: options.BatchSize = None,
     shape: options.Shape = None,
     precision: options.Precision = None,
-    distillation: Annotated[
-        float | None, typer.Option(help="Share of the loss, 0 to 1, that asks for the uncompressed network's outputs.")
-    ] = None,
+    distillation: options.Distillation = None,
     setting: options.Settings = None,
     start: Annotated[
         str,

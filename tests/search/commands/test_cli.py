@@ -71,6 +71,14 @@ def test_inspect_says_what_a_trial_takes(capsys: pytest.CaptureFixture[str]) -> 
     assert trial["seconds"] == trial["training_s"] + trial["validation_s"] > 0
 
 
+def test_inspect_counts_what_the_schedule_adds_to_a_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    held = []
+    for more in ((), ("--setting", "ema=0.99"), ("--setting", "ema=0.99", "--distillation", "0.5")):
+        _, out, _ = _said(capsys, "inspect", "--model", "resnet8", "--dataset", "digits", "--json", *more)
+        held.append(json.loads(out)["trial"]["weights_bytes"])
+    assert held == [held[0], 2 * held[0], 3 * held[0]]
+
+
 def test_inspect_takes_data_space_and_single_layers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("all: {bits: [8, 4]}\nlayer3.0.conv2: {harmonics: [2], pruning_rate: none}\n")
     code, out, _ = _said(
