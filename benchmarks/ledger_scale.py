@@ -42,6 +42,7 @@ from results.store import Store
 
 _NAMES = ["val_top1", "size_bytes", "flops"]
 _BATCH = 250_000
+_LEAST = 10**4
 _START = datetime(2025, 1, 1, tzinfo=UTC)
 _WHERE = "status = 'finished' and size_bytes < 20000 and flops < 5000000"
 _WRITERS, _SINGLES = 8, 250
@@ -50,7 +51,7 @@ _BLOCK = {"basis": "cosine", "harmonics_y": 3, "harmonics_x": 2, "pruning_rate":
 
 def main() -> None:
     arguments = _arguments()
-    sizes = [10**power for power in range(4, 8) if 10**power <= arguments.max]
+    sizes = [size for size in (_LEAST, 10**5, 10**6, 10**7) if size <= arguments.max]
     measured: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         for n, found in _everything(Path(folder), sizes, arguments):
@@ -77,7 +78,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--optuna", type=int, default=10**4, help="the number of trials given to Optuna; 0 for none")
     parser.add_argument("--scratch", default=None, help="a folder on the disk to measure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the results go")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.max < _LEAST:
+        parser.error(f"--max (={arguments.max}) must be at least {_LEAST}.")
+    return arguments
 
 
 def _measured(folder: Path, n: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
