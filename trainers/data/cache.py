@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from layers.errors import OvertoneWarning
 from spaces.files import write_whole
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
 CACHE_VERSION = 1
 """Of the files' layout and of all that turns encoded images into what they hold; older files are not read."""
 
+_PATIENCE_SECONDS = 10.0
 _STALE_SECONDS = 24 * 3600  # a temporary file this old has lost its writer
 
 
@@ -90,13 +93,24 @@ def write_cached(key: str, tensors: Mapping[str, torch.Tensor], card: Mapping[st
 
 @contextmanager
 def one_at_a_time(*asked: object) -> Iterator[None]:
-    """Wait until no other process of the machine does what is asked for; where no file can be locked, do not wait."""
+    """Wait until no other process of the machine does what is asked for; where no file can be locked, do not wait.
+
+    Warns (OvertoneWarning) of a wait that is long.
+    """
     with ExitStack() as stack:
         with suppress(OSError, NotImplementedError):
             path = cached_path(cache_key(*asked), "lock")
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path))
+            stack.enter_context(_acquired(FileLock(path)))
         yield
+
+
+def _acquired(lock: FileLock) -> AbstractContextManager[object]:
+    with suppress(Timeout):
+        return lock.acquire(timeout=_PATIENCE_SECONDS)
+    said = f"another process decodes these images, and is waited for (until it lets go of {lock.lock_file})."
+    warnings.warn(said, OvertoneWarning, stacklevel=2)
+    return lock.acquire()
 
 
 def write_cached_file(path: Path, write: Callable[[Path], None]) -> None:

@@ -1,6 +1,7 @@
 import os
 import re
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,28 @@ def test_of_those_who_ask_at_once_one_decodes(parquet_set, kept, decoded, monkey
     assert len(decoded) == 1
     assert_same(one, other)
     assert len(files_in(kept)) == 1
+
+
+def test_who_waits_for_long_is_told_what_for(parquet_set, kept, monkeypatch):
+    spec, let_go = DataSpec(name=f"parquet:{parquet_set}"), threading.Event()
+    decode, begun = data_module._decoded, threading.Event()
+
+    def decode_slowly(*given):
+        begun.set()
+        let_go.wait(timeout=30)
+        return decode(*given)
+
+    monkeypatch.setattr(cache, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(data_module, "_decoded", decode_slowly)
+    monkeypatch.setattr(warnings, "warn", lambda said, *_, **__: (words.append(said), let_go.set()))
+    words = []
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(load_data, spec)
+        assert begun.wait(timeout=30)
+        other = pool.submit(load_data, spec)
+        assert_same(one.result(), other.result())
+    assert len(words) == 1
+    assert words[0].startswith("another process decodes these images, and is waited for (until it lets go of ")
 
 
 def test_where_no_file_can_be_locked_those_who_decode_at_once_agree(parquet_set, kept, monkeypatch):
