@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from layers import UsageError
 from spaces.zoo import CifarResNet, CifarVGG16
@@ -80,4 +82,18 @@ def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
     model = factory(classes=classes, channels=channels)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}.")
+    _check_weights(name, model)
     return model
+
+
+def _check_weights(name: str, model: nn.Module) -> None:
+    """Refuse what has no weights of its own to be copied and compressed: lazy layers, and those that compute them."""
+    for path, layer in model.named_modules():
+        if any(map(is_lazy, (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))):
+            raise UsageError(f"model (={name!r}) must be given an image in its factory: its layer {path!r} is lazy.")
+        plain = "weight" in layer._parameters or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
+        if is_parametrized(layer) or not plain:
+            raise UsageError(
+                f"model (={name!r}) must have plain weights, those of its layer {path!r} are computed (weight or "
+                f"spectral norm, say): remove that in its factory."
+            )

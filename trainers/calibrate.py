@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from layers import CompressedConv2d, OvertoneError, UsageError, compressed_layers
+from layers import CompressedConv1d, CompressedConv2d, OvertoneError, UsageError, compressed_layers
 from layers.calibration.series import OutputRegression
 from layers.calibration.templates import TemplateRegression
 from trainers.evaluate import evaluating
@@ -127,6 +127,8 @@ class _LayerTwin(_Twin):
 
     def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
         self.twins.compressed_before = True
+        if isinstance(self.module, CompressedConv1d):
+            x, outputs = x.unsqueeze(-2), outputs.unsqueeze(-2)
         if self._regression is not None:
             self._regression.add(x, outputs)
 

@@ -19,6 +19,11 @@ def factories(tmp_path, monkeypatch):
         "def make(classes, channels):\n    return nn.Conv2d(channels, classes, 3)\n"
         "def odd(classes, channels):\n    return 'a string'\n"
         "def narrow(classes):\n    return nn.Identity()\n"
+        "def lazy(classes, channels):\n    return nn.Sequential(nn.LazyConv2d(classes, 3))\n"
+        "def normed(classes, channels):\n"
+        "    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(channels, classes, 3)))\n"
+        "def spectral(classes, channels):\n"
+        "    return nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(channels, classes, 3)))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield name
@@ -50,6 +55,12 @@ def test_factory_by_name(factories):
         ("gone", r"must be importable as package.module:factory; .*no attribute 'gone'"),
         ("odd", r"must return a torch.nn.Module, not str\."),
         ("narrow", r"must take classes=... and channels=...; .*'channels'\."),
+        ("lazy", r"must be given an image in its factory: its layer '0' is lazy\."),
+        (
+            "normed",
+            r"must have plain weights, those of its layer '0' are computed \(.*\): remove that in its factory\.",
+        ),
+        ("spectral", r"must have plain weights, those of its layer '0' are computed"),
         ("word", r"must take classes=... and channels=...; .*not a callable object\."),
     ],
 )

@@ -249,3 +249,35 @@ def test_images_that_do_not_fit_are_refused(shape, baseline):
 def test_images_that_are_not_finite_are_refused(baseline):
     with pytest.raises(OvertoneError, match=r"layer 'first': .* its inputs or outputs are not finite"):
         calibrate(compress_model(baseline, FORMS), baseline, torch.full((4, 3, 6, 6), torch.nan))
+
+
+class Rows(nn.Module):
+    """A 1-D convolution with a bias, over the rows of what a 2-D one gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.along = nn.Conv1d(12, 10, 5, padding=2)
+        self.last = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.along(F.relu(self.first(x)).mean(2))).mean(2))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        LayerForm(basis="cosine", harmonics=(1, 2)),
+        LayerForm(basis="cosine", harmonics=(1, 2), allocation="filter"),
+        LayerForm(templates=4, transform="scalar", assignment="residual"),
+    ],
+)
+def test_a_convolution_along_one_axis_is_calibrated_too(form, x):
+    net = Rows().eval()
+    wanted, errors = record(net, x)["along"][1], []
+    for calibrated in (False, True):
+        model = compress_model(net, {"along": form})
+        if calibrated:
+            calibrate(model, net, x)
+        errors.append((record(model, x)["along"][1] - wanted).square().mean())
+    assert errors[1] < errors[0]
