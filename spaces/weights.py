@@ -19,15 +19,20 @@ from spaces.models import without_auxiliary
 __all__ = ["load_weights", "save_weights", "state_sha256"]
 
 
+_WITHIN = ("state_dict", "model_state_dict", "model")
+"""Where the state dict is in the checkpoints that trainings leave."""
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
 def load_weights(model: nn.Module, source: str, *, name: str) -> None:
-    """Fill the model called `name` from a safetensors file, a state dict (loaded without pickle's code), or a
-    torchvision weight name such as `IMAGENET1K_V1`.
+    """Fill the model called `name` from a safetensors file, a state dict (loaded without pickle's code; also one within
+    a training's checkpoint, or of a network in data parallelism), or a torchvision weight name such as `IMAGENET1K_V1`.
 
     Raises `UsageError` where the file is missing or does not fit, naming the first tensor at fault, and
     `OvertoneError` where it cannot be read or downloaded.
     """
     state = _read_file(Path(source)) if Path(source).is_file() else _read_torchvision(name, source)
-    state = without_auxiliary(name, state)
+    state = without_auxiliary(name, _unwrapped(state, model))
     wanted = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     for key, value in wanted.items():
         if key not in state:
@@ -75,9 +80,22 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises anything at all on a damaged file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise OvertoneError(f"Weights cannot be read from {path}: {reason}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"weights (={str(path)!r}) must be a state dict, a mapping of names to tensors.")
+    for name in _WITHIN:
+        state = state[name] if isinstance(state, dict) and isinstance(state.get(name), dict) else state
+    dense = isinstance(state, dict) and all(isinstance(v, Tensor) and v.layout == torch.strided for v in state.values())
+    if not dense:
+        raise UsageError(f"weights (={str(path)!r}) must be a state dict, a mapping of names to dense tensors.")
+    return state
+
+
+def _unwrapped(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The state without what data parallelism and `torch.compile`, in any order, put before all names."""
+    own = model.state_dict()
+    while not any(key in own for key in state):
+        prefix = next((p for p in _WRAPPERS if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 

@@ -66,10 +66,36 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_filled(change, messa
     assert state_sha256(other) == before
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state_dict": {"a": "b"}}, torch.zeros(3)])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_weights_of_a_wrapped_network_are_those_of_the_network(prefix, saved, model, other):
+    source = saved(lambda state: {f"{prefix}{name}": value for name, value in state.items()})
+    load_weights(other, source, name="resnet8")
+    assert state_sha256(other) == state_sha256(model)
+
+
+def test_a_network_that_is_a_wrapper_keeps_its_names(model, other, tmp_path):
+    one, two = nn.ModuleDict({"module": model}), nn.ModuleDict({"module": other})
+    torch.save(one.state_dict(), tmp_path / "w.pt")
+    load_weights(two, str(tmp_path / "w.pt"), name="mine:make")
+    assert state_sha256(two) == state_sha256(one)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_a_training_checkpoint_has_weights_within(key, model, other, tmp_path):
+    torch.save({key: model.state_dict(), "optimizer": {"state": {}}, "epoch": 3}, tmp_path / "w.pt")
+    load_weights(other, str(tmp_path / "w.pt"), name="resnet8")
+    assert state_sha256(other) == state_sha256(model)
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"a": 1}, {"state_dict": {"a": "b"}}, torch.zeros(3), {"a": torch.zeros(2, 2).to_sparse()}]
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_what_is_no_state_dict_is_refused(content, model, tmp_path):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(UsageError, match=r"weights \(='.*'\) must be a state dict, a mapping of names to tensors\."):
+    with pytest.raises(
+        UsageError, match=r"weights \(='.*'\) must be a state dict, a mapping of names to dense tensors\."
+    ):
         load_weights(model, str(tmp_path / "w.pth"), name="resnet8")
 
 
