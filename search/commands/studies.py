@@ -12,6 +12,7 @@ import typer
 from results.confidence import study_confidence
 from results.ledger import Ledger
 from results.query import query as query_trials
+from results.schema import TrialStatus
 from results.store import Store as OpenStore
 from results.summary import repeats, summarise
 from search.commands import options
@@ -237,7 +238,7 @@ def status(study: options.Study, store: options.Store = "runs", as_json: options
 
 
 def _tell_outcome(ledger: Ledger, study: str, outcome: Outcome, as_json: bool) -> None:
-    """Print the front and how to go on; a study that was stopped early exits with 1."""
+    """Print the front and how to go on; a study that was stopped early, or has failed trials alone, exits with 1."""
     summary = summarise(ledger, study)
     found = {**asdict(outcome), "study": study, "front": summary.front.num_rows, "hypervolume": summary.hypervolume}
     if as_json:
@@ -248,5 +249,8 @@ def _tell_outcome(ledger: Ledger, study: str, outcome: Outcome, as_json: bool) -
         )
         line = f"hypervolume {summary.hypervolume:.4f}; {next_step(study, ledger.store.label, outcome)}"
         out_console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if outcome.done < outcome.wanted and not outcome.exhausted:
+    failed = ledger.trials(study)["status"].to_pylist().count(TrialStatus.FAILED)
+    if failed:
+        err_console.print(f"{failed} of {outcome.done} trials failed.", highlight=False)
+    if (failed and failed == outcome.done) or (outcome.done < outcome.wanted and not outcome.exhausted):
         raise typer.Exit(1)

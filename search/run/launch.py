@@ -85,19 +85,18 @@ def start_study(
     if name in ledger.studies():
         record = ledger.study(name)
         _check_same(name, record, {**plan.to_record(), **subject.identity()})
-        plan = StudyPlan.from_record(record)
-    else:
-        about = {"dataset": plan.data.name, "uncompressed": subject.reference(), "choices": space.choices}
-        record = {**plan.to_record(), **subject.identity(), **about}
-        warm = warm_rows(ledger, name, record, lambda config: _may_try(config, space, plan.budget))
-        record["trials"] = plan.trials + len(warm)
-        with connected(resources.address):
-            resources.resolved()
-            ledger.create_study(name, record)
+        check_alone(ledger, name, console)
+        return _run(ledger, name, StudyPlan.from_record(record), subject, limits, resources, console, opened)
+    about = {"dataset": plan.data.name, "uncompressed": subject.reference(), "choices": space.choices}
+    record = {**plan.to_record(), **subject.identity(), **about}
+    warm = warm_rows(ledger, name, record, lambda config: _may_try(config, space, plan.budget))
+    record["trials"] = plan.trials + len(warm)
+    with connected(resources.address):
+        resources.resolved()
+        ledger.create_study(name, record)
         if warm:
             ledger.append_many(warm)
-        plan = StudyPlan.from_record(record)
-    return _run(ledger, name, plan, subject, limits, resources, console, opened)
+        return _run(ledger, name, StudyPlan.from_record(record), subject, limits, resources, console, opened)
 
 
 def resume_study(
@@ -108,11 +107,15 @@ def resume_study(
         raise UsageError(f"trials (={more}) must be at least 1 more.")
     plan, subject = open_study(ledger, name, console)
     opened = shown.opened(name)
-    if more is not None:
+    limits = extremes(make_space(plan, subject.network), plan.budget)
+    check_alone(ledger, name, console)
+    if more is None:
+        return _run(ledger, name, plan, subject, limits, resources, console, opened)
+    with connected(resources.address):
+        resources.resolved()
         wanted = max(plan.trials, ledger.trials(name).num_rows) + more
         plan = StudyPlan.from_record(ledger.update_study(name, {"trials": wanted}))
-    limits = extremes(make_space(plan, subject.network), plan.budget)
-    return _run(ledger, name, plan, subject, limits, resources, console, opened)
+        return _run(ledger, name, plan, subject, limits, resources, console, opened)
 
 
 def open_study(ledger: Ledger, name: str, console: Console) -> tuple[StudyPlan, Subject]:
@@ -179,7 +182,6 @@ def _run(
     missing = plan.trials - len(past)
     if missing <= 0:
         return Outcome(done=len(past), wanted=plan.trials, exhausted=False)
-    check_alone(ledger, name, console)
     waiting = _unfinished(ledger, name, past)
     with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
         share = resources.resolved(lambda: gpu_share(subject, plan.schedule))

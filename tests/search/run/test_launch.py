@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import typer
 from rich.console import Console
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -17,6 +18,7 @@ from results.schema import TrialStatus
 from results.store import Store
 from search.choice.judge import Judge
 from search.choice.sampler import ConfigSampler
+from search.commands.studies import _tell_outcome
 from search.run.cluster import Resources
 from search.run.launch import Shown, resume_study, start_study
 from search.study.budget import Budget
@@ -146,6 +148,8 @@ def test_a_study_that_runs_elsewhere_is_left_alone(
     ledger.write_progress("s", parent)
     with pytest.raises(UsageError, match=rf"study 's' is being run by process {os.getppid()} on {said['host']}"):
         resume_study(ledger, "s", 1, SERIAL, console)
+    assert ledger.study("s")["trials"] == 1
+    ledger.update_study("s", {"trials": 2})
     ledger.write_progress("s", {**parent, "host": "another"})
     monkeypatch.setattr(
         "time.sleep", lambda seconds: ledger.write_progress("s", {**parent, "host": "another", "updated_at": "now"})
@@ -160,6 +164,25 @@ def test_a_study_that_runs_elsewhere_is_left_alone(
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     ledger.write_progress("s", {**parent, "pid": int(gone.stdout)})
     assert resume_study(ledger, "s", None, SERIAL, console).done == 3
+
+
+def test_a_refused_resume_leaves_the_goal_as_it_was(ledger: Ledger, plan: StudyPlan, console: Console) -> None:
+    start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL, console)
+    with pytest.raises(UsageError, match="A trial asks for 999 CPU"):
+        resume_study(ledger, "s", 7, dataclasses.replace(SERIAL, cpus_per_trial=999), console)
+    assert ledger.study("s")["trials"] == 1
+
+
+def test_a_study_whose_trials_all_failed_ends_with_one(
+    ledger: Ledger, plan: StudyPlan, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopeless = dataclasses.replace(plan.schedule, lr=1e30, shape="constant", precision="fp32")
+    outcome = start_study(ledger, "f", dataclasses.replace(plan, trials=2, schedule=hopeless), SERIAL, console)
+    assert set(ledger.trials("f")["status"].to_pylist()) == {"failed"}
+    with pytest.raises(typer.Exit) as ended:
+        _tell_outcome(ledger, "f", outcome, as_json=False)
+    assert ended.value.exit_code == 1
+    assert "2 of 2 trials failed." in capsys.readouterr().err
 
 
 def test_a_study_shows_in_tensorboard_and_in_optunas_storage(
