@@ -44,12 +44,14 @@ def _stage_of(layer: str, layers: Collection[str]) -> str:
 def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, LayerShape]:
     """Shape of every convolution and linear layer that is called for a (channels, height, width) image.
 
-    Others cannot be compressed: what reads their weights (torchvision's Swin does) knows nothing of a compressed form,
-    or they serve training alone. Raises `UsageError` where the network cannot take such an image.
+    Others cannot be compressed: what reads their weights (torchvision's Swin does, and torch's attention) knows nothing
+    of a compressed form, or they serve training alone. Raises `UsageError` where the network cannot take such an image.
     """
     calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
     layers = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and not _is_read_from_outside(model, name)
     }
     hooks = [module.register_forward_hook(_recorder(calls.setdefault(name, []))) for name, module in layers.items()]
     training = model.training
@@ -65,6 +67,13 @@ def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, Lay
         for hook in hooks:
             hook.remove()
     return {name: LayerShape.of(module, tuple(calls[name])) for name, module in layers.items() if calls[name]}
+
+
+def _is_read_from_outside(model: nn.Module, layer: str) -> bool:
+    """Whether a layer is within a module of torch's that reads the weights of those within."""
+    parts = layer.split(".")
+    above = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
+    return any(isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer) for module in above)
 
 
 def _recorder(calls: list[tuple[tuple[int, int], tuple[int, int]]]):  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
@@ -14,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from layers import UsageError
 from spaces.zoo import CifarResNet, CifarVGG16
 
-__all__ = ["RESNET_DEPTHS", "build_model", "is_factory", "without_auxiliary"]
+__all__ = ["RESNET_DEPTHS", "build_model", "check_outputs", "is_factory", "without_auxiliary"]
 
 RESNET_DEPTHS = (8, 20, 32, 44, 56)
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
@@ -48,6 +49,19 @@ def without_auxiliary(name: str, state: Mapping[str, Tensor]) -> dict[str, Tenso
     return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY.get(name, ()))}
 
 
+def check_outputs(name: str, model: nn.Module, image: tuple[int, int, int], classes: int) -> None:
+    """Raise `UsageError` where a network of the user's own does not give (B, classes) logits for (C, H, W) images."""
+    if not is_factory(name):
+        return
+    training = model.training
+    with torch.no_grad():
+        logits = model.eval()(torch.zeros(2, *image))
+    model.train(training)
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (2, classes):
+        raise UsageError(f"model (={name!r}) must give (2, {classes}) logits for two images, it gives {found}.")
+
+
 def is_factory(name: str) -> bool:
     """Whether the name says `package.module:factory`, which runs the user's own code."""
     return ":" in name
@@ -79,7 +93,10 @@ def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
         inspect.signature(factory).bind(classes=classes, channels=channels)
     except (TypeError, ValueError) as error:
         raise UsageError(f"model (={name!r}) must take classes=... and channels=...; {error}.") from error
-    model = factory(classes=classes, channels=channels)
+    try:
+        model = factory(classes=classes, channels=channels)
+    except Exception as error:  # of the user's own code
+        raise UsageError(f"model (={name!r}) cannot be built; {type(error).__name__}: {error}.") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}.")
     _check_weights(name, model)
@@ -87,7 +104,7 @@ def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
 
 
 def _check_weights(name: str, model: nn.Module) -> None:
-    """Refuse what has no weights of its own to be copied and compressed: lazy layers, and those that compute them."""
+    """Refuse what has no weights of its own to be copied and compressed: lazy layers, those that compute them, ties."""
     for path, layer in model.named_modules():
         if any(map(is_lazy, (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))):
             raise UsageError(f"model (={name!r}) must be given an image in its factory: its layer {path!r} is lazy.")
@@ -97,3 +114,8 @@ def _check_weights(name: str, model: nn.Module) -> None:
                 f"model (={name!r}) must have plain weights, those of its layer {path!r} are computed (weight or "
                 f"spectral norm, say): remove that in its factory."
             )
+    known: dict[nn.Parameter, str] = {}
+    for path, weight in model.named_parameters(remove_duplicate=False):
+        if weight in known:
+            raise UsageError(f"model (={name!r}) must hold each weight once, {known[weight]!r} is {path!r} too.")
+        known[weight] = path

@@ -21,6 +21,7 @@ from torch import nn
 from layers import Cost, OvertoneError, OvertoneWarning, UsageError, compress_model
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
+from spaces.models import check_outputs
 from trainers.checkpoint import read_checkpoint, write_checkpoint
 from trainers.data import Data, load_data
 from trainers.device import default_device, keep_freed_memory, parse_device, training_precision
@@ -195,7 +196,9 @@ def load_baseline(model: str, weights: str, data: Data, blocks: Granularity = "s
     """The uncompressed network with its trained weights, and what the search knows of it."""
     baseline = build_model(model, classes=data.classes, channels=data.channels)
     load_weights(baseline, weights, name=model)
-    return baseline.eval(), Network.of(baseline, data.val.image_shape, blocks)
+    network = Network.of(baseline, data.val.image_shape, blocks)
+    check_outputs(model, baseline, data.val.image_shape, data.classes)
+    return baseline.eval(), network
 
 
 def run_trial(

@@ -15,6 +15,7 @@ from search.commands import options
 from search.commands.display import err_console, out_console, print_json, say, show_survey
 from search.run.progress import decoding_bar, epoch_line
 from spaces import Network, Space, build_model, load_weights, state_sha256
+from spaces.models import check_outputs
 from spaces.threshold import asks_for_threshold, threshold_rates, with_thresholds
 from trainers.data import Data, DataSpec, load_data
 from trainers.device import default_device, keep_freed_memory, parse_device
@@ -31,7 +32,7 @@ def inspect(
     data_dir: options.DataDir = "data",
     stream: options.Stream = False,
     image: Annotated[str | None, typer.Option(help="Image as CHANNELSxHEIGHTxWIDTH, such as 3x224x224.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, max=10**6, help="Number of classes.")] = None,
     space: options.SpaceFile = None,
     blocks: options.Blocks = "stage",
     epochs: options.Epochs = 5,
@@ -173,6 +174,7 @@ def train(
         data = load_data(spec, told)
     network = random_network(model, data, seed=seed)
     layout = Network.of(network, data.val.image_shape, options.parse_granularity(blocks))
+    check_outputs(model, network, data.val.image_shape, data.classes)
     forms: dict[str, Any] = {}
     if config is not None:
         chosen = options.read_config(config, model, layout)

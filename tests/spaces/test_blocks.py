@@ -173,3 +173,19 @@ def test_layers_whose_weights_the_network_reads_itself_are_not_offered(images):
     compressed = compress_model(model, network.forms(config))
     assert compressed(images(1, 3, 64, 64)).shape == (1, 2)
     assert network.cost(NetworkConfig()).parameters == sum(weight.numel() for weight in model.parameters())
+
+
+def test_what_torchs_attention_reads_is_not_offered():
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3)
+            self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.last = nn.Linear(8, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.encoder(self.first(images).flatten(2).mT)
+            return self.last(self.attention(x, x, x)[0].mean(1))
+
+    assert list(trace_shapes(Attentive(), (3, 6, 6))) == ["first", "last"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from layers import UsageError
 from spaces import build_model, load_weights
-from spaces.models import is_factory
+from spaces.models import check_outputs, is_factory
 
 
 @pytest.fixture
@@ -22,6 +22,12 @@ def factories(tmp_path, monkeypatch):
         "def lazy(classes, channels):\n    return nn.Sequential(nn.LazyConv2d(classes, 3))\n"
         "def normed(classes, channels):\n"
         "    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(channels, classes, 3)))\n"
+        "def broken(classes, channels):\n    raise KeyError('boom')\n"
+        "def tied(classes, channels):\n"
+        "    net = nn.Sequential(nn.Conv2d(channels, 5, 3), nn.Conv2d(5, 5, 3), nn.Conv2d(5, 5, 3))\n"
+        "    net[2].weight = net[1].weight\n    return net\n"
+        "def twice(classes, channels):\n"
+        "    layer = nn.Conv2d(channels, classes, 3)\n    return nn.ModuleDict({'a': layer, 'b': layer})\n"
         "def spectral(classes, channels):\n"
         "    return nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(channels, classes, 3)))\n"
     )
@@ -55,6 +61,9 @@ def test_factory_by_name(factories):
         ("gone", r"must be importable as package.module:factory; .*no attribute 'gone'"),
         ("odd", r"must return a torch.nn.Module, not str\."),
         ("narrow", r"must take classes=... and channels=...; .*'channels'\."),
+        ("broken", r"cannot be built; KeyError: 'boom'\."),
+        ("tied", r"must hold each weight once, '1.weight' is '2.weight' too\."),
+        ("twice", r"must hold each weight once, 'a.weight' is 'b.weight' too\."),
         ("lazy", r"must be given an image in its factory: its layer '0' is lazy\."),
         (
             "normed",
@@ -112,3 +121,19 @@ def test_classifiers_for_training_alone_are_left_away(name, part, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(images), published.eval()(images))
     assert model.train()(images).shape == (2, 6)
+
+
+def test_a_network_of_the_users_own_gives_logits_for_the_classes(factories):
+    model = nn.Sequential(nn.Conv2d(3, 6, 8), nn.BatchNorm2d(6), nn.Flatten()).train()
+    check_outputs(f"{factories}:make", model, (3, 8, 8), 6)
+    assert model.training
+    assert model[1].num_batches_tracked == 0
+    with pytest.raises(UsageError, match=r"must give \(2, 4\) logits for two images, it gives \(2, 6\)\."):
+        check_outputs(f"{factories}:make", model, (3, 8, 8), 4)
+    with pytest.raises(UsageError, match=r"it gives dict\."):
+        check_outputs(f"{factories}:make", Named(), (3, 8, 8), 4)
+
+
+class Named(nn.Module):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": images}

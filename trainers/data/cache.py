@@ -36,7 +36,7 @@ __all__ = [
     "write_cached_file",
 ]
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Of the files' layout and of all that turns encoded images into what they hold; older files are not read."""
 
 _PATIENCE_SECONDS = 10.0

@@ -16,12 +16,19 @@ _LARGE = 3 * 128 * 128  # from here on two threads were faster than one
 
 
 def decode_one(encoded: bytes) -> torch.Tensor:
-    """An encoded image as uint8 (3, H, W); grey becomes three equal planes; ValueError if unreadable."""
+    """An encoded image as uint8 (3, H, W); grey becomes three equal planes, of 16 bits the upper 8 count.
+
+    Raises ValueError where it cannot be read, or its values have no known range (float, 32 bits).
+    """
     if not encoded:
         raise ValueError("is empty")
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            if image.mode in ("F", "I"):
+                raise ValueError
+            wide = image.mode.startswith("I;16")
+            shown = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if wide else image
+            return torch.from_numpy(np.array(shown.convert("RGB"))).permute(2, 0, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError("cannot be decoded") from error
 

@@ -59,7 +59,10 @@ def imagefolder_source(folder: str, image_size: int) -> Source:
     foreign = sorted(_classes(parts["test"]).keys() - classes.keys())
     if foreign:
         raise UsageError(f"{str(parts['test'])!r} has a class {foreign[0]!r}, which {str(parts['train'])!r} has not.")
-    found = {part: make_dataset(path, classes, IMG_EXTENSIONS, allow_empty=True) for part, path in parts.items()}
+    found = {}
+    for part, path in parts.items():
+        shown = partial(_is_image, len(str(path)), IMG_EXTENSIONS)
+        found[part] = make_dataset(path, classes, is_valid_file=shown, allow_empty=True)
     files = {part: ImageFiles.below(parts[part], [path for path, _ in some]) for part, some in found.items()}
     shape, fit = (3, image_size, image_size), partial(_fit, size=image_size)
 
@@ -85,10 +88,15 @@ def _classes(path: Path) -> dict[str, int]:
     """Class folders by name, in sorted order."""
     if not path.is_dir():
         raise UsageError(f"the folder {str(path)!r} does not exist; {_LAYOUT}.")
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UsageError(f"the folder {str(path)!r} has no class folders; {_LAYOUT}.")
     return {name: number for number, name in enumerate(names)}
+
+
+def _is_image(root: int, extensions: tuple[str, ...], path: str) -> bool:
+    """Whether a file has an image's extension, and neither it nor a folder below the root (its length) is hidden."""
+    return path.lower().endswith(extensions) and f"{os.sep}." not in path[root:]
 
 
 def _fit(image: torch.Tensor, size: int) -> torch.Tensor:

@@ -43,6 +43,19 @@ def test_grey_becomes_three_equal_planes():
     assert torch.equal(decode_one(encode(pixels, "png")), torch.from_numpy(pixels).expand(3, 5, 6))
 
 
+def test_of_sixteen_bits_the_upper_eight_count():
+    ramp = np.arange(0, 65536, 37, dtype=np.uint16).reshape(4, -1)
+    expected = torch.from_numpy((ramp >> 8).astype(np.uint8)).expand(3, *ramp.shape)
+    for form in ("png", "tiff"):
+        assert torch.equal(decode_one(encode(ramp, form)), expected)
+
+
+@pytest.mark.parametrize("pixels", [np.random.default_rng(0).random((4, 5), np.float32), np.full((4, 5), 9, np.int32)])
+def test_values_of_no_known_range_are_no_image(pixels):
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_one(encode(pixels, "tiff"))
+
+
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
 def test_a_truncated_image_is_no_image(keep):
     encoded = encode(random_pixels(3, 32, 32, 3), "jpeg")

@@ -31,6 +31,17 @@ def test_classes_are_folders_in_sorted_order(folder):
     assert (source.classes, source.image_bytes) == (2, 3 * 14 * 14)
 
 
+def test_hidden_files_and_folders_are_passed_over(folder):
+    for name in ("train/.ipynb_checkpoints/x.png", "val/.cache/x.png", "train/cat/.thumbs/x.png"):
+        (folder / name).parent.mkdir()
+        picture(9, 20, 20).save(folder / name)
+    (folder / "train" / "dog" / "._c.png").write_bytes(b"what macOS leaves on foreign disks")
+    source = imagefolder_source(str(folder), 14)
+    assert (source.classes, source.labels["train"].tolist(), source.labels["test"].tolist()) == (2, [0, 0, 1], [1])
+    (folder / "train" / "cat" / "e.PNG").write_bytes((folder / "train" / "cat" / "a.png").read_bytes())
+    assert imagefolder_source(str(folder), 14).labels["train"].tolist() == [0, 0, 0, 1]
+
+
 def test_images_are_torchvisions_resize_and_centre_crop(folder):
     images, faults = imagefolder_source(str(folder), 14).read("train", torch.tensor([2, 0, 1]))
     assert faults == {}
