@@ -2,7 +2,7 @@
 
 `size_bytes` is the payload of the packed file. `macs` are multiply-accumulates of one image in the cheapest exact
 form: dense; factored (a series convolution as basis convolutions and a mix, `layers.series.harmonic`); or two-stage
-(Miles & Mikolajczyk eq. 5, `layers.templates.rebuild`). Convolutions and linear layers count, as usual; norms,
+(Miles & Mikolajczyk eq. 5, `layers.templates.rebuild`). Convolutions and matrix products count, as usual; norms,
 activations, additions and pooling do not, nor do the additions that join identity filters.
 """
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerShape, UsageError
 
-__all__ = ["Granularity", "find_blocks", "trace_shapes"]
+__all__ = ["Granularity", "Traced", "find_blocks", "trace"]
 
 Granularity = Literal["stage", "layer"]
 
@@ -41,11 +45,22 @@ def _stage_of(layer: str, layers: Collection[str]) -> str:
     return layer
 
 
-def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, LayerShape]:
-    """Shape of every convolution and linear layer that is called for a (channels, height, width) image.
+@dataclass(frozen=True)
+class Traced:
+    """What a network does with one image."""
 
-    Others cannot be compressed: what reads their weights (torchvision's Swin does, and torch's attention) knows nothing
-    of a compressed form, or they serve training alone. Raises `UsageError` where the network cannot take such an image.
+    shapes: dict[str, LayerShape]
+    """Shape of every convolution and linear layer that can be compressed, in network order."""
+    macs: int
+    """Multiply-accumulates of all convolutions and matrix products, those of attention and the like included."""
+
+
+def trace(model: nn.Module, image: tuple[int, int, int]) -> Traced:
+    """Look at a network while it takes a (channels, height, width) image.
+
+    Layers that are not called cannot be compressed: what reads their weights (torchvision's Swin does, and torch's
+    attention) knows nothing of a compressed form, or they serve training alone. Raises `UsageError` where the network
+    cannot take such an image.
     """
     calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
     layers = {
@@ -56,7 +71,7 @@ def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, Lay
     hooks = [module.register_forward_hook(_recorder(calls.setdefault(name, []))) for name, module in layers.items()]
     training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
             model.eval()(torch.zeros(1, *image))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # all that torchvision's networks raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -66,7 +81,20 @@ def trace_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, Lay
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return {name: LayerShape.of(module, tuple(calls[name])) for name, module in layers.items() if calls[name]}
+    shapes = {name: LayerShape.of(module, tuple(calls[name])) for name, module in layers.items() if calls[name]}
+    return Traced(shapes, counter.get_total_flops() // 2)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Have attention computed by the products that it is made of, which can be counted."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _is_read_from_outside(model: nn.Module, layer: str) -> bool:

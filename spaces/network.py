@@ -18,7 +18,7 @@ from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_
 from layers.form import Assignment, is_norm, settled, stored_tensors
 from layers.series.basis import BASES, Basis, basis_matrix
 from layers.templates.rebuild import template_count
-from spaces.blocks import Granularity, find_blocks, trace_shapes
+from spaces.blocks import Granularity, find_blocks, trace
 from spaces.config import BlockConfig, NetworkConfig
 
 __all__ = ["VECTORS", "Network"]
@@ -36,19 +36,22 @@ class Network:
     shapes: Mapping[str, LayerShape]
     """Shape of each convolution and linear layer, in network order."""
     rest: Cost
-    """Cost of everything that is not a convolution or linear layer, norms included."""
+    """Cost of everything else: norms, and what products there are that no layer of `shapes` makes (attention's)."""
     norms: Mapping[str, LayerShape] = field(default_factory=dict)
     """Shape of each norm."""
 
     @classmethod
     def of(cls, model: nn.Module, image: tuple[int, int, int], granularity: Granularity = "stage") -> Network:
         """Look at a model that takes (channels, height, width) images."""
-        shapes = trace_shapes(model, image)
+        traced = trace(model, image)
+        shapes = traced.shapes
         blocks = find_blocks(shapes, granularity)
         if VECTORS in blocks:
             raise UsageError(f"The network's part {VECTORS!r} needs another name, which biases and norms have here.")
         norms = {name: LayerShape.of(module) for name, module in model.named_modules() if is_norm(module)}
-        return cls(blocks=blocks, shapes=shapes, norms=norms, rest=remaining_cost(model, shapes))
+        counted = network_cost(shapes, {}, Cost()).macs
+        rest = remaining_cost(model, shapes) + Cost(macs=max(0, traced.macs - counted))
+        return cls(blocks=blocks, shapes=shapes, norms=norms, rest=rest)
 
     def forms(self, config: NetworkConfig) -> dict[str, LayerForm]:
         """The form of every layer that the config changes, by layer name.

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from layers import LayerShape, UsageError, compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_model
-from spaces.blocks import find_blocks, trace_shapes
+from spaces.blocks import find_blocks, trace
 
 
 def blocks_of(name: str, granularity="stage") -> dict[str, tuple[str, ...]]:
@@ -78,7 +78,7 @@ class Shared(nn.Module):
 
 
 def test_every_call_is_recorded_and_layers_without_one_are_left_out():
-    shapes = trace_shapes(Shared(), (3, 15, 11))
+    shapes = trace(Shared(), (3, 15, 11)).shapes
     assert shapes == {
         "conv": LayerShape(
             kind="conv2d",
@@ -97,14 +97,14 @@ def test_linear_layers_on_channels_last_maps_have_a_row_a_pixel():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.permute(0, 2, 3, 1))
 
-    assert trace_shapes(nn.Sequential(Pointwise(3, 4)), (3, 5, 7))["0"].calls == (((1, 35), (1, 35)),)
+    assert trace(nn.Sequential(Pointwise(3, 4)), (3, 5, 7)).shapes["0"].calls == (((1, 35), (1, 35)),)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_looking_leaves_the_network_as_it_was(training):
     model = Shared().train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trace_shapes(model, (3, 15, 11))
+    trace(model, (3, 15, 11))
     assert model.training is model.norm.training is training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -120,7 +120,7 @@ def test_looking_leaves_the_network_as_it_was(training):
 )
 def test_images_that_do_not_fit_are_refused_in_one_sentence(model, image, reason):
     with pytest.raises(UsageError, match=rf"The network {type(model).__name__} cannot take {reason}") as caught:
-        trace_shapes(model, image)
+        trace(model, image)
     assert "\n" not in str(caught.value)
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
@@ -140,7 +140,7 @@ class Rows(nn.Module):
 
 
 def test_1d_convolutions_are_layers_with_one_row():
-    shapes = trace_shapes(Rows(classes=3, channels=1), (1, 8, 6))
+    shapes = trace(Rows(classes=3, channels=1), (1, 8, 6)).shapes
     assert find_blocks(shapes) == {"stem": ("stem",), "rows": ("rows",), "head": ("head",)}
     assert shapes["rows"] == LayerShape(
         kind="conv2d", in_channels=4, out_channels=6, kernel=(1, 5), bias=True, calls=(((1, 8), (1, 4)),)
@@ -188,4 +188,4 @@ def test_what_torchs_attention_reads_is_not_offered():
             x = self.encoder(self.first(images).flatten(2).mT)
             return self.last(self.attention(x, x, x)[0].mean(1))
 
-    assert list(trace_shapes(Attentive(), (3, 6, 6))) == ["first", "last"]
+    assert list(trace(Attentive(), (3, 6, 6)).shapes) == ["first", "last"]

@@ -1,7 +1,9 @@
 import dataclasses
 
 import pytest
-from torch import nn
+import torch
+import torchvision
+from torch import Tensor, nn
 
 from layers import Cost, LayerForm, UsageError, compress_model, pack_state
 from layers.blockfloat.format import AXES
@@ -328,3 +330,27 @@ def test_filters_of_a_single_tap_take_gains(transform):
     pruned = BlockConfig(pruning_rate=0.5, transform=transform)
     forms = network.forms(NetworkConfig(blocks={"0": pruned, "1": pruned}, minimum_templates=2))
     assert (forms["0"].transform, forms["1"].transform) == (transform, "scalar")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large", "convnext_tiny", "swin_t", "vit_b_16"])
+def test_multiply_accumulates_are_those_that_torchvision_publishes(name):
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"]
+    model = build_model(name, classes=1000, channels=3)
+    assert round(Network.of(model, (3, 224, 224)).cost(NetworkConfig()).macs / 1e9, 3) == published
+
+
+def test_products_outside_of_layers_count():
+    class Producing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(3, 4, 2, stride=2)
+            self.down = nn.Conv2d(4, 6, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.down(self.up(images)).flatten(2)
+            return (x @ x.mT).flatten(1)
+
+    network = Network.of(Producing(), (3, 5, 7))
+    assert network.rest.macs == 5 * 7 * 3 * 4 * 4 + 6 * 6 * 8 * 12
+    assert network.cost(NetworkConfig()).macs == network.rest.macs + 8 * 12 * 9 * 4 * 6
+    assert torch.backends.mha.get_fastpath_enabled()

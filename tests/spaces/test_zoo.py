@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerForm, LayerShape, layer_cost
 from spaces import Network, build_model, load_weights
-from spaces.blocks import trace_shapes
+from spaces.blocks import trace
 
 
 def trained(model: nn.Module) -> int:
@@ -70,7 +70,7 @@ def test_networks_give_logits_and_their_macs_are_those_that_pytorch_counts(name,
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         logits = model(x)
     assert logits.shape == (1, 7)
-    shapes = trace_shapes(model, (3, size, size))
+    shapes = trace(model, (3, size, size)).shapes
     assert 2 * sum(layer_cost(shape, LayerForm()).macs for shape in shapes.values()) == counter.get_total_flops()
 
 
