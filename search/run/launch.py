@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from search.study.plan import StudyPlan
 from search.study.reuse import measured_in, others, warm_rows
 from search.study.subject import Subject, make_space
 from spaces import NetworkConfig, Space
+from trainers.data import DataSpec
 
 __all__ = ["Outcome", "Shown", "open_study", "resume_study", "start_study"]
 
@@ -76,6 +77,7 @@ def start_study(
     """Begin a study, or go on with one of the same name and the same settings."""
     parse_objectives(plan.objectives)
     check_sampler(plan.sampler)
+    plan = replace(plan, data=plan.data.absolute())  # workers and later commands have other working directories
     with decoding_bar(console) as told:
         subject = Subject.of(plan, told)
     opened = shown.opened(name)
@@ -87,7 +89,7 @@ def start_study(
         _check_same(name, record, {**plan.to_record(), **subject.identity()})
         check_alone(ledger, name, console)
         return _run(ledger, name, StudyPlan.from_record(record), subject, limits, resources, console, opened)
-    about = {"dataset": plan.data.name, "uncompressed": subject.reference(), "choices": space.choices}
+    about = {"dataset": plan.data.label, "uncompressed": subject.reference(), "choices": space.choices}
     record = {**plan.to_record(), **subject.identity(), **about}
     warm = warm_rows(ledger, name, record, lambda config: _may_try(config, space, plan.budget))
     record["trials"] = plan.trials + len(warm)
@@ -134,6 +136,7 @@ def _check_same(name: str, record: dict[str, Any], given: dict[str, Any]) -> Non
         **record,
         **StudyPlan.from_record(record).to_record(),
     }  # settings newer than the study are at their default
+    record, given = _located(record), _located(given)
     for key, value in given.items():
         known = record.get(key)
         if known == value or key in undecided:
@@ -145,6 +148,11 @@ def _check_same(name: str, record: dict[str, Any], given: dict[str, Any]) -> Non
                 if known.get(part) != value.get(part)
             )
         raise UsageError(f"study {name!r} exists with {key} {known!r}, {value!r} was given; take another name.")
+
+
+def _located(record: dict[str, Any]) -> dict[str, Any]:
+    """The same with the data's folders from the root, which studies begun earlier have from a working directory."""
+    return {**record, "data": asdict(DataSpec(**record["data"]).absolute())} if "data" in record else record
 
 
 def _run(

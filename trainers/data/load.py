@@ -74,7 +74,7 @@ def _open(spec: DataSpec) -> _Opened:
     if spec.kind == "digits":
         source = digits_source(generator)
     elif spec.kind == "cifar10":
-        source = cifar10_source(spec.data_dir)
+        source = cifar10_source(os.path.expanduser(spec.data_dir))
     elif spec.kind == "parquet":
         source = parquet_source(spec.folder)
     else:

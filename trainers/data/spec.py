@@ -1,7 +1,7 @@
 """What is asked of the data: plain values that say which images, and how they are split."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layers.errors import UsageError
 
@@ -66,6 +66,11 @@ class DataSpec:
     def folder(self) -> str:
         """The DIR of the name ('~' is the home folder), '' where it has none."""
         return os.path.expanduser(self.name.partition(":")[2])
+
+    def absolute(self) -> "DataSpec":
+        """The same data for a process with another working directory."""
+        name = f"{self.kind}:{os.path.abspath(self.folder)}" if self.folder else self.name
+        return replace(self, name=name, data_dir=os.path.abspath(os.path.expanduser(self.data_dir)))
 
     @property
     def label(self) -> str:

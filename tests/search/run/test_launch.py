@@ -166,6 +166,24 @@ def test_a_study_that_runs_elsewhere_is_left_alone(
     assert resume_study(ledger, "s", None, SERIAL, console).done == 3
 
 
+def test_a_study_goes_on_from_another_working_directory(
+    ledger: Ledger, plan: StudyPlan, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    few = dataclasses.replace(plan, trials=1, data=dataclasses.replace(plan.data, data_dir="sets"))
+    start_study(ledger, "s", few, SERIAL, console)
+    assert ledger.study("s")["data"]["data_dir"] == str(here / "sets")
+    assert start_study(ledger, "s", few, SERIAL, console).done == 1
+    monkeypatch.chdir(tmp_path)
+    assert resume_study(ledger, "s", None, SERIAL, console).done == 1
+    with pytest.raises(UsageError, match=f"study 's' exists with data.data_dir '{here}/sets', '{tmp_path}/sets' was"):
+        start_study(ledger, "s", few, SERIAL, console)
+    ledger.update_study("s", {"data": {**ledger.study("s")["data"], "data_dir": "sets"}})  # as before
+    assert start_study(ledger, "s", few, SERIAL, console).done == 1
+
+
 def test_a_refused_resume_leaves_the_goal_as_it_was(ledger: Ledger, plan: StudyPlan, console: Console) -> None:
     start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL, console)
     with pytest.raises(UsageError, match="A trial asks for 999 CPU"):

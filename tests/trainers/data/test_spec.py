@@ -53,6 +53,24 @@ def test_wrong_values_are_named(wrong, match):
         DataSpec(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("name", "absolute"),
+    [
+        ("digits", "digits"),
+        ("parquet:/some/dir", "parquet:/some/dir"),
+        ("imagefolder:relative/../dir/", "imagefolder:/here/dir"),
+        ("parquet:~/set", "parquet:/home/me/set"),
+    ],
+)
+def test_the_same_data_for_another_working_directory(monkeypatch, name, absolute):
+    monkeypatch.setattr("os.getcwd", lambda: "/here")
+    monkeypatch.setenv("HOME", "/home/me")
+    spec = DataSpec(name=name, data_dir="~/data", seed=3).absolute()
+    assert spec == DataSpec(name=absolute, data_dir="/home/me/data", seed=3)
+    assert spec.absolute() == spec
+    assert DataSpec(name=name).absolute().data_dir == "/here/data"
+
+
 def test_usage_errors_are_overtone_errors():
     assert issubclass(UsageError, OvertoneError)
 
