@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -30,6 +31,8 @@ _CTRL_C = 130
 
 def main() -> None:
     """Run the command line: 0 done, 1 failed or stopped early, 2 wrong use."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for `--model package.module:factory`; there it shadows nothing
     sys.exit(_run(sys.argv[1:]))
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from search.commands import studies
-from search.commands.cli import _run, app
+from search.commands.cli import _run, app, main
 from spaces import read_card
 
 TRAIN = ("train", "--model", "resnet8", "--train-limit", "64", "--out", "x.safetensors")
@@ -283,6 +284,23 @@ def test_a_search_that_cannot_begin_says_why(
     assert message in err
     assert err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_a_network_of_the_working_directory_is_found_and_shadows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_own.py").write_text(
+        "from torch import nn\n"
+        "def build(classes, channels): return nn.Sequential(nn.Flatten(), nn.Linear(channels * 64, classes))\n"
+    )
+    (tmp_path / "json.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.setattr(sys, "argv", ["overtone", "inspect", "--model", "my_own:build", "--image", "1x8x8"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert importlib.util.find_spec("json").origin != str(tmp_path / "json.py")
 
 
 def test_ctrl_c_is_a_word_and_a_failure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
