@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,7 +79,10 @@ class Resources:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Be connected to Ray; a connection that was there stays, one made here is given up at the end."""
+    """Be connected to Ray; a connection that was there stays, one made here is given up at the end.
+
+    Meanwhile SIGTERM (of `kill` or a cluster's manager) stops the process as Ctrl-C does; Ray would abort it.
+    """
     if ray.is_initialized():
         yield
         return
@@ -95,9 +100,22 @@ def connected(address: str | None) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         raise OvertoneError(f"The Ray cluster at address {address or 'local'!r} cannot be reached: {reason}") from error
     try:
-        yield
+        with _terminable():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where no signal can be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _check_reachable(address: str | None) -> None:

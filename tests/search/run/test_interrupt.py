@@ -38,16 +38,19 @@ def _wait_for_rows(ledger: Ledger, process: subprocess.Popen[str], rows: int) ->
     pytest.fail(f"The search ended with {process.poll()} before {rows} rows: {process.communicate()[1]}")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_search_goes_on(weights: Path, tmp_path: Path, kind: signal.Signals) -> None:
     ledger = Ledger(Store(tmp_path))
     process = _start(weights, tmp_path)
     _wait_for_rows(ledger, process, 2)
-    os.killpg(process.pid, kind)
+    if kind == signal.SIGTERM:
+        process.terminate()
+    else:
+        os.killpg(process.pid, kind)
     out, err = process.communicate(timeout=100)
     before = ledger.trials("s").to_pylist()
     assert 2 <= len(before) < TRIALS
-    if kind == signal.SIGINT:
+    if kind != signal.SIGKILL:
         assert process.returncode == 1
         assert f"stopped at {len(before)} of {TRIALS} trials; go on with: overtone resume --study s" in out
         assert "Traceback" not in err
