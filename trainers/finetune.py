@@ -19,6 +19,7 @@ from layers import compressed_layers
 from layers.errors import OvertoneError, UsageError
 from trainers.augment import augment, normalise
 from trainers.data import Data
+from trainers.data.cache import cache_key
 from trainers.device import training_precision
 from trainers.evaluate import Evaluation, evaluate
 from trainers.graphs import graphed
@@ -28,6 +29,7 @@ from trainers.pruning import prune, remaining
 from trainers.repeatable import epoch_generator, repeatable_kernels, seeded_dropout
 from trainers.schedule import Schedule
 from trainers.stochastic_depth import stochastic_depth
+from trainers.teacher import Teacher
 from trainers.threads import step_threads, threads
 
 __all__ = ["Epoch", "Finetuning", "Schedule"]
@@ -35,6 +37,8 @@ __all__ = ["Epoch", "Finetuning", "Schedule"]
 _NO_MEMORY = "DefaultCPUAllocator: "
 """What a CPU's allocator says first; it has no error of its own."""
 _CHECK_EVERY = 50  # steps between looks at the losses: a look makes a GPU wait
+_MOST_OUTPUTS = 2**26
+"""Of a teacher in one training; more are not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,8 @@ class Finetuning:
 
     Whenever an epoch is yielded the model is at its end, in training mode, and `state_dict` is what a new Finetuning of
     the same arguments needs to go on from there. A schedule with an average measures that, and leaves it in the model
-    after the last epoch. One with distillation needs a teacher, which a copy is made of. Filters that are still there
+    after the last epoch. One with distillation needs a teacher, which a copy is made of; what it says is kept for
+    trainings that see the same images (`trainers.teacher`). Filters that are still there
     to leave (`trainers.pruning`) leave by the schedule.
     """
 
@@ -95,7 +100,8 @@ class Finetuning:
         streamed = not isinstance(data.train.images, torch.Tensor)
         self._threads = step_threads(self.model, data.train.image_shape, schedule, self.device, streamed=streamed)
         self._graphed = graphed(self.model, self.device)
-        self._loss = Loss(schedule, teacher, self.device)
+        self._teacher = Teacher(teacher, self.device) if teacher is not None and schedule.distillation else None
+        self._loss = Loss(schedule, self._teacher)
         self._mixer = make_mixer(schedule, data.classes)
         self._optimiser = make_optimiser(model, schedule)
         self._average = WeightAverage(model, schedule.ema) if schedule.ema else None
@@ -165,6 +171,9 @@ class Finetuning:
             stack.enter_context(repeatable_kernels())
             stack.enter_context(seeded_dropout(generator))
             stack.enter_context(stochastic_depth(self.model, self.schedule.drop_path))
+            if self._teacher is not None:
+                count = sum(map(len, batches))
+                stack.enter_context(self._teacher.epoch(self._key(self._teacher, number, count), count))
             ready = stack.enter_context(contextlib.closing(self._train.batches(batches, self.device)))
             for step, (images, labels) in enumerate(ready):
                 for group in self._optimiser.param_groups:
@@ -177,6 +186,17 @@ class Finetuning:
                     _check(losses, number)
         sizes = torch.tensor([len(batch) for batch in batches], device=self.device)
         return float((losses * sizes).sum() / sizes.sum())
+
+    def _key(self, teacher: Teacher, number: int, images: int) -> str | None:
+        """What fixes a teacher's outputs in an epoch of so many images; None where they are not to be kept.
+
+        MixUp and CutMix draw what dropout and the like draw from too, so that no other network sees the same images.
+        """
+        schedule = self.schedule
+        if self._mixer is not None or self.pieces > 1 or images * self.data.classes * self.epochs > _MOST_OUTPUTS:
+            return None
+        drawn = (self.data.fingerprint, self.data.augment, schedule.rotation, schedule.batch_size, self.seed, number)
+        return cache_key("teacher", teacher.sha256, drawn, self.precision, self._threads, str(self.device))
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Change the weights by one batch; its mean loss."""
@@ -199,7 +219,8 @@ class Finetuning:
                 raise OvertoneError(f"{self.device} has no memory for {len(images)} images in {self.pieces} pieces.")
             self.pieces *= 2
             self._graphed = self.model  # recorded passes would keep their memory, and serve whole batches alone
-            self._loss.forget_graphs()
+            if self._teacher is not None:
+                self._teacher.forget()
             torch.cuda.empty_cache()
 
     def _gradients_in_pieces(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:

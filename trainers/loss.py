@@ -4,15 +4,14 @@ Distillation is that of Hinton, Vinyals & Dean, "Distilling the Knowledge in a N
 temperature 2: the teacher sees the same augmented images.
 """
 
-import copy
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainers.graphs import Passes, graphed
 from trainers.schedule import Schedule
+from trainers.teacher import Teacher
 
 __all__ = ["Loss", "Mixer", "make_mixer"]
 
@@ -22,27 +21,18 @@ Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 
 
 class Loss:
-    """The mean loss of a batch by the schedule; a teacher is copied, and runs in evaluation mode without gradients."""
+    """The mean loss of a batch by the schedule; a teacher of no share is not asked."""
 
-    def __init__(self, schedule: Schedule, teacher: nn.Module | None, device: torch.device) -> None:
+    def __init__(self, schedule: Schedule, teacher: Teacher | None) -> None:
         self.smoothing, self.share = schedule.label_smoothing, schedule.distillation
-        self.teacher: Passes | None = None
-        self._unrecorded: nn.Module | None = None
-        if teacher is not None and self.share:
-            self._unrecorded = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
-            self.teacher = graphed(self._unrecorded, device)
-
-    def forget_graphs(self) -> None:
-        """Give back what the teacher's recorded passes hold; it runs unrecorded from now on."""
-        self.teacher = self._unrecorded
+        self.teacher = teacher if self.share else None
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Of logits (n, classes) in float32 for normalised images and their labels (n,) or shares (n, classes)."""
         hard = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
         if self.teacher is None:
             return hard
-        with torch.no_grad():
-            soft = F.log_softmax(self.teacher(images).float() / _TEMPERATURE, 1)
+        soft = F.log_softmax(self.teacher(images).float() / _TEMPERATURE, 1)
         ours = F.log_softmax(logits / _TEMPERATURE, 1)
         distance = _TEMPERATURE**2 * F.kl_div(ours, soft, reduction="batchmean", log_target=True)
         return self.share * distance + (1 - self.share) * hard

@@ -1,0 +1,134 @@
+"""What distillation adds to an epoch of fine-tuning: with a teacher that is asked, and with one whose outputs are kept.
+
+    python benchmarks/kept_teacher.py [--device cuda] [--model resnet20] [--rounds 12]
+
+All trials of a study see the same images, so the first one keeps its teacher's outputs and the others read them
+(`trainers.teacher`). A ResNet-20 is trained on random images of CIFAR-10's size by the default schedule: from labels
+alone, from a teacher that is asked in each step (as the first trial's is), and from outputs that are kept. A side is a
+whole epoch of a training of its own, validation on 64 images included; sides take turns within a round. Rows of other
+devices and models are kept in `kept_teacher.parquet`; writes `kept_teacher.md` too.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from unittest.mock import patch
+
+import pandas as pd
+import torch
+from resnet20_trials import device as processor
+from rich.progress import track
+from turns import take_turns
+
+from spaces.models import RESNET_DEPTHS, build_model
+from trainers import finetune
+from trainers.data import Data, Split
+from trainers.device import keep_freed_memory, parse_device, training_precision
+from trainers.schedule import Schedule
+
+_LABELS, _ASKED, _KEPT = "labels alone", "a teacher that is asked", "a teacher whose outputs are kept"
+_KEYS = ["model", "device", "precision", "threads"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", type=parse_device, default=torch.device("cpu"))
+    parser.add_argument("--model", default="resnet20", choices=[f"resnet{depth}" for depth in RESNET_DEPTHS])
+    parser.add_argument("--images", type=int, default=1280)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, OVERTONE_CACHE=cache):
+        found = _measure(arguments)
+    path = arguments.out / "kept_teacher.parquet"
+    if path.exists():
+        before = pd.read_parquet(path).set_index(_KEYS)
+        kept = before.index.difference(found.set_index(_KEYS).index)
+        found = pd.concat([before.loc[kept].reset_index(), found], ignore_index=True)
+    found.to_parquet(path, index=False)
+    (arguments.out / "kept_teacher.md").write_text(_markdown(found))
+    print(_markdown(found))
+
+
+def _measure(arguments: argparse.Namespace) -> pd.DataFrame:
+    """One row a side and round."""
+    device = arguments.device
+    about = {
+        "model": arguments.model,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "precision": training_precision(Schedule().precision, device),
+        "threads": torch.get_num_threads(),
+        "images": arguments.images,
+        "torch": version("torch"),
+    }
+    data = _data(arguments.images)
+    sides = {side: _epoch(arguments, data, side) for side in (_LABELS, _ASKED, _KEPT)}
+    turns = take_turns(sides, arguments.rounds, device)
+    return pd.DataFrame(
+        [{**about, "side": side, **timing} for side, timing in track(turns, "epochs", len(sides) * arguments.rounds)]
+    )
+
+
+def _data(count: int) -> Data:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(images: int) -> Split:
+        pixels = torch.randint(256, (images, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        return Split(images=pixels, labels=torch.randint(10, (images,), generator=generator))
+
+    third = (0.5, 0.5, 0.5)
+    return Data(
+        train=split(count), val=split(64), test=split(64), classes=10, mean=third, std=third, augment="crop-flip"
+    )
+
+
+def _epoch(arguments: argparse.Namespace, data: Data, side: str) -> Callable[[], None]:
+    torch.manual_seed(0)
+    teacher = build_model(arguments.model, classes=10, channels=3)
+    schedule = replace(Schedule(), distillation=0.0 if side == _LABELS else 0.5)
+
+    def run() -> None:
+        torch.manual_seed(1)
+        model = build_model(arguments.model, classes=10, channels=3)
+        with patch.object(finetune, "_MOST_OUTPUTS", 0) if side == _ASKED else nullcontext():
+            training = finetune.Finetuning(
+                model, data, schedule, epochs=1, seed=0, device=arguments.device, teacher=teacher
+            )
+            list(training)
+
+    return run
+
+
+def _markdown(runs: pd.DataFrame) -> str:
+    lines = ["# What distillation adds to an epoch", ""]
+    for keys, same in runs.groupby(_KEYS, sort=False):
+        first, rounds = same.iloc[0], same["round"].max() + 1
+        lines += [
+            f"## {', '.join(map(str, keys[:-1]))}, {keys[-1]} thread(s)",
+            "",
+            f"{first.images} images in batches of {Schedule().batch_size}, torch {first.torch}, n = {rounds} rounds, "
+            f"load average {same.load.min():.1f} to {same.load.max():.1f}; medians.",
+            "",
+            "| learned from | seconds an epoch | of labels alone | of rounds |",
+            "|---|---|---|---|",
+        ]
+        seconds = same.pivot(index="round", columns="side", values="seconds")
+        median = seconds.median()
+        for side in (_LABELS, _ASKED, _KEPT):
+            ratios = seconds[side] / seconds[_LABELS]
+            lines.append(
+                f"| {side} | {median[side]:.2f} | {median[side] / median[_LABELS]:.2f} | "
+                f"{ratios.min():.2f} to {ratios.max():.2f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
