@@ -93,7 +93,8 @@ def estimate_trial(
     """Time a few steps of the uncompressed network on random images (C, H, W) and count what it holds.
 
     With distillation the teacher is asked in every step, as in the first trial of a study; what it said is kept for
-    the others, which are quicker. Takes two or three seconds for CIFAR's networks, under twenty for most of 224 pixels. The model is left as it was.
+    the others, which are quicker. Takes two or three seconds for CIFAR's networks, under twenty for most of 224 pixels.
+    The model is left as it was.
     With `streamed` no images stay on the device; decoding them then takes time that is not counted.
     """
     device = torch.device(device)

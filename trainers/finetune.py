@@ -67,8 +67,8 @@ class Finetuning:
     Whenever an epoch is yielded the model is at its end, in training mode, and `state_dict` is what a new Finetuning of
     the same arguments needs to go on from there. A schedule with an average measures that, and leaves it in the model
     after the last epoch. One with distillation needs a teacher, which a copy is made of; what it says is kept for
-    trainings that see the same images (`trainers.teacher`). Filters that are still there
-    to leave (`trainers.pruning`) leave by the schedule.
+    trainings that see the same images (`trainers.teacher`). Filters that are still there to leave (`trainers.pruning`)
+    leave by the schedule.
     """
 
     def __init__(
