@@ -310,12 +310,23 @@ def read_config(text: str, model: str, network: Network) -> NetworkConfig:
     return network.canonical(NetworkConfig.from_json(found))
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which the last one would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"found {key!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_space(path: Path | None) -> Mapping[str, Any]:
     """The limits in a space file, none without a file."""
     if path is None:
         return {}
     try:
-        limits = yaml.safe_load(path.read_text())
+        limits = yaml.load(path.read_text(), _UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"space (={str(path)!r}) must be a readable YAML file; {reason}.") from error

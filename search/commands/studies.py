@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +25,7 @@ from search.commands.display import (
     show_trials,
     status_line,
 )
-from search.run.progress import ALIVE_S
+from search.run.alone import seems_to_run
 from trainers.data import DataSpec
 
 if TYPE_CHECKING:
@@ -220,8 +219,7 @@ def status(study: options.Study, store: options.Store = "runs", as_json: options
     ledger = Ledger(OpenStore(store))
     summary, said = summarise(ledger, study), ledger.read_progress(study) or {}
     statuses = summary.trials.column("status").to_pylist()
-    silent = (datetime.now(UTC) - datetime.fromisoformat(said["updated_at"])).total_seconds() if said else 0.0
-    running = said.get("state") == "running" and silent < ALIVE_S
+    running = seems_to_run(said)
     state = "running" if running else "finished" if len(statuses) >= summary.record["trials"] else "stopped"
     found = {
         "study": study,

@@ -286,6 +286,17 @@ def test_a_search_that_cannot_begin_says_why(
     assert not Path("runs").exists()
 
 
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("layer1:\n  bits: [4]\nlayer2:\n  bits: [4]\n  groups: [1]\n  bits: [8]\n")
+    code, _, err = _said(capsys, "inspect", "--model", "resnet8", "--space", str(space))
+    assert code == 2
+    assert "must be a readable YAML file; found 'bits' twice" in err
+    assert "line 4" in err
+    space.write_text("layer1: &some\n  bits: [4]\nlayer2:\n  <<: *some\n  groups: [1]\n")
+    assert _said(capsys, "inspect", "--model", "resnet8", "--space", str(space))[0] == 0
+
+
 def test_a_network_of_the_working_directory_is_found_and_shadows_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
