@@ -54,9 +54,13 @@ def check_outputs(name: str, model: nn.Module, image: tuple[int, int, int], clas
     if not is_factory(name):
         return
     training = model.training
-    with torch.no_grad():
-        logits = model.eval()(torch.zeros(2, *image))
-    model.train(training)
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, *image))
+    except Exception as error:  # of the user's own code
+        raise UsageError(f"model (={name!r}) cannot take two images; {type(error).__name__}: {error}.") from error
+    finally:
+        model.train(training)
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (2, classes):
         raise UsageError(f"model (={name!r}) must give (2, {classes}) logits for two images, it gives {found}.")

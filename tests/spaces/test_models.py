@@ -133,6 +133,14 @@ def test_a_network_of_the_users_own_gives_logits_for_the_classes(factories):
     with pytest.raises(UsageError, match=r"it gives dict\."):
         check_outputs(f"{factories}:make", Named(), (3, 8, 8), 4)
 
+    with pytest.raises(UsageError, match=r"cannot take two images; RuntimeError: .*invalid for input of size"):
+        check_outputs(f"{factories}:make", One(), (3, 8, 8), 4)
+
+
+class One(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.view(1, 3, 8, 8)
+
 
 class Named(nn.Module):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
