@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from resnet20_trials import device as processor
 from rich.progress import track
-from turns import take_turns
+from turns import compare, keep_rows, take_turns
 
 from spaces.models import RESNET_DEPTHS, build_model
 from trainers import finetune
@@ -31,7 +31,7 @@ from trainers.data import Data, Split
 from trainers.device import keep_freed_memory, parse_device, training_precision
 from trainers.schedule import Schedule
 
-_LABELS, _ASKED, _KEPT = "labels alone", "a teacher that is asked", "a teacher whose outputs are kept"
+_SIDES = _LABELS, _ASKED, _ = "labels alone", "a teacher that is asked", "a teacher whose outputs are kept"
 _KEYS = ["model", "device", "precision", "threads"]
 
 
@@ -46,12 +46,7 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, OVERTONE_CACHE=cache):
         found = _measure(arguments)
-    path = arguments.out / "kept_teacher.parquet"
-    if path.exists():
-        before = pd.read_parquet(path).set_index(_KEYS)
-        kept = before.index.difference(found.set_index(_KEYS).index)
-        found = pd.concat([before.loc[kept].reset_index(), found], ignore_index=True)
-    found.to_parquet(path, index=False)
+    found = keep_rows(found, arguments.out / "kept_teacher.parquet", _KEYS)
     (arguments.out / "kept_teacher.md").write_text(_markdown(found))
     print(_markdown(found))
 
@@ -68,7 +63,7 @@ def _measure(arguments: argparse.Namespace) -> pd.DataFrame:
         "torch": version("torch"),
     }
     data = _data(arguments.images)
-    sides = {side: _epoch(arguments, data, side) for side in (_LABELS, _ASKED, _KEPT)}
+    sides = {side: _epoch(arguments, data, side) for side in _SIDES}
     turns = take_turns(sides, arguments.rounds, device)
     return pd.DataFrame(
         [{**about, "side": side, **timing} for side, timing in track(turns, "epochs", len(sides) * arguments.rounds)]
@@ -115,18 +110,9 @@ def _markdown(runs: pd.DataFrame) -> str:
             f"{first.images} images in batches of {Schedule().batch_size}, torch {first.torch}, n = {rounds} rounds, "
             f"load average {same.load.min():.1f} to {same.load.max():.1f}; medians.",
             "",
-            "| learned from | seconds an epoch | of labels alone | of rounds |",
-            "|---|---|---|---|",
+            *compare(same, _SIDES, column="side", turn="an epoch"),
+            "",
         ]
-        seconds = same.pivot(index="round", columns="side", values="seconds")
-        median = seconds.median()
-        for side in (_LABELS, _ASKED, _KEPT):
-            ratios = seconds[side] / seconds[_LABELS]
-            lines.append(
-                f"| {side} | {median[side]:.2f} | {median[side] / median[_LABELS]:.2f} | "
-                f"{ratios.min():.2f} to {ratios.max():.2f} |"
-            )
-        lines.append("")
     return "\n".join(lines)
 
 

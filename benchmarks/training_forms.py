@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from resnet20_trials import device as processor
 from rich.progress import track
 from torch import nn
-from turns import take_turns
+from turns import compare, keep_rows, take_turns
 
 from layers import compress_model
 from spaces import BlockConfig, Network, NetworkConfig
@@ -59,12 +59,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     found = _measure(arguments)
-    path = arguments.out / "training_forms.parquet"
-    if path.exists():
-        before = pd.read_parquet(path)
-        kept = before.set_index(_KEYS).index.difference(found.set_index(_KEYS).index)
-        found = pd.concat([before.set_index(_KEYS).loc[kept].reset_index(), found], ignore_index=True)
-    found.to_parquet(path, index=False)
+    found = keep_rows(found, arguments.out / "training_forms.parquet", _KEYS)
     (arguments.out / "training_forms.md").write_text(_markdown(found))
     print(_markdown(found))
 
@@ -127,17 +122,9 @@ def _markdown(runs: pd.DataFrame) -> str:
             f"Batches of {first.batch_size}, torch {first.torch}, n = {rounds} rounds, load average "
             f"{same.load.min():.1f} to {same.load.max():.1f}; medians.",
             "",
-            "| network | ms a step | of the step as it was | of rounds |",
-            "|---|---|---|---|",
+            *compare(same, (_PLAIN, *_FORMS), column="form", turn="a step"),
+            "",
         ]
-        seconds = same.pivot(index="round", columns="form", values="seconds")
-        for form in (_PLAIN, *_FORMS):
-            median, ratios = seconds.median(), seconds[form] / seconds[_PLAIN]
-            lines.append(
-                f"| {form} | {1e3 * median[form]:.1f} | {median[form] / median[_PLAIN]:.2f} | "
-                f"{ratios.min():.2f} to {ratios.max():.2f} |"
-            )
-        lines.append("")
     return "\n".join(lines)
 
 

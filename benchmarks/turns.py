@@ -2,12 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
-__all__ = ["take_turns"]
+__all__ = ["compare", "keep_rows", "take_turns"]
 
 _TURN_S = 0.002
 
@@ -50,3 +52,25 @@ def _seconds(call: Callable[[], Any], calls: int, device: torch.device | None) -
 def _wait(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def keep_rows(found: pd.DataFrame, path: Path, keys: list[str]) -> pd.DataFrame:
+    """The rows, after those of the file that have other keys; both are written to it."""
+    if path.exists():
+        before = pd.read_parquet(path).set_index(keys)
+        others = before.index.difference(found.set_index(keys).index)
+        found = pd.concat([before.loc[others].reset_index(), found], ignore_index=True)
+    found.to_parquet(path, index=False)
+    return found
+
+
+def compare(rows: pd.DataFrame, sides: Sequence[str], *, column: str, turn: str) -> list[str]:
+    """Markdown of the median milliseconds that each side takes for a turn, and of the ratios to those of the first."""
+    seconds = rows.pivot(index="round", columns=column, values="seconds")
+    median, first = seconds.median(), sides[0]
+    lines = [f"| | ms {turn} | of the first | of rounds |", "|---|---|---|---|"]
+    for side in sides:
+        ratios = seconds[side] / seconds[first]
+        told = f"{median[side] / median[first]:.2f} | {ratios.min():.2f} to {ratios.max():.2f}"
+        lines.append(f"| {side} | {1e3 * median[side]:.1f} | {told} |")
+    return lines
