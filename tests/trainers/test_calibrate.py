@@ -200,8 +200,14 @@ def test_templates_of_grouped_convolutions_give_nearer_outputs_too(baseline, x):
     model, plain = compress_model(baseline, {"inner.second": form}), compress_model(baseline, {"inner.second": form})
     calibrate(model, baseline, x)
     inputs, outputs = record(baseline, x)["inner.second"]
-    errors = [(one.inner["second"](inputs) - outputs).square().sum().item() for one in (model, plain)]
-    assert errors[0] < errors[1]
+    fitted, nearest = model.inner["second"], copy.deepcopy(model.inner["second"])
+    nearest.begin_at(fitted.kept_coefficients(), baseline.inner["second"].weight, fitted.assignment())
+
+    def error(layer: nn.Module, filters: Tensor) -> float:
+        return (layer(inputs) - outputs)[:, filters].square().sum().item()
+
+    assert error(fitted, fitted.kept) < error(plain.inner["second"], fitted.kept)
+    assert error(fitted, ~fitted.kept) < error(nearest, ~fitted.kept), "with the same templates"
     assert not torch.equal(model.inner["norm"].running_var, baseline.inner["norm"].running_var)
 
 
