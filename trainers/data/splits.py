@@ -9,9 +9,10 @@ __all__ = ["balanced_order", "split_rows"]
 
 
 def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shuffled rows (n,) of the labels (n,), any slice of which holds each class in proportion to within one image.
+    """Shuffled rows (n,) of the labels (n,), the first so many of which hold each class in proportion.
 
-    The i-th of a class's k shuffled rows stands at (i + 1/2) / k of the whole; ties stay in shuffled order.
+    The i-th of a class's k shuffled rows stands at (i + 1/2) / k of the whole; ties stay in shuffled order. So of C
+    classes one is off by at most 1/2 + (C - 2) k / 2n images, which is less than one where all are equally many.
     """
     shuffled = torch.randperm(len(labels), generator=generator)
     place = torch.empty(len(labels), dtype=torch.float64)
