@@ -15,15 +15,13 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 
 import pandas as pd
 import torch
-from resnet20_trials import device as processor
 from rich.progress import track
-from turns import compare, keep_rows, take_turns
+from turns import machine, publish, take_turns
 
 from spaces.models import RESNET_DEPTHS, build_model
 from trainers import finetune
@@ -32,7 +30,6 @@ from trainers.device import keep_freed_memory, parse_device, training_precision
 from trainers.schedule import Schedule
 
 _SIDES = _LABELS, _ASKED, _ = "labels alone", "a teacher that is asked", "a teacher whose outputs are kept"
-_KEYS = ["model", "device", "precision", "threads"]
 
 
 def main() -> None:
@@ -46,9 +43,16 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, OVERTONE_CACHE=cache):
         found = _measure(arguments)
-    found = keep_rows(found, arguments.out / "kept_teacher.parquet", _KEYS)
-    (arguments.out / "kept_teacher.md").write_text(_markdown(found))
-    print(_markdown(found))
+    path = arguments.out / "kept_teacher.parquet"
+    publish(
+        found,
+        path,
+        "What distillation adds to an epoch",
+        "{images} images in batches of {batch_size}",
+        sides=_SIDES,
+        column="side",
+        turn="an epoch",
+    )
 
 
 def _measure(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -56,11 +60,10 @@ def _measure(arguments: argparse.Namespace) -> pd.DataFrame:
     device = arguments.device
     about = {
         "model": arguments.model,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        **machine(device),
         "precision": training_precision(Schedule().precision, device),
-        "threads": torch.get_num_threads(),
         "images": arguments.images,
-        "torch": version("torch"),
+        "batch_size": Schedule().batch_size,
     }
     data = _data(arguments.images)
     sides = {side: _epoch(arguments, data, side) for side in _SIDES}
@@ -98,22 +101,6 @@ def _epoch(arguments: argparse.Namespace, data: Data, side: str) -> Callable[[],
             list(training)
 
     return run
-
-
-def _markdown(runs: pd.DataFrame) -> str:
-    lines = ["# What distillation adds to an epoch", ""]
-    for keys, same in runs.groupby(_KEYS, sort=False):
-        first, rounds = same.iloc[0], same["round"].max() + 1
-        lines += [
-            f"## {', '.join(map(str, keys[:-1]))}, {keys[-1]} thread(s)",
-            "",
-            f"{first.images} images in batches of {Schedule().batch_size}, torch {first.torch}, n = {rounds} rounds, "
-            f"load average {same.load.min():.1f} to {same.load.max():.1f}; medians.",
-            "",
-            *compare(same, _SIDES, column="side", turn="an epoch"),
-            "",
-        ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,14 @@ of medians, the range beside one is that of the rounds' own. Rows of other devic
 
 import argparse
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from resnet20_trials import device as processor
 from rich.progress import track
 from torch import nn
-from turns import compare, keep_rows, take_turns
+from turns import machine, publish, take_turns
 
 from layers import compress_model
 from spaces import BlockConfig, Network, NetworkConfig
@@ -42,7 +40,6 @@ _FORMS = {
         basis="cosine", harmonics=(2, 2), pruning_rate=0.5, transform="scalar", bits=5, exponent_block=16
     ),
 }
-_KEYS = ["model", "device", "precision", "threads"]
 
 
 def main() -> None:
@@ -59,9 +56,16 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     found = _measure(arguments)
-    found = keep_rows(found, arguments.out / "training_forms.parquet", _KEYS)
-    (arguments.out / "training_forms.md").write_text(_markdown(found))
-    print(_markdown(found))
+    path = arguments.out / "training_forms.parquet"
+    publish(
+        found,
+        path,
+        "What compression adds to a training step",
+        "Batches of {batch_size}",
+        sides=(_PLAIN, *_FORMS),
+        column="form",
+        turn="a step",
+    )
 
 
 def _measure(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -69,11 +73,9 @@ def _measure(arguments: argparse.Namespace) -> pd.DataFrame:
     device = arguments.device
     about = {
         "model": arguments.model,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        **machine(device),
         "precision": arguments.precision,
-        "threads": torch.get_num_threads(),
         "batch_size": arguments.batch_size,
-        "torch": version("torch"),
     }
     turns = take_turns(_steps(arguments), arguments.rounds, device, warm=True)
     rows = [
@@ -110,22 +112,6 @@ def _step(
         optimiser.step()
 
     return step
-
-
-def _markdown(runs: pd.DataFrame) -> str:
-    lines = ["# What compression adds to a training step", ""]
-    for keys, same in runs.groupby(_KEYS, sort=False):
-        first, rounds = same.iloc[0], same["round"].max() + 1
-        lines += [
-            f"## {', '.join(map(str, keys[:-1]))}, {keys[-1]} thread(s)",
-            "",
-            f"Batches of {first.batch_size}, torch {first.torch}, n = {rounds} rounds, load average "
-            f"{same.load.min():.1f} to {same.load.max():.1f}; medians.",
-            "",
-            *compare(same, (_PLAIN, *_FORMS), column="form", turn="a step"),
-            "",
-        ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,19 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from resnet20_trials import device as processor
 
-__all__ = ["compare", "keep_rows", "take_turns"]
+__all__ = ["compare", "machine", "publish", "take_turns"]
 
 _TURN_S = 0.002
+_ALIKE = ["model", "device", "precision", "threads"]
+"""What tells one measurement from another in the same file."""
 
 
 def take_turns(
@@ -54,14 +58,37 @@ def _wait(device: torch.device | None) -> None:
         torch.cuda.synchronize(device)
 
 
-def keep_rows(found: pd.DataFrame, path: Path, keys: list[str]) -> pd.DataFrame:
-    """The rows, after those of the file that have other keys; both are written to it."""
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a row says of where it was measured."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": version("torch")}
+
+
+def publish(found: pd.DataFrame, path: Path, title: str, what: str, **of: Any) -> None:
+    """Add the rows to a Parquet file, in the place of those measured alike, and show it all as Markdown beside it.
+
+    `what` is said of each measurement, with its columns' values in braces; the rest is for `compare`.
+    """
     if path.exists():
-        before = pd.read_parquet(path).set_index(keys)
-        others = before.index.difference(found.set_index(keys).index)
+        before = pd.read_parquet(path).set_index(_ALIKE)
+        others = before.index.difference(found.set_index(_ALIKE).index)
         found = pd.concat([before.loc[others].reset_index(), found], ignore_index=True)
     found.to_parquet(path, index=False)
-    return found
+    lines = [f"# {title}", ""]
+    for keys, same in found.groupby(_ALIKE, sort=False):
+        first, rounds = same.iloc[0], same["round"].max() + 1
+        lines += [
+            f"## {', '.join(map(str, keys[:-1]))}, {keys[-1]} thread(s)",
+            "",
+            f"{what.format(**first)}, torch {first.torch}, n = {rounds} rounds, load average {same.load.min():.1f} to "
+            f"{same.load.max():.1f}; medians.",
+            "",
+            *compare(same, **of),
+            "",
+        ]
+    text = "\n".join(lines)
+    path.with_suffix(".md").write_text(text)
+    print(text)
 
 
 def compare(rows: pd.DataFrame, sides: Sequence[str], *, column: str, turn: str) -> list[str]:

@@ -21,11 +21,11 @@ Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 
 
 class Loss:
-    """The mean loss of a batch by the schedule; a teacher of no share is not asked."""
+    """The mean loss of a batch by the schedule; one with distillation needs a teacher."""
 
     def __init__(self, schedule: Schedule, teacher: Teacher | None) -> None:
         self.smoothing, self.share = schedule.label_smoothing, schedule.distillation
-        self.teacher = teacher if self.share else None
+        self.teacher = teacher
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Of logits (n, classes) in float32 for normalised images and their labels (n,) or shares (n, classes)."""

@@ -247,7 +247,7 @@ def _tell_outcome(ledger: Ledger, study: str, outcome: Outcome, as_json: bool) -
         )
         line = f"hypervolume {summary.hypervolume:.4f}; {next_step(study, ledger.store.label, outcome)}"
         out_console.print(line, markup=False, highlight=False, soft_wrap=True)
-    failed = ledger.trials(study)["status"].to_pylist().count(TrialStatus.FAILED)
+    failed = summary.trials.column("status").to_pylist().count(TrialStatus.FAILED)
     if failed:
         err_console.print(f"{failed} of {outcome.done} trials failed.", highlight=False)
     if (failed and failed == outcome.done) or (outcome.done < outcome.wanted and not outcome.exhausted):

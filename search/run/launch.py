@@ -152,7 +152,7 @@ def _check_same(name: str, record: dict[str, Any], given: dict[str, Any]) -> Non
 
 def _located(record: dict[str, Any]) -> dict[str, Any]:
     """The same with the data's folders from the root, which studies begun earlier have from a working directory."""
-    return {**record, "data": asdict(DataSpec(**record["data"]).absolute())} if "data" in record else record
+    return {**record, "data": asdict(DataSpec(**record["data"]).absolute())}
 
 
 def _run(

@@ -1,4 +1,5 @@
-"""Files that spare a machine decoding a set of images again: tensors that every process maps, one copy in memory.
+"""Files that spare a machine decoding a set of images again, or asking a teacher of them (`trainers.teacher`): tensors
+that every process maps, one copy in memory.
 
 They lie in $OVERTONE_CACHE, else $XDG_CACHE_HOME/overtone, else ~/.cache/overtone, and any of them may be deleted, but
 not written into, at any time. A file is named by the sha256 of what was asked for and appears whole or not at all; what
