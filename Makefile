@@ -15,7 +15,7 @@ demo: $(READY)  ## Search a small network on real digits, show the front, export
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
 test: $(READY)  ## Everything that is not marked slow, on two cores
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile tests
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --max-worker-restart 0 tests
 
 slow: $(READY)  ## What `make test` leaves out
 	$(BIN)/python -m pytest -m slow tests
