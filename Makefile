@@ -14,6 +14,7 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## Search a small network on real digits, show the front, export its knee
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
+# By files, pytest-xdist gives what replaces a crashed worker nothing to do, and waits for it: so none is replaced.
 test: $(READY)  ## Everything that is not marked slow, on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --max-worker-restart 0 tests
 
