@@ -17,11 +17,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from trainers.baseline import random_network, save_trained, train_baseline
 from trainers.data import Data, DataSpec, load_data
-from trainers.device import keep_freed_memory
-from trainers.evaluate import evaluate
-from trainers.schedule import PRESETS
+from trainers.evaluation import evaluate
+from trainers.runtime.device import keep_freed_memory
+from trainers.train import random_network, save_trained, train_baseline
+from trainers.training.recipe import PRESETS
 
 _MODELS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16")
 _KEY = ["model", "schedule", "epochs", "seed", "train_images"]

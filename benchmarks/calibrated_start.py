@@ -10,7 +10,7 @@ measurement) and `calibrated_start.md`. Starts:
 - `filters, norms`: the same, norms re-estimated;
 - `outputs, original inputs`: each layer's outputs fitted on the inputs that the uncompressed network has there;
 - `outputs, own inputs and targets`: on the compressed network's inputs, to what the original filters make of those;
-- `outputs`: on the compressed network's inputs, to the uncompressed network's outputs: `trainers.calibrate`;
+- `outputs`: on the compressed network's inputs, to the uncompressed network's outputs: `trainers.start.calibration`;
 - `outputs, norms kept`: the same without re-estimating norms;
 - `outputs, norms of these images`: norms take the statistics of the calibration images, whatever was known before.
 
@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from layers import compress_model
 from spaces import BlockConfig, NetworkConfig
-from trainers import calibrate, start
-from trainers.calibrate import _LayerTwin, _NormTwin
 from trainers.data import DataSpec, load_data
-from trainers.evaluate import evaluate
+from trainers.evaluation import evaluate
+from trainers.start import calibration, start
+from trainers.start.calibration import _LayerTwin, _NormTwin
 from trainers.trial import load_baseline
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
@@ -120,8 +120,8 @@ def _begin(kinds: Any, model: nn.Module, baseline: nn.Module, data: Any, seed: i
         return 0.0
     layer, norm, images = kinds
     with (
-        patch.object(calibrate, "_LayerTwin", layer),
-        patch.object(calibrate, "_NormTwin", norm),
+        patch.object(calibration, "_LayerTwin", layer),
+        patch.object(calibration, "_NormTwin", norm),
         patch.object(start, "CALIBRATION_IMAGES", images),
     ):
         begun = time.perf_counter()

@@ -32,11 +32,11 @@ from torch import nn
 
 from spaces import Network, NetworkConfig, Space, state_sha256
 from spaces.space import Value
-from trainers.baseline import random_network, train_baseline
 from trainers.data import Data, DataSpec, Split, load_data
-from trainers.device import keep_freed_memory
-from trainers.schedule import PRESETS
+from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
+from trainers.train import random_network, train_baseline
+from trainers.training.recipe import PRESETS
 from trainers.trial import Trial
 
 __all__ = ["EPOCHS", "FOLDS", "TABLE", "grid_configs", "grid_network", "grid_space"]

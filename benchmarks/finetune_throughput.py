@@ -10,18 +10,18 @@ writes `finetune_throughput.md` anew. Loops, each in fp32 and in bf16 autocast:
 - `usual`: images held and opened as torchvision's CIFAR10 does, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize,
   a DataLoader with two workers, a network that is not channels last, SGD with momentum, `loss.item()` in each step. An
   epoch includes the start of its workers;
-- `ours`: `trainers.finetune` as it is. It validates after each epoch: here on two images, which stay in its time, as do
-  moving the training images to the device and making the optimiser;
+- `ours`: `trainers.training.loop` as it is. It validates after each epoch: here on two images, which stay in its time,
+  as do moving the training images to the device and making the optimiser;
 - `ceiling`: the same network, optimiser, precision and memory format on eight ready batches of random numbers: nothing
   is read, augmented, checked or validated.
 
-`ours` and `ceiling` run in a process that keeps freed memory (`trainers.device.keep_freed_memory`), as those of trials
-do, `usual` in one of its own as Python starts it. Loops take turns within a round, each from the trained weights, in an
-order that moves on by one a round, after a warm-up of each. A run waits up to `--patience` seconds for others to leave
-the CPUs alone, and is measured again (three times at most; the least disturbed counts) where they took more than a
-twentieth of them meanwhile; with `--patience 0` runs are taken as they come. Beside images a second stand images a
-second of CPU time, workers included: on a busy machine, best with `--threads 1`, these alone say something. Aims are
-judged on ratios of medians; the range beside one is that of the rounds' own ratios.
+`ours` and `ceiling` run in a process that keeps freed memory (`trainers.runtime.device.keep_freed_memory`), as those of
+trials do, `usual` in one of its own as Python starts it. Loops take turns within a round, each from the trained
+weights, in an order that moves on by one a round, after a warm-up of each. A run waits up to `--patience` seconds for
+others to leave the CPUs alone, and is measured again (three times at most; the least disturbed counts) where they took
+more than a twentieth of them meanwhile; with `--patience 0` runs are taken as they come. Beside images a second stand
+images a second of CPU time, workers included: on a busy machine, best with `--threads 1`, these alone say something.
+Aims are judged on ratios of medians; the range beside one is that of the rounds' own ratios.
 
 The second command damages the network once (cosine, 2,2,2,2 harmonics, coefficients nearest to the trained filters)
 and fine-tunes copies of it with every loop but the ceilings and `usual bf16`: 5 epochs, one cycle to 1e-2, as many
@@ -58,11 +58,11 @@ from torchvision import transforms
 from layers import compress_model
 from spaces import BlockConfig, NetworkConfig
 from trainers.data import Data, DataSpec, Split, load_data
-from trainers.device import keep_freed_memory, parse_device
-from trainers.evaluate import evaluate
-from trainers.finetune import Finetuning
-from trainers.optimiser import make_optimiser
-from trainers.schedule import Schedule
+from trainers.evaluation import evaluate
+from trainers.runtime.device import keep_freed_memory, parse_device
+from trainers.training.loop import Finetuning
+from trainers.training.optimizer import make_optimiser
+from trainers.training.recipe import Schedule
 from trainers.trial import load_baseline
 
 _LOOPS = ("usual", "ours", "ceiling")

@@ -3,10 +3,10 @@
     python benchmarks/kept_teacher.py [--device cuda] [--model resnet20] [--rounds 12]
 
 All trials of a study see the same images, so the first one keeps its teacher's outputs and the others read them
-(`trainers.teacher`). A ResNet-20 is trained on random images of CIFAR-10's size by the default schedule: from labels
-alone, from a teacher that is asked in each step (as the first trial's is), and from outputs that are kept. A side is a
-whole epoch of a training of its own, validation on 64 images included; sides take turns within a round. Rows of other
-devices and models are kept in `kept_teacher.parquet`; writes `kept_teacher.md` too.
+(`trainers.training.distillation`). A ResNet-20 is trained on random images of CIFAR-10's size by the default schedule:
+from labels alone, from a teacher that is asked in each step (as the first trial's is), and from outputs that are kept.
+A side is a whole epoch of a training of its own, validation on 64 images included; sides take turns within a round.
+Rows of other devices and models are kept in `kept_teacher.parquet`; writes `kept_teacher.md` too.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from rich.progress import track
 from turns import machine, publish, take_turns
 
 from spaces.models import RESNET_DEPTHS, build_model
-from trainers import finetune
 from trainers.data import Data, Split
-from trainers.device import keep_freed_memory, parse_device, training_precision
-from trainers.schedule import Schedule
+from trainers.runtime.device import keep_freed_memory, parse_device, training_precision
+from trainers.training import loop
+from trainers.training.recipe import Schedule
 
 _SIDES = _LABELS, _ASKED, _ = "labels alone", "a teacher that is asked", "a teacher whose outputs are kept"
 
@@ -94,8 +94,8 @@ def _epoch(arguments: argparse.Namespace, data: Data, side: str) -> Callable[[],
     def run() -> None:
         torch.manual_seed(1)
         model = build_model(arguments.model, classes=10, channels=3)
-        with patch.object(finetune, "_MOST_OUTPUTS", 0) if side == _ASKED else nullcontext():
-            training = finetune.Finetuning(
+        with patch.object(loop, "_MOST_OUTPUTS", 0) if side == _ASKED else nullcontext():
+            training = loop.Finetuning(
                 model, data, schedule, epochs=1, seed=0, device=arguments.device, teacher=teacher
             )
             list(training)

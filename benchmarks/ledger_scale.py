@@ -35,10 +35,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from results.ledger import Ledger
+from results.ledger.ledger import Ledger
+from results.ledger.store import Store
 from results.objectives import OBJECTIVES
 from results.schema import SCHEMA, TrialRow, TrialStatus
-from results.store import Store
 
 _NAMES = ["val_top1", "size_bytes", "flops"]
 _BATCH = 250_000

@@ -26,10 +26,10 @@ from layers import CompressedConv2d, LayerForm, compressed_layers
 from spaces import Network, NetworkConfig, state_sha256
 from spaces.blocks import Granularity
 from trainers.data import Data, DataSpec, Split, load_data
-from trainers.device import keep_freed_memory
-from trainers.evaluate import evaluate
-from trainers.schedule import Schedule
+from trainers.evaluation import evaluate
+from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
+from trainers.training.recipe import Schedule
 from trainers.trial import Trial, load_baseline
 
 SCHEDULE = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)

@@ -38,11 +38,11 @@ from digits_grid import EPOCHS, TABLE, grid_configs, grid_network, grid_space
 from rich.progress import track
 
 from results.objectives import parse_objectives
-from search.choice.candidates import Candidates
-from search.choice.first import first_configs
-from search.choice.judge import Judge
-from search.choice.sampler import ConfigSampler
-from search.choice.searcher import FrontSearcher
+from search.optimize.candidates import Candidates
+from search.optimize.initial import first_configs
+from search.optimize.pruner import Judge
+from search.optimize.sampler import ConfigSampler
+from search.optimize.searcher import FrontSearcher
 from search.study.budget import Budget, extremes
 from spaces import Network, NetworkConfig, Space
 from trainers.spec import TrialSpec

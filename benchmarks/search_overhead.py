@@ -42,14 +42,14 @@ from ray.tune.search.optuna import OptunaSearch
 from resnet20_trials import device
 from rich.console import Console
 
-from results.ledger import Ledger
-from results.store import Store
-from search.choice.searcher import FrontSearcher
-from search.run import engine
-from search.run.cluster import Resources
-from search.run.launch import start_study
-from search.run.recorder import Recorder
-from search.run.trainable import TrialActor
+from results.ledger.ledger import Ledger
+from results.ledger.store import Store
+from search.optimize.searcher import FrontSearcher
+from search.runner import engine
+from search.runner.cluster import Resources
+from search.runner.launch import start_study
+from search.runner.study_callback import Recorder
+from search.runner.trainable import TrialActor
 from search.study.plan import StudyPlan
 from spaces import build_model, save_weights
 from trainers.spec import TrialSpec

@@ -26,8 +26,8 @@ from matplotlib import pyplot as plt
 from resnet20_trials import Run, about, accuracies, load_subject, parser, run_trials
 
 from spaces import BlockConfig, NetworkConfig
-from spaces.threshold import threshold_rates
-from trainers.saliency import filter_saliency
+from spaces.global_pruning import threshold_rates
+from trainers.start.saliency import filter_saliency
 
 _BLOCKS = ("layer1", "layer2", "layer3")
 _FAMILIES = ("zero", "scalar", "rotation", "affine")

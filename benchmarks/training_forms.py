@@ -4,10 +4,10 @@
 
 A search trains nothing but compressed networks, which build their filters and round their activations in every step.
 A step is forward, backward and optimiser on a ready batch of random numbers, in a process that keeps freed memory
-(`trainers.device.keep_freed_memory`), as those of trials do. Every layer is in the form; filters and activations are
-rounded to five bits. Networks take turns within a round, a step that does not count before each turn; ratios are those
-of medians, the range beside one is that of the rounds' own. Rows of other devices, precisions and threads are kept in
-`training_forms.parquet`; writes `training_forms.md` too.
+(`trainers.runtime.device.keep_freed_memory`), as those of trials do. Every layer is in the form; filters and
+activations are rounded to five bits. Networks take turns within a round, a step that does not count before each turn;
+ratios are those of medians, the range beside one is that of the rounds' own. Rows of other devices, precisions and
+threads are kept in `training_forms.parquet`; writes `training_forms.md` too.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from turns import machine, publish, take_turns
 from layers import compress_model
 from spaces import BlockConfig, Network, NetworkConfig
 from spaces.models import RESNET_DEPTHS, build_model
-from trainers.device import keep_freed_memory, parse_device
-from trainers.optimiser import make_optimiser
-from trainers.schedule import Schedule
+from trainers.runtime.device import keep_freed_memory, parse_device
+from trainers.training.optimizer import make_optimiser
+from trainers.training.recipe import Schedule
 
 _PLAIN = "as it was"
 _FORMS = {

@@ -1,4 +1,5 @@
-"""An epoch of a small network on all of a CPU's threads, and on as many as fine-tuning takes (`trainers.threads`).
+"""An epoch of a small network on all of a CPU's threads, and on as many as fine-tuning takes
+(`trainers.runtime.threads`).
 
     python benchmarks/training_threads.py [--rounds 5]
 
@@ -23,11 +24,11 @@ import torch
 from resnet20_trials import device
 from rich.progress import track
 
-from trainers import finetune
-from trainers.baseline import random_network
 from trainers.data import DataSpec, load_data
-from trainers.device import keep_freed_memory
-from trainers.schedule import PRESETS
+from trainers.runtime.device import keep_freed_memory
+from trainers.train import random_network
+from trainers.training import loop
+from trainers.training.recipe import PRESETS
 
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -58,16 +59,16 @@ def _epoch(most: int, everything: bool) -> tuple[int, float]:
     """Threads of a step, and seconds of the second epoch."""
     keep_freed_memory()
     torch.set_num_threads(most)
-    with patch.object(finetune, "step_threads", lambda *_, **__: most) if everything else nullcontext():
+    with patch.object(loop, "step_threads", lambda *_, **__: most) if everything else nullcontext():
         training = _training(epochs=2)
     *_, last = training
     return training._threads, last.seconds
 
 
-def _training(epochs: int) -> finetune.Finetuning:
+def _training(epochs: int) -> loop.Finetuning:
     data, schedule = load_data(DataSpec()), PRESETS["baseline"]
     model = random_network("resnet8", data, seed=0)
-    return finetune.Finetuning(model, data, schedule, epochs=epochs, seed=0, device="cpu")
+    return loop.Finetuning(model, data, schedule, epochs=epochs, seed=0, device="cpu")
 
 
 @contextmanager

@@ -24,9 +24,9 @@ import torch
 
 from spaces import BlockConfig, NetworkConfig, state_sha256
 from trainers.data import DataSpec, load_data
-from trainers.device import keep_freed_memory
-from trainers.schedule import Schedule
+from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
+from trainers.training.recipe import Schedule
 from trainers.trial import Trial, load_baseline
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")

@@ -1,13 +1,13 @@
 """What a compressed layer computes, costs and packs to."""
 
 from layers.compress import compress_layer, compress_model, compressed_layers
+from layers.constructors import ChebConv2d, CosConv2d, TemplateConv2d
 from layers.conv import CompressedConv1d, CompressedConv2d
 from layers.cost import Cost, layer_cost, network_cost, remaining_cost
 from layers.errors import OvertoneError, OvertoneWarning, UsageError
 from layers.execution import choose_executions
 from layers.form import LayerForm, LayerShape
 from layers.linear import CompressedLinear
-from layers.named import ChebConv2d, CosConv2d, TemplateConv2d
 from layers.norm import CompressedNorm
 from layers.pack import join_state, pack_state, split_state, unpack_state
 

@@ -19,14 +19,13 @@ from torch.nn import functional as F
 
 from layers.errors import UsageError
 from layers.form import PARAMETERS, LayerForm, LayerShape, stored_indices, stored_tensors
-from layers.rounded import RoundedLayer
+from layers.quantized import RoundedLayer
 from layers.series.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
 from layers.series.basis import basis_matrix
 from layers.series.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
 from layers.templates.assignment import modulo_assignment, residual_assignment
 from layers.templates.fused import FusedTemplates, fused_conv2d
 from layers.templates.gradual import Remainders
-from layers.templates.plain import Where
 from layers.templates.rebuild import (
     choose_templates,
     fitted_transforms,
@@ -34,6 +33,7 @@ from layers.templates.rebuild import (
     rebuild_filters,
     two_stage_conv2d,
 )
+from layers.templates.reference import Where
 from layers.templates.transforms import Transform
 
 __all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.form import LayerForm, LayerShape, stored_tensors
-from layers.rounded import RoundedLayer
+from layers.quantized import RoundedLayer
 
 __all__ = ["CompressedLinear"]
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from layers.form import LayerForm, LayerShape, stored_tensors
-from layers.rounded import RoundedLayer
+from layers.quantized import RoundedLayer
 
 __all__ = ["CompressedNorm", "compress_norm"]
 

@@ -32,10 +32,10 @@ from layers import (
     split_state,
     unpack_state,
 )
+from layers.files import write_whole
 from spaces.card import PACKED_VERSION, decode_card, decode_forms, encode_card
-from spaces.files import write_whole
 from spaces.models import is_factory
-from spaces.outline import allocate, outline, packed_bytes, put_in_form
+from spaces.skeleton import allocate, outline, packed_bytes, put_in_form
 
 __all__ = ["PACKED_VERSION", "load_model", "read_card", "save_model"]
 

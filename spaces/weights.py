@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import OvertoneError, UsageError
-from spaces.files import write_whole
+from layers.files import write_whole
 from spaces.models import without_auxiliary
 
 __all__ = ["load_weights", "save_weights", "state_sha256"]

@@ -19,17 +19,17 @@ import torch
 from torch import nn
 
 from layers.timing import median_ms
-from trainers.augment import augment, normalise
-from trainers.device import training_precision
-from trainers.evaluate import evaluating, evaluation_batch
-from trainers.footprint import held_bytes, peak_bytes, saved_bytes
-from trainers.graphs import Passes, graph_bytes, graphed
-from trainers.loss import Loss
-from trainers.optimiser import make_optimiser
-from trainers.repeatable import repeatable_kernels, seeded_dropout
-from trainers.schedule import Schedule
-from trainers.teacher import Teacher
-from trainers.threads import step_threads, threads
+from trainers.data.augment import augment, normalise
+from trainers.evaluation import evaluating, evaluation_batch
+from trainers.runtime.cuda_graphs import Passes, graph_bytes, graphed
+from trainers.runtime.determinism import repeatable_kernels, seeded_dropout
+from trainers.runtime.device import training_precision
+from trainers.runtime.memory import held_bytes, peak_bytes, saved_bytes
+from trainers.runtime.threads import step_threads, threads
+from trainers.training.distillation import Teacher
+from trainers.training.loss import Loss
+from trainers.training.optimizer import make_optimiser
+from trainers.training.recipe import Schedule
 
 __all__ = ["TrialEstimate", "estimate_trial"]
 

@@ -12,9 +12,9 @@ from typing import Any
 from layers import UsageError
 from spaces import Network, NetworkConfig
 from trainers.data import DataSpec
-from trainers.saliency import SALIENCIES
-from trainers.schedule import Schedule
-from trainers.start import STARTS
+from trainers.start.saliency import SALIENCIES
+from trainers.start.start import STARTS
+from trainers.training.recipe import Schedule
 
 __all__ = ["TrialSpec"]
 
@@ -38,9 +38,9 @@ class TrialSpec:
     schedule: Schedule = field(default_factory=Schedule)
     """How it is fine-tuned."""
     start: str = "calibrated"
-    """How the compressed weights begin, one of `trainers.start.STARTS`."""
+    """How the compressed weights begin, one of `trainers.start.start.STARTS`."""
     saliency: str = "magnitude"
-    """By what filters stay as templates, one of `trainers.saliency.SALIENCIES`."""
+    """By what filters stay as templates, one of `trainers.start.saliency.SALIENCIES`."""
     epochs: int = 5
     """Epochs of fine-tuning; 0 measures the start alone."""
     seed: int = 0

@@ -22,15 +22,15 @@ from layers import Cost, OvertoneError, OvertoneWarning, UsageError, compress_mo
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from spaces.models import check_outputs
-from trainers.checkpoint import read_checkpoint, write_checkpoint
 from trainers.data import Data, load_data
-from trainers.device import default_device, keep_freed_memory, parse_device, training_precision
-from trainers.evaluate import Evaluation, evaluate, latency_ms
-from trainers.finetune import Epoch, Finetuning
-from trainers.pruning import keep_pruned
-from trainers.saliency import filter_saliency
+from trainers.evaluation import Evaluation, evaluate, latency_ms
+from trainers.runtime.device import default_device, keep_freed_memory, parse_device, training_precision
 from trainers.spec import TrialSpec
-from trainers.start import begin
+from trainers.start.saliency import filter_saliency
+from trainers.start.start import begin
+from trainers.training.checkpoint import read_checkpoint, write_checkpoint
+from trainers.training.gradual_pruning import keep_pruned
+from trainers.training.loop import Epoch, Finetuning
 
 __all__ = ["Trial", "TrialResult", "image_card", "load_baseline", "run_trial"]
 

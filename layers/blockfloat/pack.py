@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layers.blockfloat import power_of_two, quantise
 from layers.blockfloat.format import BlockFormat
-from layers.blockfloat.plain import cut_blocks, join_blocks
+from layers.blockfloat.reference import cut_blocks, join_blocks
 from layers.errors import OvertoneError
 
 __all__ = ["pack_blocks", "pack_codes", "unpack_blocks", "unpack_codes"]

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from layers.blockfloat import native
+from layers.blockfloat import kernels
 from layers.blockfloat.format import BlockFormat
-from layers.blockfloat.plain import cut_blocks, join_blocks, round_plainly
+from layers.blockfloat.reference import cut_blocks, join_blocks, round_plainly
 from layers.errors import UsageError
 
 __all__ = [
@@ -76,9 +76,9 @@ def _round(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
     """Round a contiguous tensor into a new one."""
     if rounding == "stochastic":
         return _round_at_random(x.float(), form).to(x.dtype)
-    if native.takes(x):
+    if kernels.takes(x):
         rounded = torch.empty_like(x)
-        native.round_into(rounded, x, form)
+        kernels.round_into(rounded, x, form)
         return rounded
     return round_plainly(x, form)
 

@@ -1,4 +1,4 @@
-"""Launches the CUDA kernels of template convolutions, `gather.cu`; `layers.templates.plain` says what they give."""
+"""Launches the CUDA kernels of template convolutions, `gather.cu`; `layers.templates.reference` says what they give."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layers import gpu
 from layers.errors import OvertoneWarning
-from layers.templates.plain import Where, gather_plainly, gather_plainly_backward
+from layers.kernels import gpu
+from layers.templates.reference import Where, gather_plainly, gather_plainly_backward
 
 __all__ = ["gather", "gather_backward", "macros", "plan", "works_on"]
 

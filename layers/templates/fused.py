@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layers.errors import UsageError
-from layers.templates import native
-from layers.templates.plain import Where
+from layers.templates import kernels
+from layers.templates.reference import Where
 
 __all__ = ["FusedTemplates", "fused_conv2d"]
 
@@ -60,7 +60,7 @@ def fused_conv2d(
     where = _where(layer.templates, stride, padding, dilation)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return None
-    if not native.convolves(x, where, mixes=layer.operators.dim() == 4):
+    if not kernels.convolves(x, where, mixes=layer.operators.dim() == 4):
         return None
     bias = None if bias is None else bias.float()
     return _template_conv(x, *layer, bias, list(stride), list(padding), list(dilation))
@@ -83,7 +83,7 @@ def _template_conv(
     where = _where(templates, stride, padding, dilation)
     _check_args(x, templates, pairs, operators, order, begin, bias, where)
     out = x.new_empty(x.shape[0], len(operators), *where.size((x.shape[2], x.shape[3])))
-    native.convolve(out, x.contiguous(), templates, pairs, operators, order, begin, bias, where)
+    kernels.convolve(out, x.contiguous(), templates, pairs, operators, order, begin, bias, where)
     return out
 
 
@@ -110,7 +110,7 @@ def _check_args(
 ) -> None:
     groups, count, depth, k_y, k_x = templates.shape
     outputs, taps = len(operators), k_y * k_x
-    if not native.convolves(x, where, mixes=operators.dim() == 4):
+    if not kernels.convolves(x, where, mixes=operators.dim() == 4):
         raise UsageError(
             f"x (={x.dtype} on {x.device}) must be float32 or bfloat16 on the CPU, its outputs amid their taps, of "
             "stride 1 where operators mix taps."

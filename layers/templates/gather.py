@@ -6,9 +6,9 @@ pointwise convolution; its map (g, k, m) is tap k of template m in group g at ev
     y[n](p) = sum over g and taps k', k of S[n, g, k', k] z[g, k, source[n]](p stride + k' dilation - padding),
 
 where maps are zero outside the input. Operators S of gains alone are diagonal and are given as (N, G, T). The op
-`overtone::template_gather` is defined by plain PyTorch (`layers.templates.plain`); contiguous maps on the CPU have a C
-kernel, those on GPUs CUDA kernels (`layers.templates.native`). Half types are added up in float32. Its backward is an
-op too.
+`overtone::template_gather` is defined by plain PyTorch (`layers.templates.reference`); contiguous maps on the CPU have
+a C kernel, those on GPUs CUDA kernels (`layers.templates.kernels`). Half types are added up in float32. Its backward is
+an op too.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from layers.errors import UsageError
-from layers.templates import native
-from layers.templates.plain import Where, gather_plainly, gather_plainly_backward
+from layers.templates import kernels
+from layers.templates.reference import Where, gather_plainly, gather_plainly_backward
 
 __all__ = ["template_gather"]
 
@@ -45,7 +45,7 @@ def template_gather(
     where = _check_args(maps, operators, source, kernel, stride, padding, dilation)
     maps, operators, source = _laid_out(maps), operators.contiguous(), source.contiguous()
     out = _blank(maps, _output(maps, operators, where))
-    if not native.gather(out, maps, operators, source, where):
+    if not kernels.gather(out, maps, operators, source, where):
         out.copy_(gather_plainly(maps, operators, source, where))
     return out
 
@@ -69,7 +69,7 @@ def _backward(
     maps, operators, source = _laid_out(maps), operators.contiguous(), source.contiguous()
     grad = grad.contiguous(memory_format=_format(maps))
     found = torch.empty_like(maps, memory_format=_format(maps)), torch.empty_like(operators)
-    if not native.gather_backward(*found, grad, maps, operators, source, where):
+    if not kernels.gather_backward(*found, grad, maps, operators, source, where):
         for out, value in zip(found, gather_plainly_backward(grad, maps, operators, source, where), strict=True):
             out.copy_(value)
     return found

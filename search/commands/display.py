@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from results.network import network_text
+from results.formatting_network import network_text
 from search.commands.survey import Survey
-from search.run.progress import duration
+from search.runner.progress import duration
 from trainers.estimate import TrialEstimate
 
 if TYPE_CHECKING:
-    from search.run.confirm import Confirmation
-    from search.run.launch import Outcome
+    from search.runner.confirm import Confirmation
+    from search.runner.launch import Outcome
 
 __all__ = [
     "accuracy",

@@ -13,13 +13,13 @@ from torch import nn
 from layers import UsageError, compress_model
 from search.commands import options
 from search.commands.display import err_console, out_console, print_json, say, show_survey
-from search.run.progress import decoding_bar, epoch_line
+from search.runner.progress import decoding_bar, epoch_line
 from spaces import Network, Space, build_model, load_weights, state_sha256
+from spaces.global_pruning import asks_for_threshold, threshold_rates, with_thresholds
 from spaces.models import check_outputs
-from spaces.threshold import asks_for_threshold, threshold_rates, with_thresholds
 from trainers.data import Data, DataSpec, load_data
-from trainers.device import default_device, keep_freed_memory, parse_device
-from trainers.saliency import SALIENCIES, filter_saliency
+from trainers.runtime.device import default_device, keep_freed_memory, parse_device
+from trainers.start.saliency import SALIENCIES, filter_saliency
 
 __all__ = ["inspect", "train"]
 
@@ -158,8 +158,8 @@ def train(
 
     Example: overtone train --model resnet20 --dataset cifar10 --epochs 164 --schedule resnet --out resnet20.safetensors
     """
-    from trainers.baseline import random_network, save_trained, train_baseline
-    from trainers.pruning import keep_pruned
+    from trainers.train import random_network, save_trained, train_baseline
+    from trainers.training.gradual_pruning import keep_pruned
 
     settings = options.read_schedule(
         schedule, setting, epochs=epochs, lr=lr, batch_size=batch_size, shape=shape, precision=precision
@@ -219,7 +219,7 @@ def _show_rates(
     as_json: bool,
 ) -> None:
     """Draw the rates of each block under one threshold, by every saliency that can be had."""
-    from results.rates import draw_rates
+    from results.figures.pruning_rates import draw_rates
 
     kinds = SALIENCIES if data is not None else SALIENCIES[:1]
     found = {kind: threshold_rates(network, filter_saliency(kind, built, data, seed=0), rate, 8) for kind in kinds}
@@ -229,8 +229,8 @@ def _show_rates(
 
 def _draw_filters(network: nn.Module, layer: str, png: Path, rate: float | None, *, title: str) -> Any:
     """Draw a layer's filters; their mean errors."""
-    from results.filters import convolution, draw_filters, mean_errors
-    from results.rebuilt import draw_rebuilt, rebuilt_errors
+    from results.figures.series import convolution, draw_filters, mean_errors
+    from results.figures.templates import draw_rebuilt, rebuilt_errors
 
     found = convolution(network, layer)
     if rate is None:

@@ -16,10 +16,10 @@ import yaml
 from layers import OvertoneWarning, UsageError
 from spaces import Network, NetworkConfig, presets
 from spaces.blocks import Granularity
-from trainers.schedule import PRESETS, Schedule
+from trainers.training.recipe import PRESETS, Schedule
 
 if TYPE_CHECKING:
-    from search.run.cluster import Resources
+    from search.runner.cluster import Resources
 
 __all__ = [
     "Address",
@@ -229,7 +229,7 @@ def parse_gpus(text: str | None) -> float | Literal["auto"] | None:
 
 def read_resources(cpus: float, gpus: str | None, concurrency: int | None, address: str | None) -> Resources:
     """What each trial takes, and how many run at once."""
-    from search.run.cluster import Resources
+    from search.runner.cluster import Resources
 
     return Resources(cpus_per_trial=cpus, gpus_per_trial=parse_gpus(gpus), concurrency=concurrency, address=address)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from results.confidence import study_confidence
-from results.ledger import Ledger
-from results.query import query as query_trials
+from results.analysis.confidence import study_confidence
+from results.analysis.summary import repeats, summarise
+from results.ledger.ledger import Ledger
+from results.ledger.store import Store as OpenStore
+from results.queries.query import query as query_trials
 from results.schema import TrialStatus
-from results.store import Store as OpenStore
-from results.summary import repeats, summarise
 from search.commands import options
 from search.commands.display import (
     confirm_line,
@@ -25,11 +25,11 @@ from search.commands.display import (
     show_trials,
     status_line,
 )
-from search.run.alone import seems_to_run
+from search.runner.run_lock import seems_to_run
 from trainers.data import DataSpec
 
 if TYPE_CHECKING:
-    from search.run.launch import Outcome
+    from search.runner.launch import Outcome
 
 __all__ = ["confirm", "resume", "search", "status"]
 
@@ -110,7 +110,7 @@ def search(
 
     Example: overtone search --model resnet8 --weights resnet8.safetensors --dataset digits --study demo --trials 24
     """
-    from search.run.launch import Shown, start_study
+    from search.runner.launch import Shown, start_study
     from search.study.budget import Budget
     from search.study.plan import DEFAULT_OBJECTIVES, StudyPlan
 
@@ -169,7 +169,7 @@ def resume(
 
     Example: overtone resume --study demo --trials 12
     """
-    from search.run.launch import Shown, resume_study
+    from search.runner.launch import Shown, resume_study
 
     resources = options.read_resources(cpus_per_trial, gpus_per_trial, concurrency, address)
     ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
@@ -196,7 +196,7 @@ def confirm(
 
     Example: overtone confirm --study demo --seeds 3 --where "size_bytes < 20000"
     """
-    from search.run.confirm import confirm_trials
+    from search.runner.confirm import confirm_trials
 
     resources = options.read_resources(cpus_per_trial, gpus_per_trial, concurrency, address)
     ledger = Ledger(OpenStore(store))

@@ -33,7 +33,7 @@ class Survey:
     trial: TrialEstimate | None
     """What a trial takes on a device, where that was asked for."""
     presets: tuple[Mapping[str, Any], ...]
-    """Of each row of the papers, or in their spirit (`spaces.presets`): `name`, `source`, `parameters`, `size_bytes`,
+    """Of each row of the papers, or in their spirit (`spaces.papers`): `name`, `source`, `parameters`, `size_bytes`,
     `flops`, `published_top1`, `published_base`, and `percent_size`, `percent_flops`, `percent_parameters` of the
     uncompressed network; parameters as Costain & Prisacariu count, those of convolutions and linear layers alone."""
 

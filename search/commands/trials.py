@@ -9,18 +9,18 @@ from typing import Annotated
 import typer
 
 from layers import UsageError
-from results.ledger import Ledger
-from results.query import query as query_trials
-from results.query import sql as query_sql
-from results.render import render
-from results.report import write_report
-from results.store import Store as OpenStore
-from results.tables import TABLES
+from results.analysis.importance import insight as study_insight
+from results.ledger.ledger import Ledger
+from results.ledger.store import Store as OpenStore
+from results.queries.formats import render
+from results.queries.query import query as query_trials
+from results.queries.query import sql as query_sql
+from results.queries.tables import TABLES
+from results.report.report import write_report
 from search.commands import options
 from search.commands.display import err_console, export_line, out_console, print_json, say, show_trials
-from search.commands.insight import insight as study_insight
-from search.commands.insight_table import show_insight
-from trainers.device import default_device, parse_device
+from search.commands.importance_table import show_insight
+from trainers.runtime.device import default_device, parse_device
 
 __all__ = ["compact", "export", "insight", "query", "report"]
 

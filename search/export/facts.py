@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 from torch import nn
 
 from layers import OvertoneError
-from results.confidence import confidence
-from results.ledger import Ledger
+from results.analysis.confidence import confidence
+from results.ledger.ledger import Ledger
 from trainers.data import Data
-from trainers.evaluate import evaluate
+from trainers.evaluation import evaluate
 from trainers.spec import TrialSpec
 
 __all__ = ["NEAR_TIES", "export_facts"]

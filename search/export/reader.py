@@ -22,7 +22,7 @@ from layers import OvertoneError, UsageError
 from spaces import build_model, load_model
 from spaces.models import is_factory
 from trainers.data import load_data
-from trainers.evaluate import predict
+from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 
 __all__ = ["check_reader", "factory_of", "read_apart"]

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from layers import OvertoneError
-from results.ledger import Ledger
-from search.run.progress import epoch_line
+from results.ledger.ledger import Ledger
+from search.runner.progress import epoch_line
 from trainers.data import Data
-from trainers.finetune import Epoch
+from trainers.runtime.threads import threads
 from trainers.spec import TrialSpec
-from trainers.threads import threads
+from trainers.training.loop import Epoch
 from trainers.trial import Trial, run_trial
 
 __all__ = ["rerun_trial"]

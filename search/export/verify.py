@@ -19,15 +19,15 @@ import torch
 from torch import nn
 
 from layers import OvertoneError, UsageError
-from results.export import check_format, export_model
-from results.ledger import Ledger
-from results.query import pick
+from results.export.export import check_format, export_model
+from results.ledger.ledger import Ledger
+from results.queries.query import pick
 from search.export.facts import NEAR_TIES, export_facts
 from search.export.reader import check_reader, factory_of, read_apart
 from search.export.rerun import rerun_trial
 from spaces import load_model
 from trainers.data import Data, load_data
-from trainers.evaluate import predict
+from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 
 __all__ = ["export_trial"]

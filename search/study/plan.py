@@ -12,10 +12,10 @@ from search.study.budget import Budget
 from spaces import NetworkConfig
 from spaces.blocks import Granularity
 from trainers.data import DataSpec
-from trainers.saliency import SALIENCIES
-from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
-from trainers.start import STARTS
+from trainers.start.saliency import SALIENCIES
+from trainers.start.start import STARTS
+from trainers.training.recipe import Schedule
 
 __all__ = ["DEFAULT_OBJECTIVES", "StudyPlan"]
 

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from results.network import block_records
+from results.formatting_network import block_records
 from results.schema import TrialRow, TrialStatus
 from spaces import Network, NetworkConfig
 from trainers.spec import TrialSpec

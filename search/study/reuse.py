@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from layers import UsageError
-from results.ledger import Ledger
+from results.ledger.ledger import Ledger
 from results.schema import TrialRow, TrialStatus
 from search.study.record import network_config, reused_row
 from spaces import NetworkConfig

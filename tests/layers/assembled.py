@@ -3,7 +3,7 @@
 import io
 import re
 
-from layers import gpu
+from layers.kernels import gpu
 
 
 def assert_in_registers(source: str, arch: str, macros: tuple[str, ...], names: list[str]) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layers import LayerForm, cpu
+from layers import LayerForm
 from layers.blockfloat.format import AXES
+from layers.kernels import cpu
 from layers.templates.transforms import TRANSFORMS
 
 ConvMaker = Callable[..., nn.Conv2d]

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from results.ledger import Ledger
+from results.ledger.ledger import Ledger
+from results.ledger.store import Store
 from results.schema import TrialRow, TrialStatus
-from results.store import Store
 
 RowMaker = Callable[..., TrialRow]
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent / "ledger" / "assets"
 UNCOMPRESSED = {
     "val_top1": 0.97,
     "size_bytes": 312_000,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from results.ledger import Ledger
-from results.store import Store
-from search.run.cluster import Resources
+from results.ledger.ledger import Ledger
+from results.ledger.store import Store
+from search.runner.cluster import Resources
 from search.study.plan import StudyPlan
 from search.study.record import finished_row
-from search.study.subject import Subject
+from search.study.workload import Subject
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, save_weights
 from trainers.data import DataSpec
 from trainers.trial import run_trial

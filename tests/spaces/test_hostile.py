@@ -21,7 +21,7 @@ from torch import nn
 
 from layers import LayerForm, OvertoneError, compress_model, pack_state
 from spaces import build_model, load_model, read_card, save_model
-from spaces.outline import allocate, outline, put_in_form
+from spaces.skeleton import allocate, outline, put_in_form
 
 CARD = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.3], "study": "s"}
 FORMS: list[dict[str, LayerForm]] = [

@@ -7,7 +7,7 @@ from torch import nn
 
 from spaces import build_model
 from trainers.estimate import TrialEstimate, estimate_trial
-from trainers.schedule import Schedule
+from trainers.training.recipe import Schedule
 
 FP32 = Schedule(precision="fp32")
 SHAPE = (1, 8, 8)

@@ -7,8 +7,8 @@ import pytest
 from layers import UsageError
 from spaces import BlockConfig, Network, NetworkConfig, build_model
 from trainers.data import DataSpec
-from trainers.schedule import Schedule
 from trainers.spec import TrialSpec
+from trainers.training.recipe import Schedule
 
 SPEC = TrialSpec(
     model="resnet8",

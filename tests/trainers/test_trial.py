@@ -13,11 +13,11 @@ from layers import CompressedConv2d, UsageError, compress_model, compressed_laye
 from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, read_card, save_weights, state_sha256
 from trainers import trial as trial_module
 from trainers.data import Data, DataSpec, load_data
-from trainers.evaluate import evaluate
-from trainers.saliency import filter_saliency
-from trainers.schedule import Schedule
+from trainers.evaluation import evaluate
 from trainers.spec import TrialSpec
-from trainers.start import begin
+from trainers.start.saliency import filter_saliency
+from trainers.start.start import begin
+from trainers.training.recipe import Schedule
 from trainers.trial import Trial, load_baseline, run_trial
 
 DATA = DataSpec(train_limit=128)

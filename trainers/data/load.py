@@ -2,7 +2,7 @@
 
 The validation split steers a search; the test split is only read to report. Which images they hold depends on the set,
 `DataSpec.seed` and `DataSpec.validation_from` alone, whatever `train_limit` is. All sets but the digits are decoded
-once a machine (`trainers.data.cache`).
+once a machine (`trainers.runtime.cache`).
 """
 
 import os
@@ -14,19 +14,19 @@ from functools import cache, partial
 import torch
 
 from layers.errors import OvertoneWarning
-from trainers.data.cache import one_at_a_time
+from trainers.data.dataset import Data, Split
 from trainers.data.decode import Told
-from trainers.data.faults import tolerate
-from trainers.data.imagefolder import imagefolder_source
-from trainers.data.kept import data_key, keep, restore
-from trainers.data.listing import FileList, list_files
+from trainers.data.decoded_cache import data_key, keep, restore
+from trainers.data.manifest import FileList, list_files
 from trainers.data.memory import check_memory
-from trainers.data.parquet import parquet_source
-from trainers.data.sources import Source, check_labels, cifar10_source, digits_source
+from trainers.data.sources.builtin import Source, check_labels, cifar10_source, digits_source
+from trainers.data.sources.imagefolder import imagefolder_source
+from trainers.data.sources.parquet import parquet_source
 from trainers.data.spec import DataSpec
-from trainers.data.split import Data, Split
-from trainers.data.splits import split_rows
+from trainers.data.splitting import split_rows
 from trainers.data.stream import StreamedImages
+from trainers.data.unreadable import tolerate
+from trainers.runtime.cache import one_at_a_time
 
 __all__ = ["load_data"]
 

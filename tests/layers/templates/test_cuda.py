@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from layers import gpu
 from layers.errors import OvertoneWarning
+from layers.kernels import gpu
 from layers.templates import cuda
 from layers.templates.gather import _format
-from layers.templates.plain import Where, gather_plainly, gather_plainly_backward
+from layers.templates.reference import Where, gather_plainly, gather_plainly_backward
 from tests.layers.assembled import assert_in_registers
 from tests.layers.blockfloat.patterns import any_pattern
 

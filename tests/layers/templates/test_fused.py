@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from layers import UsageError, cpu, gpu
-from layers.templates import native
+from layers import UsageError
+from layers.kernels import cpu, gpu
+from layers.templates import kernels
 from layers.templates.fused import FusedTemplates, _template_conv, fused_conv2d
-from layers.templates.plain import Where
+from layers.templates.reference import Where
 
 SHAPES = [  # (B, H, W): a few whole images, many of them, one of many rows, places that fill no vector
     *((3, 5, 5), (2, 32, 32), (70, 2, 2), (5, 7, 7), (1, 1, 1), (2, 9, 4), (1, 3, 50), (1, 90, 61)),
@@ -169,8 +170,8 @@ def test_there_is_none_for_gradients_other_types_and_strides(draw, normal):
     assert fused_conv2d(x.double(), layer, None, **where) is None
     assert fused_conv2d(x, layer, None, **where | {"padding": (7, 7)}) is None
     places = Where(tuple(layer.templates.shape[3:]), (2, 1), where["padding"], where["dilation"])
-    assert native.convolves(x, places, mixes=False)
-    assert not native.convolves(x, places, mixes=True)
+    assert kernels.convolves(x, places, mixes=False)
+    assert not kernels.convolves(x, places, mixes=True)
 
 
 @pytest.mark.parametrize(

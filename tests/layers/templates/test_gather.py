@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layers import UsageError, cpu
+from layers import UsageError
+from layers.kernels import cpu
 from layers.templates import gather as module
 from layers.templates.gather import template_gather
-from layers.templates.plain import Where
+from layers.templates.reference import Where
 
 OPS = torch.ops.overtone
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

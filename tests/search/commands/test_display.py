@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 
 from search.commands.display import accuracy, confirm_line, show_survey, show_trials, status_line
-from search.commands.insight_table import show_insight
+from search.commands.importance_table import show_insight
 from search.commands.survey import survey
-from search.run.confirm import Confirmation
+from search.runner.confirm import Confirmation
 from spaces import Network, Space, build_model
 from trainers.estimate import TrialEstimate
 

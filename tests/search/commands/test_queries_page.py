@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from results.ledger import Ledger
-from results.query import query, sql
+from results.ledger.ledger import Ledger
+from results.ledger.store import Store
+from results.queries.query import query, sql
+from results.queries.tables import TABLES
 from results.schema import TrialRow, TrialStatus
-from results.store import Store
-from results.tables import TABLES
 from search.commands.cli import _run
 
 PAGE = (Path(__file__).parents[3] / "docs" / "queries.md").read_text()

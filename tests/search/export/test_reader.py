@@ -11,9 +11,9 @@ from search.export import reader
 from search.export.reader import check_reader, read_apart
 from search.study.plan import StudyPlan
 from spaces import NetworkConfig, build_model, load_model, save_model
-from trainers.augment import normalise
 from trainers.data import load_data
-from trainers.evaluate import predict
+from trainers.data.augment import normalise
+from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 from trainers.trial import image_card
 

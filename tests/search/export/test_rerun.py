@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from layers import OvertoneError, UsageError
-from results.ledger import Ledger
+from results.ledger.ledger import Ledger
 from results.schema import TrialRow
 from search.commands.cli import _run
 from search.export import verify
@@ -18,7 +18,7 @@ from search.export.verify import export_trial
 from search.study.plan import StudyPlan
 from spaces import build_model, load_model, save_weights
 from trainers.data import load_data
-from trainers.evaluate import predict
+from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 
 RunAlone = Callable[[StudyPlan], str]

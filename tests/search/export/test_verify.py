@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from layers import OvertoneError, UsageError
-from results.export import FORMATS
-from results.ledger import Ledger
+from results.export.export import FORMATS
+from results.ledger.ledger import Ledger
 from results.schema import TrialRow
 from search.commands.display import export_line
 from search.export import verify
@@ -16,7 +16,7 @@ from search.export.verify import export_trial
 from search.study.plan import StudyPlan
 from spaces import load_model, read_card, save_model
 from trainers.data import load_data
-from trainers.evaluate import predict
+from trainers.evaluation import predict
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ import json
 import pytest
 
 from layers import UsageError
-from search.run.launch import _check_same
+from search.runner.launch import _check_same
 from search.study.budget import Budget
 from search.study.plan import StudyPlan
-from search.study.subject import Subject, make_space
+from search.study.workload import Subject, make_space
 from spaces import NetworkConfig
-from spaces.threshold import threshold_rates
-from trainers.saliency import SALIENCIES, filter_saliency
-from trainers.schedule import Schedule
+from spaces.global_pruning import threshold_rates
+from trainers.start.saliency import SALIENCIES, filter_saliency
+from trainers.training.recipe import Schedule
 
 
 def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:

@@ -10,10 +10,10 @@ from PIL import Image
 
 from layers.errors import OvertoneError, OvertoneWarning, UsageError
 from trainers.data import Data, DataSpec, Split, decode, load_data, stream
-from trainers.data import imagefolder as imagefolder_module
 from trainers.data import load as data_module
-from trainers.data import parquet as parquet_module
-from trainers.data.sources import Source, digits_source
+from trainers.data.sources import imagefolder as imagefolder_module
+from trainers.data.sources import parquet as parquet_module
+from trainers.data.sources.builtin import Source, digits_source
 
 SHARED = Path(os.environ.get("OVERTONE_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 CIFAR_JPEG = SHARED / "cifar10-jpeg"

@@ -11,7 +11,7 @@ import torch
 
 from layers.errors import OvertoneError
 from trainers.data import stream
-from trainers.data.split import Split
+from trainers.data.dataset import Split
 from trainers.data.stream import StreamedImages
 
 

@@ -1,0 +1,111 @@
+"""Accuracy against bytes in block floating point, on a ResNet-20: filters as they were, and as series.
+
+    python benchmarks/quantization_accuracy.py --data DIR --weights FILE [--train-limit 5000] [--jobs 2]
+
+Trials are those of `resnet20_trials.py`. Weights and layer inputs have 8, 6, 4 or 3 mantissa bits; 1, 16 or 64
+consecutive weights share an exponent (inputs: none do).
+
+- `as it was`: nothing else is done to the network;
+- `series`: 2 x 2 harmonics in every filter larger than 1 x 1, each filter with as many of its layer's coefficients as
+  it makes use of (`allocation: filter`).
+
+Rows with `vectors` hold biases and norms in block floating point too. It writes `quantization_accuracy.parquet`, `.md`
+and `.png`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib import pyplot as plt
+from resnet20_trials import Run, about, accuracies, parser, run_trials
+
+from spaces import BlockConfig, NetworkConfig
+from spaces.network import VECTORS
+
+_BLOCKS = ("conv1", "layer1", "layer2", "layer3", "linear")
+_SERIES = {"basis": "cosine", "harmonics": (2, 2), "allocation": "filter"}
+_FILTERS: dict[str, dict[str, Any]] = {"as it was": {}, "series": _SERIES}
+_BITS = (8, 6, 4, 3)
+_SHARING = (1, 16, 64)
+_VECTORS = (8, 6, 4, 3)
+_KEY = ["filters", "bits", "sharing", "vectors", "seed"]
+_NONE = 0
+"""In the table's key: no block floating point."""
+
+
+def main() -> None:
+    arguments = parser(__doc__).parse_args()
+    run_trials(arguments, "quantization_accuracy", _runs(arguments.seeds), _config, _write)
+    print((arguments.out / "quantization_accuracy.md").read_text())
+
+
+def _runs(seeds: int) -> list[Run]:
+    """What is to be run: both without block floating point, all bits and blocks, then biases and norms."""
+    runs = []
+    for seed in range(seeds):
+        for filters in _FILTERS:
+            runs.append({"filters": filters, "bits": _NONE, "sharing": _NONE, "vectors": _NONE, "seed": seed})
+        for bits in _BITS:
+            for sharing in _SHARING:
+                for filters in _FILTERS:
+                    runs.append({"filters": filters, "bits": bits, "sharing": sharing, "vectors": _NONE, "seed": seed})
+        for vectors in _VECTORS:
+            runs.append({"filters": "series", "bits": 4, "sharing": 16, "vectors": vectors, "seed": seed})
+    return runs
+
+
+def _config(run: Run) -> NetworkConfig:
+    rounding = {"bits": run["bits"], "exponent_block": run["sharing"]} if run["bits"] else {}
+    layers = {
+        block: BlockConfig(**rounding, **({} if block == "linear" else _FILTERS[run["filters"]])) for block in _BLOCKS
+    }
+    vectors = {VECTORS: BlockConfig(bits=run["vectors"])} if run["vectors"] else {}
+    return NetworkConfig(blocks={**layers, **vectors})
+
+
+def _write(runs: pd.DataFrame, out: Path) -> None:
+    (out / "quantization_accuracy.md").write_text(_markdown(runs))
+    _draw(runs, out / "quantization_accuracy.png")
+
+
+def _markdown(runs: pd.DataFrame) -> str:
+    words = (
+        "Bits are those of weights and layer inputs; so many weights share an exponent; `vectors` are bits of biases "
+        "and norms. `-` is float32."
+    )
+    lines = ["# Accuracy against bytes in block floating point, ResNet-20", "", f"{about(runs)} {words}", ""]
+    lines += ["| filters | bits | share | vectors | kB | n | before | after |", "|---|---|---|---|---|---|---|---|"]
+    order = {name: place for place, name in enumerate(_FILTERS)}
+    ranked = runs.assign(rank=runs.filters.map(order), most=-runs.bits.replace(_NONE, 99))
+    for _, same in ranked.groupby(["rank", "most", "sharing", "vectors"]):
+        first = same.iloc[0]
+        cells = [first.filters, *("-" if first[name] == _NONE else str(first[name]) for name in _KEY[1:4])]
+        cells += [f"{first.size_bytes / 1000:.1f}", str(len(same)), *accuracies(same)]
+        lines.append(f"| {' | '.join(cells)} |")
+    missing = len(_runs(1)) - len(runs[runs.seed == 0])
+    return "\n".join([*lines, "", *([f"{missing} rows are not run yet.", ""] if missing else [])])
+
+
+def _draw(runs: pd.DataFrame, path: Path) -> None:
+    """Accuracy on all 10,000 images against kB: a line for each number of bits, along blocks of 1, 16, 64."""
+    matplotlib.use("agg")
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    top1 = runs.assign(top1=(runs.post_test + runs.post_val) / 2, kB=runs.size_bytes / 1000)
+    means = top1.groupby(_KEY[:4], as_index=False)[["top1", "kB"]].mean().sort_values("kB")
+    for (filters, bits), same in means[means.vectors == _NONE].groupby(["filters", "bits"]):
+        color, (line, marker) = f"C{(_NONE, *_BITS).index(bits)}", ("-", "o") if filters == "series" else (":", "s")
+        name = f"{filters}, {'float32' if bits == _NONE else f'{bits} bits'}"
+        axes.plot(same.kB, same.top1, color=color, linestyle=line, marker=marker, markersize=4, label=name)
+    rounded = means[means.vectors != _NONE]
+    axes.scatter(rounded.kB, rounded.top1, marker="x", color="black", zorder=3, label="series, vectors rounded too")
+    axes.set(xscale="log", xlabel="size_bytes, kB", ylabel="top-1 of 10,000 images, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

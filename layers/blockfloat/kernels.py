@@ -1,0 +1,112 @@
+"""The kernels of block floating point, in C (`layers.kernels.cpu`) and in CUDA (`layers.kernels.gpu`).
+
+Where neither a compiler nor, for a GPU, the package `cuda-core` is at hand, plain PyTorch gives the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.reference import round_plainly
+from layers.errors import OvertoneWarning
+from layers.kernels import cpu, gpu
+
+__all__ = ["cuda_launch", "kernel", "round_into", "takes", "works_on"]
+
+_MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
+"""What the kernels' sources are compiled with for the types that they take."""
+_THREADS = 256
+_AHEAD = 4
+"""Values of each thread in `blockfloat.cu`."""
+
+
+def takes(x: Tensor) -> bool:
+    """Whether a kernel can round this tensor: plain float32 or bfloat16, on the CPU or a CUDA GPU, untraced."""
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter) or x.dtype not in _MACROS:
+        return False
+    if torch._C._get_tracing_state() is not None:
+        return False
+    if x.device.type == "cpu":
+        return kernel(x.dtype) is not None
+    return x.device.type == "cuda" and works_on(x.device.index)
+
+
+def round_into(out: Tensor, x: Tensor, form: BlockFormat) -> None:
+    """Fill `out` with `x` rounded to nearest even; both contiguous, of one shape and type, and not overlapping."""
+    if x.device.type == "cuda":
+        _launch(out, x, form)
+        return
+    library = kernel(x.dtype)
+    assert library is not None
+    where = (x.data_ptr(), out.data_ptr(), *form.runs(x.shape))
+    library.round_blocks(*where, form.block, form.bits, form.lowest, torch.get_num_threads())
+
+
+def cuda_launch(shape: Sequence[int], form: BlockFormat) -> tuple[str, tuple[int, ...], int]:
+    """How a GPU rounds a tensor of this shape: the kernel, its whole numbers, and how many threads they keep busy."""
+    (rows, length, inner), widths = form.runs(shape), (form.bits, form.lowest)
+    blocks = rows * -(-length // form.block) * inner
+    if form.block == 1:
+        return "single_values", (blocks, *widths), -(-blocks // _AHEAD)
+    if inner > 1:
+        return "many_blocks", (rows, length, inner, form.block, *widths), blocks
+    lanes = 1 << (-(-form.block // _AHEAD) - 1).bit_length()
+    return "rows_of_blocks", (rows, length, form.block, lanes, *widths), blocks * lanes
+
+
+def _launch(out: Tensor, x: Tensor, form: BlockFormat) -> None:
+    if not x.numel():
+        return
+    wide = x.numel() >= 1 << 30
+    name, numbers, threads = cuda_launch(x.shape, form)
+    gpu.launch(
+        "blockfloat.cu",
+        name,
+        (x.data_ptr(), out.data_ptr(), *map(np.int64 if wide else np.int32, numbers)),
+        device=x.device.index,
+        grid=-(-threads // _THREADS),
+        block=_THREADS,
+        macros=(*_MACROS[x.dtype], *(("WIDE",) if wide else ())),
+    )
+
+
+@cache
+def works_on(device: int) -> bool:
+    """Whether the CUDA kernels run on this GPU and give there what plain PyTorch gives; tried once."""
+    if not gpu.installed():
+        return False
+    values = torch.linspace(-3, 5, 2 * 37 * 3, device=f"cuda:{device}").exp().view(2, 37, 3)
+    forms = (
+        *(BlockFormat(bits=5, block=block) for block in (1, 8)),
+        BlockFormat(bits=5, block=8, axis="channel"),
+    )
+    try:
+        for dtype, form in itertools.product(_MACROS, forms):
+            x = values.to(dtype)
+            found = torch.full_like(x, 7.0)
+            _launch(found, x, form)
+            if not torch.equal(found, round_plainly(x, form)):
+                raise RuntimeError("it gives other values than plain PyTorch")
+    except Exception as error:  # drivers and packages fail in many ways, and none need stop a training
+        warnings.warn(f"Rounding on cuda:{device} goes without our kernel: {error}", OvertoneWarning, stacklevel=2)
+        return False
+    return True
+
+
+@cache
+def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The compiled kernel for tensors of a type, or `None` where it cannot be had."""
+    found = cpu.library("blockfloat.c", _MACROS[dtype])
+    if found is not None:
+        pointers, sizes, numbers = [ctypes.c_void_p] * 2, [ctypes.c_int64] * 4, [ctypes.c_int] * 3
+        found.round_blocks.argtypes, found.round_blocks.restype = [*pointers, *sizes, *numbers], None
+    return found

@@ -1,0 +1,1 @@
+"""How our C and CUDA kernels are compiled and loaded."""

@@ -1,0 +1,171 @@
+"""How far the accuracies of a front can be trusted: means and intervals over seeds, and who may really be dominated.
+
+Interval. The runs of one network, its own and its repeats (`confirms`), differ only in their seed; each gives the
+accuracy on the same validation images. The interval is Student's t over those runs: it says where the mean over all
+seeds lies *on these images*. It leaves out the choice of the images, deliberately: all points of a front are measured
+on the same images, which move together when the images change, so that part hardly touches who beats whom, and more
+seeds cannot shrink it. `results.analysis.intervals.wilson_interval` of the mean says how large it is; a model card
+tells both. Accuracies are counted in whole images, so seeds that agree exactly still leave the rounding: a variance is
+at least 1 / (12 n^2) for n images.
+
+The search picked a front's members by their own runs, so these are optimistic, and a mean that holds them is too, by
+one part in `seeds` of that. `val_top1_repeats` is the mean over the repeats alone, which nothing was picked by.
+
+Domination. Costs are exact. What is believed of a network's mean accuracy, once measured, is the t distribution around
+its mean with the scale of its standard error (the posterior under a flat prior); networks are independent given the
+images. A member is dominated when another one, nowhere dearer, is in truth at least as accurate. A single run says
+nothing about its own spread, so it borrows one, named in the column `spread`: `pooled`, the seeds' variance of all
+repeated trials of the study taken together; or, while no trial is repeated, `images`, the standard error of the Wilson
+interval, which stands in for want of better and knows nothing of seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf, sqrt
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import stats
+
+from results.analysis.intervals import wilson_interval
+from results.ledger.ledger import Ledger
+from results.objectives import Objective, losses
+from results.pareto.front import front
+from results.schema import TrialStatus
+
+__all__ = ["CONFIDENCE_SCHEMA", "confidence", "study_confidence"]
+
+CONFIDENCE_SCHEMA = pa.schema(
+    {
+        "trial": pa.string(),
+        "seeds": pa.int64(),
+        "val_top1_mean": pa.float64(),
+        "val_top1_low": pa.float64(),
+        "val_top1_high": pa.float64(),
+        "val_top1_repeats": pa.float64(),
+        "spread": pa.string(),
+        "probability_dominated": pa.float64(),
+    }
+)
+_POINTS = 4096
+"""Accuracies at which beliefs are compared, all members together."""
+_MOST_COMPARED = 500
+"""Members of a front above which nobody asks who may be dominated: that probability is then null."""
+
+_Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Belief:
+    """What is believed of one mean accuracy: a t distribution, a normal one where `freedom` is infinite."""
+
+    runs: tuple[float, ...]
+    """Accuracies, the trial's own first."""
+    scale: float
+    freedom: float
+    spread: str | None
+
+
+def study_confidence(ledger: Ledger, study: str) -> pa.Table:
+    """`confidence` of a study as it is now."""
+    images = (ledger.study(study).get("uncompressed") or {}).get("val_images")
+    trials, repeats, objectives = ledger.trials(study), ledger.confirmations(study), ledger.objectives(study)
+    return confidence(trials, repeats, objectives, val_images=images)
+
+
+def confidence(
+    trials: pa.Table, confirmations: pa.Table, objectives: Sequence[Objective], *, val_images: int | None = None
+) -> pa.Table:
+    """One row (`CONFIDENCE_SCHEMA`) for each member of the front of `trials`, in the front's order.
+
+    `seeds` counts the finished runs, the trial's own among them; where it is 1 there is no interval (null).
+    `val_images` is how many images each accuracy was counted on. `probability_dominated` is null where no spread is
+    known: nothing repeated and no `val_images`.
+    """
+    members = front(trials, objectives)
+    repeats = _accuracies(confirmations)
+    owns = dict(zip(trials.column("trial").to_pylist(), trials.column("val_top1").to_pylist(), strict=True))
+    pooled = _pooled([[*_own(owns.get(trial)), *values] for trial, values in repeats.items()], val_images)
+    runs = {row: (owns[row], *repeats.get(row, ())) for row in members.column("trial").to_pylist()}
+    beliefs = [_belief(accuracies, pooled, val_images) for accuracies in runs.values()]
+    costs = losses(members, [objective for objective in objectives if objective.direction == "min"])
+    chances = _chances(beliefs, costs)
+    rows = [_row(*given) for given in zip(runs, beliefs, chances, strict=True)]
+    return pa.Table.from_pylist(rows, schema=CONFIDENCE_SCHEMA)
+
+
+def _accuracies(confirmations: pa.Table) -> dict[str, list[float]]:
+    """The accuracies of the finished repeats, by the trial that they repeat."""
+    kept = confirmations.filter(pc.equal(confirmations.column("status"), TrialStatus.FINISHED.value))
+    pairs = sorted(zip(kept.column("confirms").to_pylist(), kept.column("val_top1").to_pylist(), strict=True))
+    return {trial: [value for _, value in group] for trial, group in groupby(pairs, key=lambda pair: pair[0])}
+
+
+def _own(value: float | None) -> list[float]:
+    return [] if value is None else [value]
+
+
+def _pooled(groups: Sequence[Sequence[float]], images: int | None) -> tuple[float, float] | None:
+    """The seeds' standard deviation over groups of runs, and its degrees of freedom; `None` without repeats."""
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom < 1:
+        return None
+    squares = sum(float(np.var(group, ddof=0)) * len(group) for group in groups)
+    return sqrt(max(squares / freedom, _rounding(images))), freedom
+
+
+def _rounding(images: int | None) -> float:
+    """The variance that counting whole images hides."""
+    return 1 / (12 * images**2) if images else 0.0
+
+
+def _belief(runs: tuple[float, ...], pooled: tuple[float, float] | None, images: int | None) -> _Belief:
+    if len(runs) > 1:
+        deviation = sqrt(max(float(np.var(runs, ddof=1)), _rounding(images)))
+        return _Belief(runs=runs, scale=deviation / sqrt(len(runs)), freedom=len(runs) - 1, spread="seeds")
+    if pooled is not None:
+        return _Belief(runs=runs, scale=pooled[0], freedom=pooled[1], spread="pooled")
+    if images:
+        low, high = wilson_interval(runs[0], images)
+        return _Belief(runs=runs, scale=(high - low) / (2 * stats.norm.ppf(0.975)), freedom=inf, spread="images")
+    return _Belief(runs=runs, scale=0.0, freedom=inf, spread=None)
+
+
+def _chances(beliefs: Sequence[_Belief], costs: _Floats) -> list[float | None]:
+    """The probability that each member is dominated: 1 - E[product of the rivals' distribution functions].
+
+    `costs` is (members, costs). The expectation is a Stieltjes sum over accuracies that are dense where any belief is.
+    """
+    count = len(beliefs)
+    if not 0 < count <= _MOST_COMPARED or any(belief.spread is None for belief in beliefs):
+        return [None] * count
+    mean = np.array([np.mean(belief.runs) for belief in beliefs])[:, None]
+    scale = np.maximum([belief.scale for belief in beliefs], 1e-9)[:, None]
+    freedom = np.array([belief.freedom for belief in beliefs])[:, None]
+    levels = (np.arange(n := max(9, _POINTS // count)) + 0.5) / n
+    grid = np.unique(mean + scale * stats.t.ppf(levels, freedom))
+    below = stats.t.cdf((grid - mean) / scale, freedom)
+    rivals = (costs[None, :, :] <= costs[:, None, :]).all(axis=2) & ~np.eye(count, dtype=bool)
+    unbeaten = np.exp(rivals @ np.log(np.maximum(below, 1e-300)))
+    edges = np.hstack([rivals.sum(axis=1, keepdims=True) == 0, unbeaten, np.ones((count, 1))])
+    steps = np.diff(np.hstack([np.zeros((count, 1)), below, np.ones((count, 1))]), axis=1)
+    kept = ((edges[:, 1:] + edges[:, :-1]) / 2 * steps).sum(axis=1)
+    return [float(value) for value in np.where(rivals.any(axis=1), np.clip(1 - kept, 0.0, 1.0), 0.0)]
+
+
+def _row(trial: str, belief: _Belief, chance: float | None) -> Mapping[str, object]:
+    mean, runs = float(np.mean(belief.runs)), len(belief.runs)
+    half = belief.scale * float(stats.t.ppf(0.975, belief.freedom)) if runs > 1 else None
+    return {
+        "trial": trial,
+        "seeds": runs,
+        "val_top1_mean": mean,
+        "val_top1_low": None if half is None else max(0.0, mean - half),
+        "val_top1_high": None if half is None else min(1.0, mean + half),
+        "val_top1_repeats": float(np.mean(belief.runs[1:])) if runs > 1 else None,
+        "spread": belief.spread,
+        "probability_dominated": chance,
+    }

@@ -1,0 +1,38 @@
+"""What a search found for what it spent: hypervolume after each trial, beside the time that had gone by then."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from results.analysis.summary import Summary
+
+__all__ = ["spent"]
+
+_Floats = npt.NDArray[np.float64]
+
+
+def spent(summary: Summary) -> dict[str, list[Any]]:
+    """Columns `hypervolume`, `trials`, `busy_s` and `elapsed_s`, one entry where the hypervolume changes, and the last.
+
+    `trials` counts finished trials. `busy_s` is what all trials up to then took, failed ones too, on all workers
+    together; `elapsed_s` runs from the start of the first trial, pauses of the study included.
+    """
+    history = summary.history
+    volume: _Floats = np.asarray(history.column("hypervolume").to_numpy(), dtype=np.float64)
+    begun = pc.min(summary.trials.column("started_at").cast(pa.int64())).as_py() or 0
+    elapsed = (history.column("finished_at").cast(pa.int64()).to_numpy() - begun) / 1e6
+    kept = _steps(volume)
+    return {
+        "hypervolume": volume[kept].round(6).tolist(),
+        "trials": (kept + 1).tolist(),
+        "busy_s": history.column("seconds").to_numpy()[kept].round(1).tolist(),
+        "elapsed_s": elapsed[kept].round(1).tolist(),
+    }
+
+
+def _steps(volume: _Floats) -> npt.NDArray[np.int64]:
+    changed = np.flatnonzero(np.diff(volume, prepend=-1.0) > 0)
+    return np.unique(np.append(changed, len(volume) - 1)) if len(volume) else changed

@@ -1,0 +1,90 @@
+"""A study at a glance: its trials, front, hypervolume, knee and baseline, computed once for whoever shows them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from results.analysis.confidence import confidence
+from results.ledger.ledger import Ledger
+from results.objectives import Objective
+from results.pareto.front import front, knee, reference_point
+from results.pareto.hypervolume import hypervolume_over_cost
+from results.schema import TrialStatus
+
+__all__ = ["Summary", "repeats", "summarise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a report, a picture or a status line says about one study."""
+
+    study: str
+    store: str
+    """The store's URI as it may be shown, without credentials."""
+    record: Mapping[str, Any]
+    objectives: Sequence[Objective]
+    trials: pa.Table
+    finished: pa.Table
+    """The trials with a result, in the order of their numbers."""
+    front: pa.Table
+    knee: Mapping[str, Any] | None
+    """The front's knee as a record, None while no trial has finished."""
+    baseline: Mapping[str, float]
+    """The uncompressed network's figures as far as they are known and finite."""
+    reference: Mapping[str, float]
+    history: pa.Table
+    """Hypervolume after each finished trial, as `results.pareto.hypervolume` gives it."""
+
+    def count(self, status: TrialStatus) -> int:
+        """How many trials ended like this."""
+        return int(pc.sum(pc.equal(self.trials.column("status"), status.value)).as_py() or 0)
+
+    @property
+    def hypervolume(self) -> float:
+        """The hypervolume of all finished trials, in [0, 1]."""
+        return float(self.history.column("hypervolume")[-1].as_py()) if self.history.num_rows else 0.0
+
+
+def summarise(ledger: Ledger, study: str) -> Summary:
+    """Reads a study and computes what people ask of it first."""
+    record, objectives, trials = ledger.study(study), ledger.objectives(study), ledger.trials(study)
+    finished = trials.filter(pc.equal(trials.column("status"), TrialStatus.FINISHED.value))
+    members = front(trials, objectives)
+    baseline = _finite(record.get("uncompressed") or {})
+    reference = reference_point(objectives, baseline, trials)
+    return Summary(
+        study=study,
+        store=ledger.store.label,
+        record=record,
+        objectives=objectives,
+        trials=trials,
+        finished=finished,
+        front=members,
+        knee=knee(trials, objectives) if members.num_rows else None,
+        baseline=baseline,
+        reference=reference,
+        history=hypervolume_over_cost(trials, objectives, reference),
+    )
+
+
+def repeats(ledger: Ledger, summary: Summary) -> dict[str, dict[str, Any]]:
+    """How sure each member of the front is, by trial: the columns of `results.analysis.confidence`, without the id.
+
+    A trial that it does not name, or with `seeds` of 1, has been run once.
+    """
+    images = (summary.record.get("uncompressed") or {}).get("val_images")
+    confirmations = ledger.confirmations(summary.study)
+    rows = confidence(summary.trials, confirmations, summary.objectives, val_images=images).to_pylist()
+    return {row["trial"]: {name: _number(value) for name, value in row.items() if name != "trial"} for row in rows}
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(v) for name, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""An exported network as a folder, with its model card."""

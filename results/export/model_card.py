@@ -1,0 +1,135 @@
+"""The model card of an exported network: where it came from, how good it is and how sure that is, how to load it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from results.analysis.intervals import wilson_interval
+from results.formatting_network import block_records, block_text
+
+__all__ = ["model_card"]
+
+_LOADING = {
+    "safetensors": """from spaces.packed import load_model  # pip install overtone
+
+model = load_model("model.safetensors")
+logits = model(images)""",
+    "onnx": """import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(logits,) = session.run(None, {"images": images.numpy()})""",
+    "pt2": """import torch
+
+model = torch.export.load("model.pt2").module()
+logits = model(images)""",
+}
+
+
+def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
+    """Markdown from what is known; what is not known is left out.
+
+    Told: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `val_top1` and `val_top5` with `val_n` images,
+    `test_top1` and `test_top5` with `test_n`; for how many validation images the file was `differing` from the packed
+    model; `same_file`, where the trial was trained again, whether to the same bits; where `seeds` is above 1, the
+    columns of `results.analysis.confidence` over them; `size_bytes`, `flops`, `parameters`, `latency_ms` and
+    `latency_b64_ms` with `device`; the blocks (`blocks`, as the ledger has them, or `config`); `image_size`,
+    `channels`, `mean`, `std`, `classes`; `format` of the file of `file_bytes` bytes.
+    """
+    lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
+    return "\n".join(lines) + "\n"
+
+
+def _title(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield f"# {_text(facts['model'])}, compressed by Overtone"
+    yield ""
+    known = [(name, facts[name]) for name in ("model", "dataset", "study", "trial", "seed", "epochs") if name in facts]
+    yield from (f"- {name}: {_code(value)}" for name, value in known)
+
+
+def _accuracy(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", "## Accuracy", "")
+    for key, name in (("val", "validation"), ("test", "test")):
+        if facts.get(f"{key}_top1") is not None:
+            yield f"- {name} top-1: {_share(facts[f'{key}_top1'], facts.get(f'{key}_n'))}"
+        if facts.get(f"{key}_top5") is not None and facts["classes"] > 5:
+            yield f"- {name} top-5: {_share(facts[f'{key}_top5'], facts.get(f'{key}_n'))}"
+    yield ""
+    if facts.get("differing") is not None:
+        yield _proven(facts["differing"], facts["val_n"])
+    if facts.get("same_file") is False:
+        yield "This is the trial trained again: another file than the search measured, with figures of its own."
+    if facts.get("seeds", 1) > 1:
+        yield from _over_seeds(facts)
+    else:
+        yield "One training run of a single seed. The search chose by validation accuracy, so that figure is"
+        yield "optimistic; the intervals are about the number of images alone."
+
+
+def _proven(differing: int, n: int) -> str:
+    shown = "Read in a process of its own, this file gave the packed model's class for"
+    if not differing:
+        return f"{shown} all {n:,} validation images."
+    order = "other runtimes add in another order, which can turn the rounding of an activation held in few bits"
+    return f"{shown} {n - differing:,} of {n:,} validation images: {order}."
+
+
+def _over_seeds(facts: Mapping[str, Any]) -> Iterator[str]:
+    mean, low, high, repeats = (f"{100 * facts[f'val_top1_{name}']:.2f}" for name in ("mean", "low", "high", "repeats"))
+    yield f"Trained with {facts['seeds']} seeds, of which this is the first, the network has a mean validation top-1 of"
+    yield f"{mean} % (95 % interval of Student's t over the seeds, {low} to {high} %). The search chose this run by its"
+    yield f"validation accuracy, which favours lucky runs; the mean over the other seeds alone is {repeats} %."
+    yield "The Wilson intervals are about the number of images alone."
+
+
+def _share(fraction: float, n: int | None) -> str:
+    if not n:
+        return f"{100 * fraction:.2f} %"
+    low, high = wilson_interval(fraction, n)
+    return f"{100 * fraction:.2f} % of n = {n:,} images (95 % Wilson interval {100 * low:.2f} to {100 * high:.2f} %)"
+
+
+def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
+    yield from ("", "## Size and compute", "")
+    if facts.get("size_bytes") is not None:
+        yield f"- packed size: {facts['size_bytes'] / 1e3:,.2f} kB (kB = 1,000 bytes)"
+    if facts.get("flops") is not None:
+        yield f"- compute: {facts['flops'] / 1e6:,.3f} MFLOPs an image (2 x multiply-accumulates)"
+    if facts.get("parameters") is not None:
+        yield f"- parameters: {facts['parameters']:,}"
+    for key, batch in (("latency_ms", 1), ("latency_b64_ms", 64)):
+        if facts.get(key) is not None:
+            yield f"- latency at batch {batch}: {facts[key]:.3g} ms on {_text(facts.get('device') or 'its device')}"
+    yield f"- this file: {file_bytes / 1e3:,.2f} kB"
+    if facts["format"] != "safetensors":
+        yield ""
+        yield "This format holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
+
+
+def _network(facts: Mapping[str, Any]) -> Iterator[str]:
+    blocks = facts.get("blocks")
+    if not isinstance(blocks, list):
+        blocks = block_records(facts.get("config") or {})
+    if blocks:
+        yield from ("", "## Network, block by block", "")
+        yield from (f"- {_text(block_text(block))}" for block in blocks)
+
+
+def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", "## Loading", "")
+    size = facts.get("image_size")
+    shape = "x".join(map(str, size)) if isinstance(size, list | tuple) else f"{size}x{size}"
+    batch = f"float32 (batch, {facts['channels']}, height, width)" + (f" of {shape} pixels" if size else "")
+    yield f"`images` are {batch}; `logits` are (batch, {facts['classes']})."
+    if facts.get("mean") and facts.get("std"):
+        mean, std = ([round(float(value), 6) for value in facts[key]] for key in ("mean", "std"))
+        yield f"Scale pixels to [0, 1], then subtract the mean {mean} and divide by the deviation {std}, by channel."
+    yield from ("", "```python", _LOADING[facts["format"]], "```")
+
+
+def _text(value: Any) -> str:
+    """Plain text on one line: nothing in a name can become Markdown or HTML."""
+    escaped = "".join(f"\\{char}" if char in r"\`*_[]#|!~" else char for char in " ".join(str(value).split()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _code(value: Any) -> str:
+    return f"`{' '.join(str(value).split()).replace('`', chr(39))}`"

@@ -1,0 +1,1 @@
+"""Pictures of a layer's filters and of pruning rates."""

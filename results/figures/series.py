@@ -1,0 +1,203 @@
+"""A layer's filters beside their series at falling harmonics: what compression does to them before any training.
+
+Costain & Prisacariu, figures 2-5: original kernels, their CosConv and ChebConv forms with ever fewer harmonics, and the
+L2 error of each. As there, a series is the one nearest to the filter in the space of the weights; ours is the
+closed-form least-squares answer.
+
+Also ours: filters are picked by rule and not by eye, the mean error of all the layer's filters stands above each
+column, and 3 x 3 filters are also drawn with harmonics that differ in y and x. Families that are one and the same
+series on so few taps (3 x 3 and smaller) share a panel.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from layers.errors import OvertoneError, UsageError
+from layers.series.basis import FAMILIES, Family, basis_matrix
+from layers.series.harmonic import least_squares_coefficients, series_taps
+from results.figures.grid import MINUS, TIMES, Panel, Sheet, draw_sheet
+from results.ledger.store import Store
+
+__all__ = [
+    *("about_filters", "convolution", "draw_filters", "filter_errors", "labels_of", "layer_taps", "mean_errors"),
+    *("picture_path", "relative_errors", "spread"),
+]
+
+Convolution = nn.Conv2d | nn.Conv1d
+Harmonics = tuple[int, int]
+
+_MOST_COLUMNS = 6
+
+
+def convolution(model: nn.Module, layer: str) -> Convolution:
+    """The model's convolution of this name, of more than one tap; others are a `UsageError` that suggests some."""
+    modules = dict(model.named_modules())
+    known = {name: one for name, one in modules.items() if isinstance(one, Convolution) and prod(one.kernel_size) > 1}
+    if layer in known:
+        return known[layer]
+    inside = [name for name in known if name.startswith(f"{layer}.")]
+    close = inside or difflib.get_close_matches(layer, known, cutoff=0.4) or list(known)
+    allowed = f"such as {', '.join(close[:3])}" if close else "and this network has none"
+    kind = f" (a {type(modules[layer]).__name__})" if layer in modules else ""
+    if isinstance(modules.get(layer), Convolution):
+        kind = " (a 1x1 convolution)"
+    raise UsageError(f"layer (={layer!r}){kind} must be a convolution of more than one tap, {allowed}.")
+
+
+def filter_errors(taps: Tensor, family: Family, harmonics: Harmonics) -> Tensor:
+    """L2 error of the series nearest to each filter: float64 (...) for taps (..., K_y, K_x)."""
+    return (taps.double() - _series(taps, family, harmonics)).flatten(-2).norm(dim=-1)
+
+
+def mean_errors(layer: Convolution, *, name: str) -> dict[Family, dict[str, float]]:
+    """Mean of ||W - W_n|| / ||W|| over all filters of the layer called `name`, by family and harmonics (`2x2`).
+
+    The harmonics are those of `draw_filters`, and so are the errors that are raised. A filter of zeros has error 0.
+    """
+    taps = layer_taps(layer, name)
+    return {family: {f"{y}x{x}": _mean(taps, family, (y, x)) for y, x in _columns(taps)} for family in FAMILIES}
+
+
+def draw_filters(layer: Convolution, path: str | os.PathLike[str], *, name: str, count: int = 6) -> Path:
+    """Draws up to `count` filters of the layer called `name` into a `.png` or `.svg` file; gives back its path.
+
+    A filter is what one output takes from one input channel. Those drawn lie at even quantiles of the relative error
+    at the first step down, from the best served to the worst. The same filters give the same bytes with the same
+    libraries. Raises `UsageError` for any other kind of file, for filters of one tap and for a count below 1, and
+    `OvertoneError` where filters are not finite or the file cannot be written.
+    """
+    path = picture_path(path, count)
+    data = _drawn(layer_taps(layer, name), name, count, path.suffix.removeprefix("."))
+    Store(path.parent).write_bytes(path.name, data)
+    return path
+
+
+def picture_path(path: str | os.PathLike[str], count: int) -> Path:
+    """Where a picture of `count` filters goes; `UsageError` for other kinds of file and less than one filter."""
+    path = Path(path)
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError(f"path (={os.fspath(path)!r}) must end in .png or .svg.")
+    if count < 1:
+        raise UsageError(f"count (={count}) must be at least 1.")
+    return path
+
+
+def layer_taps(layer: Convolution, name: str) -> Tensor:
+    """The filters in float64, (N, C / groups, K_y, K_x); those of a 1-D layer have one row."""
+    taps = layer.weight.detach().cpu().double()
+    if taps.ndim == 3:
+        taps = taps.unsqueeze(2)
+    if prod(taps.shape[2:]) == 1:
+        raise UsageError(f"layer (={name!r}) must have filters of more than one tap, its filters are 1x1.")
+    if not taps.isfinite().all():
+        raise OvertoneError(f"Filters of {name!r} cannot be drawn: some are not finite.")
+    return taps
+
+
+def _series(taps: Tensor, family: Family, harmonics: Harmonics) -> Tensor:
+    phi_y, phi_x = (basis_matrix(family, k, n) for k, n in zip(taps.shape[-2:], harmonics, strict=True))
+    return series_taps(least_squares_coefficients(taps.double(), phi_y, phi_x), phi_y, phi_x)
+
+
+def relative_errors(errors: Tensor, taps: Tensor) -> Tensor:
+    """Errors relative to the filters' norms, 0 for filters of zeros."""
+    norms = taps.flatten(-2).norm(dim=-1)
+    return errors / norms.where(norms > 0, 1.0)
+
+
+def _mean(taps: Tensor, family: Family, harmonics: Harmonics) -> float:
+    return float(relative_errors(filter_errors(taps, family, harmonics), taps).mean())
+
+
+def _columns(taps: Tensor) -> list[Harmonics]:
+    """Falling harmonics (y, x): K - 1 to 1 in at most six steps; 3 x 3 filters first lose one in x, or in y."""
+    height, width = taps.shape[-2:]
+    longest = max(height, width)
+    steps = torch.linspace(longest - 1, 1, min(longest - 1, _MOST_COLUMNS)).round().int().tolist()
+    skewed = [(3, 2), (2, 3)] if (height, width) == (3, 3) else []
+    return [*skewed, *((min(n, height), min(n, width)) for n in steps)]
+
+
+def _first_step(taps: Tensor) -> Harmonics:
+    return next(pair for pair in _columns(taps) if max(pair) < max(taps.shape[-2:]))
+
+
+def _chosen(taps: Tensor, count: int) -> list[tuple[int, int]]:
+    return spread(taps, filter_errors(taps, "cosine", _first_step(taps)), count)
+
+
+def spread(taps: Tensor, errors: Tensor, count: int) -> list[tuple[int, int]]:
+    """(output, channel) of filters at even quantiles of the relative error, best served first; zeros at need."""
+    shares = relative_errors(errors, taps).flatten()
+    nonzero = taps.flatten(0, 1).flatten(1).any(-1).nonzero().flatten()
+    candidates = nonzero if len(nonzero) else torch.arange(len(shares))
+    ranked = candidates[shares[candidates].argsort(stable=True)]
+    places = torch.linspace(0, len(ranked) - 1, min(count, len(ranked)), dtype=torch.float64).round().long()
+    return [divmod(place, taps.shape[1]) for place in ranked[places].tolist()]
+
+
+def _panels(taps: Tensor, filters: Tensor) -> list[Panel]:
+    """One for each family, or one for both where they are the same series in every column."""
+    columns = _columns(taps)
+    unit = torch.eye(prod(taps.shape[-2:]), dtype=torch.float64).unflatten(1, taps.shape[-2:])
+    spans = [torch.stack([_series(unit, family, pair) for pair in columns]) for family in FAMILIES]
+    same = all(torch.allclose(span, spans[0], atol=1e-9) for span in spans)
+    titles = {family: f"{family.capitalize()} series" for family in FAMILIES}
+    if same:
+        titles = {FAMILIES[0]: "Cosine and Chebyshev series (the same on so few taps)"}
+    return [
+        Panel(
+            title=title,
+            images=torch.stack([_series(filters, family, pair) for pair in columns], 1),
+            errors=[_mean(taps, family, pair) for pair in columns],
+        )
+        for family, title in titles.items()
+    ]
+
+
+def _drawn(taps: Tensor, name: str, count: int, kind: str) -> bytes:
+    chosen, columns = _chosen(taps, count), _columns(taps)
+    filters = torch.stack([taps[output, channel] for output, channel in chosen])
+    height, width = taps.shape[2:]
+    heads = [(f"{y} {TIMES} {x}", str(y * x)) for y, x in columns]
+    sheet = Sheet(
+        name=name,
+        about=about_filters(taps),
+        filters=filters,
+        labels=labels_of(taps, chosen),
+        heads=(f"harmonics y {TIMES} x", "coefficients", f"mean error, n = {taps.shape[0] * taps.shape[1]:,}"),
+        columns=[("original", str(height * width)), *heads],
+        panels=_panels(taps, filters),
+        caption=_caption(taps),
+    )
+    return draw_sheet(sheet, kind)
+
+
+def about_filters(taps: Tensor) -> str:
+    """How many filters (N, C / groups, K_y, K_x) there are."""
+    outputs, channels, height, width = taps.shape
+    of = f"{outputs:,} output{'s' * (outputs > 1)} {TIMES} {channels:,} input channel{'s' * (channels > 1)}"
+    return f"{outputs * channels:,} filters ({of}) of {height} {TIMES} {width} taps"
+
+
+def labels_of(taps: Tensor, chosen: Sequence[tuple[int, int]]) -> list[str]:
+    """What rows of filters (output, channel) are called."""
+    return [f"output {y}" if taps.shape[1] == 1 else f"output {y}, channel {x}" for y, x in chosen]
+
+
+def _caption(taps: Tensor) -> str:
+    y, x = _first_step(taps)
+    skewed = " harmonics that differ in y and x are ours;" if (3, 2) in _columns(taps) else ""
+    return (
+        f"Above each image: L2 error ‖W {MINUS} Wₙ‖₂ of the series, and its share of ‖W‖₂. The series are the nearest "
+        "in the space of the weights (least squares), before any training, as in figures 2 to 5 of Costain & "
+        f"Prisacariu;{skewed} the mean error is the mean share over all {taps.shape[0] * taps.shape[1]:,} filters. "
+        f"Rows: filters at even quantiles of the share at {y} {TIMES} {x} (cosine), the least at the top, the largest "
+        "at the bottom. One colour scale a row: red above 0, blue below."
+    )

@@ -1,0 +1,1 @@
+"""The ledger: what is kept of all studies in a store."""

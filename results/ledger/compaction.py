@@ -1,0 +1,95 @@
+"""Compaction: many small files of a study become few segments, while others append and read.
+
+One step at a time, each of which may be the last before a crash:
+1. The rows of some small files go into one new segment, whose metadata names them; it is durable, whole or absent.
+   From here on the named files count no more, whether or not they lie there.
+2. The named files are deleted; what a crash leaves of them the next compaction deletes first.
+
+Two compactions at once may both keep the same rows; readers see a trial once all the same, and the next compaction
+merges them. A file that is not a ledger's stops a compaction before anything was written.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from results.ledger.segments import encode_segment, segment_name
+from results.ledger.snapshot import Shelf, Stock, trials_folder
+from results.ledger.store import Store
+from results.objectives import Objective
+from results.schema import SCHEMA
+
+__all__ = ["Compaction", "compact"]
+
+_FULL_ROWS = 262_144
+_MOST_FILES = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compaction:
+    """What a compaction did to a study's files."""
+
+    files_before: int
+    files_after: int
+    segments_written: int
+    rows_written: int
+    files_deleted: int
+
+    def to_json(self) -> dict[str, int]:
+        """Plain numbers by name."""
+        return asdict(self)
+
+
+def compact(store: Store, stock: Stock, study: str, objectives: Sequence[Objective]) -> Compaction:
+    """Merges small files until only segments are left that are full, or too unequal in size to be worth it."""
+    shelf = stock.look(study)
+    before, written, rows = len(shelf.names) + len(shelf.replaced), 0, 0
+    deleted = _delete(store, shelf.replaced)
+    while small := _mergeable(shelf):
+        table = _rows(stock, small, study)
+        store.write_bytes(
+            f"{trials_folder(study)}/{segment_name()}", encode_segment(table, objectives, sorted(small.names))
+        )
+        written, rows = written + 1, rows + table.num_rows
+        deleted += _delete(store, sorted(small.names))
+        shelf = stock.look(study)
+    return Compaction(
+        files_before=before,
+        files_after=len(shelf.names),
+        segments_written=written,
+        rows_written=rows,
+        files_deleted=deleted,
+    )
+
+
+def _mergeable(shelf: Shelf) -> Shelf | None:
+    """The smallest files, as many as make a full segment; None where fewer than two are worth it.
+
+    A segment takes part where at most twice as many rows as in the smaller files have to be copied for it: so that a
+    row is copied a number of times that grows with the logarithm of the study, not with the number of compactions.
+    """
+    singles, segments = shelf.singles[:_MOST_FILES], []
+    rows = len(singles)
+    for segment in sorted(shelf.segments, key=lambda s: (s.num_rows, s.name)):
+        if rows >= _FULL_ROWS or segment.num_rows > _FULL_ROWS // 2 or (rows and segment.num_rows > 2 * rows):
+            break
+        segments.append(segment)
+        rows += segment.num_rows
+    if len(singles) + len(segments) < 2:
+        return None
+    return Shelf(singles=singles, segments=tuple(segments))
+
+
+def _rows(stock: Stock, shelf: Shelf, study: str) -> pa.Table:
+    def pieces() -> Iterator[pa.Table]:
+        for source in stock.sources(shelf, study):
+            yield from source.chunks(SCHEMA.names)
+
+    return pa.concat_tables(pieces())
+
+
+def _delete(store: Store, names: Sequence[str]) -> int:
+    for name in names:
+        store.delete(name)
+    return len(names)

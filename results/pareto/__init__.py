@@ -1,0 +1,1 @@
+"""Which trials dominate which: fronts and hypervolume of a table."""

@@ -1,0 +1,1 @@
+"""Questions to a study, and their answers in other formats."""

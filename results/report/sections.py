@@ -1,0 +1,131 @@
+"""The report's page, section by section: finished HTML that the page's scripts bring to life."""
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+from results.analysis.summary import Summary
+from results.formatting import figures_text
+from results.report.page import table, web_file
+from results.schema import TrialStatus
+
+__all__ = ["sections"]
+
+_SHOWN_FAILURES = 20
+
+
+def sections(summary: Summary, data: Mapping[str, Any]) -> Iterator[str]:
+    """The body of the page, top to bottom; `data` is what `results.report.data` gives."""
+    yield '<a class="skip" href="#front">Skip to the front</a>\n<main>'
+    yield from _title(summary)
+    yield _facts(summary, data)
+    if summary.finished.num_rows:
+        yield "<noscript><p class='note'>The pictures and tables of this page need JavaScript.</p></noscript>"
+        yield _certainty(data)
+        yield web_file("front.html")
+        yield _published(data)
+        yield web_file("history.html").replace("{reference}", escape(figures_text(summary.reference)))
+        yield web_file("knobs.html")
+        yield web_file("insight.html") if data["insight"] else ""
+        yield web_file("table.html")
+    else:
+        yield "<p>No trial has finished yet, so there is no front to show.</p>"
+    yield from _failures(summary)
+    yield '</main>\n<div class="toast" id="toast" role="status" aria-live="polite"></div>'
+    yield '<div class="tip" id="tip" hidden></div>'
+
+
+def _title(summary: Summary) -> Iterator[str]:
+    model, dataset = (escape(str(summary.record.get(key, "?"))) for key in ("model", "dataset"))
+    yield f"<header><div><h1>{escape(summary.study)}</h1>"
+    yield f'<p class="lead soft">Trade-offs that {model} on {dataset} can be compressed to.</p></div>'
+    yield '<button type="button" id="theme" hidden>Dark</button></header>'
+
+
+def _facts(summary: Summary, data: Mapping[str, Any]) -> str:
+    record = summary.record
+    counts = ", ".join(f"{summary.count(status)} {status.value}" for status in TrialStatus)
+    seeds = sorted({seed for seed in summary.trials.column("seed").to_pylist() if seed is not None})
+    epochs = sorted({value for value in summary.trials.column("epochs").to_pylist() if value is not None})
+    facts = {
+        "model": record.get("model", "?"),
+        "dataset": record.get("dataset", "?"),
+        "objectives": ", ".join(f"{objective.name} ({objective.direction})" for objective in summary.objectives),
+        "trials": counts,
+        "front": f"{summary.front.num_rows} networks",
+        "training seeds": _few(seeds),
+        "repeated with other seeds": f"{_repeated(data)} of the front",
+        "epochs a trial": _few(epochs),
+        "uncompressed": figures_text(summary.baseline) or "-",
+        "hypervolume": f"{summary.hypervolume:.4f}",
+        "study begun": str(record.get("created_at", "?"))[:16].replace("T", " "),
+    }
+    items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items())
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _repeated(data: Mapping[str, Any]) -> int:
+    return sum(row["seeds"] > 1 for row in data["seeds"].values())
+
+
+def _few(values: list[int]) -> str:
+    text = ", ".join(map(str, values[:8])) or "-"
+    return text if len(values) <= 8 else f"{text} and {len(values) - 8} more"
+
+
+def _certainty(data: Mapping[str, Any]) -> str:
+    start = "Every accuracy here is <code>val_top1</code>: measured on the validation split, after one training run"
+    if not _repeated(data):
+        return (
+            f'<p class="note">{start} of a single seed. Differences of a few images are noise, and the best of many '
+            "trials looks better than it is. <code>overtone confirm</code> repeats the front with other seeds.</p>"
+        )
+    return (
+        f'<p class="note">{start}. Where a trial was repeated with other seeds, its mean and 95 % interval stand '
+        "beside it; hollow points and the mark <em>single seed</em> say that it was not.</p>"
+    )
+
+
+def _published(data: Mapping[str, Any]) -> str:
+    rows = data["published"]
+    if not rows:
+        return ""
+    head = [("paper", ""), ("configuration", ""), ("published top-1", "number"), ("its baseline", "number")]
+    head += [("size kept", "number"), ("FLOPs kept", "number"), ("placed here at", "")]
+    cells = [
+        [
+            *(escape(row[key]) for key in ("paper", "name")),
+            *(f"{row[key]:.2f} %" for key in ("top1", "baseline")),
+            *(f"{100 * row[key]:.1f} %" for key in ("size", "flops")),
+            escape(figures_text(row["here"]) or "-"),
+        ]
+        for row in rows
+    ]
+    how = (
+        "counted from the configuration, in 32-bit floats"
+        if all(row["counted"] for row in rows)
+        else "as printed; the size is the printed share of parameters"
+    )
+    return (
+        f'<details class="published"><summary>Published for this model elsewhere: {len(rows)} rows</summary>'
+        f'<p class="note">Published on other training data ({escape(rows[0]["data"])}), from other weights, with test '
+        "accuracy. Each row is placed by what it changed: the published loss of accuracy off this study's own "
+        f"baseline, and the share that is kept of its costs ({how}). Trade-offs are compared, not measurements.</p>"
+        + table(label="Published rows", head=head, rows=cells)
+        + "</details>"
+    )
+
+
+def _failures(summary: Summary) -> Iterator[str]:
+    failed = [row for row in summary.trials.select(["trial", "status", "error"]).to_pylist() if _failed(row)]
+    if not failed:
+        return
+    yield f"<h2>Trials that failed: {len(failed)}</h2>"
+    rows = [[f"<code>{escape(row['trial'])}</code>", escape(row["error"] or "?")] for row in failed[:_SHOWN_FAILURES]]
+    yield table(label="Trials that failed", head=[("trial", ""), ("error", "text")], rows=rows)
+    if len(failed) > len(rows):
+        yield f'<p class="soft">{len(failed) - len(rows)} more are in the ledger: query them with --where.</p>'
+
+
+def _failed(row: Mapping[str, Any]) -> bool:
+    return bool(row["status"] == TrialStatus.FAILED)

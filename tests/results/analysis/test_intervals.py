@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+from layers.errors import UsageError
+from results.analysis.intervals import wilson_interval
+
+
+def test_ends_solve_the_score_equation(rng):
+    for _ in range(50):
+        n = int(rng.integers(1, 5000))
+        fraction = int(rng.integers(0, n + 1)) / n
+        for end in wilson_interval(fraction, n):
+            assert abs(fraction - end) == pytest.approx(1.959963984540054 * np.sqrt(end * (1 - end) / n), abs=1e-6)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says(rng):
+    truth, n = 0.9, 360
+    hits = [low <= truth <= high for low, high in (wilson_interval(k / n, n) for k in rng.binomial(n, truth, 4000))]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
+
+
+def test_certain_results_reach_their_end():
+    assert wilson_interval(1.0, 10)[1] == pytest.approx(1.0)
+    assert wilson_interval(0.0, 10)[0] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("fraction", "n"), [(1.1, 10), (-0.1, 10), (float("nan"), 10), (0.5, 0)])
+def test_no_interval_without_images(fraction, n):
+    with pytest.raises(UsageError, match="an interval needs a fraction from 0 to 1 and n of at least 1"):
+        wilson_interval(fraction, n)

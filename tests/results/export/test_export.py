@@ -1,0 +1,203 @@
+import importlib.util
+import json
+import os
+
+import pytest
+import torch
+
+from layers import compress_model
+from layers.errors import OvertoneError, UsageError
+from results.export import export
+from results.export.export import FORMATS, export_model
+from results.export.model_card import model_card
+from spaces.config import BlockConfig, NetworkConfig
+from spaces.models import build_model
+from spaces.network import Network
+from spaces.packed import load_model, save_model
+
+CARD = {"study": "demo", "trial": "0a1b2c3d4e", "val_top1": 0.95, "val_n": 360, "test_top1": 0.94, "test_n": 360}
+COSTS = {"size_bytes": 12_345, "flops": 1_234_567, "parameters": 999}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A packed ResNet-8 with every kind of compression, on 8x8 images of one channel."""
+    model = build_model("resnet8", classes=10, channels=1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 1.5)
+    both = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, bits=8)
+    config = NetworkConfig(
+        blocks={"layer1": both, "layer2": BlockConfig(bits=5, activation_block=12), "layer3": BlockConfig(bits=4)}
+    )
+    compressed = compress_model(model, Network.of(model, (1, 8, 8)).forms(config)).eval()
+    path = tmp_path_factory.mktemp("packed") / "trial.safetensors"
+    card = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.3], "std": [0.4]}
+    save_model(compressed, path, card={**card, "config": config.to_json()})
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(packed, tmp_path_factory):
+    """The folder of each format."""
+    folder = tmp_path_factory.mktemp("exported")
+    return {name: export_model(packed, folder / name, format=name, card={**CARD, **COSTS}) for name in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(64, 1, 8, 8)
+
+
+def test_safetensors_is_the_packed_file_itself(packed, exported, images):
+    out = exported["safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (out / "model.safetensors").read_bytes() == packed.read_bytes()
+    with torch.no_grad():
+        assert torch.equal(load_model(out / "model.safetensors")(images), load_model(packed)(images))
+    facts = json.loads((out / "config.json").read_text())
+    assert facts["study"] == "demo"
+    assert facts["model"] == "resnet8"
+    assert facts["format"] == "safetensors"
+
+
+def test_what_proves_the_file_adds_to_the_card_and_leaves_nothing_where_it_fails(packed, tmp_path):
+    def prove(file):
+        assert file.read_bytes() == packed.read_bytes()
+        return {"differing": 0}
+
+    card = {**CARD, "differing": 5, "same_file": True}
+    out = export_model(packed, tmp_path / "out", format="safetensors", card=card, prove=prove)
+    assert json.loads((out / "config.json").read_text())["differing"] == 0
+    text = (out / "README.md").read_text()
+    assert "this file gave the packed model's class for all 360 validation images." in text
+    assert "trained again" not in text
+
+    def refuse(file):
+        raise OvertoneError("it is another model")
+
+    with pytest.raises(OvertoneError, match="it is another model"):
+        export_model(packed, tmp_path / "other", format="safetensors", card=card, prove=refuse)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_pt2_runs_without_our_layers_on_any_batch(packed, exported, images):
+    module = torch.export.load(exported["pt2"] / "model.pt2").module()
+    model = load_model(packed)
+    with torch.no_grad():
+        for count in (1, 7):  # each against a batch of its own size: sums of another order may round otherwise
+            torch.testing.assert_close(module(images[:count]), model(images[:count]), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_runs_on_any_batch(packed, exported, images):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = exported["onnx"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.onnx"]
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    with torch.no_grad():
+        expected = load_model(packed)(images)
+    batches = images.split([1] * 8 + [len(images) - 8])
+    logits = torch.cat([torch.from_numpy(session.run(None, {"images": batch.numpy()})[0]) for batch in batches])
+    # A runtime adds in another order, which turns the rounding of a 4-bit activation for about one image in 400.
+    close = torch.isclose(logits, expected, rtol=1e-3, atol=1e-3).all(1)
+    assert close.float().mean() >= 0.95
+
+
+def test_readme_tells_what_people_need(exported):
+    for format, out in exported.items():
+        text = (out / "README.md").read_text()
+        assert "- study: `demo`" in text
+        assert "validation top-1: 95.00 % of n = 360 images (95 % Wilson interval 92.24 to 96.81 %)" in text
+        assert "test top-1: 94.00 % of n = 360" in text
+        assert "packed size: 12.35 kB" in text
+        assert "compute: 1.235 MFLOPs" in text
+        assert "- layer1: cosine 2x3, 50 % templates, G=2, 8 bits" in text
+        assert f"model.{format}" in text
+        assert f"{(out / f'model.{format}').stat().st_size / 1e3:,.2f} kB" in text
+
+
+@pytest.mark.parametrize(("classes", "told"), [(10, True), (5, False)])
+def test_readme_tells_both_latencies_and_top5_of_more_than_five_classes(classes, told):
+    facts = {"model": "m", "classes": classes, "channels": 3, "format": "safetensors", "device": "NVIDIA H100"}
+    measured = {"val_top1": 0.5, "val_top5": 0.75, "val_n": 400, "latency_ms": 1.234, "latency_b64_ms": 20.56}
+    text = model_card(facts | measured, 1000)
+    assert "- latency at batch 1: 1.23 ms on NVIDIA H100\n- latency at batch 64: 20.6 ms on NVIDIA H100\n" in text
+    assert ("- validation top-5: 75.00 % of n = 400 images" in text) == told
+
+
+def test_unknown_figures_are_left_out_and_names_cannot_be_markup(packed, tmp_path):
+    card = {"study": "`<script>`\n# x", "model": "<b>[net](x)</b>", "val_top1": 0.5}
+    text = (export_model(packed, tmp_path / "out", format="safetensors", card=card) / "README.md").read_text()
+    assert "test top-1" not in text
+    assert "packed size" not in text
+    assert "Wilson interval" not in text
+    assert "# &lt;b&gt;\\[net\\](x)&lt;/b&gt;, compressed by Overtone" in text
+    assert "- study: `'<script>' # x`" in text
+
+
+def test_readme_snippets_run(exported, images, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    for out in exported.values():
+        snippet = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        monkeypatch.chdir(out)
+        names: dict[str, object] = {"images": images}
+        exec(snippet, names)
+        assert tuple(names["logits"].shape) == (len(images), 10)
+
+
+def test_folder_in_use_is_refused(packed, tmp_path):
+    (tmp_path / "empty").mkdir()
+    export_model(packed, tmp_path / "empty", format="safetensors", card=CARD)
+    before = sorted(path.name for path in (tmp_path / "empty").iterdir())
+    (tmp_path / "file").write_text("x")
+    for name in ("empty", "file"):
+        with pytest.raises(UsageError, match=f"{name}'\\) exists already; a new or empty folder is allowed"):
+            export_model(packed, tmp_path / name, format="safetensors", card=CARD)
+    with pytest.raises(OvertoneError, match=r"cannot write '.*file/out': "):
+        export_model(packed, tmp_path / "file" / "out", format="safetensors", card=CARD)
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == before
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_failure_leaves_no_folder_behind(packed, tmp_path, monkeypatch, format):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator\nand much more")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(OvertoneError, match=f"^the network 'resnet8' cannot be written as {format}: no such operator$"):
+        export_model(packed, tmp_path / "out", format=format, card=CARD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_only_place_is_one_sentence(packed, tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OvertoneError, match=r"cannot write '.*': Read-only file system"):
+        export_model(packed, tmp_path / "out", format="safetensors", card=CARD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_format_and_foreign_file_are_refused(packed, tmp_path):
+    with pytest.raises(UsageError, match="format 'tflite' is unknown; allowed are safetensors, onnx, pt2"):
+        export_model(packed, tmp_path / "out", format="tflite", card=CARD)
+    (tmp_path / "foreign.safetensors").write_bytes(b"not a model")
+    with pytest.raises(OvertoneError, match=r"foreign\.safetensors is not a packed model"):
+        export_model(tmp_path / "foreign.safetensors", tmp_path / "out", format="safetensors", card=CARD)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_onnx_package_is_named(packed, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(UsageError, match=r"needs the package onnxscript: pip install 'overtone\[onnx\]'"):
+        export_model(packed, tmp_path / "out", format="onnx", card=CARD)
+
+
+def test_model_without_an_image_size_cannot_be_traced(packed, tmp_path):
+    with pytest.raises(OvertoneError, match="card has image_size None"):
+        export_model(packed, tmp_path / "out", format="pt2", card={"image_size": None})
+    assert not (tmp_path / "out").exists()

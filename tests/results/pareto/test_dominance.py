@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import pytest
+
+import results.pareto.dominance
+from layers.errors import UsageError
+from results.objectives import parse_objectives
+from results.pareto.dominance import front_mask, nondominated, ranks
+from results.pareto.front import front
+from results.schema import to_table
+
+SETS = [
+    ["val_top1", "size_bytes"],
+    ["flops", "val_top1", "size_bytes"],
+    ["val_top1", "size_bytes", "latency_ms", "macs"],
+]
+
+
+def _slow_mask(points):
+    """Every pair of points."""
+    dominates = [[all(a <= b) and any(a < b) for b in points] for a in points]
+    return ~np.array(dominates, dtype=bool).reshape(len(points), len(points)).any(axis=0)
+
+
+def _slow_ranks(points):
+    found, rank = np.full(len(points), -1), 0
+    while (found < 0).any():
+        left = np.flatnonzero(found < 0)
+        found[left[_slow_mask(points[left])]] = rank
+        rank += 1
+    return found
+
+
+def _points(rows, names):
+    """Lower is better, None where a row takes no part."""
+    for row in rows:
+        values = [-row[name] if name == "val_top1" else row[name] for name in names if row[name] is not None]
+        usable = row["status"] == "finished" and len(values) == len(names) and all(map(math.isfinite, values))
+        yield values if usable else None
+
+
+@pytest.mark.parametrize("names", SETS)
+@pytest.mark.parametrize("count", [0, 1, 80])
+def test_ranks_equal_the_slow_oracle_on_shuffled_rows(random_rows, rng, names, count):
+    rows = random_rows(count)
+    table = to_table([rows[i] for i in rng.permutation(count)])
+    points = list(_points(table.to_pylist(), names))
+    taking_part = np.array([point is not None for point in points], dtype=bool)
+    expected = np.full(count, -1)
+    expected[taking_part] = _slow_ranks(np.array([point for point in points if point]).reshape(-1, len(names)))
+    found = ranks(table, parse_objectives(names))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found == 0, front_mask(table, parse_objectives(names)))
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+@pytest.mark.parametrize("levels", [3, 12, 10**6])
+@pytest.mark.parametrize("grid", [True, False])
+def test_points_beside_a_front_equal_the_slow_oracle(rng, monkeypatch, objectives, levels, grid):
+    """Few levels for ties and duplicates on the edges of the grid; points and front share values."""
+    monkeypatch.setattr(results.pareto.dominance, "_MANY", 0 if grid else 10**9)
+    first, second = rng.integers(0, levels, (2, 150, objectives)).astype(float)
+    beside = first[_slow_mask(first)]
+    expected = _slow_mask(np.vstack([beside, second]))[len(beside) :]
+    np.testing.assert_array_equal(nondominated(second, beside), expected)
+    np.testing.assert_array_equal(nondominated(second, second), _slow_mask(second))
+    np.testing.assert_array_equal(nondominated(second), _slow_mask(second))
+
+
+def test_limits_bound_who_takes_part(random_rows):
+    table, objectives = to_table(random_rows(200)), parse_objectives(["val_top1", "size_bytes", "flops"])
+    limits = {"size_bytes": 100_000, "val_top1": 0.5, "latency_ms": 4}
+    rows = [
+        row
+        for row in table.to_pylist()
+        if row["status"] == "finished"
+        and row["size_bytes"] <= 100_000
+        and row["val_top1"] >= 0.5
+        and (row["latency_ms"] or 99) <= 4
+    ]
+    found = front(table, objectives, limits).column("trial").to_pylist()
+    points = np.array(list(_points(rows, ["val_top1", "size_bytes", "flops"])))
+    assert set(found) == {row["trial"] for row, kept in zip(rows, _slow_mask(points), strict=True) if kept}
+    assert (ranks(table, objectives, limits) >= 0).sum() == len(rows)
+    with pytest.raises(UsageError, match="limit on 'speed' is unknown; allowed are val_top1, size_bytes"):
+        front(table, objectives, {"speed": 1.0})

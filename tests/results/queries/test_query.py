@@ -1,0 +1,230 @@
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from layers.errors import OvertoneError, UsageError
+from results.analysis.confidence import CONFIDENCE_SCHEMA
+from results.pareto.front import front
+from results.queries.query import pick, picks, query, sql
+from results.schema import SCHEMA
+
+UNCOMPRESSED = {"val_top1": 0.97, "flops": 25_000_000}
+"""Of the fixture's study record."""
+
+
+@pytest.fixture
+def rows(full_ledger):
+    return full_ledger.trials("demo").to_pylist()
+
+
+def test_query_gives_all_columns_by_number(full_ledger):
+    frame = query(full_ledger, "demo")
+    assert list(frame.columns) == SCHEMA.names
+    assert frame["number"].tolist() == list(range(40))
+
+
+def test_where_sort_and_limit_match_a_plain_loop(full_ledger, rows):
+    frame = query(full_ledger, "demo", where="size_bytes < 100000 and val_top1 > 0.4", sort="val_top1", limit=5)
+    kept = [row for row in rows if row["size_bytes"] < 100_000 and (row["val_top1"] or 0) > 0.4]
+    kept.sort(key=lambda row: (-row["val_top1"], row["number"]))
+    assert frame["trial"].tolist() == [row["trial"] for row in kept[:5]]
+
+
+def test_costs_sort_ascending_unless_asked_and_nulls_come_last(full_ledger, rows):
+    sizes = sorted(row["size_bytes"] for row in rows)
+    assert query(full_ledger, "demo", sort="size_bytes")["size_bytes"].tolist() == sizes
+    assert query(full_ledger, "demo", sort="size_bytes", descending=True)["size_bytes"].tolist() == sizes[::-1]
+    for descending in (True, False):
+        found = query(full_ledger, "demo", sort="latency_ms", descending=descending)["latency_ms"]
+        assert found.notna().tolist() == sorted(found.notna(), reverse=True)
+
+
+def test_columns_are_those_named_in_their_order_and_sorting_may_use_others(full_ledger, rows):
+    frame = query(full_ledger, "demo", columns=["flops", "trial", "flops"], sort="size_bytes")
+    assert frame.columns.tolist() == ["flops", "trial"]
+    expected = sorted(rows, key=lambda row: (row["size_bytes"], row["number"]))
+    assert frame["trial"].tolist() == [row["trial"] for row in expected]
+    with pytest.raises(UsageError, match=r"column 'size' is unknown; the closest are size_bytes"):
+        query(full_ledger, "demo", columns=["trial", "size"])
+    with pytest.raises(UsageError, match=r"column 'seeds' is unknown; the closest are seed"):
+        query(full_ledger, "demo", columns=["seeds"])
+    with pytest.raises(UsageError, match=r"columns \(=''\) must name one column or more"):
+        query(full_ledger, "demo", columns=[])
+
+
+def test_a_condition_may_ask_for_the_baseline(full_ledger, rows):
+    frame = query(full_ledger, "demo", where="val_top1 >= (select val_top1 from baseline) - 0.1")
+    near = [row["trial"] for row in rows if (row["val_top1"] or 0) >= UNCOMPRESSED["val_top1"] - 0.1]
+    assert frame["trial"].tolist() == near
+
+
+def test_a_front_says_over_how_many_seeds_it_was_measured(ledger, make_row):
+    ledger.append(make_row(number=0, val_top1=0.9))
+    ledger.append(make_row(number=1, val_top1=0.95, size_bytes=30_000))
+    for seed, value in ((1, 0.92), (2, 0.91)):
+        ledger.append(make_row(number=1, trial=f"r{seed}", confirms="t000000001", seed=seed, val_top1=value))
+    frame = query(ledger, "demo", front=True)
+    assert frame.columns.tolist() == [*SCHEMA.names, *CONFIDENCE_SCHEMA.names[1:]]
+    assert frame["seeds"].tolist() == [1, 3]
+    assert frame["val_top1_mean"].tolist() == pytest.approx([0.9, (0.95 + 0.92 + 0.91) / 3])
+    assert frame["val_top1_low"].isna().tolist() == [True, False]
+    assert frame["val_top1"].tolist() == [0.9, 0.95]
+    found = sql(
+        ledger,
+        "demo",
+        "select f.trial, count(*) n from front f join confirmations c on c.confirms = f.trial group by all",
+    )
+    assert found.to_dict("records") == [{"trial": "t000000001", "n": 2}]
+    assert len(query(ledger, "demo")) == 2
+
+
+def test_picks_are_the_front_or_one_trial(full_ledger):
+    fronts = front(full_ledger.trials("demo"), full_ledger.objectives("demo")).to_pylist()
+    assert picks(full_ledger, "demo", "front") == fronts
+    assert picks(full_ledger, "demo", "best") == [pick(full_ledger, "demo", "best")]
+    with pytest.raises(OvertoneError, match="no finished trial is left to pick from"):
+        picks(full_ledger, "demo", "front", where="size_bytes < 0")
+
+
+def test_front_is_that_of_what_is_left(full_ledger):
+    frame = query(full_ledger, "demo", front=True, where="number >= 10")
+    table = full_ledger.trials("demo").slice(10)
+    assert frame["trial"].tolist() == front(table, full_ledger.objectives("demo")).column("trial").to_pylist()
+
+
+def test_where_may_look_into_blocks_and_other_rows(full_ledger, rows):
+    where = "list_contains(list_transform(blocks, lambda b: b.bits), 8) and number > (select avg(number) from trials)"
+    assert len(query(full_ledger, "demo", where=where)) == 20
+
+
+@pytest.mark.parametrize("column", ["val_top", "Val_top1", "sizebytes"])
+def test_unknown_column_names_the_closest(full_ledger, column):
+    close = "size_bytes" if column == "sizebytes" else "val_top1"
+    for arguments in ({"sort": column}, {"where": f'"{column}_" > 0'}):
+        with pytest.raises(UsageError, match=rf"column '{column}_?' is unknown; the closest are .*{close}"):
+            query(full_ledger, "demo", **arguments)
+    with pytest.raises(UsageError, match=rf"column '{column}_' is unknown; the closest are .*{close}"):
+        sql(full_ledger, "demo", f"select {column}_ from trials")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "",
+        "number > 1; drop table trials",
+        "number > 1) union select * from trials --",
+        "number > 1 limit 1",
+        "number > 1 order by number",
+        "number, trial",
+        "number >",
+        "sum(number) > 1",
+        "nosuch(number) > 1",
+        "exists(select * from read_csv('/etc/passwd'))",
+        "exists(select * from '/etc/passwd')",
+    ],
+)
+def test_bad_condition_is_one_sentence(full_ledger, where):
+    with pytest.raises(UsageError, match=r"^the condition [^\n]* is refused: [^\n]+$"):
+        query(full_ledger, "demo", where=where)
+
+
+def test_limit_below_zero_is_refused(full_ledger):
+    with pytest.raises(UsageError, match=r"limit \(=-1\) must be 0 or more"):
+        query(full_ledger, "demo", limit=-1)
+    assert len(query(full_ledger, "demo", limit=0)) == 0
+
+
+def test_query_of_an_empty_study_is_empty(ledger):
+    assert len(query(ledger, "demo", front=True, where="size_bytes < 5", sort="val_top1")) == 0
+    assert query(ledger, "demo", columns=["trial"]).columns.tolist() == ["trial"]
+    for table in ("trials", "front", "epochs", "blocks", "confirmations"):
+        assert len(sql(ledger, "demo", f"select * from {table}")) == 0
+
+
+def test_sql_sees_the_tables_of_the_study(full_ledger, rows):
+    assert sql(full_ledger, "demo", "select count(*) as n from trials")["n"].tolist() == [40]
+    assert sql(full_ledger, "demo", "select * from baseline")["flops"].tolist() == [UNCOMPRESSED["flops"]]
+    fronts = sql(full_ledger, "demo", "select trial from front")["trial"].tolist()
+    assert fronts == full_ledger.front("demo").column("trial").to_pylist()
+    epochs = sql(full_ledger, "demo", "select trial, number, epoch, val_top1 from epochs order by number, epoch")
+    expected = [(row["trial"], row["number"], e["epoch"], e["val_top1"]) for row in rows for e in row["curve"]]
+    assert list(epochs.itertuples(index=False, name=None)) == expected
+    blocks = sql(full_ledger, "demo", "select block, count(*) n, max(bits) bits from blocks group by all order by 1")
+    assert json.loads(blocks.to_json(orient="values")) == [["conv1", 40, None], ["layer1", 40, 8]]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select 1; select 2",
+        "drop table trials",
+        "copy trials to '/tmp/overtone-smuggled.csv'",
+        "select 1; copy trials to '/tmp/overtone-smuggled.csv'",
+        "set threads = 1",
+        "attach '/tmp/overtone-smuggled.db'",
+        "install httpfs",
+        "pragma database_list",
+        "create table x as select 1",
+        "",
+        "-- nothing",
+    ],
+)
+def test_only_one_select_is_taken(full_ledger, statement):
+    with pytest.raises(UsageError, match="exactly one SELECT is allowed"):
+        sql(full_ledger, "demo", statement)
+    assert not os.path.exists("/tmp/overtone-smuggled.csv")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "selec 1",
+        "select * from rows",
+        "select * from duckdb_tables() as t, nosuch",
+        "select * from read_csv('/etc/passwd')",
+        "select * from read_text('/etc/passwd')",
+        "select * from '/etc/passwd'",
+        "select * from glob('/*')",
+        "select * from query('copy trials to ''/tmp/overtone-smuggled.csv''')",
+        "select nosuch(number) from trials",
+        "select * from trials where trial = 1 and number = 'x'",
+    ],
+)
+def test_bad_sql_is_one_sentence(full_ledger, statement):
+    rows = pd.DataFrame({"secret": [1]})  # a local name that DuckDB would pick up, were it allowed to
+    with pytest.raises(UsageError, match=r"^the SQL [^\n]* is refused: [^\n]+$"):
+        sql(full_ledger, "demo", statement)
+    assert len(rows) == 1
+    assert not os.path.exists("/tmp/overtone-smuggled.csv")
+
+
+def test_an_unknown_table_names_those_there_are(full_ledger):
+    with pytest.raises(
+        UsageError, match="table 'trial' is none of trials, front, epochs, blocks, confirmations, baseline"
+    ):
+        sql(full_ledger, "demo", "select * from trial")
+
+
+def test_pick_finds_best_knee_and_trial(full_ledger, rows):
+    finished = [row for row in rows if row["status"] == "finished"]
+    assert pick(full_ledger, "demo", "best")["val_top1"] == max(row["val_top1"] for row in finished)
+    assert pick(full_ledger, "demo", "t000000012") == rows[12]
+    assert pick(full_ledger, "demo", "t00000001", where="number = 12") == rows[12]
+    small = [row for row in finished if row["size_bytes"] < 60_000]
+    picked = pick(full_ledger, "demo", "best", where="size_bytes < 60000")
+    assert picked["val_top1"] == max(row["val_top1"] for row in small)
+    fronts = full_ledger.front("demo").column("trial").to_pylist()
+    assert pick(full_ledger, "demo", "knee")["trial"] in fronts
+
+
+def test_pick_of_no_trial_says_what_is_allowed(full_ledger):
+    with pytest.raises(
+        UsageError, match=r"pick 'finest' names none of its trials; allowed are best, knee or an id such"
+    ):
+        pick(full_ledger, "demo", "finest")
+    with pytest.raises(UsageError, match=r"pick 't00000000' names 10 of its trials"):
+        pick(full_ledger, "demo", "t00000000")
+    with pytest.raises(OvertoneError, match="no finished trial is left to pick from"):
+        pick(full_ledger, "demo", "best", where="size_bytes < 0")

@@ -1,0 +1,203 @@
+"""What promises most: against brute force, and on spaces where the answer is known."""
+
+import itertools
+
+import moocore
+import numpy as np
+import optuna
+import pytest
+
+from results.objectives import parse_objectives
+from search.optimize.candidates import Candidates
+from search.optimize.ehvi import expected_gain
+from search.optimize.sampler import ConfigSampler, Told
+from search.optimize.surrogate import Surrogate, to_accuracy, to_score
+from search.study.budget import Budget
+from spaces import NetworkConfig, Space
+
+OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"))
+SMALL = {
+    "all": {"basis": ["cosine"], "harmonics": [3], "allocation": [None], "pruning_rate": [None], "bits": [None]},
+    "layer2": {"harmonics_y": [1, 2, 3], "bits": [4, None]},
+    "layer3": {"harmonics_y": [1, 2, 3], "pruning_rate": [None, 0.5], "bits": [4, 8, None]},
+}
+
+
+@pytest.fixture(scope="module")
+def candidates(space: Space) -> Candidates:
+    return Candidates(space.restricted(SMALL))
+
+
+def _accuracy(config: NetworkConfig) -> float:
+    """Made up: what is cheaper is less accurate, and more so together."""
+    error = 0.01
+    for block in config.blocks.values():
+        error += 0.006 * (3 - (block.harmonics or (3, 3))[0]) + 0.02 * (block.pruning_rate or 0)
+        error += 0.0 if block.bits is None else 0.16 / 2**block.bits
+    return 1 - error * (1 + 2 * error)
+
+
+def test_points_know_what_configs_know(candidates: Candidates) -> None:
+    found, network = candidates.everything, candidates.space.network
+    configs = [candidates.config(point) for point in found.numbers]
+    digests = {network.digest(config) for config in configs}
+    assert len(digests) == len(configs) == 216
+    for config, size, flops in zip(configs, found.costs["size_bytes"], found.costs["flops"], strict=True):
+        cost = network.cost(config)
+        assert (cost.size_bytes, cost.flops) == (size, flops)
+    for point, config in zip(found.numbers, configs, strict=True):
+        assert candidates.config(candidates.point(config)) == config == candidates.config(point)
+
+
+def test_points_of_one_network_are_told_by_their_identity(space: Space) -> None:
+    """Where no filter is rebuilt, the number of groups says nothing."""
+    candidates = Candidates(space.restricted({**SMALL, "layer3": {"pruning_rate": [None, 0.5], "groups": [1, 2]}}))
+    choices = itertools.product(*(range(len(values)) for values in candidates.knobs.values()))
+    every = candidates.look(np.array(list(choices)))
+    digests = [candidates.space.network.digest(candidates.config(point)) for point in every.numbers]
+    alike = {tuple(row): digest for row, digest in zip(every.identity, digests, strict=True)}
+    assert len(set(digests)) == len(alike) == len(candidates.everything.numbers) < len(digests)
+    assert [alike[tuple(row)] for row in every.identity] == digests
+
+
+@pytest.mark.parametrize("costs", [1, 2, 3])
+def test_the_expected_gain_is_the_mean_gain_of_what_may_come(costs: int) -> None:
+    rng = np.random.default_rng()
+    losses = rng.uniform(0, 1.2, (12, costs + 1))
+    certain, uncertain = rng.uniform(0, 1.1, (20, costs)), rng.uniform(0, 1.1, (20, 4))
+    weights = rng.dirichlet(np.ones(4))
+    reference = np.ones(costs + 1)
+
+    def volume(points: np.ndarray) -> float:
+        inside = points[(points < 1).all(axis=1)]
+        return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0
+
+    expected = [
+        sum(
+            weight * (volume(np.vstack([losses, [loss, *cost]])) - volume(losses))
+            for loss, weight in zip(row, weights, strict=True)
+        )
+        for row, cost in zip(uncertain, certain, strict=True)
+    ]
+    assert np.allclose(expected_gain(losses, uncertain, certain, weights), expected, atol=1e-12)
+    alone = expected_gain(losses[:0], uncertain, certain, weights)
+    assert np.allclose(alone, (np.clip(1 - uncertain, 0, None) @ weights) * np.clip(1 - certain, 0, None).prod(axis=1))
+
+
+def test_scores_and_accuracies_are_inverse() -> None:
+    accuracies = np.linspace(0, 1, 50)
+    assert np.allclose(to_accuracy(to_score(accuracies)), accuracies)
+    assert (np.diff(to_score(accuracies)) < 0).all()
+
+
+def test_the_surrogate_forecasts_what_it_has_not_seen(candidates: Candidates) -> None:
+    every = candidates.everything
+    truth = np.array([_accuracy(candidates.config(point)) for point in every.numbers])
+    rows = np.random.default_rng().permutation(len(truth))
+    seen, unseen = rows[:40], rows[40:]
+    surrogate = Surrogate(every.features[seen], truth[seen], np.zeros(40))
+    mean, deviation = surrogate.predict(every.features[unseen])
+    missed = np.abs(to_accuracy(mean) - truth[unseen])
+    assert missed.mean() < truth.std() / 4
+    assert (deviation > 0).all()
+
+
+def test_what_is_left_out_is_forecast_by_the_others(candidates: Candidates) -> None:
+    """Against a process of the same kernel, fitted without the trial."""
+    every = candidates.everything
+    rng = np.random.default_rng()
+    rows = rng.permutation(len(every.numbers))[:15]
+    accuracies = rng.uniform(0.8, 0.99, 15)
+    surrogate = Surrogate(every.features[rows], accuracies, np.zeros(15))
+    process = surrogate._process
+    for left in range(15):
+        kept = np.arange(15) != left
+        gram = process.kernel_(process.X_train_) + np.eye(15) * process.alpha
+        weights = np.linalg.solve(gram[np.ix_(kept, kept)], process.y_train_[kept])
+        alone = gram[left, kept] @ weights * surrogate._unit + surrogate._offset
+        assert surrogate.left_out()[left] == pytest.approx(alone, abs=1e-6)
+
+
+def _search(candidates: Candidates, sampler: str, trials: int, budget: Budget | None = None) -> list[NetworkConfig]:
+    drawing = ConfigSampler(candidates, OBJECTIVES, sampler=sampler, seed=3, budget=budget)
+    drawn = []
+    for number in range(trials):
+        handle, point = drawing.ask(number)
+        config = candidates.config(point)
+        drawn.append(config)
+        cost = candidates.space.network.cost(config)
+        accuracy = _accuracy(config)
+        drawing.tell(handle, Told(values=[accuracy, cost.size_bytes, cost.flops]))
+    return drawn
+
+
+def test_the_front_is_found_in_fewer_trials_than_at_random(candidates: Candidates) -> None:
+    base = candidates.uncompressed
+
+    def volume(configs: list[NetworkConfig]) -> float:
+        costs = [candidates.space.network.cost(config) for config in configs]
+        points = [
+            [1 - _accuracy(config), cost.size_bytes / base["size_bytes"], cost.flops / base["flops"]]
+            for config, cost in zip(configs, costs, strict=True)
+        ]
+        inside = [point for point in points if max(point) < 1]
+        return float(moocore.hypervolume(np.array(inside), ref=np.ones(3)))
+
+    whole = volume([candidates.config(point) for point in candidates.everything.numbers])
+    ours, blind = (whole - volume(_search(candidates, name, 30)) for name in ("front", "random"))
+    assert ours < blind / 2
+    assert ours < 0.01 * whole
+
+
+def test_nothing_is_drawn_twice_or_over_budget_until_nothing_is_left(candidates: Candidates) -> None:
+    sizes = np.sort(candidates.everything.costs["size_bytes"])
+    budget = Budget(max_size=int(sizes[30]))
+    fitting = int((sizes <= sizes[30]).sum())
+    drawn = _search(candidates, "front", fitting, budget)
+    network = candidates.space.network
+    assert len({network.digest(config) for config in drawn}) == fitting
+    assert all(budget.fits(network.cost(config)) for config in drawn)
+
+
+def test_large_spaces_are_searched_near_the_front(space: Space) -> None:
+    candidates = Candidates(space)
+    assert candidates.size > 10**12
+    drawn = _search(candidates, "front", 14)
+    assert len({space.network.digest(config) for config in drawn}) == 14
+
+
+def test_trials_under_way_are_not_drawn_again(candidates: Candidates) -> None:
+    drawing = ConfigSampler(candidates, OBJECTIVES, sampler="front", seed=0)
+    for config in _search(candidates, "random", 10):
+        cost = candidates.space.network.cost(config)
+        told = Told(values=[_accuracy(config), cost.size_bytes, cost.flops])
+        drawing.replay(candidates.point(config), told)
+    drawn = [candidates.config(drawing.ask(number)[1]) for number in range(10, 16)]
+    digests = [candidates.space.network.digest(config) for config in drawn]
+    assert len(set(digests)) == 6
+
+
+def test_latency_is_forecast_from_the_trials_that_are_most_alike(candidates: Candidates) -> None:
+    objectives = parse_objectives(("val_top1", "latency_ms"))
+    drawing = ConfigSampler(candidates, objectives, sampler="front", seed=0)
+    for number in range(16):
+        handle, point = drawing.ask(number)
+        config = candidates.config(point)
+        cost = candidates.space.network.cost(config)
+        drawing.tell(handle, Told(values=[_accuracy(config), cost.flops / 1e6]))
+    assert len(drawing._study.best_trials) >= 2
+
+
+def test_optuna_sees_the_study_as_ours_does(candidates: Candidates) -> None:
+    drawing = ConfigSampler(candidates, OBJECTIVES, sampler="front", seed=0)
+    for number, told in enumerate((Told(values=[0.9, 1e4, 1e6]), Told(forecast=0.7), Told(), Told(excess={"a": 0.5}))):
+        drawing.tell(drawing.ask(number)[0], told)
+    states = [trial.state for trial in drawing._study.trials]
+    complete, pruned, fail = (
+        optuna.trial.TrialState.COMPLETE,
+        optuna.trial.TrialState.PRUNED,
+        optuna.trial.TrialState.FAIL,
+    )
+    assert states == [complete, pruned, fail, pruned]
+    assert drawing._study.trials[3].constraints == {"a": 0.5}
+    assert [trial.number for trial in drawing._study.best_trials] == [0]

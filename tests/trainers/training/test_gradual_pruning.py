@@ -1,0 +1,129 @@
+import copy
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from layers import LayerForm, compress_model
+from trainers.data import Data, DataSpec, load_data
+from trainers.evaluation import evaluate
+from trainers.training.checkpoint import read_checkpoint, write_checkpoint
+from trainers.training.gradual_pruning import keep_pruned, prune, remaining
+from trainers.training.loop import Finetuning
+from trainers.training.recipe import PRESETS, Schedule
+
+FORM = LayerForm(templates=3, transform="scalar", assignment="residual")
+SCHEDULE = Schedule(lr=0.05, batch_size=16, precision="fp32", gradual_pruning=0.5)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load_data(DataSpec(train_limit=64))
+
+
+def dense(channels: int = 1) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(channels, 9, 3, padding=1),
+            nn.BatchNorm2d(9),
+            nn.ReLU(),
+            nn.Conv2d(9, 12, 3, stride=2, bias=False),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(12 * 9, 10),
+        )
+
+
+def leaving(settings: dict[str, LayerForm] | None = None) -> nn.Module:
+    original = dense()
+    model = compress_model(original, settings or {"0": FORM, "3": FORM})
+    keep_pruned(model, original)
+    return model
+
+
+def training(model: nn.Module, data: Data, schedule: Schedule = SCHEDULE, epochs: int = 4) -> Finetuning:
+    return Finetuning(model, data, schedule, epochs=epochs, seed=0, device="cpu", teacher=dense())
+
+
+def present(model: nn.Module) -> list[int]:
+    return [0 if layer.remainders is None else int(layer.remainders.present.sum()) for layer in (model[0], model[3])]
+
+
+def test_filters_leave_linearly_over_the_share_of_the_epochs(data: Data) -> None:
+    model = leaving()
+    counts: list[list[int]] = []
+    model.register_forward_pre_hook(lambda *_: counts.append(present(model)) if model.training else None)
+    for _ in training(model, data):
+        pass
+    steps = 4  # an epoch
+    expected = [[n - round(n * min(1.0, step / (2 * steps))) for n in (6, 9)] for step in range(4 * steps)]
+    assert counts == expected
+    assert remaining(model) == []
+
+
+def test_at_first_the_network_trains_as_it_was(data: Data) -> None:
+    images = data.val.images[:8].float() / 255
+    model, original = leaving().train(), dense().train()
+    torch.testing.assert_close(model(images), original(images))
+    prune(model, 1.0)
+    assert not torch.allclose(model(images), original(images), atol=1e-2)
+
+
+def test_validation_is_of_the_network_that_remains(data: Data) -> None:
+    model = leaving()
+    epoch = next(iter(training(model, data, replace(SCHEDULE, gradual_pruning=0.9))))
+    assert present(model) > [0, 0]
+    pruned = copy.deepcopy(model)
+    prune(pruned, 1.0)
+    expected = evaluate(pruned, data.val, mean=data.mean, std=data.std, device="cpu")
+    assert (epoch.val_top1, epoch.val_loss) == (expected.top1, expected.loss)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"optimiser": "adamw", "lr": 1e-3, "distillation": 0.5}])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_interrupted_and_resumed_equals_uninterrupted(settings, stop, data: Data, tmp_path) -> None:
+    schedule = replace(SCHEDULE, **settings)
+    expected = leaving()
+    curve = list(training(expected, data, schedule))
+    first = training(leaving(), data, schedule)
+    begun = list(itertools.islice(first, stop))
+    write_checkpoint(tmp_path / "c", {}, first.state_dict())
+    model = leaving()
+    second = training(model, data, schedule)
+    second.load_state_dict(read_checkpoint(tmp_path / "c", {}))
+    found = [replace(epoch, seconds=0.0) for epoch in [*begun, *second]]
+    assert found == [replace(epoch, seconds=0.0) for epoch in curve]
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
+
+
+def test_the_optimiser_forgets_what_has_left(data: Data) -> None:
+    model = leaving()
+    run = training(model, data)
+    weights = {id(weight) for weight in remaining(model)}
+    moments = len(run.state_dict()["optimiser"])
+    list(run)
+    known = {id(weight) for group in run._optimiser.param_groups for weight in group["params"]}
+    assert len(weights) == 2
+    assert not known & weights
+    assert known == {id(weight) for weight in model.parameters()}
+    assert moments == 0
+    assert len(run.state_dict()["optimiser"]) == len(known)
+
+
+def test_without_a_schedule_they_leave_before_the_first_step(data: Data) -> None:
+    schedule = replace(SCHEDULE, gradual_pruning=0.0)
+    original, model = compress_model(dense(), {"0": FORM, "3": FORM}), leaving()
+    for one in (original, model):
+        list(training(one, data, schedule, epochs=1))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
+
+
+def test_the_papers_schedule_is_the_presets() -> None:
+    assert PRESETS["templates"].gradual_pruning == 40 / 300

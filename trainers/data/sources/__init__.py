@@ -1,0 +1,1 @@
+"""The formats that images come in."""

@@ -1,0 +1,70 @@
+"""How many of a process's threads take part in a training step on a CPU.
+
+A step is hundreds of short parallel regions, each as long as its slowest thread. In a small network more threads save
+little on a quiet machine; where other processes keep the cores busy every region waits until the last of its threads is
+given one, and an epoch of a tenth of a second can take forty (`benchmarks/training_threads.py`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import nn
+
+from layers import CompressedConv2d, CompressedLinear, LayerShape
+from trainers.evaluation import evaluating
+from trainers.training.recipe import Schedule
+
+__all__ = ["step_threads", "threads"]
+
+_MACS = 8_000_000
+"""A thread more for so many multiply-accumulates that a layer does for a batch, on average."""
+_COMPRESSED = (CompressedConv2d, CompressedLinear)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *_COMPRESSED)
+
+
+def step_threads(
+    model: nn.Module, image: tuple[int, int, int], schedule: Schedule, device: torch.device, *, streamed: bool
+) -> int:
+    """The threads for a step over a batch of images (C, H, W): as many as the process has, fewer for a small network.
+
+    All where images are `streamed`, for threads decode those too. The same network and process always give the same
+    number, for sums depend on it. The model is on the device.
+    """
+    most = torch.get_num_threads()
+    if most == 1 or device.type != "cpu" or streamed:
+        return most
+    macs = schedule.batch_size // schedule.accumulate * mean(_macs(model, image) or [0])
+    return max(1, min(most, int(macs / _MACS)))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _macs(model: nn.Module, image: tuple[int, int, int]) -> list[int]:
+    """Multiply-accumulates of each call of a layer, filters built, for one image (C, H, W)."""
+    found = []
+
+    def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        shape = layer.shape if isinstance(layer, _COMPRESSED) else LayerShape.of(layer)
+        found.append(output.numel() * shape.filter_channels * prod(shape.kernel))
+
+    hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, _LAYERS)]
+    try:
+        with threads(1), evaluating(model):
+            model(torch.zeros(1, *image))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -1,0 +1,68 @@
+"""Train a network from its random start, where the user has no weights; compressed networks too, as papers do."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layers import compressed_layers
+from spaces import build_model, save_model, save_weights
+from trainers.data import Data
+from trainers.training.checkpoint import read_checkpoint, write_checkpoint
+from trainers.training.loop import Epoch, Finetuning
+from trainers.training.recipe import Schedule
+from trainers.trial import image_card
+
+__all__ = ["random_network", "save_trained", "train_baseline"]
+
+
+def random_network(model: str, data: Data, *, seed: int) -> nn.Module:
+    """An uncompressed network for the data at its random start; torch's own random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model(model, classes=data.classes, channels=data.channels)
+
+
+def train_baseline(
+    model: nn.Module,
+    data: Data,
+    schedule: Schedule,
+    *,
+    epochs: int,
+    seed: int,
+    device: torch.device | str,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    checkpoint: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> list[Epoch]:
+    """Train the model in place; its first weights are the caller's. `on_epoch` is told of each epoch as it ends.
+
+    With a checkpoint file the training goes on from it where it is there, and writes it after each epoch but the last.
+    `about`, plain JSON, says what the training is of: another's checkpoint is refused (UsageError).
+    """
+    training = Finetuning(model, data, schedule, epochs=epochs, seed=seed, device=device)
+    identity = {**(about or {}), **asdict(schedule), "data": data.fingerprint, "epochs": epochs, "seed": seed}
+    curve: list[Epoch] = []
+    if checkpoint is not None and checkpoint.exists():
+        state = read_checkpoint(checkpoint, identity)
+        training.load_state_dict(state)
+        curve = [Epoch(**epoch) for epoch in state["curve"]]
+    for epoch in training:
+        curve.append(epoch)
+        if checkpoint is not None and epoch.epoch < epochs:
+            past = [asdict(epoch) for epoch in curve]
+            write_checkpoint(checkpoint, identity, {**training.state_dict(), "curve": past})
+        if on_epoch is not None:
+            on_epoch(epoch)
+    return curve
+
+
+def save_trained(network: nn.Module, out: Path, model: str, data: Data, about: Mapping[str, Any]) -> None:
+    """Write weights as `spaces.load_weights` reads them; of a compressed network a packed file for `load_model`."""
+    if compressed_layers(network):
+        save_model(network, out, card={"model": model, **image_card(data), **about})
+    else:
+        save_weights(network, out, {"model": model, **{name: str(value) for name, value in about.items()}})

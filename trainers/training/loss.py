@@ -1,0 +1,52 @@
+"""What training asks for: labels, smoothed or mixed, and the outputs of a teacher.
+
+Distillation is that of Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", section 2, at
+temperature 2: the teacher sees the same augmented images.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainers.training.distillation import Teacher
+from trainers.training.recipe import Schedule
+
+__all__ = ["Loss", "Mixer", "make_mixer"]
+
+_TEMPERATURE = 2.0
+
+Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Loss:
+    """The mean loss of a batch by the schedule; one with distillation needs a teacher."""
+
+    def __init__(self, schedule: Schedule, teacher: Teacher | None) -> None:
+        self.smoothing, self.share = schedule.label_smoothing, schedule.distillation
+        self.teacher = teacher
+
+    def __call__(self, logits: torch.Tensor, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Of logits (n, classes) in float32 for normalised images and their labels (n,) or shares (n, classes)."""
+        hard = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
+        if self.teacher is None:
+            return hard
+        soft = F.log_softmax(self.teacher(images).float() / _TEMPERATURE, 1)
+        ours = F.log_softmax(logits / _TEMPERATURE, 1)
+        distance = _TEMPERATURE**2 * F.kl_div(ours, soft, reduction="batchmean", log_target=True)
+        return self.share * distance + (1 - self.share) * hard
+
+
+def make_mixer(schedule: Schedule, classes: int) -> Mixer | None:
+    """MixUp or CutMix of a batch and its labels (torchvision's), one of both drawn a batch; None where none is asked.
+
+    They draw from torch's global state.
+    """
+    if not schedule.mixup and not schedule.cutmix:
+        return None
+    from torchvision.transforms import v2  # here, because importing it takes a second
+
+    mixers: list[nn.Module] = [v2.MixUp(alpha=schedule.mixup, num_classes=classes)] if schedule.mixup else []
+    mixers += [v2.CutMix(alpha=schedule.cutmix, num_classes=classes)] if schedule.cutmix else []
+    return v2.RandomChoice(mixers)
