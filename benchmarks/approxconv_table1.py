@@ -40,7 +40,7 @@ from spaces import BlockConfig, NetworkConfig, state_sha256
 from trainers.data import DataSpec, load_data
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
-from trainers.training.recipe import PRESETS, Schedule
+from trainers.training.recipe import RECIPES, TrainingRecipe
 from trainers.trial import Trial, load_baseline
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
@@ -48,9 +48,9 @@ _ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2")
 _HARSH = ("3,2,2,2", "2,2,2,3", "2,2,2,2")
 _CONTROL = "3,3,3,3"
 _FAMILIES: tuple[Basis, ...] = ("cosine", "chebyshev")
-_PAPER = replace(PRESETS["approxconv"], precision="bf16")
-_OURS = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
-_ARMS: dict[str, tuple[str, Schedule, Allocation | None]] = {
+_PAPER = replace(RECIPES["approxconv"], precision="bf16")
+_OURS = TrainingRecipe(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
+_ARMS: dict[str, tuple[str, TrainingRecipe, Allocation | None]] = {
     "paper": ("gradient_descent", _PAPER, None),
     "calibrated": ("calibrated", _PAPER, None),
     "ours": ("calibrated", _OURS, None),
@@ -111,7 +111,7 @@ _shared: dict[str, Any] = {}
 def _load(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as the processes of trials do
-    spec = DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
+    spec = DataSpec(name=f"parquet:{arguments.data}", val_from="test", train_limit=arguments.train_limit)
     data = load_data(spec)
     baseline, network = load_baseline("resnet20", arguments.weights, data)
     _shared.update(arguments=arguments, spec=spec, data=data, baseline=baseline, network=network)
@@ -119,7 +119,7 @@ def _load(arguments: argparse.Namespace) -> None:
 
 def _run(run: dict[str, Any]) -> dict[str, Any]:
     data, network, arguments = _shared["data"], _shared["network"], _shared["arguments"]
-    start, schedule, allocation = _ARMS[run["arm"]]
+    start, recipe, allocation = _ARMS[run["arm"]]
     spec = TrialSpec(
         model="resnet20",
         weights=arguments.weights,
@@ -127,8 +127,8 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         data=_shared["spec"],
         data_fingerprint=data.fingerprint,
         config=_config(run["harmonics"], run["family"], allocation),
-        schedule=schedule,
-        start=start,
+        recipe=recipe,
+        init=start,
         epochs=arguments.epochs,
         seed=run["seed"],
     )
@@ -142,7 +142,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     whole = network.cost(NetworkConfig())
     return {
         **run,
-        "pre_val": 100 * result.zero_shot_top1,
+        "pre_val": 100 * result.init_score,
         "pre_test": 100 * before,
         "post_val": 100 * result.val_top1,
         "post_test": 100 * top1_of_test(trial),
@@ -156,7 +156,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         "test_images": len(data.test),
         "epochs": arguments.epochs,
         "start": start,
-        "schedule": str(asdict(schedule)),
+        "recipe": str(asdict(recipe)),
         "threads": arguments.threads,
         "jobs": arguments.jobs,
         "device": device(),

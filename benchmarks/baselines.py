@@ -1,6 +1,6 @@
 """How good the networks get that `overtone train` trains from their random start.
 
-    python benchmarks/baselines.py --data DIR [--models resnet8 resnet20 ...] [--epochs 15] [--schedule baseline]
+    python benchmarks/baselines.py --data DIR [--models resnet8 resnet20 ...] [--epochs 15] [--recipe baseline]
 
 DIR holds images as Parquet in the Hugging Face layout (CIFAR-10, say). 10 % of the training images are held out for
 validation, which chooses nothing here; test images are read once, at the end. A training that was stopped goes on from
@@ -20,18 +20,18 @@ import torch
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluation import evaluate
 from trainers.runtime.device import keep_freed_memory
-from trainers.train import random_network, save_trained, train_baseline
-from trainers.training.recipe import PRESETS
+from trainers.train import random_network, save_trained, train_model
+from trainers.training.recipe import RECIPES
 
 _MODELS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16")
-_KEY = ["model", "schedule", "epochs", "seed", "train_images"]
+_KEY = ["model", "recipe", "epochs", "seed", "train_images"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of train-*.parquet and test-*.parquet")
     parser.add_argument("--models", nargs="+", default=["resnet8", "resnet20"], choices=_MODELS)
-    parser.add_argument("--schedule", default="baseline", choices=list(PRESETS))
+    parser.add_argument("--schedule", default="baseline", choices=list(RECIPES))
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-limit", type=int, help="use fewer training images, for a look")
@@ -47,12 +47,12 @@ def main() -> None:
 
 
 def _train(model: str, data: Data, arguments: argparse.Namespace) -> dict[str, object]:
-    network, schedule = random_network(model, data, seed=arguments.seed), PRESETS[arguments.schedule]
+    network, recipe = random_network(model, data, seed=arguments.seed), RECIPES[arguments.recipe]
     weights = arguments.weights / f"{model}-{arguments.schedule}-{arguments.epochs}-{arguments.seed}.safetensors"
-    curve = train_baseline(
+    curve = train_model(
         network,
         data,
-        schedule,
+        recipe,
         epochs=arguments.epochs,
         seed=arguments.seed,
         device=arguments.device,
@@ -61,11 +61,11 @@ def _train(model: str, data: Data, arguments: argparse.Namespace) -> dict[str, o
         about={"model": model},
     )
     test = evaluate(network, data.test, mean=data.mean, std=data.std, device=arguments.device)
-    save_trained(network, weights, model, data, {"schedule": asdict(schedule), "val_top1": curve[-1].val_top1})
+    save_trained(network, weights, model, data, {"recipe": asdict(recipe), "val_top1": curve[-1].val_top1})
     weights.with_suffix(".checkpoint").unlink(missing_ok=True)
     return {
         "model": model,
-        "schedule": arguments.schedule,
+        "recipe": arguments.recipe,
         "epochs": arguments.epochs,
         "seed": arguments.seed,
         "train_images": len(data.train),

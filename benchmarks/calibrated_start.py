@@ -35,7 +35,7 @@ from spaces import BlockConfig, NetworkConfig
 from trainers.data import DataSpec, load_data
 from trainers.evaluation import evaluate
 from trainers.start import calibration, start
-from trainers.start.calibration import _LayerTwin, _NormTwin
+from trainers.start.calibration import _PairedLayer, _PairedNorm
 from trainers.trial import load_baseline
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
@@ -43,45 +43,45 @@ _BITS = "8 bits"
 _ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2", _BITS)
 
 
-class _Unfitted(_LayerTwin):
+class _Unfitted(_PairedLayer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._regression = None
 
 
-class _OriginalInputs(_LayerTwin):
+class _OriginalInputs(_PairedLayer):
     def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
         super().learn(originally, originally, outputs)
 
 
-class _OwnTargets(_LayerTwin):
+class _OwnTargets(_PairedLayer):
     def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
         super().learn(x, originally, self.original(x))
 
 
-class _KeptNorm(_NormTwin):
+class _KeptNorm(_PairedNorm):
     def settle(self) -> None:
         pass
 
 
-class _TheseImagesNorm(_NormTwin):
+class _TheseImagesNorm(_PairedNorm):
     def settle(self) -> None:
-        if self.twins.compressed_before:
+        if self.paired.compressed_before:
             mean, _, square, *_ = torch.as_tensor(self._sums) / self._count
             self.module.get_buffer("running_mean").copy_(mean)
             self.module.get_buffer("running_var").copy_(square - mean.square())
 
 
-_STARTS: dict[str, tuple[type[_LayerTwin], type[_NormTwin], int] | None] = {
+_STARTS: dict[str, tuple[type[_PairedLayer], type[_PairedNorm], int] | None] = {
     "filters": None,
-    "filters, norms": (_Unfitted, _NormTwin, 512),
-    "outputs, original inputs": (_OriginalInputs, _NormTwin, 512),
-    "outputs, own inputs and targets": (_OwnTargets, _NormTwin, 512),
-    "outputs": (_LayerTwin, _NormTwin, 512),
-    "outputs, norms kept": (_LayerTwin, _KeptNorm, 512),
-    "outputs, norms of these images": (_LayerTwin, _TheseImagesNorm, 512),
-    "outputs, 128 images": (_LayerTwin, _NormTwin, 128),
-    "outputs, 2048 images": (_LayerTwin, _NormTwin, 2048),
+    "filters, norms": (_Unfitted, _PairedNorm, 512),
+    "outputs, original inputs": (_OriginalInputs, _PairedNorm, 512),
+    "outputs, own inputs and targets": (_OwnTargets, _PairedNorm, 512),
+    "outputs": (_PairedLayer, _PairedNorm, 512),
+    "outputs, norms kept": (_PairedLayer, _KeptNorm, 512),
+    "outputs, norms of these images": (_PairedLayer, _TheseImagesNorm, 512),
+    "outputs, 128 images": (_PairedLayer, _PairedNorm, 128),
+    "outputs, 2048 images": (_PairedLayer, _PairedNorm, 2048),
 }
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    data = load_data(DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=4096))
+    data = load_data(DataSpec(name=f"parquet:{arguments.data}", val_from="test", train_limit=4096))
     baseline, network = load_baseline("resnet20", arguments.weights, data)
     asked = [
         (name, row, seed)
@@ -120,12 +120,12 @@ def _begin(kinds: Any, model: nn.Module, baseline: nn.Module, data: Any, seed: i
         return 0.0
     layer, norm, images = kinds
     with (
-        patch.object(calibration, "_LayerTwin", layer),
-        patch.object(calibration, "_NormTwin", norm),
+        patch.object(calibration, "_PairedLayer", layer),
+        patch.object(calibration, "_PairedNorm", norm),
         patch.object(start, "CALIBRATION_IMAGES", images),
     ):
         begun = time.perf_counter()
-        start.begin("calibrated", model, baseline, data, seed=seed, device=torch.device("cpu"))
+        start.initialize("calibrated", model, baseline, data, seed=seed, device=torch.device("cpu"))
         return time.perf_counter() - begun
 
 

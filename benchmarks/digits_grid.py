@@ -35,8 +35,8 @@ from spaces.space import Value
 from trainers.data import Data, DataSpec, Split, load_data
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
-from trainers.train import random_network, train_baseline
-from trainers.training.recipe import PRESETS
+from trainers.train import random_network, train_model
+from trainers.training.recipe import RECIPES
 from trainers.trial import Trial
 
 __all__ = ["EPOCHS", "FOLDS", "TABLE", "grid_configs", "grid_network", "grid_space"]
@@ -51,20 +51,20 @@ _CHOICES: dict[str, dict[str, list[Any]]] = {
     "layer1": {"harmonics_y": [1, 3], "bits": [2, None]},
     "layer2": {"harmonics_y": [1, 3], "pruning_rate": [None, 0.75], "bits": [2, None]},
     "layer3": {"harmonics_y": [1, 3], "harmonics_x": [1, 3], "pruning_rate": [None, 0.875], "bits": [2, None]},
-    "vectors": {"bits": [None]},
+    "norms_and_biases": {"bits": [None]},
 }
 """As a space file of `overtone search` has them; one group, scalar transforms."""
 
 
 def grid_network() -> Network:
     """The ResNet-8 for digits; what it costs does not depend on its weights."""
-    return Network.of(random_network("resnet8", load_data(DataSpec()), seed=0), (1, 8, 8))
+    return Network.from_module(random_network("resnet8", load_data(DataSpec()), seed=0), (1, 8, 8))
 
 
 def grid_space(network: Network) -> Space:
     """The space whose every config is in the grid."""
     everything = {**_CHOICES["all"], "groups": [1]}
-    return Space.default(network).restricted({**_CHOICES, "all": everything})
+    return Space.default(network).restrict({**_CHOICES, "all": everything})
 
 
 def grid_configs(space: Space) -> Iterator[tuple[dict[str, Value], NetworkConfig]]:
@@ -115,8 +115,8 @@ def _fold(number: int) -> tuple[Data, nn.Module, Network]:
     trained, held_out = (Split(images=images[rows], labels=labels[rows]) for rows in (train, val))
     data = replace(like, train=trained, val=held_out, test=held_out)
     baseline = random_network("resnet8", data, seed=number)
-    train_baseline(baseline, data, PRESETS["baseline"], epochs=_BASELINE_EPOCHS, seed=number, device="cpu")
-    return data, baseline.eval(), Network.of(baseline, data.val.image_shape)
+    train_model(baseline, data, RECIPES["baseline"], epochs=_BASELINE_EPOCHS, seed=number, device="cpu")
+    return data, baseline.eval(), Network.from_module(baseline, data.val.image_shape)
 
 
 def _run(point: Mapping[str, Value], config: NetworkConfig, fold: int) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _run(point: Mapping[str, Value], config: NetworkConfig, fold: int) -> dict[s
         weights_sha256=state_sha256(baseline),
         data_fingerprint=data.fingerprint,
         config=config,
-        schedule=PRESETS["finetune"],
+        recipe=RECIPES["finetune"],
         epochs=EPOCHS,
         seed=fold,
     )
@@ -140,11 +140,11 @@ def _run(point: Mapping[str, Value], config: NetworkConfig, fold: int) -> dict[s
         "config_digest": result.config_digest,
         "fold": fold,
         "val_images": len(data.val),
-        "zero_shot_top1": result.zero_shot_top1,
-        **{f"val_top1_{epoch.epoch}": epoch.val_top1 for epoch in result.curve},
+        "init_score": result.init_score,
+        **{f"val_top1_{epoch.epoch}": epoch.val_top1 for epoch in result.history},
         "compress_s": result.compress_s,
         "evaluate_s": result.evaluate_s,
-        **{f"epoch_s_{epoch.epoch}": epoch.seconds for epoch in result.curve},
+        **{f"epoch_s_{epoch.epoch}": epoch.seconds for epoch in result.history},
         "size_bytes": result.cost.size_bytes,
         "flops": result.cost.flops,
         "device": device(),

@@ -11,8 +11,8 @@ writes `finetune_throughput.md` anew. Loops, each in fp32 and in bf16 autocast:
   a DataLoader with two workers, a network that is not channels last, SGD with momentum, `loss.item()` in each step. An
   epoch includes the start of its workers;
 - `ours`: `trainers.training.loop` as it is. It validates after each epoch: here on two images, which stay in its time,
-  as do moving the training images to the device and making the optimiser;
-- `ceiling`: the same network, optimiser, precision and memory format on eight ready batches of random numbers: nothing
+  as do moving the training images to the device and making the optimizer;
+- `ceiling`: the same network, optimizer, precision and memory format on eight ready batches of random numbers: nothing
   is read, augmented, checked or validated.
 
 `ours` and `ceiling` run in a process that keeps freed memory (`trainers.runtime.device.keep_freed_memory`), as those of
@@ -60,9 +60,9 @@ from spaces import BlockConfig, NetworkConfig
 from trainers.data import Data, DataSpec, Split, load_data
 from trainers.evaluation import evaluate
 from trainers.runtime.device import keep_freed_memory, parse_device
-from trainers.training.loop import Finetuning
-from trainers.training.optimizer import make_optimiser
-from trainers.training.recipe import Schedule
+from trainers.training.loop import TrainingLoop
+from trainers.training.optimizer import make_optimizer
+from trainers.training.recipe import TrainingRecipe
 from trainers.trial import load_baseline
 
 _LOOPS = ("usual", "ours", "ceiling")
@@ -125,7 +125,7 @@ def _arguments() -> argparse.Namespace:
 
 def _data(arguments: argparse.Namespace) -> Data:
     limit = arguments.parity_images if arguments.parity else arguments.images
-    return load_data(DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=limit))
+    return load_data(DataSpec(name=f"parquet:{arguments.data}", val_from="test", train_limit=limit))
 
 
 def _throughput(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -220,34 +220,34 @@ def _timed(arm: str, model: nn.Module, data: Data, arguments: argparse.Namespace
 _Run = Callable[[], dict[str, Any]]
 
 
-def _loop(arm: str, arguments: argparse.Namespace) -> Callable[[nn.Module, Data, Schedule, int, int], _Run]:
+def _loop(arm: str, arguments: argparse.Namespace) -> Callable[[nn.Module, Data, TrainingRecipe, int, int], _Run]:
     """From a network, its data, a schedule, epochs and a seed to the run; the run says what it measured itself."""
     device, workers = arguments.device, arguments.workers
 
-    def usual(model: nn.Module, data: Data, schedule: Schedule, epochs: int, seed: int) -> _Run:
+    def usual(model: nn.Module, data: Data, recipe: TrainingRecipe, epochs: int, seed: int) -> _Run:
         torch.manual_seed(seed)
-        loader = _usual_loader(data, schedule.batch_size, workers)
-        return lambda: {"first_batch_s": _usual(model.to(device), loader, schedule, epochs, device)}
+        loader = _usual_loader(data, recipe.batch_size, workers)
+        return lambda: {"first_batch_s": _usual(model.to(device), loader, recipe, epochs, device)}
 
-    def ours(model: nn.Module, data: Data, schedule: Schedule, epochs: int, seed: int) -> _Run:
+    def ours(model: nn.Module, data: Data, recipe: TrainingRecipe, epochs: int, seed: int) -> _Run:
         def run() -> dict[str, Any]:
-            for _ in Finetuning(model, data, schedule, epochs=epochs, seed=seed, device=device):
+            for _ in TrainingLoop(model, data, recipe, epochs=epochs, seed=seed, device=device):
                 pass
             return {}
 
         return run
 
-    def ceiling(model: nn.Module, data: Data, schedule: Schedule, epochs: int, seed: int) -> _Run:
-        ready = list(_random_batches(schedule.batch_size, data, device, seed))
+    def ceiling(model: nn.Module, data: Data, recipe: TrainingRecipe, epochs: int, seed: int) -> _Run:
+        ready = list(_random_batches(recipe.batch_size, data, device, seed))
         model.to(device).to(memory_format=torch.channels_last)
-        steps = epochs * len(data.train) // schedule.batch_size
-        return lambda: _ceiling(model, ready, schedule, steps, device)
+        steps = epochs * len(data.train) // recipe.batch_size
+        return lambda: _ceiling(model, ready, recipe, steps, device)
 
     return {"usual": usual, "ours": ours, "ceiling": ceiling}[arm.split()[0]]
 
 
-def _schedule(arm: str, arguments: argparse.Namespace) -> Schedule:
-    return Schedule(lr=1e-2, batch_size=arguments.batch_size, precision=arm.split()[1])
+def _schedule(arm: str, arguments: argparse.Namespace) -> TrainingRecipe:
+    return TrainingRecipe(lr=1e-2, batch_size=arguments.batch_size, precision=arm.split()[1])
 
 
 class _Images(Dataset[Any]):
@@ -276,10 +276,12 @@ def _usual_loader(data: Data, batch_size: int, workers: int) -> DataLoader[Any]:
     return DataLoader(_Images(data.train, transform), batch_size, shuffle=True, num_workers=workers)
 
 
-def _usual(model: nn.Module, loader: DataLoader[Any], schedule: Schedule, epochs: int, device: torch.device) -> float:
+def _usual(
+    model: nn.Module, loader: DataLoader[Any], recipe: TrainingRecipe, epochs: int, device: torch.device
+) -> float:
     """Train; gives back the seconds that epochs waited for their first batch, mean: workers start in them."""
-    optimiser = torch.optim.SGD(
-        model.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     criterion, waited = nn.CrossEntropyLoss(), 0.0
     model.train()
@@ -287,14 +289,14 @@ def _usual(model: nn.Module, loader: DataLoader[Any], schedule: Schedule, epochs
         total, waiting = 0.0, time.perf_counter()
         for step, (images, labels) in enumerate(loader):
             waited += 0 if step else time.perf_counter() - waiting
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.lr_at(epoch + step / len(loader), epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr_at(epoch + step / len(loader), epochs)
             images, labels = images.to(device), labels.to(device)
-            optimiser.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 loss = criterion(model(images), labels)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             total += loss.item()
     return waited / epochs
 
@@ -308,17 +310,17 @@ def _random_batches(batch_size: int, data: Data, device: torch.device, seed: int
 
 
 def _ceiling(
-    model: nn.Module, ready: list[Any], schedule: Schedule, steps: int, device: torch.device
+    model: nn.Module, ready: list[Any], recipe: TrainingRecipe, steps: int, device: torch.device
 ) -> dict[str, Any]:
-    optimiser = make_optimiser(model, schedule)
+    optimizer = make_optimizer(model, recipe)
     model.train()
     for step in range(steps):
         images, labels = ready[step % len(ready)]
-        with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss = F.cross_entropy(model(images).float(), labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return {}
 
 
@@ -353,7 +355,7 @@ def _damage() -> NetworkConfig:
 
 @contextmanager
 def _steps() -> Iterator[list[int]]:
-    """How many steps all optimisers took meanwhile."""
+    """How many steps all optimizers took meanwhile."""
     count = [0]
 
     def one_more(*_: Any) -> None:

@@ -27,7 +27,7 @@ from spaces.models import RESNET_DEPTHS, build_model
 from trainers.data import Data, Split
 from trainers.runtime.device import keep_freed_memory, parse_device, training_precision
 from trainers.training import loop
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 
 _SIDES = _LABELS, _ASKED, _ = "labels alone", "a teacher that is asked", "a teacher whose outputs are kept"
 
@@ -61,9 +61,9 @@ def _measure(arguments: argparse.Namespace) -> pd.DataFrame:
     about = {
         "model": arguments.model,
         **machine(device),
-        "precision": training_precision(Schedule().precision, device),
+        "precision": training_precision(TrainingRecipe().precision, device),
         "images": arguments.images,
-        "batch_size": Schedule().batch_size,
+        "batch_size": TrainingRecipe().batch_size,
     }
     data = _data(arguments.images)
     sides = {side: _epoch(arguments, data, side) for side in _SIDES}
@@ -89,14 +89,14 @@ def _data(count: int) -> Data:
 def _epoch(arguments: argparse.Namespace, data: Data, side: str) -> Callable[[], None]:
     torch.manual_seed(0)
     teacher = build_model(arguments.model, classes=10, channels=3)
-    schedule = replace(Schedule(), distillation=0.0 if side == _LABELS else 0.5)
+    recipe = replace(TrainingRecipe(), distillation=0.0 if side == _LABELS else 0.5)
 
     def run() -> None:
         torch.manual_seed(1)
         model = build_model(arguments.model, classes=10, channels=3)
         with patch.object(loop, "_MOST_OUTPUTS", 0) if side == _ASKED else nullcontext():
-            training = loop.Finetuning(
-                model, data, schedule, epochs=1, seed=0, device=arguments.device, teacher=teacher
+            training = loop.TrainingLoop(
+                model, data, recipe, epochs=1, seed=0, device=arguments.device, teacher=teacher
             )
             list(training)
 

@@ -126,7 +126,7 @@ def synthetic(first: int, count: int, rng: np.random.Generator, *, lists: bool) 
     ended = np.datetime64(_START.replace(tzinfo=None), "us") + number * np.timedelta64(2_000_000, "us")
     digest = np.array([f"{value:016x}" for value in rng.integers(0, 2**63, count)], dtype=object)
     values: dict[str, Any] = {
-        "schema_version": np.ones(count, dtype=np.int64),
+        "ledger_version": np.ones(count, dtype=np.int64),
         "trial": [f"{value:010x}" for value in number * 2_654_435_761 % 2**40],
         "number": number,
         "status": np.where(failed, "failed", "finished"),
@@ -147,11 +147,11 @@ def synthetic(first: int, count: int, rng: np.random.Generator, *, lists: bool) 
         "finished_at": ended + np.timedelta64(90_000_000, "us"),
         "total_s": np.round(rng.uniform(60, 120, count), 3),
     }
-    same = {"study": "s", "model": "resnet20", "dataset": "cifar10", "start": "least-squares", "device": "NVIDIA H100"}
-    same |= {"host": "node-17", "versions": '{"overtone": "0.1.0", "torch": "2.14.1"}', "spec": '{"epochs": 5}'}
+    same = {"study": "s", "model": "resnet20", "dataset": "cifar10", "init": "least-squares", "device": "NVIDIA H100"}
+    same |= {"host": "node-17", "environment": '{"overtone": "0.1.0", "torch": "2.14.1"}', "spec": '{"epochs": 5}'}
     values |= {name: pa.repeat(value, count) for name, value in same.items()}
     if lists:
-        values |= {"blocks": _blocks(count, rng), "curve": _curves(count, rng)}
+        values |= {"blocks": _blocks(count, rng), "history": _curves(count, rng)}
     columns = []
     for field in SCHEMA:
         given = values.get(field.name)
@@ -172,7 +172,7 @@ def _blocks(count: int, rng: np.random.Generator) -> pa.Array:
 
 
 def _curves(count: int, rng: np.random.Generator) -> pa.Array:
-    kind = SCHEMA.field("curve").type.value_type
+    kind = SCHEMA.field("history").type.value_type
     columns = [pa.array(np.tile(np.arange(5), count))]
     columns += [pa.array(rng.random(5 * count).round(4)) for _ in range(kind.num_fields - 1)]
     entries = pa.StructArray.from_arrays(columns, fields=list(kind))
@@ -286,7 +286,7 @@ def _append_one(ledger: Ledger, number: int, *, size: int) -> None:
     ledger.append(
         TrialRow(
             study="s", trial=f"more{number}", number=number, status=TrialStatus.FINISHED, model="resnet20",
-            dataset="cifar10", start="least-squares", seed=0, epochs=5, epochs_run=5, config_digest="c",
+            dataset="cifar10", init="least-squares", seed=0, epochs=5, epochs_run=5, config_digest="c",
             spec_digest=f"s{number}", spec="{}", started_at=ended, finished_at=ended, val_top1=0.5, parameters=size,
             size_bytes=size, macs=size, flops=2 * size,
         )
@@ -396,7 +396,7 @@ def _timed() -> Iterator[list[float]]:
 
 def _write(measured: list[dict[str, Any]], out: Path) -> None:
     table = pa.Table.from_pylist(measured, schema=pa.schema(_columns(measured)))
-    about = {"device": _device(), "versions": _versions(), "measured_at": datetime.now(UTC).isoformat()}
+    about = {"device": _device(), "environment": _versions(), "measured_at": datetime.now(UTC).isoformat()}
     pq.write_table(table.replace_schema_metadata(about), out / "ledger_scale.parquet")
     (out / "ledger_scale.md").write_text(_page(measured, about))
 

@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from resnet20_trials import Run, about, accuracies, parser, run_trials
 
 from spaces import BlockConfig, NetworkConfig
-from spaces.network import VECTORS
+from spaces.network import NORMS_AND_BIASES
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3", "linear")
 _SERIES = {"basis": "cosine", "harmonics": (2, 2), "allocation": "filter"}
@@ -61,7 +61,7 @@ def _config(run: Run) -> NetworkConfig:
     layers = {
         block: BlockConfig(**rounding, **({} if block == "linear" else _FILTERS[run["filters"]])) for block in _BLOCKS
     }
-    vectors = {VECTORS: BlockConfig(bits=run["vectors"])} if run["vectors"] else {}
+    vectors = {NORMS_AND_BIASES: BlockConfig(bits=run["vectors"])} if run["vectors"] else {}
     return NetworkConfig(blocks={**layers, **vectors})
 
 

@@ -10,8 +10,8 @@ of 40 kB (a layer's filters), 4 MiB (a batch of activations), 64 and 256 MiB. It
 - `copy`: `copy_` into memory that is there;
 - `kernel`: our C kernel into the same memory. Its ratio to `copy` is the cost of rounding itself;
 - `clone`: a copy into new memory, where the system hands out large tensors a page at a time;
-- `quantise`: what a layer calls, into new memory too. Its ratio to `clone` is what a forward pass sees;
-- `through float32`: where the tensor is bfloat16, a cast to float32, `quantise`, and a cast back, beside `clone`;
+- `quantize`: what a layer calls, into new memory too. Its ratio to `clone` is what a forward pass sees;
+- `through float32`: where the tensor is bfloat16, a cast to float32, `quantize`, and a cast back, beside `clone`;
 - `plain`: the same in plain PyTorch, as where there is no C compiler or under `torch.compile`. Beside `clone`.
 
 Formats have 8 mantissa bits: blocks of 1, 16 and 64 consecutive values, and of 16 channels of (64, C, 32, 32), which
@@ -35,8 +35,8 @@ from rich.progress import track
 from torch import Tensor
 from turns import take_turns
 
-from layers.blockfloat import BlockFormat, kernels, quantise
-from layers.blockfloat.reference import round_plainly
+from layers.blockfloat import BlockFormat, kernels, quantize
+from layers.blockfloat.reference import round_reference
 
 _BYTES = (40_000, 4 << 20, 64 << 20, 256 << 20)
 _FORMATS = {
@@ -47,7 +47,7 @@ _FORMATS = {
     "16 channels, last": BlockFormat(bits=8, block=16, axis="channel"),
 }
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_PAIRS = (("kernel", "copy"), ("quantise", "clone"), ("through float32", "clone"), ("plain", "clone"))
+_PAIRS = (("kernel", "copy"), ("quantize", "clone"), ("through float32", "clone"), ("plain", "clone"))
 _PLAIN_MOST = 64 << 20
 
 
@@ -83,16 +83,16 @@ def _sides(size: int, dtype: torch.dtype) -> dict[tuple[str, str], Callable[[], 
             continue
         if kernels.kernel(dtype) is not None:
             sides["kernel", name] = partial(kernels.round_into, target, shaped, form)
-        sides["quantise", name] = partial(quantise, shaped, form)
+        sides["quantize", name] = partial(quantize, shaped, form)
         if dtype != torch.float32:
             sides["through float32", name] = partial(_through_float32, shaped, form)
         if size <= _PLAIN_MOST:
-            sides["plain", name] = partial(round_plainly, shaped, form)
+            sides["plain", name] = partial(round_reference, shaped, form)
     return sides
 
 
 def _through_float32(x: Tensor, form: BlockFormat) -> Tensor:
-    return quantise(x.float(), form).to(x.dtype)
+    return quantize(x.float(), form).to(x.dtype)
 
 
 def _shaped(x: Tensor, name: str) -> Tensor | None:

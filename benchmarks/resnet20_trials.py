@@ -29,10 +29,10 @@ from trainers.data import Data, DataSpec, Split, load_data
 from trainers.evaluation import evaluate
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 from trainers.trial import Trial, load_baseline
 
-SCHEDULE = Schedule(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
+RECIPE = TrainingRecipe(lr=1e-2, batch_size=128, precision="bf16", distillation=1.0)
 
 Run = dict[str, Any]
 """What a row is known by: plain values, `seed` among them."""
@@ -105,7 +105,7 @@ def load_subject(arguments: argparse.Namespace, blocks: Granularity = "stage") -
 
 
 def _data_spec(arguments: argparse.Namespace) -> DataSpec:
-    return DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
+    return DataSpec(name=f"parquet:{arguments.data}", val_from="test", train_limit=arguments.train_limit)
 
 
 def _load(arguments: argparse.Namespace) -> None:
@@ -126,8 +126,8 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         data=_shared["spec"],
         data_fingerprint=data.fingerprint,
         config=config,
-        schedule=replace(SCHEDULE, gradual_pruning=run.get("gradual", 0.0)),
-        start=_STARTS.get(run.get("start", ""), "calibrated"),
+        recipe=replace(RECIPE, gradual_pruning=run.get("gradual", 0.0)),
+        init=_STARTS.get(run.get("start", ""), "calibrated"),
         saliency=run.get("saliency", "magnitude"),
         epochs=arguments.epochs,
         seed=run["seed"],

@@ -39,8 +39,8 @@ from rich.progress import track
 
 from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
-from search.optimize.initial import first_configs
-from search.optimize.pruner import Judge
+from search.optimize.initial import initial_configs
+from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler
 from search.optimize.searcher import FrontSearcher
 from search.study.budget import Budget, extremes
@@ -48,7 +48,7 @@ from spaces import Network, NetworkConfig, Space
 from trainers.spec import TrialSpec
 
 _OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"))
-_ACCURACIES = ("zero_shot_top1", *(f"val_top1_{epoch}" for epoch in range(1, EPOCHS + 1)))
+_ACCURACIES = ("init_score", *(f"val_top1_{epoch}" for epoch in range(1, EPOCHS + 1)))
 _FLOOR = 0.9
 _BEST_OF_OTHERS = ("random", "NSGA-II", "TPE")
 _OURS = "front, stopping"
@@ -130,7 +130,7 @@ def _ours(sampler: str, miss_rate: float | None, seed: int, trials: int, table: 
     searcher = FrontSearcher(
         candidates,
         ConfigSampler(candidates, _OBJECTIVES, sampler=sampler, seed=seed),
-        Judge(_OBJECTIVES, miss_rate=miss_rate),
+        ConformalPruner(_OBJECTIVES, miss_rate=miss_rate),
         budget=Budget(),
         cheapest=limits[0],
         objectives=_OBJECTIVES,
@@ -139,7 +139,7 @@ def _ours(sampler: str, miss_rate: float | None, seed: int, trials: int, table: 
         ),
         seed=seed,
     )
-    searcher.begin(trials, seeds=first_configs(space, "resnet8", limits))
+    searcher.begin(trials, seeds=initial_configs(space, "resnet8", limits))
     for number in range(trials):
         suggestion = searcher.suggest(str(number))
         if not isinstance(suggestion, dict):
@@ -147,7 +147,7 @@ def _ours(sampler: str, miss_rate: float | None, seed: int, trials: int, table: 
         measured = grid[network.digest(NetworkConfig.from_json(suggestion["spec"]["config"]))]
         for run in range(1, len(measured.accuracies) + 1):
             report: dict[str, Any] = {**measured.costs, "accuracies": measured.accuracies[:run]}
-            if run < len(measured.accuracies) and searcher.give_up(str(number), report):
+            if run < len(measured.accuracies) and searcher.should_stop(str(number), report):
                 break
         stopped = str(number) in searcher.stopped
         searcher.on_trial_complete(str(number), report | {"status": "finished", "val_top1": measured.accuracies[-1]})

@@ -48,7 +48,7 @@ from search.optimize.searcher import FrontSearcher
 from search.runner import engine
 from search.runner.cluster import Resources
 from search.runner.launch import start_study
-from search.runner.study_callback import Recorder
+from search.runner.study_callback import StudyCallback
 from search.runner.trainable import TrialActor
 from search.study.plan import StudyPlan
 from spaces import build_model, save_weights
@@ -112,8 +112,8 @@ class _IdleTrial(TrialActor):
         epoch = {"train_loss": 0.1, "val_top5": 1.0, "val_loss": 0.1, "lr": 0.01, "seconds": 0.0}
         curve = [{"epoch": n + 1, "val_top1": top1, **epoch} for n, top1 in enumerate(accuracies[1:])]
         names = ("val_top5", "val_loss", "latency_ms", "latency_b64_ms", "compress_s", "finetune_s", "evaluate_s")
-        measured = {"val_top1": accuracies[-1], "zero_shot_top1": accuracies[0], **dict.fromkeys(names)}
-        result = json.dumps({**self._identity, **measured, "curve": curve})
+        measured = {"val_top1": accuracies[-1], "init_score": accuracies[0], **dict.fromkeys(names)}
+        result = json.dumps({**self._identity, **measured, "history": curve})
         known = {"result": result, "accuracies": accuracies, **self._identity["cost"]}
         if self._step < _STEPS:
             return {**self._about("running"), **known}
@@ -176,11 +176,11 @@ def _timed(kind: type, name: str, part: str) -> None:
     setattr(kind, name, call)
 
 
-def _noted(kind: type[Recorder]) -> None:
+def _noted(kind: type[StudyCallback]) -> None:
     """Note when each trial of ours ended, a row and all."""
     method = kind.on_trial_complete
 
-    def call(self: Recorder, *args: Any, **kwargs: Any) -> None:
+    def call(self: StudyCallback, *args: Any, **kwargs: Any) -> None:
         method(self, *args, **kwargs)
         _end()
 
@@ -199,18 +199,18 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument("--samplers", nargs="+", default=["front", "tpe"])
+    parser.add_argument("--samplers", nargs="+", default=["ehvi", "tpe"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     ray.init(num_cpus=arguments.at_once, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     patch.object(engine, "TrialActor", _IdleTrial).start()
-    for name in ("suggest", "on_trial_complete", "give_up"):
+    for name in ("suggest", "on_trial_complete", "should_stop"):
         _timed(FrontSearcher, name, "searcher_s")
     for name in ("on_trial_start", "on_trial_complete", "on_step_end"):
-        _timed(Recorder, name, "ledger_s")
-    _noted(Recorder)
+        _timed(StudyCallback, name, "ledger_s")
+    _noted(StudyCallback)
     at_once, rows = arguments.at_once, []
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"

@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from resnet20_trials import Run, about, accuracies, load_subject, parser, run_trials
 
 from spaces import BlockConfig, NetworkConfig
-from spaces.global_pruning import threshold_rates
+from spaces.global_pruning import global_rates
 from trainers.start.saliency import filter_saliency
 
 _BLOCKS = ("layer1", "layer2", "layer3")
@@ -39,14 +39,14 @@ _GRADUAL = (round(40 / 300, 3), 0.5)
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     data, baseline, network = load_subject(arguments, "layer")
-    inside = {name for block in _BLOCKS for name in network.layers_of(block)}
+    inside = {name for block in _BLOCKS for name in network.layers_in(block)}
 
     def config(run: Run) -> NetworkConfig:
         if run["scope"] == "layer":
             return _config(run)
         saliency = filter_saliency(run["saliency"], baseline, data, seed=run["seed"])
         saliency = {name: value for name, value in saliency.items() if name in inside}
-        rates = threshold_rates(network, saliency, run["rate"], run["minimum"])
+        rates = global_rates(network, saliency, run["rate"], run["minimum"])
         blocks = {
             name: BlockConfig(pruning_rate=rate, groups=run["groups"], transform=run["family"])
             for name, rate in rates.items()

@@ -128,7 +128,7 @@ def _measure(
         if channels % groups:
             continue
         form = LayerForm(templates=round((1 - rate) * filters), groups=groups, transform=family)
-        ideal = _ideal(LayerShape.of(conv), form, side_length, stride)
+        ideal = _ideal(LayerShape.from_module(conv), form, side_length, stride)
         for kind, execution in _kinds(passes, device, family == "scalar" or stride == 1):
             layer = compress_layer(conv, form).to(x.dtype)
             assert isinstance(layer, CompressedConv2d)
@@ -341,14 +341,14 @@ def _draw(runs: pd.DataFrame, whole: pd.DataFrame, path: Path) -> None:
             ]
             axis.plot(names, part.ratio, marker="o", color=f"C{color}", label=f"rate {rate}")
             axis.plot(names, part.ideal, ":", color=f"C{color}")
-        axis.axhline(1, color="grey", linewidth=1)
+        axis.axhline(1, color="gray", linewidth=1)
         axis.set(title=f"{network}, {dtype}: times faster than dense (dotted: ideal)", yscale="log")
         axis.tick_params(axis="x", labelsize=7)
         axis.legend(fontsize=8)
     times = whole.groupby(["dtype", "kind", "rate"]).seconds.median().mul(1e3)
     for j, dtype in enumerate(dtypes):
         axis, here = axes[-1, j], times[dtype]
-        axis.axhline(here["dense"].iloc[0], color="grey", label="dense")
+        axis.axhline(here["dense"].iloc[0], color="gray", label="dense")
         for offset, kind in ((-0.2, "two stages: maps"), (0.2, "one pass")):
             if kind in here:
                 axis.bar(np.arange(len(_RATES)) + offset, here[kind], width=0.38, label=kind)

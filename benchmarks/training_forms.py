@@ -3,7 +3,7 @@
     python benchmarks/training_forms.py [--device cuda] [--precision fp32] [--threads 1] [--rounds 12]
 
 A search trains nothing but compressed networks, which build their filters and round their activations in every step.
-A step is forward, backward and optimiser on a ready batch of random numbers, in a process that keeps freed memory
+A step is forward, backward and optimizer on a ready batch of random numbers, in a process that keeps freed memory
 (`trainers.runtime.device.keep_freed_memory`), as those of trials do. Every layer is in the form; filters and
 activations are rounded to five bits. Networks take turns within a round, a step that does not count before each turn;
 ratios are those of medians, the range beside one is that of the rounds' own. Rows of other devices, precisions and
@@ -25,8 +25,8 @@ from layers import compress_model
 from spaces import BlockConfig, Network, NetworkConfig
 from spaces.models import RESNET_DEPTHS, build_model
 from trainers.runtime.device import keep_freed_memory, parse_device
-from trainers.training.optimizer import make_optimiser
-from trainers.training.recipe import Schedule
+from trainers.training.optimizer import make_optimizer
+from trainers.training.recipe import TrainingRecipe
 
 _PLAIN = "as it was"
 _FORMS = {
@@ -89,7 +89,7 @@ def _steps(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """A step of each network, by its form."""
     torch.manual_seed(0)
     plain = build_model(arguments.model, classes=10, channels=3)
-    network = Network.of(plain, (3, 32, 32))
+    network = Network.from_module(plain, (3, 32, 32))
     configs = {form: NetworkConfig(blocks=dict.fromkeys(network.blocks, block)) for form, block in _FORMS.items()}
     models = {_PLAIN: plain} | {form: compress_model(plain, network.forms(config)) for form, config in configs.items()}
     images = torch.randn(arguments.batch_size, 3, 32, 32, device=arguments.device)
@@ -102,14 +102,14 @@ def _step(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, arguments: argparse.Namespace
 ) -> Callable[[], None]:
     model = model.train().to(arguments.device).to(memory_format=torch.channels_last)
-    optimiser = make_optimiser(model, Schedule(lr=1e-4, batch_size=arguments.batch_size))
+    optimizer = make_optimizer(model, TrainingRecipe(lr=1e-4, batch_size=arguments.batch_size))
 
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
             loss = F.cross_entropy(model(images).float(), labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return step
 

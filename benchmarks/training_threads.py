@@ -28,7 +28,7 @@ from trainers.data import DataSpec, load_data
 from trainers.runtime.device import keep_freed_memory
 from trainers.train import random_network
 from trainers.training import loop
-from trainers.training.recipe import PRESETS
+from trainers.training.recipe import RECIPES
 
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -59,16 +59,16 @@ def _epoch(most: int, everything: bool) -> tuple[int, float]:
     """Threads of a step, and seconds of the second epoch."""
     keep_freed_memory()
     torch.set_num_threads(most)
-    with patch.object(loop, "step_threads", lambda *_, **__: most) if everything else nullcontext():
+    with patch.object(loop, "threads_for_step", lambda *_, **__: most) if everything else nullcontext():
         training = _training(epochs=2)
     *_, last = training
     return training._threads, last.seconds
 
 
-def _training(epochs: int) -> loop.Finetuning:
-    data, schedule = load_data(DataSpec()), PRESETS["baseline"]
+def _training(epochs: int) -> loop.TrainingLoop:
+    data, recipe = load_data(DataSpec()), RECIPES["baseline"]
     model = random_network("resnet8", data, seed=0)
-    return loop.Finetuning(model, data, schedule, epochs=epochs, seed=0, device="cpu")
+    return loop.TrainingLoop(model, data, recipe, epochs=epochs, seed=0, device="cpu")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from spaces import BlockConfig, NetworkConfig, state_sha256
 from trainers.data import DataSpec, load_data
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 from trainers.trial import Trial, load_baseline
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
@@ -73,7 +73,7 @@ def _seconds(at_once: int, arguments: argparse.Namespace) -> float:
 def _run(number: int, at_once: int, gate: Barrier, arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // at_once))
-    spec = DataSpec(name=f"parquet:{arguments.data}", validation_from="test", train_limit=arguments.train_limit)
+    spec = DataSpec(name=f"parquet:{arguments.data}", val_from="test", train_limit=arguments.train_limit)
     data = load_data(spec)
     baseline, network = load_baseline("resnet20", arguments.weights, data)
 
@@ -88,7 +88,7 @@ def _run(number: int, at_once: int, gate: Barrier, arguments: argparse.Namespace
             data=spec,
             data_fingerprint=data.fingerprint,
             config=NetworkConfig(blocks=blocks),
-            schedule=Schedule(batch_size=arguments.batch_size),
+            recipe=TrainingRecipe(batch_size=arguments.batch_size),
             epochs=1,
             seed=seed,
         )

@@ -5,7 +5,7 @@ from layers.constructors import ChebConv2d, CosConv2d, TemplateConv2d
 from layers.conv import CompressedConv1d, CompressedConv2d
 from layers.cost import Cost, layer_cost, network_cost, remaining_cost
 from layers.errors import OvertoneError, OvertoneWarning, UsageError
-from layers.execution import choose_executions
+from layers.execution import autotune
 from layers.form import LayerForm, LayerShape
 from layers.linear import CompressedLinear
 from layers.norm import CompressedNorm
@@ -25,7 +25,7 @@ __all__ = [
     "OvertoneWarning",
     "TemplateConv2d",
     "UsageError",
-    "choose_executions",
+    "autotune",
     "compress_layer",
     "compress_model",
     "compressed_layers",

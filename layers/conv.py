@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from layers.errors import UsageError
 from layers.form import PARAMETERS, LayerForm, LayerShape, stored_indices, stored_tensors
-from layers.quantized import RoundedLayer
+from layers.quantized import QuantizedLayer
 from layers.series.allocation import allocate, allocated_mix, expand_coefficients, support_slots, supports
 from layers.series.basis import basis_matrix
 from layers.series.harmonic import basis_responses, factored_conv2d, least_squares_coefficients, padded, series_taps
 from layers.templates.assignment import modulo_assignment, residual_assignment
 from layers.templates.fused import FusedTemplates, fused_conv2d
-from layers.templates.gradual import Remainders
+from layers.templates.gradual import Residuals
 from layers.templates.rebuild import (
     choose_templates,
     fitted_transforms,
@@ -33,7 +33,7 @@ from layers.templates.rebuild import (
     rebuild_filters,
     two_stage_conv2d,
 )
-from layers.templates.reference import Where
+from layers.templates.reference import ConvGeometry
 from layers.templates.transforms import Transform
 
 __all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]
@@ -41,7 +41,7 @@ __all__ = ["CompressedConv1d", "CompressedConv2d", "Execution"]
 Execution = Literal["dense", "factored", "two_stage", "fused"]
 
 
-class CompressedConv2d(RoundedLayer):
+class CompressedConv2d(QuantizedLayer):
     """A convolution in a compressed form, started at the least-squares answer to the filters of a dense one.
 
     Takes (B, C, H, W) and gives (B, N, H_out, W_out) like the `nn.Conv2d` it is made from, whatever its stride,
@@ -52,37 +52,37 @@ class CompressedConv2d(RoundedLayer):
 
     phi_y: Tensor | None
     phi_x: Tensor | None
-    kept: Tensor | None
-    assigned: Tensor | None
-    supports: Tensor
-    slots: Tensor | None
+    template_mask: Tensor | None
+    template_index: Tensor | None
+    frequency_support: Tensor
+    support_index: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, form: LayerForm, saliency: Tensor | None = None) -> None:
         """Saliency (N,) says which filters stay as templates; without it their magnitude does."""
         super().__init__()
-        self.shape, self.form = LayerShape.of(conv), form
+        self.shape, self.form = LayerShape.from_module(conv), form
         self.stride = (conv.stride[0], conv.stride[1])
         self.dilation = (conv.dilation[0], conv.dilation[1])
         left, right, top, bottom = conv._reversed_padding_repeated_twice
         self.margins = (left, right, top, bottom)
         self.padding_mode = conv.padding_mode
         self.execution: Execution = "dense"
-        self.remainders: Remainders | None = None
+        self.residuals: Residuals | None = None
         self._known: dict[str, tuple[Any, Any]] = {}
         tensors = stored_tensors(self.shape, form)
         self._register_bases(conv.weight)
         kept = None if form.templates is None else choose_templates(conv.weight, form.templates, saliency)
-        self.register_buffer("kept", kept)
-        self.register_buffer("assigned", None)
-        self.register_buffer("supports", None)
-        self.register_buffer("slots", None, persistent=False)
+        self.register_buffer("template_mask", kept)
+        self.register_buffer("template_index", None)
+        self.register_buffer("frequency_support", None)
+        self.register_buffer("support_index", None, persistent=False)
         if form.allocation is not None:
             self.register_load_state_dict_post_hook(CompressedConv2d._place_supports)
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
         self.coefficients = nn.Parameter(conv.weight.new_empty(tensors["coefficients"].shape))
         if form.assignment is not None:
-            count = stored_indices(self.shape, form)["assigned"].values
-            self.assigned = torch.zeros(count, dtype=torch.int32, device=conv.weight.device)
+            count = stored_indices(self.shape, form)["template_index"].values
+            self.template_index = torch.zeros(count, dtype=torch.int32, device=conv.weight.device)
         if kept is not None:
             for name in tensors.keys() & set(PARAMETERS.values()):
                 self.register_parameter(name, nn.Parameter(conv.weight.new_empty(tensors[name].shape)))
@@ -92,59 +92,59 @@ class CompressedConv2d(RoundedLayer):
             return
         if self.phi_y is not None and self.phi_x is not None:
             kept_filters = least_squares_coefficients(kept_filters, self.phi_y, self.phi_x)
-        self.begin_at(kept_filters, conv.weight)
+        self.set_coefficients(kept_filters, conv.weight)
 
     @torch.no_grad()
-    def begin_at(self, coefficients: Tensor, weight: Tensor, assigned: Tensor | None = None) -> None:
+    def set_coefficients(self, coefficients: Tensor, weight: Tensor, assigned: Tensor | None = None) -> None:
         """Take coefficients (M, C / groups, n_y, n_x) of the kept filters, all filters where there are no templates.
 
         Where they are allocated to filters they are given for all K_y K_x harmonics, and those within each filter's
         support are taken. Transforms become those that bring the templates near to the filters `weight`
         (N, C / groups, K_y, K_x); a form that assigns templates to filters takes `assigned` (N - M,), or the nearest.
         """
-        if self.slots is not None:
-            self.coefficients.copy_(coefficients.permute(0, 2, 3, 1).flatten(0, 2)[self.slots])
+        if self.support_index is not None:
+            self.coefficients.copy_(coefficients.permute(0, 2, 3, 1).flatten(0, 2)[self.support_index])
             return
         by_group = coefficients.unflatten(1, (self.form.groups, -1)).transpose(0, 1).flatten(0, 1)
         self.coefficients.copy_(by_group)
         parameters = self.transforms()
-        if self.kept is None or parameters is None:
+        if self.template_mask is None or parameters is None:
             return
-        rebuilt = self._transform(), weight, self.templates(), self.kept
-        if self.assigned is not None:
-            self.assigned.copy_(residual_assignment(*rebuilt) if assigned is None else assigned)
+        rebuilt = self._transform(), weight, self.templates(), self.template_mask
+        if self.template_index is not None:
+            self.template_index.copy_(residual_assignment(*rebuilt) if assigned is None else assigned)
         parameters.copy_(fitted_transforms(*rebuilt, self.assignment()))
 
     def kept_coefficients(self) -> Tensor:
-        """The coefficients in the order of `begin_at`."""
-        if self.slots is not None:
+        """The coefficients in the order of `set_coefficients`."""
+        if self.support_index is not None:
             return self._expanded(self.coefficients)
         return self.coefficients.unflatten(0, (self.form.groups, -1)).transpose(0, 1).flatten(1, 2)
 
     @torch.no_grad()
-    def keep_pruned(self, weight: Tensor, saliency: Tensor | None = None) -> None:
-        """Let rebuilt filters be those of `weight` (N, C / groups, K_y, K_x) while the layer trains, until `prune`.
+    def defer_pruning(self, weight: Tensor, saliency: Tensor | None = None) -> None:
+        """Keep rebuilt filters as those of `weight` (N, C / groups, K_y, K_x) in training, until `advance_pruning`.
 
         The least salient (N,) leave first, by magnitude where it is not given. In evaluation they have left.
         """
-        assert self.kept is not None
+        assert self.template_mask is not None
         saliency = weight.double().flatten(1).norm(dim=1) if saliency is None else saliency
-        weight, pruned = weight.view(len(weight), -1, *self.shape.kernel).to(self.coefficients), ~self.kept
+        weight, pruned = weight.view(len(weight), -1, *self.shape.kernel).to(self.coefficients), ~self.template_mask
         left = (weight - self._build_filters())[pruned]
-        self.remainders = Remainders(left, saliency.to(pruned.device)[pruned])
+        self.residuals = Residuals(left, saliency.to(pruned.device)[pruned])
 
-    def prune(self, share: float) -> None:
+    def advance_pruning(self, share: float) -> None:
         """Let so great a share of those filters, 0 to 1, have left; all of them for good."""
-        if self.remainders is not None:
-            self.remainders.leave(share)
+        if self.residuals is not None:
+            self.residuals.leave(share)
         if share >= 1:
-            self.remainders = None
+            self.residuals = None
 
     def choose_supports(self, errors: Tensor) -> Tensor:
         """Allocate the coefficients by each filter's error (N, K_y K_x) with each support; gives back the supports."""
         assert self.form.harmonics is not None
         chosen = allocate(errors, self.shape.kernel, self.shape.out_channels * prod(self.form.harmonics))
-        self.supports = chosen.to(torch.uint8)
+        self.frequency_support = chosen.to(torch.uint8)
         self._place_supports()
         return chosen
 
@@ -157,15 +157,15 @@ class CompressedConv2d(RoundedLayer):
             error = (series_taps(found, *part) - weight).square().sum((1, 2, 3))
             fitted.append((F.pad(found, (0, self.shape.kernel[1] - n_x, 0, self.shape.kernel[0] - n_y)), error))
         chosen = self.choose_supports(torch.stack([error for _, error in fitted], 1))
-        self.begin_at(torch.stack([found for found, _ in fitted])[chosen, torch.arange(len(chosen))], weight)
+        self.set_coefficients(torch.stack([found for found, _ in fitted])[chosen, torch.arange(len(chosen))], weight)
 
     def _place_supports(self, *_: Any) -> None:
         """Follow a change of `supports`, by loading too."""
-        self.slots = support_slots(self.supports, self.shape.kernel, len(self.coefficients))
+        self.support_index = support_slots(self.frequency_support, self.shape.kernel, len(self.coefficients))
 
     def _expanded(self, stored: Tensor) -> Tensor:
-        assert self.slots is not None
-        return expand_coefficients(stored, self.slots, self.shape.out_channels, self.shape.kernel)
+        assert self.support_index is not None
+        return expand_coefficients(stored, self.support_index, self.shape.out_channels, self.shape.kernel)
 
     def _register_bases(self, like: Tensor) -> None:
         bases: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -179,7 +179,7 @@ class CompressedConv2d(RoundedLayer):
     @property
     def executions(self) -> tuple[Execution, ...]:
         """The exact forms that this layer can run in."""
-        if self.kept is not None:
+        if self.template_mask is not None:
             if self.shape.groups > 1:
                 return ("dense",)
             return ("dense", "two_stage", "fused") if self._has_one_pass() else ("dense", "two_stage")
@@ -189,9 +189,9 @@ class CompressedConv2d(RoundedLayer):
     def _has_one_pass(self) -> bool:
         """Whether outputs lie amid their taps, zeros around the image; transforms that mix taps take stride 1."""
         left, right, top, bottom = self.margins
-        where = Where(self.shape.kernel, self.stride, (top, left), self.dilation)
+        where = ConvGeometry(self.shape.kernel, self.stride, (top, left), self.dilation)
         mixes = self.form.transform not in ("scalar", "zero") and self.stride != (1, 1)
-        return where.is_centred and not mixes and self.padding_mode == "zeros" and (left, top) == (right, bottom)
+        return where.is_centered and not mixes and self.padding_mode == "zeros" and (left, top) == (right, bottom)
 
     def filters(self) -> Tensor:
         """The filters (N, C / groups, K_y, K_x) that the stored tensors stand for.
@@ -227,11 +227,13 @@ class CompressedConv2d(RoundedLayer):
 
     def _build_filters(self) -> Tensor:
         templates = self.templates()
-        if self.kept is None:
+        if self.template_mask is None:
             return templates.flatten(0, 1)
         parameters = self._stored_transforms()
-        remainders = self.remainders() if self.remainders is not None and self.training else None
-        return rebuild_filters(templates, self._transform(), parameters, self.kept, self.assignment(), remainders)
+        residuals = self.residuals() if self.residuals is not None and self.training else None
+        return rebuild_filters(
+            templates, self._transform(), parameters, self.template_mask, self.assignment(), residuals
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Forget the filters that evaluation keeps."""
@@ -248,7 +250,7 @@ class CompressedConv2d(RoundedLayer):
         if x.dim() == 3:
             return self.forward(x[None])[0]
         x = self.rounded(x)
-        if self.execution == "dense" or (self.training and self.remainders is not None):
+        if self.execution == "dense" or (self.training and self.residuals is not None):
             x, padding = padded(x, self.margins, self.padding_mode)
             bias = self.rounded_bias()
             return F.conv2d(x, self.filters(), bias, self.stride, padding, self.dilation, self.shape.groups)
@@ -260,7 +262,7 @@ class CompressedConv2d(RoundedLayer):
 
     def rounded(self, x: Tensor) -> Tensor:
         """The input as the convolution sees it."""
-        return self.quantised(x, self.form.activation_format)
+        return self.quantized(x, self.form.activation_format)
 
     def responses(self, x: Tensor) -> Tensor:
         """Basis responses (B, C n_y n_x, H_out, W_out) to an input; the coefficients mix them into the output."""
@@ -268,8 +270,8 @@ class CompressedConv2d(RoundedLayer):
 
     def _factored(self, x: Tensor) -> Tensor:
         mix = self._stored(self.coefficients)
-        if self.slots is not None:
-            return allocated_mix(self.responses(x), self._expanded(mix), self.supports)
+        if self.support_index is not None:
+            return allocated_mix(self.responses(x), self._expanded(mix), self.frequency_support)
         return factored_conv2d(x, mix, *self.bases(), groups=self.shape.groups, **self._places())
 
     def bases(self) -> tuple[Tensor, Tensor]:
@@ -294,20 +296,22 @@ class CompressedConv2d(RoundedLayer):
         )
 
     def _fused(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        layer = self._kept_in_evaluation("fused", lambda: FusedTemplates.of(self.templates(), *self._operators()))
+        layer = self._kept_in_evaluation(
+            "fused", lambda: FusedTemplates.from_operators(self.templates(), *self._operators())
+        )
         left, _, top, _ = self.margins
         places = {"stride": self.stride, "padding": (top, left), "dilation": self.dilation}
         return fused_conv2d(x, layer, bias, **places)
 
     def _operators(self) -> tuple[Tensor, Tensor]:
-        assert self.kept is not None
+        assert self.template_mask is not None
         parameters, kernel = self._stored_transforms(), self.shape.kernel
-        return output_operators(self._transform(), parameters, self.kept, self.assignment(), kernel)
+        return output_operators(self._transform(), parameters, self.template_mask, self.assignment(), kernel)
 
     def assignment(self) -> Tensor:
         """The template of each filter that is rebuilt, (N - M,) int64."""
-        if self.assigned is not None:
-            return self.assigned.long()
+        if self.template_index is not None:
+            return self.template_index.long()
         count = self.form.templates
         assert count is not None
         return modulo_assignment(self.shape.out_channels - count, count, self.coefficients.device)
@@ -330,12 +334,12 @@ class CompressedConv2d(RoundedLayer):
         return self.coefficients.new_zeros(self.shape.out_channels - self.form.templates, self.form.groups, 0)
 
     def _stored(self, tensor: Tensor) -> Tensor:
-        return self.quantised(tensor, self.form.weight_format)
+        return self.quantized(tensor, self.form.weight_format)
 
     def templates(self) -> Tensor:
         """Taps (G, M, C / G, K_y, K_x) of the templates."""
         taps = self._stored(self.coefficients)
-        if self.slots is not None:
+        if self.support_index is not None:
             taps = self._expanded(taps)
         if self.phi_y is not None and self.phi_x is not None:
             taps = series_taps(taps, self.phi_y, self.phi_x)

@@ -106,5 +106,5 @@ def _two_stage_macs(shape: LayerShape, form: LayerForm, inputs: int, places: int
         return places * maps
     if form.transform == "scalar":
         return places * (maps + taps * rebuilt)
-    neighbours = prod(2 if k > 1 else 1 for k in shape.kernel)
-    return inputs * maps + places * neighbours * taps * rebuilt
+    neighbors = prod(2 if k > 1 else 1 for k in shape.kernel)
+    return inputs * maps + places * neighbors * taps * rebuilt

@@ -19,7 +19,7 @@ from layers.compress import compressed_layers
 from layers.conv import CompressedConv2d, Execution
 from layers.timing import median_ms
 
-__all__ = ["choose_executions", "fastest_executions"]
+__all__ = ["autotune", "autotuned"]
 
 _RUNS, _WARM_UP = 10, 3
 _BUDGET_S = 0.5
@@ -30,7 +30,7 @@ _GAIN = 0.95
 _chosen: dict[Any, Execution] = {}
 
 
-def choose_executions(model: nn.Module, images: Tensor) -> dict[str, Execution]:
+def autotune(model: nn.Module, images: Tensor) -> dict[str, Execution]:
     """Set `execution` of every compressed convolution to its fastest for such images; gives back what was chosen.
 
     Images are (B, C, H, W) on the model's device; the model runs once, in evaluation mode and without gradients. What
@@ -53,12 +53,12 @@ def choose_executions(model: nn.Module, images: Tensor) -> dict[str, Execution]:
 
 
 @contextmanager
-def fastest_executions(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """`choose_executions` for the time of a block."""
+def autotuned(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """`autotune` for the time of a block."""
     layers = [layer for layer in compressed_layers(model).values() if isinstance(layer, CompressedConv2d)]
     before = [layer.execution for layer in layers]
     try:
-        choose_executions(model, images)
+        autotune(model, images)
         yield
     finally:
         for layer, execution in zip(layers, before, strict=True):

@@ -28,7 +28,7 @@ __all__ = [
     "StoredIndices",
     "StoredTensor",
     "is_norm",
-    "settled",
+    "canonical_form",
     "stored_indices",
     "stored_tensors",
 ]
@@ -112,7 +112,7 @@ class LayerForm:
 
     @property
     def weight_format(self) -> BlockFormat | None:
-        """How stored weights are quantised."""
+        """How stored weights are quantized."""
         if self.bits is None:
             return None
         return BlockFormat(
@@ -121,7 +121,7 @@ class LayerForm:
 
     @property
     def activation_format(self) -> BlockFormat | None:
-        """How the layer's input is quantised, as (images, channels, ...)."""
+        """How the layer's input is quantized, as (images, channels, ...)."""
         if self.bits is None:
             return None
         axis: Axis = "flat" if self.activation_block == 1 else "channel"
@@ -129,7 +129,7 @@ class LayerForm:
 
     @property
     def vector_format(self) -> BlockFormat | None:
-        """How a bias or a norm's vectors are quantised."""
+        """How a bias or a norm's vectors are quantized."""
         return (
             None if self.vector_bits is None else BlockFormat(bits=self.vector_bits, exponent_bits=self.exponent_bits)
         )
@@ -153,7 +153,9 @@ class LayerShape:
     """What a norm stores of each channel: `weight`, `bias`, and where it has them `running_mean`, `running_var`."""
 
     @classmethod
-    def of(cls, layer: nn.Module, calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()) -> LayerShape:
+    def from_module(
+        cls, layer: nn.Module, calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
+    ) -> LayerShape:
         """The shape of an `nn.Conv2d`, an `nn.Conv1d` (one row), an `nn.Linear`, or a norm (`is_norm`)."""
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
@@ -196,7 +198,7 @@ def _vectors(norm: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor that a layer stores: its shape, and its format where it is quantised (else float32)."""
+    """One tensor that a layer stores: its shape, and its format where it is quantized (else float32)."""
 
     shape: tuple[int, ...]
     format: BlockFormat | None = None
@@ -263,15 +265,17 @@ def stored_indices(shape: LayerShape, form: LayerForm) -> dict[str, StoredIndice
     """
     indices = {}
     if form.templates is not None:
-        indices["kept"] = StoredIndices(shape.out_channels, 1)
+        indices["template_mask"] = StoredIndices(shape.out_channels, 1)
     if form.templates is not None and form.assignment is not None:
-        indices["assigned"] = StoredIndices(shape.out_channels - form.templates, (form.templates - 1).bit_length())
+        indices["template_index"] = StoredIndices(
+            shape.out_channels - form.templates, (form.templates - 1).bit_length()
+        )
     if form.allocation is not None:
-        indices["supports"] = StoredIndices(shape.out_channels, support_bits(shape.kernel))
+        indices["frequency_support"] = StoredIndices(shape.out_channels, support_bits(shape.kernel))
     return indices
 
 
-def settled(shape: LayerShape, form: LayerForm) -> LayerForm:
+def canonical_form(shape: LayerShape, form: LayerForm) -> LayerForm:
     """The same form of this layer in its first spelling.
 
     That is the first axis that cuts the same blocks of all stored tensors, and blocks of activations no longer than the

@@ -6,28 +6,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.form import LayerForm, LayerShape, stored_tensors
-from layers.quantized import RoundedLayer
+from layers.quantized import QuantizedLayer
 
 __all__ = ["CompressedLinear"]
 
 
-class CompressedLinear(RoundedLayer):
+class CompressedLinear(QuantizedLayer):
     """A linear layer whose weights and inputs are held in block floating point; (..., C) to (..., N)."""
 
     def __init__(self, linear: nn.Linear, form: LayerForm) -> None:
         super().__init__()
-        self.shape, self.form = LayerShape.of(linear), form
+        self.shape, self.form = LayerShape.from_module(linear), form
         stored = stored_tensors(self.shape, form)["coefficients"]
         self.coefficients = nn.Parameter(linear.weight.detach().clone().view(stored.shape))
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
 
     def filters(self) -> Tensor:
         """The weight (N, C)."""
-        return self.quantised(self.coefficients.view(self.shape.out_channels, -1), self.form.weight_format)
+        return self.quantized(self.coefficients.view(self.shape.out_channels, -1), self.form.weight_format)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply; the input is rounded first where the form has bits."""
         form = self.form.activation_format
         if form is not None:
-            x = self.quantised(x.reshape(-1, x.shape[-1]), form).view(x.shape)
+            x = self.quantized(x.reshape(-1, x.shape[-1]), form).view(x.shape)
         return F.linear(x, self.filters(), self.rounded_bias())

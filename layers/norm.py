@@ -2,7 +2,7 @@
 
 The paper (Costain & Prisacariu, appendix C) leaves norms as they are. In a network compressed to a few per cent they
 are a good part of what is left, so their values can be rounded too, each with an exponent of its own: means, variances
-and scales of neighbouring channels differ by orders of magnitude.
+and scales of neighboring channels differ by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from layers.form import LayerForm, LayerShape, stored_tensors
-from layers.quantized import RoundedLayer
+from layers.quantized import QuantizedLayer
 
 __all__ = ["CompressedNorm", "compress_norm"]
 
 
-class CompressedNorm(RoundedLayer):
+class CompressedNorm(QuantizedLayer):
     """What is added to the class of a norm so that it computes with rounded vectors.
 
     Training rounds what trains, and gathers statistics unrounded; evaluation rounds these too.
@@ -37,7 +37,7 @@ class CompressedNorm(RoundedLayer):
         """The vectors (C,) that the norm computes with in its present mode, by name."""
         stored = stored_tensors(self.shape, self.form).items()
         read = {name: tensor.format for name, tensor in stored if tensor.trains or not self.training}
-        return {name: self.quantised(getattr(self, name), form) for name, form in read.items()}
+        return {name: self.quantized(getattr(self, name), form) for name, form in read.items()}
 
     @contextmanager
     def _reading(self, vectors: dict[str, Tensor]) -> Iterator[None]:
@@ -66,7 +66,7 @@ def compress_norm(norm: nn.Module, form: LayerForm) -> CompressedNorm:
     compressed, kind = copy.deepcopy(norm), cast(Any, type(norm))
     compressed.__class__ = _rounding_class(kind)
     assert isinstance(compressed, CompressedNorm)
-    compressed.shape, compressed.form = LayerShape.of(norm), form
+    compressed.shape, compressed.form = LayerShape.from_module(norm), form
     stored_tensors(compressed.shape, form)
     return compressed
 

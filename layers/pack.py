@@ -1,6 +1,6 @@
 """The packed state of a model: what the exported file holds, byte for byte what `layers.cost` counts.
 
-A quantised tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat.pack`); indices,
+A quantized tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat.pack`); indices,
 such as the kept filters of a template layer, take as many bits each as they need, truth values one, most significant
 first; all else stays as the state dict has it. Batch counters of norms are left out. A file has them joined, in the
 order of their names: names and shapes follow from the network and its forms.
@@ -27,12 +27,12 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
 
     Raises `OvertoneError` naming the first tensor that block floating point cannot hold.
     """
-    quantised, widths, packed = _formats(model), _widths(model), {}
+    quantized, widths, packed = _formats(model), _widths(model), {}
     for name, value in _kept_state(model).items():
         value = value.detach().cpu().contiguous()
-        if name in quantised:
+        if name in quantized:
             try:
-                packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, quantised[name])
+                packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, quantized[name])
             except OvertoneError as error:
                 raise OvertoneError(f"The tensor {name!r} cannot be packed: {error}") from error
         elif name in widths or value.dtype == torch.bool:
@@ -47,7 +47,7 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
 
     Raises `OvertoneError` naming the first tensor that is missing, left over or of the wrong shape.
     """
-    quantised, widths, state, layout = _formats(model), _widths(model), {}, _layout(model)
+    quantized, widths, state, layout = _formats(model), _widths(model), {}, _layout(model)
     for name, (shape, dtype) in layout.items():
         if name not in packed:
             raise OvertoneError(f"The packed model lacks the tensor {name!r}.")
@@ -59,9 +59,9 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
     if left := next((name for name in packed if name not in layout), None):
         raise OvertoneError(f"The packed model holds a tensor that the network has not: {left!r}.")
     for name, value in _kept_state(model).items():
-        if name in quantised:
+        if name in quantized:
             mantissas, exponents = packed[f"{name}.mantissas"], packed[f"{name}.exponents"]
-            state[name] = unpack_blocks(mantissas, exponents, quantised[name], value.shape)
+            state[name] = unpack_blocks(mantissas, exponents, quantized[name], value.shape)
         elif name in widths or value.dtype == torch.bool:
             codes = unpack_codes(packed[name], widths.get(name, 1), value.numel())
             state[name] = codes.view(value.shape).to(value.dtype)
@@ -94,10 +94,10 @@ def split_state(model: nn.Module, joined: Tensor) -> dict[str, Tensor]:
 
 def _layout(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and type of each packed tensor."""
-    quantised, widths, layout = _formats(model), _widths(model), {}
+    quantized, widths, layout = _formats(model), _widths(model), {}
     for name, value in _kept_state(model).items():
-        if name in quantised:
-            sizes = quantised[name].packed_bytes(value.shape)
+        if name in quantized:
+            sizes = quantized[name].packed_bytes(value.shape)
             layout[f"{name}.mantissas"] = torch.Size([sizes[0]]), torch.uint8
             layout[f"{name}.exponents"] = torch.Size([sizes[1]]), torch.uint8
         elif name in widths or value.dtype == torch.bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from layers.blockfloat import Rounding, quantise
+from layers.blockfloat import Rounding, quantize
 from layers.blockfloat.format import BlockFormat
 from layers.form import LayerForm, LayerShape
 
-__all__ = ["RoundedLayer"]
+__all__ = ["QuantizedLayer"]
 
 
-class RoundedLayer(nn.Module):
+class QuantizedLayer(nn.Module):
     """A layer that may hold its numbers in block floating point.
 
     `rounding` is how they are rounded in training; evaluation always rounds to nearest even.
@@ -22,10 +22,10 @@ class RoundedLayer(nn.Module):
     rounding: Rounding = "nearest"
     bias: Tensor | None
 
-    def quantised(self, x: Tensor, form: BlockFormat | None) -> Tensor:
+    def quantized(self, x: Tensor, form: BlockFormat | None) -> Tensor:
         """`x` rounded to the format, as it is where there is none; the gradient passes straight through."""
-        return x if form is None else quantise(x, form, self.rounding if self.training else "nearest")
+        return x if form is None else quantize(x, form, self.rounding if self.training else "nearest")
 
     def rounded_bias(self) -> Tensor | None:
         """The bias (N,) as it is added."""
-        return None if self.bias is None else self.quantised(self.bias, self.form.vector_format)
+        return None if self.bias is None else self.quantized(self.bias, self.form.vector_format)

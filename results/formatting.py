@@ -5,7 +5,7 @@ from typing import Any
 
 from layers.errors import UsageError
 
-__all__ = ["cost_axis", "figures_text", "percent", "short_unit"]
+__all__ = ["cost_axis", "format_metrics", "percent", "unit_name"]
 
 _AXES = {
     "size_bytes": ("size (kB)", 1e3),
@@ -32,7 +32,7 @@ def cost_axis(cost: str) -> tuple[str, float]:
     return _AXES[cost]
 
 
-def short_unit(cost: str) -> str:
+def unit_name(cost: str) -> str:
     """The axis's unit as it follows a number: `kB`, `MFLOPs`, `ms`, `ms for 64` (images)."""
     cost_axis(cost)
     return _SHORT[cost]
@@ -43,7 +43,7 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def figures_text(row: Mapping[str, Any]) -> str:
+def format_metrics(row: Mapping[str, Any]) -> str:
     """Accuracy, size, compute and latencies of a row in one short line; what is not known is left out."""
     parts = []
     if row.get("val_top1") is not None:

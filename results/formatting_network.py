@@ -7,7 +7,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["block_records", "block_text", "network_text"]
+__all__ = ["block_records", "format_block", "format_network"]
 
 _ROUNDING = ("bits", "exponent_block", "exponent_axis", "activation_block")
 _PLAIN = ("allocation", "pruning_rate", "groups", "transform", *_ROUNDING)
@@ -22,13 +22,13 @@ def block_records(config: Mapping[str, Any], names: Sequence[str] | None = None)
     return [_record(name, blocks.get(name, {})) for name in dict.fromkeys([*(names or ()), *blocks])]
 
 
-def network_text(blocks: Sequence[Mapping[str, Any]], separator: str = "; ") -> str:
+def format_network(blocks: Sequence[Mapping[str, Any]], separator: str = "; ") -> str:
     """All blocks of a ledger row (its `blocks` column), first to last; templates are the share that is kept."""
-    texts = [block_text(block) for block in blocks]
+    texts = [format_block(block) for block in blocks]
     return separator.join(texts) if any(not text.endswith("uncompressed") for text in texts) else "uncompressed"
 
 
-def block_text(block: Mapping[str, Any]) -> str:
+def format_block(block: Mapping[str, Any]) -> str:
     """One block; a knob that is null is left out, a block without any is `uncompressed`."""
     parts = (_basis(block), _templates(block), _groups(block), _bits(block))
     return f"{block['block']}: {', '.join(part for part in parts if part) or 'uncompressed'}"

@@ -1,9 +1,9 @@
 """The ledger row: what one finished, failed or pruned trial leaves behind, with types that never change silently.
 
 A row is flat but for two lists: `blocks` (the compressed form of each block; null in a knob means uncompressed)
-and `curve` (one entry for each epoch that ran). A number that is not finite is kept as null, never as NaN.
+and `history` (one entry for each epoch that ran). A number that is not finite is kept as null, never as NaN.
 
-Version 2 added `allocation` to `blocks`, version 3 `val_top5` (in `curve` too), `latency_b64_ms`, and `exponent_axis`
+Version 2 added `allocation` to `blocks`, version 3 `val_top5` (in `history` too), `latency_b64_ms`, and `exponent_axis`
 and `activation_block` to `blocks`, version 4 `reused_from`; rows of earlier versions are read with null there.
 """
 
@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from layers.errors import OvertoneError
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "TrialRow", "TrialStatus", "to_table"]
+__all__ = ["SCHEMA", "LEDGER_VERSION", "TrialRow", "TrialStatus", "to_table"]
 
-SCHEMA_VERSION = 4
+LEDGER_VERSION = 4
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -55,7 +55,7 @@ _EPOCH = pa.struct(
 
 SCHEMA = pa.schema(
     {
-        "schema_version": pa.int64(),
+        "ledger_version": pa.int64(),
         "study": pa.string(),
         "trial": pa.string(),
         "number": pa.int64(),
@@ -63,16 +63,16 @@ SCHEMA = pa.schema(
         "error": pa.string(),
         "model": pa.string(),
         "dataset": pa.string(),
-        "start": pa.string(),
+        "init": pa.string(),
         "seed": pa.int64(),
-        "confirms": pa.string(),
+        "repeat_of": pa.string(),
         "reused_from": pa.string(),
         "epochs": pa.int64(),
         "epochs_run": pa.int64(),
         "val_top1": pa.float64(),
         "val_top5": pa.float64(),
         "val_loss": pa.float64(),
-        "zero_shot_top1": pa.float64(),
+        "init_score": pa.float64(),
         "train_loss": pa.float64(),
         "latency_ms": pa.float64(),
         "latency_b64_ms": pa.float64(),
@@ -84,7 +84,7 @@ SCHEMA = pa.schema(
         "spec_digest": pa.string(),
         "spec": pa.string(),
         "blocks": pa.list_(_BLOCK),
-        "curve": pa.list_(_EPOCH),
+        "history": pa.list_(_EPOCH),
         "started_at": _TIME,
         "finished_at": _TIME,
         "compress_s": pa.float64(),
@@ -93,7 +93,7 @@ SCHEMA = pa.schema(
         "total_s": pa.float64(),
         "device": pa.string(),
         "host": pa.string(),
-        "versions": pa.string(),
+        "environment": pa.string(),
         "model_sha256": pa.string(),
     }
 )
@@ -113,7 +113,7 @@ class TrialRow:
 
     Accuracies are fractions in [0, 1], times are seconds, latencies of one image and of a batch of 64 milliseconds,
     `spec` and `versions` JSON.
-    `confirms` is the id of the trial that this one repeats with another seed, null for a trial of the search itself.
+    `repeat_of` is the id of the trial that this one repeats with another seed, null for a trial of the search itself.
     `reused_from` is the study that ran this trial, null where it was run for its own.
     A finished row needs a finite `val_top1` and its four costs; a failed row needs the text of its error; a
     pruned row, of a trial that was stopped early, has no `val_top1` but in its curve.
@@ -125,7 +125,7 @@ class TrialRow:
     status: TrialStatus
     model: str
     dataset: str
-    start: str
+    init: str
     seed: int
     epochs: int
     epochs_run: int
@@ -135,12 +135,12 @@ class TrialRow:
     started_at: datetime
     finished_at: datetime
     error: str | None = None
-    confirms: str | None = None
+    repeat_of: str | None = None
     reused_from: str | None = None
     val_top1: float | None = None
     val_top5: float | None = None
     val_loss: float | None = None
-    zero_shot_top1: float | None = None
+    init_score: float | None = None
     train_loss: float | None = None
     latency_ms: float | None = None
     latency_b64_ms: float | None = None
@@ -149,16 +149,16 @@ class TrialRow:
     macs: int | None = None
     flops: int | None = None
     blocks: Sequence[Mapping[str, Any]] = ()
-    curve: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Mapping[str, Any]] = ()
     compress_s: float | None = None
     finetune_s: float | None = None
     evaluate_s: float | None = None
     total_s: float | None = None
     device: str | None = None
     host: str | None = None
-    versions: str = "{}"
+    environment: str = "{}"
     model_sha256: str | None = None
-    schema_version: int = SCHEMA_VERSION
+    ledger_version: int = LEDGER_VERSION
 
     def __post_init__(self) -> None:
         allowed = [status.value for status in TrialStatus]
@@ -194,7 +194,7 @@ class TrialRow:
         missing = sorted(set(SCHEMA.names) - known.keys())
         if missing:
             raise OvertoneError(f"the record of trial {record.get('trial')!r} lacks the columns {', '.join(missing)}")
-        for name in ("blocks", "curve"):
+        for name in ("blocks", "history"):
             known[name] = tuple(known[name] or ())
         return cls(**{**known, "status": _status(known["status"])})
 

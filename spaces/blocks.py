@@ -28,7 +28,7 @@ def find_blocks(layers: Collection[str], granularity: Granularity = "stage") -> 
     if granularity == "layer":
         return {name: (name,) for name in layers}
     if granularity != "stage":
-        raise UsageError(f"blocks (={granularity!r}) must be 'stage' or 'layer'.")
+        raise UsageError(f"granularity (={granularity!r}) must be 'stage' or 'layer'.")
     blocks: dict[str, list[str]] = {}
     for name in layers:
         blocks.setdefault(_stage_of(name, layers), []).append(name)
@@ -81,7 +81,9 @@ def trace(model: nn.Module, image: tuple[int, int, int]) -> Traced:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    shapes = {name: LayerShape.of(module, tuple(calls[name])) for name, module in layers.items() if calls[name]}
+    shapes = {
+        name: LayerShape.from_module(module, tuple(calls[name])) for name, module in layers.items() if calls[name]
+    }
     return Traced(shapes, counter.get_total_flops() // 2)
 
 

@@ -35,7 +35,7 @@ class BlockConfig:
     transform: Transform | None = None
     """How templates become filters; `scalar` where a pruning rate is given without one, and for a single tap."""
     bits: int | None = None
-    """Mantissa bits of weights and input activations; in the block `vectors` of biases and norms."""
+    """Mantissa bits of weights and input activations; in the block `norms_and_biases` of biases and norms."""
     exponent_block: int | None = None
     """Stored weights that share one exponent; 1 where bits are given without it."""
     exponent_axis: Axis | None = None

@@ -17,13 +17,13 @@ from torch import Tensor
 from layers import UsageError
 from spaces.network import Network
 
-__all__ = ["asks_for_threshold", "threshold_rates", "with_thresholds"]
+__all__ = ["has_global_rate", "global_rates", "resolve_global_rates"]
 
 _GLOBAL = re.compile(r"global (0?\.\d+)")
 """How a value of the knob `pruning_rate` asks for a threshold: `global 0.5` prunes half of all filters."""
 
 
-def threshold_rates(
+def global_rates(
     network: Network, saliency: Mapping[str, Tensor], rate: float, minimum_templates: int
 ) -> dict[str, float]:
     """The pruning rate of each block with convolutions when the `rate` least salient filters of all go.
@@ -34,7 +34,7 @@ def threshold_rates(
     """
     if not 0 < rate < 1:
         raise UsageError(f"global pruning rate (={rate}) must be between 0 and 1.")
-    layers = [name for block in network.blocks for name in network.layers_of(block) if name in saliency]
+    layers = [name for block in network.blocks for name in network.layers_in(block) if name in saliency]
     if not layers:
         raise UsageError("The network has no convolutions, whose filters could be pruned.")
     every = torch.cat([saliency[name] for name in layers])
@@ -47,18 +47,18 @@ def threshold_rates(
     }
     rates = {}
     for block in network.blocks:
-        inside = [name for name in network.layers_of(block) if name in filters]
+        inside = [name for name in network.layers_in(block) if name in filters]
         if inside:
             rates[block] = round(1 - sum(kept[name] for name in inside) / sum(filters[name] for name in inside), 6)
     return rates
 
 
-def asks_for_threshold(limits: Mapping[str, Any]) -> bool:
-    """Whether limits of a space, as `Space.restricted` takes them, name a threshold."""
+def has_global_rate(limits: Mapping[str, Any]) -> bool:
+    """Whether limits of a space, as `Space.restrict` takes them, name a threshold."""
     return any(_asked(knobs) for knobs in limits.values())
 
 
-def with_thresholds(
+def resolve_global_rates(
     limits: Mapping[str, Any], network: Network, saliency: Mapping[str, Tensor], minimum_templates: int
 ) -> dict[str, Any]:
     """The limits with rates in the place of thresholds; what is said of all blocks is said of each."""
@@ -70,7 +70,7 @@ def with_thresholds(
         plain = {knob: values for knob, values in knobs.items() if knob != "pruning_rate"}
         found[name] = {**found.get(name, {}), **plain}
         rates = {value: _rates(value, network, saliency, minimum_templates) for value in _values(knobs)}
-        blocks = [block for block in network.blocks if any(layer in saliency for layer in network.layers_of(block))]
+        blocks = [block for block in network.blocks if any(layer in saliency for layer in network.layers_in(block))]
         for block in blocks if name == "all" else [name]:
             own = limits.get(block, {})
             if name == "all" and isinstance(own, Mapping) and "pruning_rate" in own:
@@ -100,4 +100,4 @@ def _rates(
     asked = _GLOBAL.fullmatch(value)
     if asked is None:
         raise UsageError(f"pruning_rate (={value!r}) must be a rate, or such as 'global 0.5', between 0 and 1.")
-    return threshold_rates(network, saliency, float(asked[1]), minimum_templates)
+    return global_rates(network, saliency, float(asked[1]), minimum_templates)

@@ -20,11 +20,11 @@ __all__ = ["RESNET_DEPTHS", "build_model", "check_outputs", "is_factory", "witho
 RESNET_DEPTHS = (8, 20, 32, 44, 56)
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """Torchvision's networks with classifiers for training alone, which are left away, by the names of their tensors. Both
-turn ImageNet's normalisation of images into their own, as their published weights need it."""
+turn ImageNet's normalization of images into their own, as their published weights need it."""
 
 
 def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
-    """A freshly initialised network for (B, channels, H, W) images, giving (B, classes) logits.
+    """A freshly initialized network for (B, channels, H, W) images, giving (B, classes) logits.
 
     `name` is resnet8/20/32/44/56 or vgg16 (for CIFAR-size images), a torchvision classification model (3 channels),
     or `package.module:factory`, called as `factory(classes=..., channels=...)`. Raises `UsageError` for any other.

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
-from layers.form import Assignment, is_norm, settled, stored_tensors
+from layers.form import Assignment, canonical_form, is_norm, stored_tensors
 from layers.series.basis import BASES, Basis, basis_matrix
 from layers.templates.rebuild import template_count
 from spaces.blocks import Granularity, find_blocks, trace
 from spaces.config import BlockConfig, NetworkConfig
 
-__all__ = ["VECTORS", "Network"]
+__all__ = ["NORMS_AND_BIASES", "Network"]
 
-VECTORS = "vectors"
+NORMS_AND_BIASES = "norms_and_biases"
 """The block of all biases and norms, which takes bits alone; it has a name of its own, for norms are in no block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Blocks and shapes of one network for one image size; plain data, made once by `Network.of`."""
+    """Blocks and shapes of one network for one image size; plain data, made once by `Network.from_module`."""
 
     blocks: Mapping[str, tuple[str, ...]]
     """Layer names of each block, in network order."""
@@ -41,14 +41,16 @@ class Network:
     """Shape of each norm."""
 
     @classmethod
-    def of(cls, model: nn.Module, image: tuple[int, int, int], granularity: Granularity = "stage") -> Network:
+    def from_module(cls, model: nn.Module, image: tuple[int, int, int], granularity: Granularity = "stage") -> Network:
         """Look at a model that takes (channels, height, width) images."""
         traced = trace(model, image)
         shapes = traced.shapes
         blocks = find_blocks(shapes, granularity)
-        if VECTORS in blocks:
-            raise UsageError(f"The network's part {VECTORS!r} needs another name, which biases and norms have here.")
-        norms = {name: LayerShape.of(module) for name, module in model.named_modules() if is_norm(module)}
+        if NORMS_AND_BIASES in blocks:
+            raise UsageError(
+                f"The network's part {NORMS_AND_BIASES!r} needs another name, which biases and norms have here."
+            )
+        norms = {name: LayerShape.from_module(module) for name, module in model.named_modules() if is_norm(module)}
         counted = network_cost(shapes, {}, Cost()).macs
         rest = remaining_cost(model, shapes) + Cost(macs=max(0, traced.macs - counted))
         return cls(blocks=blocks, shapes=shapes, norms=norms, rest=rest)
@@ -61,25 +63,25 @@ class Network:
         """
         forms, seen = dict[str, LayerForm](), set[str]()
         for block, asked in config.blocks.items():
-            if block == VECTORS:
+            if block == NORMS_AND_BIASES:
                 continue
-            layers = self.layers_of(block)
+            layers = self.layers_in(block)
             if seen.intersection(layers):
                 raise UsageError(f"block (={block!r}) holds layers that another block of the config holds too.")
             seen.update(layers)
             forms.update(self.block_forms(block, asked, config.minimum_templates))
-        vectors = self._vector_forms(config.blocks.get(VECTORS, BlockConfig()))
+        vectors = self._norm_and_bias_forms(config.blocks.get(NORMS_AND_BIASES, BlockConfig()))
         return forms | {
             name: dataclasses.replace(forms.get(name, LayerForm()), vector_bits=form.vector_bits)
             for name, form in vectors.items()
         }
 
-    def layers_of(self, block: str) -> tuple[str, ...]:
+    def layers_in(self, block: str) -> tuple[str, ...]:
         """Names of a block's layers; a block is any part of the network, a single layer too, by its module path.
 
-        The block `vectors` is what has a bias, and the norms.
+        The block `norms_and_biases` is what has a bias, and the norms.
         """
-        if block == VECTORS:
+        if block == NORMS_AND_BIASES:
             return (*(name for name, shape in self.shapes.items() if shape.bias), *self.norms)
         layers = tuple(name for name in self.shapes if name == block or name.startswith(f"{block}."))
         if not layers:
@@ -89,12 +91,12 @@ class Network:
 
     def block_forms(self, block: str, asked: BlockConfig, minimum_templates: int) -> dict[str, LayerForm]:
         """The forms of one block's layers, without those that stay as they were."""
-        if block == VECTORS:
-            return self._vector_forms(asked)
-        forms = {name: _layer_form(self.shapes[name], asked, minimum_templates) for name in self.layers_of(block)}
+        if block == NORMS_AND_BIASES:
+            return self._norm_and_bias_forms(asked)
+        forms = {name: _layer_form(self.shapes[name], asked, minimum_templates) for name in self.layers_in(block)}
         return {name: form for name, form in forms.items() if form != LayerForm()}
 
-    def same(self, block: str, one: BlockConfig, other: BlockConfig, minimum_templates: int) -> bool:
+    def equivalent(self, block: str, one: BlockConfig, other: BlockConfig, minimum_templates: int) -> bool:
         """Whether two configs of a block give its layers the same forms."""
         return one == other or (
             self.block_forms(block, one, minimum_templates) == self.block_forms(block, other, minimum_templates)
@@ -105,20 +107,20 @@ class Network:
         plain = sum((layer_cost(shape, LayerForm()) for shape in self.norms.values()), Cost())
         return network_cost({**self.shapes, **self.norms}, self.forms(config), self.rest - plain)
 
-    def vectors_cost(self) -> Cost:
+    def norms_and_biases_cost(self) -> Cost:
         """Cost of all biases and norms as they were."""
         biases = (Cost(shape.out_channels, 4 * shape.out_channels) for shape in self.shapes.values() if shape.bias)
         return sum((layer_cost(shape, LayerForm()) for shape in self.norms.values()), sum(biases, Cost()))
 
     def block_cost(self, block: str, asked: BlockConfig, minimum_templates: int) -> Cost:
-        """Cost of one block's layers; of `vectors` what it adds to those of all layers and the rest, which is negative.
+        """Return the cost of one block's layers; of `norms_and_biases` what it adds to the others, which is negative.
 
         So that the costs of all blocks and the rest add up to the network's.
         """
         forms = self.block_forms(block, asked, minimum_templates)
-        shapes = {name: self.shapes.get(name) or self.norms[name] for name in self.layers_of(block)}
+        shapes = {name: self.shapes.get(name) or self.norms[name] for name in self.layers_in(block)}
         cost = network_cost(shapes, forms, Cost())
-        return cost - network_cost(shapes, {}, Cost()) if block == VECTORS else cost
+        return cost - network_cost(shapes, {}, Cost()) if block == NORMS_AND_BIASES else cost
 
     def digest(self, config: NetworkConfig) -> str:
         """Identity of the network that the config builds: equal for two spellings of one network."""
@@ -135,8 +137,8 @@ class Network:
         blocks = {}
         for block in sorted(config.blocks, key=self._place):
             asked = config.blocks[block]
-            if asked.activation_block is not None and block != VECTORS:
-                most = max(self.shapes[layer].in_channels for layer in self.layers_of(block))
+            if asked.activation_block is not None and block != NORMS_AND_BIASES:
+                most = max(self.shapes[layer].in_channels for layer in self.layers_in(block))
                 asked = dataclasses.replace(asked, activation_block=min(asked.activation_block, most))
             forms = self.block_forms(block, asked, config.minimum_templates)
             for simple in _SIMPLER:
@@ -149,15 +151,15 @@ class Network:
         return NetworkConfig(blocks=blocks, minimum_templates=config.minimum_templates)
 
     def _place(self, block: str) -> int:
-        """Where a block is in the network; `vectors` come last."""
-        return len(self.shapes) if block == VECTORS else list(self.shapes).index(self.layers_of(block)[0])
+        """Where a block is in the network; `norms_and_biases` come last."""
+        return len(self.shapes) if block == NORMS_AND_BIASES else list(self.shapes).index(self.layers_in(block)[0])
 
-    def _vector_forms(self, asked: BlockConfig) -> dict[str, LayerForm]:
+    def _norm_and_bias_forms(self, asked: BlockConfig) -> dict[str, LayerForm]:
         if asked != BlockConfig(bits=asked.bits):
-            raise UsageError(f"block (={VECTORS!r}) takes bits alone; {asked} was given.")
+            raise UsageError(f"block (={NORMS_AND_BIASES!r}) takes bits alone; {asked} was given.")
         if asked.bits is None:
             return {}
-        return dict.fromkeys(self.layers_of(VECTORS), LayerForm(vector_bits=asked.bits))
+        return dict.fromkeys(self.layers_in(NORMS_AND_BIASES), LayerForm(vector_bits=asked.bits))
 
 
 _SIMPLER: tuple[Mapping[str, Any], ...] = (
@@ -204,7 +206,7 @@ def _layer_form(shape: LayerShape, asked: BlockConfig, minimum_templates: int) -
         form = _with_series(form, shape, asked)
         form = _with_templates(form, shape, asked, minimum_templates)
     stored_tensors(shape, form)
-    return settled(shape, form)
+    return canonical_form(shape, form)
 
 
 def _with_series(form: LayerForm, shape: LayerShape, asked: BlockConfig) -> LayerForm:

@@ -32,10 +32,10 @@ from layers import (
     split_state,
     unpack_state,
 )
-from layers.files import write_whole
+from layers.files import atomic_write
 from spaces.card import PACKED_VERSION, decode_card, decode_forms, encode_card
+from spaces.meta_device import build_on_meta, convert_layers, materialize, packed_bytes
 from spaces.models import is_factory
-from spaces.skeleton import allocate, outline, packed_bytes, put_in_form
 
 __all__ = ["PACKED_VERSION", "load_model", "read_card", "save_model"]
 
@@ -49,7 +49,7 @@ def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -
     text = encode_card(card, {name: layer.form for name, layer in compressed_layers(model).items()})
     content = safetensors.torch.save({"packed": join_state(pack_state(model))}, {"overtone": text})
     try:
-        write_whole(path, lambda scratch: scratch.write_bytes(content))
+        atomic_write(path, lambda scratch: scratch.write_bytes(content))
     except OSError as error:
         raise OvertoneError(f"The packed model cannot be written to {path}: {error}.") from error
 
@@ -80,7 +80,7 @@ def load_model(path: str | Path, *, factory: Callable[..., nn.Module] | None = N
         packed = split_state(model, _only(tensors)) if card["version"] > 2 else tensors
         if factory is None:
             _check_indices(model, packed)
-            allocate(model)
+            materialize(model)
         unpack_state(model, packed)
         _check_kept(model)
     return model.eval()
@@ -106,11 +106,11 @@ def _only(tensors: Mapping[str, Tensor]) -> Tensor:
 
 def _empty(card: Mapping[str, Any], forms: Mapping[str, LayerForm], held: int) -> nn.Module:
     """The named network in its forms, still without memory; `OvertoneError` where it is not of as many bytes."""
-    model = outline(card["model"], classes=card["classes"], channels=card["channels"])
+    model = build_on_meta(card["model"], classes=card["classes"], channels=card["channels"])
     needed = packed_bytes(model, forms)
     if needed != held:
         raise OvertoneError(f"the network that its card describes takes {needed} bytes, its tensors have {held}")
-    put_in_form(model, forms)
+    convert_layers(model, forms)
     return model
 
 
@@ -123,12 +123,14 @@ def _check_indices(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
 
 def _check_kept(model: nn.Module) -> None:
     for name, layer in compressed_layers(model).items():
-        if not isinstance(layer, CompressedConv2d) or layer.kept is None:
+        if not isinstance(layer, CompressedConv2d) or layer.template_mask is None:
             continue
-        if int(layer.kept.sum()) != layer.form.templates:
-            raise OvertoneError(f"{name!r} keeps {int(layer.kept.sum())} filters, not {layer.form.templates}")
-        if layer.assigned is not None and (layer.assigned >= layer.form.templates).any():
-            raise OvertoneError(f"{name!r} rebuilds a filter from template {int(layer.assigned.max())}, which it lacks")
+        if int(layer.template_mask.sum()) != layer.form.templates:
+            raise OvertoneError(f"{name!r} keeps {int(layer.template_mask.sum())} filters, not {layer.form.templates}")
+        if layer.template_index is not None and (layer.template_index >= layer.form.templates).any():
+            raise OvertoneError(
+                f"{name!r} rebuilds a filter from template {int(layer.template_index.max())}, which it lacks"
+            )
 
 
 @contextlib.contextmanager

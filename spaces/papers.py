@@ -133,7 +133,7 @@ _TABLE_4: Mapping[int, tuple[float, _Rows]] = {
         },
     ),
 }
-"""Mantissa bits -> top-1 of the plain convolutions and of the series, quantised."""
+"""Mantissa bits -> top-1 of the plain convolutions and of the series, quantized."""
 
 _SCALAR_RATES = {0.9: 90.62, 0.7: 92.48}
 """Pruning rate -> top-1 of VGG16 with scalar transforms, P2's Table 3."""
@@ -171,7 +171,7 @@ def _table_4() -> list[Preset]:
     """Weights and inputs of every layer in block floating point of block size 1 (appendix C), the linear one too."""
     found, source = [], "Costain & Prisacariu, Table 4 (ImageNet)"
     for bits, (top1, rows) in _TABLE_4.items():
-        config = _quantised(NetworkConfig(), bits)
+        config = _quantized(NetworkConfig(), bits)
         name, base = f"conv-{bits}bit", _RESNET18_BASE
         found.append(Preset(name=name, config=config, source=source, published_top1=top1, published_base=base))
         found += _both_series(rows, source=source, base=base, bits=bits)
@@ -185,7 +185,7 @@ def _both_series(rows: _Rows, *, source: str, base: float, bits: int | None = No
         for harmonics, top1 in rows.items():
             name, config = f"{short}-{harmonics}", _series(family, _BLOCKS, map(int, harmonics.split(",")))
             if bits is not None:
-                name, config = f"{name}-{bits}bit", _quantised(config, bits)
+                name, config = f"{name}-{bits}bit", _quantized(config, bits)
             found.append(
                 Preset(name=name, config=config, source=source, published_top1=top1[column], published_base=base)
             )
@@ -199,7 +199,7 @@ def _series(family: Family, blocks: Iterable[str], harmonics: Iterable[int]) -> 
     )
 
 
-def _quantised(config: NetworkConfig, bits: int) -> NetworkConfig:
+def _quantized(config: NetworkConfig, bits: int) -> NetworkConfig:
     """ResNet-18, every layer at these mantissa bits."""
     blocks = {block: config.blocks.get(block, BlockConfig()) for block in (*_BLOCKS, "fc")}
     return NetworkConfig(blocks={block: replace(asked, bits=bits) for block, asked in blocks.items()})

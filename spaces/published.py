@@ -21,14 +21,14 @@ import torch
 
 from spaces import BlockConfig, Network, NetworkConfig, build_model
 
-__all__ = ["PublishedRow", "published_rows"]
+__all__ = ["PaperResult", "published_rows"]
 
 _P1 = "Costain & Prisacariu, CosConv"
 _P2 = "Miles & Mikolajczyk"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedRow:
+class PaperResult:
     """One row of a paper: accuracies in percent as printed, costs as shares of the uncompressed network's."""
 
     paper: str
@@ -54,7 +54,7 @@ class PublishedRow:
         return placed
 
 
-def published_rows(model: str, dataset: str) -> list[PublishedRow]:
+def published_rows(model: str, dataset: str) -> list[PaperResult]:
     """What was published for a model of this name, in the papers' order; nothing for other models, nor for digits."""
     if dataset == "digits":
         return []
@@ -97,11 +97,11 @@ _TEMPLATES: Mapping[str, tuple[str, float, Sequence[tuple[float, float, float]]]
 """Training data, baseline, and (accuracy, FLOPs saved in percent, parameters saved in percent) of each row."""
 
 
-def _series_rows(model: str) -> list[PublishedRow]:
+def _series_rows(model: str) -> list[PaperResult]:
     data, baseline, rows = _SERIES.get(model, ("", 0.0, {}))
     shares = _series_shares(model) if rows else {}
     return [
-        PublishedRow(
+        PaperResult(
             paper=_P1,
             name=name,
             data=data,
@@ -115,10 +115,10 @@ def _series_rows(model: str) -> list[PublishedRow]:
     ]
 
 
-def _template_rows(model: str) -> list[PublishedRow]:
+def _template_rows(model: str) -> list[PaperResult]:
     data, baseline, rows = _TEMPLATES.get(model, ("", 0.0, ()))
     return [
-        PublishedRow(
+        PaperResult(
             paper=_P2,
             name=f"{flops:.3g} % fewer FLOPs",
             data=data,
@@ -137,7 +137,7 @@ def _series_shares(model: str) -> dict[str, tuple[float, float]]:
     """Shares of size and FLOPs that each row keeps of the network as the paper has it."""
     classes, side = (10, 32) if _SERIES[model][0] == _CIFAR else (1000, 224)
     with torch.random.fork_rng(devices=[]):
-        network = Network.of(build_model(model, classes=classes, channels=3), (3, side, side))
+        network = Network.from_module(build_model(model, classes=classes, channels=3), (3, side, side))
     whole = network.cost(NetworkConfig())
     costs = {name: network.cost(_config(network, name)) for name in _SERIES[model][2]}
     return {name: (cost.size_bytes / whole.size_bytes, cost.macs / whole.macs) for name, cost in costs.items()}

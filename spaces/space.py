@@ -18,7 +18,7 @@ from layers import Cost, UsageError
 from layers.form import ALLOCATIONS, MOST_TAPS
 from layers.series.basis import FAMILIES, basis_name
 from spaces.config import BlockConfig, NetworkConfig
-from spaces.network import VECTORS, Network
+from spaces.network import NORMS_AND_BIASES, Network
 
 __all__ = ["KNOBS", "Space", "Value"]
 
@@ -50,10 +50,10 @@ class Space:
     def default(cls, network: Network, minimum_templates: int = 8) -> Space:
         """What each block can legally take, the uncompressed network included; of some knobs a selection."""
         choices = {block: _legal(network, block, minimum_templates) for block in network.blocks}
-        vectors = {VECTORS: {"bits": VECTOR_BITS}} if network.layers_of(VECTORS) else {}
+        vectors = {NORMS_AND_BIASES: {"bits": VECTOR_BITS}} if network.layers_in(NORMS_AND_BIASES) else {}
         return cls(network=network, choices={**choices, **vectors}, minimum_templates=minimum_templates)
 
-    def restricted(self, limits: Mapping[str, Any]) -> Space:
+    def restrict(self, limits: Mapping[str, Any]) -> Space:
         """The space with some knobs limited: `{block or "all": {knob: [values]}}`; `harmonics` stands for both axes.
 
         Knobs of which the default space has a selection take any value that the layers can.
@@ -124,7 +124,7 @@ class Space:
             return ()
 
         def fits(value: Any) -> bool:
-            return self.network.same(block, asked, replace(asked, **{knob: value}), self.minimum_templates)
+            return self.network.equivalent(block, asked, replace(asked, **{knob: value}), self.minimum_templates)
 
         return tuple(filter(fits, self.choices[block][knob]))
 
@@ -209,7 +209,7 @@ def _limit(space: Space, block: str, knob: str, values: tuple[Value, ...]) -> tu
         raise UsageError(f"space.{block}.{knob} (={list(values)}) must be a list of values among {_words(legal)}.")
     for value in values if knob in _SELECTIONS else ():
         others: dict[str, Any] = {"basis": "cosine", "harmonics": (1, 1), "pruning_rate": 0.5, "bits": 8}
-        others = {} if block == VECTORS else others
+        others = {} if block == NORMS_AND_BIASES else others
         try:
             space.network.block_forms(block, BlockConfig(**others | {knob: value}), minimum_templates=1)
         except (UsageError, TypeError) as error:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import OvertoneError, UsageError
-from layers.files import write_whole
+from layers.files import atomic_write
 from spaces.models import without_auxiliary
 
 __all__ = ["load_weights", "save_weights", "state_sha256"]
@@ -53,7 +53,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
     content = safetensors.torch.save(state, {"overtone": json.dumps(dict(metadata))})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda scratch: scratch.write_bytes(content))
+        atomic_write(path, lambda scratch: scratch.write_bytes(content))
     except OSError as error:
         raise OvertoneError(f"Weights cannot be written to {path}: {error}.") from error
 

@@ -19,17 +19,17 @@ import torch
 from torch import nn
 
 from layers.timing import median_ms
-from trainers.data.augment import augment, normalise
-from trainers.evaluation import evaluating, evaluation_batch
-from trainers.runtime.cuda_graphs import Passes, graph_bytes, graphed
-from trainers.runtime.determinism import repeatable_kernels, seeded_dropout
+from trainers.data.augment import augment, normalize
+from trainers.evaluation import default_eval_batch_size, eval_mode
+from trainers.runtime.cuda_graphs import ForwardFn, graph_bytes, maybe_cuda_graph
+from trainers.runtime.determinism import deterministic_cudnn, seeded_dropout
 from trainers.runtime.device import training_precision
-from trainers.runtime.memory import held_bytes, peak_bytes, saved_bytes
-from trainers.runtime.threads import step_threads, threads
+from trainers.runtime.memory import peak_bytes, saved_bytes, storage_bytes
+from trainers.runtime.threads import num_threads, threads_for_step
 from trainers.training.distillation import Teacher
 from trainers.training.loss import Loss
-from trainers.training.optimizer import make_optimiser
-from trainers.training.recipe import Schedule
+from trainers.training.optimizer import make_optimizer
+from trainers.training.recipe import TrainingRecipe
 
 __all__ = ["TrialEstimate", "estimate_trial"]
 
@@ -54,7 +54,7 @@ class TrialEstimate:
     weights_bytes: int
     """Parameters and buffers; with those of the teacher and of the average where the schedule has them."""
     gradients_bytes: int
-    optimiser_bytes: int
+    optimizer_bytes: int
     activations_bytes: int
     """What is saved for the backward pass of one batch (or of the piece of it that is computed at once); twice where
     that is recorded as a CUDA graph, which shares its memory with no other batch."""
@@ -71,8 +71,8 @@ class TrialEstimate:
     @property
     def memory_bytes(self) -> int:
         """All parts. Activations and validation take turns, but an allocator rarely gives one the other's memory."""
-        learnt = self.weights_bytes + self.gradients_bytes + self.optimiser_bytes
-        return learnt + self.activations_bytes + self.validation_bytes + self.images_bytes
+        learned = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+        return learned + self.activations_bytes + self.validation_bytes + self.images_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data: the sums, then the parts."""
@@ -83,7 +83,7 @@ def estimate_trial(
     model: nn.Module,
     shape: tuple[int, int, int],
     *,
-    schedule: Schedule,
+    recipe: TrainingRecipe,
     epochs: int,
     train_images: int,
     val_images: int,
@@ -99,26 +99,26 @@ def estimate_trial(
     """
     device = torch.device(device)
     generator = torch.Generator(device).manual_seed(0)
-    with repeatable_kernels(), seeded_dropout(generator):
-        probe = _Probe(model, shape, schedule, generator)
-        batch, val_batch = min(schedule.batch_size, train_images), min(evaluation_batch(device), val_images)
-        activations = _drawn_out(probe.activations, -(-batch // schedule.accumulate))
+    with deterministic_cudnn(), seeded_dropout(generator):
+        probe = _Probe(model, shape, recipe, generator)
+        batch, val_batch = min(recipe.batch_size, train_images), min(default_eval_batch_size(device), val_images)
+        activations = _drawn_out(probe.activations, -(-batch // recipe.grad_accum_steps))
         validation = _drawn_out(probe.validation_peak, val_batch)
-        few = step_threads(probe.model, shape, schedule, device, streamed=streamed)
-        with threads(few):
+        few = threads_for_step(probe.model, shape, recipe, device, streamed=streamed)
+        with num_threads(few):
             train_s = _seconds_an_image(probe.training, batch, device, _TRAIN_S)
         validate_s = _seconds_an_image(probe.validation, val_batch, device, _VALIDATE_S)
-    states = [state for kept in probe.optimiser.state.values() for state in kept.values()]
+    states = [state for kept in probe.optimizer.state.values() for state in kept.values()]
     image_bytes = torch.int64.itemsize + (0 if streamed else shape[0] * shape[1] * shape[2])
     return TrialEstimate(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         threads=few,
         training_s=train_s * train_images * epochs,
         validation_s=validate_s * val_images * (epochs + 1),
-        weights_bytes=held_bytes(_state(probe.model)) * (1 + bool(schedule.distillation) + bool(schedule.ema)),
-        gradients_bytes=held_bytes(weight.grad for weight in probe.model.parameters() if weight.grad is not None),
-        optimiser_bytes=held_bytes(state for state in states if isinstance(state, torch.Tensor)),
-        activations_bytes=activations + (graph_bytes(activations, device) if _recorded(schedule) else 0),
+        weights_bytes=storage_bytes(_state(probe.model)) * (1 + bool(recipe.distillation) + bool(recipe.ema_decay)),
+        gradients_bytes=storage_bytes(weight.grad for weight in probe.model.parameters() if weight.grad is not None),
+        optimizer_bytes=storage_bytes(state for state in states if isinstance(state, torch.Tensor)),
+        activations_bytes=activations + (graph_bytes(activations, device) if _recorded(recipe) else 0),
         validation_bytes=validation,
         images_bytes=(train_images + val_images) * image_bytes,
     )
@@ -128,25 +128,25 @@ class _Probe:
     """A copy of a network on its device with all that trains it; a learning rate of 0 keeps its outputs finite."""
 
     def __init__(
-        self, model: nn.Module, shape: tuple[int, int, int], schedule: Schedule, generator: torch.Generator
+        self, model: nn.Module, shape: tuple[int, int, int], recipe: TrainingRecipe, generator: torch.Generator
     ) -> None:
         self.device, self.generator, self.shape = generator.device, generator, shape
-        self.schedule, self.teacher = schedule, model
+        self.recipe, self.teacher = recipe, model
         self.model = copy.deepcopy(model).to(self.device).to(memory_format=torch.channels_last).train()
-        self.optimiser = make_optimiser(self.model, schedule)
-        for group in self.optimiser.param_groups:
+        self.optimizer = make_optimizer(self.model, recipe)
+        for group in self.optimizer.param_groups:
             group["lr"] = 0.0
-        self.bf16 = training_precision(schedule.precision, self.device) == "bf16"
+        self.bf16 = training_precision(recipe.precision, self.device) == "bf16"
 
     def training(self, count: int) -> Callable[[], None]:
         """A step over so many images, as they come from the set."""
         images = self._images(count)
-        loss = self._loss(graphed(self.model, self.device) if _recorded(self.schedule) else self.model)
+        loss = self._loss(maybe_cuda_graph(self.model, self.device) if _recorded(self.recipe) else self.model)
 
         def step() -> None:
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             loss(augment(images, "crop-flip", self.generator)).backward()
-            self.optimiser.step()
+            self.optimizer.step()
 
         return step
 
@@ -155,8 +155,8 @@ class _Probe:
         images = self._images(count)
 
         def step() -> None:
-            with evaluating(self.model):
-                self.model(self._normalised(images))
+            with eval_mode(self.model):
+                self.model(self._normalized(images))
 
         return step
 
@@ -169,12 +169,12 @@ class _Probe:
         """The most bytes that a forward pass in evaluation mode over so many images holds."""
         return peak_bytes(self.validation(count))
 
-    def _loss(self, network: Passes) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _loss(self, network: ForwardFn) -> Callable[[torch.Tensor], torch.Tensor]:
         """Of a batch of one size: the teacher's passes, too, are recorded for one."""
-        loss = Loss(self.schedule, Teacher(self.teacher, self.device) if self.schedule.distillation else None)
+        loss = Loss(self.recipe, Teacher(self.teacher, self.device) if self.recipe.distillation else None)
 
         def of(images: torch.Tensor) -> torch.Tensor:
-            images, labels = self._normalised(images), torch.zeros(len(images), dtype=torch.int64, device=self.device)
+            images, labels = self._normalized(images), torch.zeros(len(images), dtype=torch.int64, device=self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 return loss(network(images).float(), images, labels)
 
@@ -184,8 +184,8 @@ class _Probe:
         shape = (count, *self.shape)
         return torch.randint(256, shape, generator=self.generator, device=self.device, dtype=torch.uint8)
 
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        return normalise(images, (0.5,) * self.shape[0], (0.25,) * self.shape[0])
+    def _normalized(self, images: torch.Tensor) -> torch.Tensor:
+        return normalize(images, (0.5,) * self.shape[0], (0.25,) * self.shape[0])
 
 
 def _seconds_an_image(
@@ -207,9 +207,9 @@ def _seconds_an_image(
     return (median_ms(step, device, runs=runs, warm_up=0) if runs > 1 else once_ms) / 1000 / count
 
 
-def _recorded(schedule: Schedule) -> bool:
+def _recorded(recipe: TrainingRecipe) -> bool:
     """Whether fine-tuning may record its passes: gradients of a batch's pieces add up, and those of graphs cannot."""
-    return schedule.accumulate == 1
+    return recipe.grad_accum_steps == 1
 
 
 def _drawn_out(nbytes: Callable[[int], int], count: int) -> int:

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from layers.errors import OvertoneError
-from layers.execution import fastest_executions
+from layers.execution import autotuned
 from layers.timing import median_ms
 from trainers.data import Split
-from trainers.data.augment import normalise
-from trainers.runtime.determinism import repeatable_kernels
+from trainers.data.augment import normalize
+from trainers.runtime.determinism import deterministic_cudnn
 
-__all__ = ["Evaluation", "evaluate", "evaluating", "evaluation_batch", "latency_ms", "predict"]
+__all__ = ["Evaluation", "evaluate", "eval_mode", "default_eval_batch_size", "latency_ms", "predict"]
 
 _WARM_UP, _TIMED, _BUDGET_S = 5, 30, 5.0
 _TOP = 5
@@ -75,7 +75,7 @@ def predict(
     return _logits(model, split, mean, std, device, batch_size).argmax(1).cpu()
 
 
-def evaluation_batch(device: torch.device | str) -> int:
+def default_eval_batch_size(device: torch.device | str) -> int:
     """Images that are evaluated at a time, where nobody says: as many as suit a CPU's caches, or fill a GPU."""
     return 128 if torch.device(device).type == "cpu" else 512
 
@@ -86,12 +86,12 @@ def latency_ms(
     """Median time of one forward pass over a batch of images of shape (C, H, W): 30 timed runs after 5 that are not.
 
     Where those take more than 5 seconds there are fewer, but always 3 timed runs after one that is not. Each layer runs
-    in the exact form that is fastest here (`layers.choose_executions`).
+    in the exact form that is fastest here (`layers.autotune`).
     """
     device = torch.device(device)
     images = torch.rand((batch_size, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
-    with evaluating(model.to(device)), fastest_executions(model, images):
+    with eval_mode(model.to(device)), autotuned(model, images):
         return median_ms(lambda: model(images), device, runs=_TIMED, warm_up=_WARM_UP, budget_s=_BUDGET_S)
 
 
@@ -104,9 +104,9 @@ def _logits(
     batch_size: int | None,
 ) -> torch.Tensor:
     """The outputs (n, classes), checked, on the device."""
-    with evaluating(model.to(device)):
-        rows = torch.arange(len(split)).split(batch_size or evaluation_batch(device))
-        logits = torch.cat([model(normalise(images, mean, std)) for images, _ in split.batches(rows, device)])
+    with eval_mode(model.to(device)):
+        rows = torch.arange(len(split)).split(batch_size or default_eval_batch_size(device))
+        logits = torch.cat([model(normalize(images, mean, std)) for images, _ in split.batches(rows, device)])
     bad = int((~logits.isfinite()).any(1).sum())
     if bad:
         raise OvertoneError(f"the network's outputs are infinite or not numbers for {bad} of {len(split)} images.")
@@ -114,13 +114,13 @@ def _logits(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients and with repeatable kernels; every module's own mode comes back after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         # no_grad, not inference_mode: what a layer may cache here must still be usable in training
-        with torch.no_grad(), repeatable_kernels():
+        with torch.no_grad(), deterministic_cudnn():
             yield
     finally:
         for module, training in modes:

@@ -13,8 +13,8 @@ from layers import UsageError
 from spaces import Network, NetworkConfig
 from trainers.data import DataSpec
 from trainers.start.saliency import SALIENCIES
-from trainers.start.start import STARTS
-from trainers.training.recipe import Schedule
+from trainers.start.start import INITS
+from trainers.training.recipe import TrainingRecipe
 
 __all__ = ["TrialSpec"]
 
@@ -35,10 +35,10 @@ class TrialSpec:
     """Content of the splits, `Data.fingerprint`."""
     config: NetworkConfig = field(default_factory=NetworkConfig)
     """How the network is compressed."""
-    schedule: Schedule = field(default_factory=Schedule)
+    recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
     """How it is fine-tuned."""
-    start: str = "calibrated"
-    """How the compressed weights begin, one of `trainers.start.start.STARTS`."""
+    init: str = "calibrated"
+    """How the compressed weights begin, one of `trainers.start.start.INITS`."""
     saliency: str = "magnitude"
     """By what filters stay as templates, one of `trainers.start.saliency.SALIENCIES`."""
     epochs: int = 5
@@ -52,13 +52,13 @@ class TrialSpec:
         for name in ("model", "weights", "weights_sha256", "data_fingerprint"):
             if not isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} (={getattr(self, name)!r}) must be a text.")
-        if self.start not in STARTS:
-            raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
+        if self.init not in INITS:
+            raise UsageError(f"init (={self.init!r}) must be one of {', '.join(INITS)}.")
         if self.saliency not in SALIENCIES:
             raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}.")
         if not isinstance(self.epochs, int) or self.epochs < 0:
             raise UsageError(f"epochs (={self.epochs}) must be a whole number of at least 0.")
-        self.schedule.check_length(self.epochs)
+        self.recipe.check_length(self.epochs)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UsageError(f"seed (={self.seed}) must be a whole number of at least 0 and below 2**63.")
 
@@ -75,8 +75,8 @@ class TrialSpec:
             "weights": self.weights_sha256,
             "data": self.data_fingerprint,
             "network": network.digest(self.config),
-            "schedule": self.schedule.identity(),
-            "start": self.start,
+            "recipe": self.recipe.identity(),
+            "init": self.init,
             "epochs": self.epochs,
             "seed": self.seed,
         }
@@ -110,7 +110,7 @@ class TrialSpec:
             raise UsageError(f"spec has the key {unknown[0]!r}, allowed are {', '.join(sorted(known))}.")
         parsed = dict(data)
         try:
-            for name, parse in (("data", DataSpec), ("schedule", Schedule)):
+            for name, parse in (("data", DataSpec), ("recipe", TrainingRecipe)):
                 if name in parsed:
                     parsed[name] = parse(**parsed[name])
             if "config" in parsed:

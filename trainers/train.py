@@ -12,11 +12,11 @@ from layers import compressed_layers
 from spaces import build_model, save_model, save_weights
 from trainers.data import Data
 from trainers.training.checkpoint import read_checkpoint, write_checkpoint
-from trainers.training.loop import Epoch, Finetuning
-from trainers.training.recipe import Schedule
+from trainers.training.loop import Epoch, TrainingLoop
+from trainers.training.recipe import TrainingRecipe
 from trainers.trial import image_card
 
-__all__ = ["random_network", "save_trained", "train_baseline"]
+__all__ = ["random_network", "save_trained", "train_model"]
 
 
 def random_network(model: str, data: Data, *, seed: int) -> nn.Module:
@@ -26,10 +26,10 @@ def random_network(model: str, data: Data, *, seed: int) -> nn.Module:
         return build_model(model, classes=data.classes, channels=data.channels)
 
 
-def train_baseline(
+def train_model(
     model: nn.Module,
     data: Data,
-    schedule: Schedule,
+    recipe: TrainingRecipe,
     *,
     epochs: int,
     seed: int,
@@ -43,21 +43,21 @@ def train_baseline(
     With a checkpoint file the training goes on from it where it is there, and writes it after each epoch but the last.
     `about`, plain JSON, says what the training is of: another's checkpoint is refused (UsageError).
     """
-    training = Finetuning(model, data, schedule, epochs=epochs, seed=seed, device=device)
-    identity = {**(about or {}), **asdict(schedule), "data": data.fingerprint, "epochs": epochs, "seed": seed}
-    curve: list[Epoch] = []
+    training = TrainingLoop(model, data, recipe, epochs=epochs, seed=seed, device=device)
+    identity = {**(about or {}), **asdict(recipe), "data": data.fingerprint, "epochs": epochs, "seed": seed}
+    history: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
         state = read_checkpoint(checkpoint, identity)
         training.load_state_dict(state)
-        curve = [Epoch(**epoch) for epoch in state["curve"]]
+        history = [Epoch(**epoch) for epoch in state["history"]]
     for epoch in training:
-        curve.append(epoch)
+        history.append(epoch)
         if checkpoint is not None and epoch.epoch < epochs:
-            past = [asdict(epoch) for epoch in curve]
-            write_checkpoint(checkpoint, identity, {**training.state_dict(), "curve": past})
+            past = [asdict(epoch) for epoch in history]
+            write_checkpoint(checkpoint, identity, {**training.state_dict(), "history": past})
         if on_epoch is not None:
             on_epoch(epoch)
-    return curve
+    return history
 
 
 def save_trained(network: nn.Module, out: Path, model: str, data: Data, about: Mapping[str, Any]) -> None:

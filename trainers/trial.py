@@ -27,10 +27,10 @@ from trainers.evaluation import Evaluation, evaluate, latency_ms
 from trainers.runtime.device import default_device, keep_freed_memory, parse_device, training_precision
 from trainers.spec import TrialSpec
 from trainers.start.saliency import filter_saliency
-from trainers.start.start import begin
+from trainers.start.start import initialize
 from trainers.training.checkpoint import read_checkpoint, write_checkpoint
-from trainers.training.gradual_pruning import keep_pruned
-from trainers.training.loop import Epoch, Finetuning
+from trainers.training.gradual_pruning import defer_pruning
+from trainers.training.loop import Epoch, TrainingLoop
 
 __all__ = ["Trial", "TrialResult", "image_card", "load_baseline", "run_trial"]
 
@@ -47,13 +47,13 @@ class TrialResult:
     val_top5: float
     """The same for the five highest outputs."""
     val_loss: float
-    zero_shot_top1: float
+    init_score: float
     """Share of validation images, before fine-tuning."""
     latency_ms: float | None
     """Of one image."""
     latency_b64_ms: float | None
     """Of a batch of 64."""
-    curve: tuple[Epoch, ...]
+    history: tuple[Epoch, ...]
     precision: str
     """What it was fine-tuned in, 'fp32' or 'bf16'."""
     compress_s: float
@@ -92,23 +92,23 @@ class Trial:
         saliency = self._saliency(baseline)
         self.model = compress_model(baseline, network.forms(spec.config), saliency)
         if state is None:
-            begin(spec.start, self.model, baseline, data, seed=spec.seed, device=self.device)
+            initialize(spec.init, self.model, baseline, data, seed=spec.seed, device=self.device)
             self._compress_s = time.perf_counter() - begun
             begun = time.perf_counter()
-            self.zero_shot = evaluate(self.model, data.val, mean=data.mean, std=data.std, device=self.device)
+            self.initial = evaluate(self.model, data.val, mean=data.mean, std=data.std, device=self.device)
             self._evaluate_s = time.perf_counter() - begun
         else:
             self._compress_s, self._evaluate_s = state["compress_s"], state["evaluate_s"]
-            self.zero_shot = Evaluation(**state["zero_shot"])
-        if spec.schedule.gradual_pruning and spec.epochs:
-            keep_pruned(self.model, baseline, saliency)
-        self.curve = [] if state is None else [Epoch(**epoch) for epoch in state["curve"]]
-        teacher = baseline if spec.schedule.distillation else None
+            self.initial = Evaluation(**state["zero_shot"])
+        if spec.recipe.gradual_pruning and spec.epochs:
+            defer_pruning(self.model, baseline, saliency)
+        self.history = [] if state is None else [Epoch(**epoch) for epoch in state["history"]]
+        teacher = baseline if spec.recipe.distillation else None
         self._finetuning = (
-            Finetuning(
+            TrainingLoop(
                 self.model,
                 data,
-                spec.schedule,
+                spec.recipe,
                 epochs=spec.epochs,
                 seed=spec.seed,
                 device=self.device,
@@ -129,7 +129,7 @@ class Trial:
     def epochs(self) -> Iterator[Epoch]:
         """Fine-tune, an epoch at a time."""
         for epoch in self._finetuning or ():
-            self.curve.append(epoch)
+            self.history.append(epoch)
             yield epoch
 
     def checkpoint(self, path: Path) -> None:
@@ -137,8 +137,8 @@ class Trial:
         if self._finetuning is None:
             return
         plain = {
-            "zero_shot": asdict(self.zero_shot),
-            "curve": [asdict(epoch) for epoch in self.curve],
+            "zero_shot": asdict(self.initial),
+            "history": [asdict(epoch) for epoch in self.history],
             "compress_s": self._compress_s,
             "evaluate_s": self._evaluate_s,
         }
@@ -147,28 +147,28 @@ class Trial:
     @property
     def ended(self) -> bool:
         """Whether the last epoch has run."""
-        return len(self.curve) >= self.spec.epochs
+        return len(self.history) >= self.spec.epochs
 
     def result(self) -> TrialResult:
         """What was measured so far; latency is measured now, where the spec asks for it and the trial has ended."""
         begun = time.perf_counter()
         timed = self.spec.latency and self.ended
         single, batch = (self._latency(batch_size) if timed else None for batch_size in (1, 64))
-        last = self.curve[-1] if self.curve else None
+        last = self.history[-1] if self.history else None
         return TrialResult(
             spec_digest=self._spec_digest,
             config_digest=self._config_digest,
             cost=self._cost,
-            val_top1=self.zero_shot.top1 if last is None else last.val_top1,
-            val_top5=self.zero_shot.top5 if last is None else last.val_top5,
-            val_loss=self.zero_shot.loss if last is None else last.val_loss,
-            zero_shot_top1=self.zero_shot.top1,
+            val_top1=self.initial.top1 if last is None else last.val_top1,
+            val_top5=self.initial.top5 if last is None else last.val_top5,
+            val_loss=self.initial.loss if last is None else last.val_loss,
+            init_score=self.initial.top1,
             latency_ms=single,
             latency_b64_ms=batch,
-            curve=tuple(self.curve),
-            precision=training_precision(self.spec.schedule.precision, self.device),
+            history=tuple(self.history),
+            precision=training_precision(self.spec.recipe.precision, self.device),
             compress_s=self._compress_s,
-            finetune_s=sum(epoch.seconds for epoch in self.curve),
+            finetune_s=sum(epoch.seconds for epoch in self.history),
             evaluate_s=self._evaluate_s + time.perf_counter() - begun,
         )
 
@@ -192,11 +192,13 @@ def image_card(data: Data) -> dict[str, Any]:
     }
 
 
-def load_baseline(model: str, weights: str, data: Data, blocks: Granularity = "stage") -> tuple[nn.Module, Network]:
+def load_baseline(
+    model: str, weights: str, data: Data, granularity: Granularity = "stage"
+) -> tuple[nn.Module, Network]:
     """The uncompressed network with its trained weights, and what the search knows of it."""
     baseline = build_model(model, classes=data.classes, channels=data.channels)
     load_weights(baseline, weights, name=model)
-    network = Network.of(baseline, data.val.image_shape, blocks)
+    network = Network.from_module(baseline, data.val.image_shape, granularity)
     check_outputs(model, baseline, data.val.image_shape, data.classes)
     return baseline.eval(), network
 
@@ -232,8 +234,8 @@ def run_trial(
 
 def _run(spec: TrialSpec, device: str, out: Path | None, checkpoint: Path | None) -> TrialResult:
     def start(trial: Trial) -> None:
-        after = f", going on after epoch {len(trial.curve)}" if trial.curve else ""
-        print(f"start: val_top1 {trial.zero_shot.top1:.4f}{after}", file=sys.stderr)
+        after = f", going on after epoch {len(trial.history)}" if trial.history else ""
+        print(f"start: val_top1 {trial.initial.top1:.4f}{after}", file=sys.stderr)
 
     def tell(epoch: Epoch) -> None:
         line = f"epoch {epoch.epoch}/{spec.epochs}: train_loss {epoch.train_loss:.4f}, val_top1 {epoch.val_top1:.4f}"

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from layers.blockfloat.format import BlockFormat
-from layers.blockfloat.reference import round_plainly
+from layers.blockfloat.reference import round_reference
 from layers.errors import OvertoneWarning
 from layers.kernels import cpu, gpu
 
-__all__ = ["cuda_launch", "kernel", "round_into", "takes", "works_on"]
+__all__ = ["cuda_launch", "kernel", "round_into", "is_supported", "is_available"]
 
 _MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
 """What the kernels' sources are compiled with for the types that they take."""
@@ -29,7 +29,7 @@ _AHEAD = 4
 """Values of each thread in `blockfloat.cu`."""
 
 
-def takes(x: Tensor) -> bool:
+def is_supported(x: Tensor) -> bool:
     """Whether a kernel can round this tensor: plain float32 or bfloat16, on the CPU or a CUDA GPU, untraced."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter) or x.dtype not in _MACROS:
         return False
@@ -37,7 +37,7 @@ def takes(x: Tensor) -> bool:
         return False
     if x.device.type == "cpu":
         return kernel(x.dtype) is not None
-    return x.device.type == "cuda" and works_on(x.device.index)
+    return x.device.type == "cuda" and is_available(x.device.index)
 
 
 def round_into(out: Tensor, x: Tensor, form: BlockFormat) -> None:
@@ -80,7 +80,7 @@ def _launch(out: Tensor, x: Tensor, form: BlockFormat) -> None:
 
 
 @cache
-def works_on(device: int) -> bool:
+def is_available(device: int) -> bool:
     """Whether the CUDA kernels run on this GPU and give there what plain PyTorch gives; tried once."""
     if not gpu.installed():
         return False
@@ -94,7 +94,7 @@ def works_on(device: int) -> bool:
             x = values.to(dtype)
             found = torch.full_like(x, 7.0)
             _launch(found, x, form)
-            if not torch.equal(found, round_plainly(x, form)):
+            if not torch.equal(found, round_reference(x, form)):
                 raise RuntimeError("it gives other values than plain PyTorch")
     except Exception as error:  # drivers and packages fail in many ways, and none need stop a training
         warnings.warn(f"Rounding on cuda:{device} goes without our kernel: {error}", OvertoneWarning, stacklevel=2)

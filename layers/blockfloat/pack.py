@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from layers.blockfloat import power_of_two, quantise
+from layers.blockfloat import power_of_two, quantize
 from layers.blockfloat.format import BlockFormat
 from layers.blockfloat.reference import cut_blocks, join_blocks
 from layers.errors import OvertoneError
@@ -20,11 +20,11 @@ __all__ = ["pack_blocks", "pack_codes", "unpack_blocks", "unpack_codes"]
 
 
 def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
-    """Quantise and pack: uint8 bytes of the signed mantissas, and of the shared exponents.
+    """Quantize and pack: uint8 bytes of the signed mantissas, and of the shared exponents.
 
     Raises `OvertoneError` where `x` holds a value that is not finite or too large for the exponent.
     """
-    blocks = cut_blocks(quantise(x.detach().float().cpu().contiguous(), form), form)
+    blocks = cut_blocks(quantize(x.detach().float().cpu().contiguous(), form), form)
     if not torch.isfinite(blocks).all():
         raise OvertoneError("A tensor that is to be packed holds values that are not finite, or too large.")
     largest = blocks.abs().amax(2, keepdim=True)

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from layers.blockfloat.format import BlockFormat
 
-__all__ = ["cut_blocks", "join_blocks", "round_plainly"]
+__all__ = ["cut_blocks", "join_blocks", "round_reference"]
 
 
-def round_plainly(x: Tensor, form: BlockFormat) -> Tensor:
+def round_reference(x: Tensor, form: BlockFormat) -> Tensor:
     """A contiguous tensor rounded to nearest even in plain PyTorch, on any device, as float32 if it is another type."""
     rounded = _round_each(x.float(), form) if form.block == 1 else _round_blocks(x.float(), form)
     return rounded.to(x.dtype)

@@ -7,7 +7,7 @@ hidden bits, so that b = 8 and block size 1 take 16 bits a value as in the paper
 Our choices, where the paper is silent: rounding to nearest even; e is the exponent of the block's *rounded* largest
 magnitude, so that nothing saturates and block size 1 is ordinary rounding to b significant bits. With 7 exponent bits
 e is -64 .. 63: a block whose largest magnitude is below 2^-64 becomes zero, one that holds NaN, infinity or what rounds
-to 2^64 becomes NaN. Zeros have no sign. Which values make a block says `BlockFormat.axis`. Quantising twice changes
+to 2^64 becomes NaN. Zeros have no sign. Which values make a block says `BlockFormat.axis`. Quantizing twice changes
 nothing.
 
 Stochastic rounding, for training, goes up with a probability equal to the part that is cut off, so that its mean is
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from layers.blockfloat import kernels
 from layers.blockfloat.format import BlockFormat
-from layers.blockfloat.reference import cut_blocks, join_blocks, round_plainly
+from layers.blockfloat.reference import cut_blocks, join_blocks, round_reference
 from layers.errors import UsageError
 
 __all__ = [
@@ -34,8 +34,8 @@ __all__ = [
     "cut_blocks",
     "join_blocks",
     "power_of_two",
-    "quantise",
-    "round_plainly",
+    "quantize",
+    "round_reference",
 ]
 
 Rounding = Literal["nearest", "stochastic"]
@@ -52,15 +52,15 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None, None
 
 
-def quantise(x: Tensor, form: BlockFormat, rounding: Rounding = "nearest") -> Tensor:
+def quantize(x: Tensor, form: BlockFormat, rounding: Rounding = "nearest") -> Tensor:
     """`x` rounded to block floating point, same shape and dtype; the gradient passes straight through.
 
     Stochastic rounding draws from PyTorch's global generator of the device.
     """
     if rounding not in ROUNDINGS:
         raise UsageError(f"rounding (={rounding!r}) must be one of {', '.join(ROUNDINGS)}.")
-    quantised: Tensor = _StraightThrough.apply(x, form, rounding)
-    return quantised
+    quantized: Tensor = _StraightThrough.apply(x, form, rounding)
+    return quantized
 
 
 def _in_memory_order(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
@@ -76,11 +76,11 @@ def _round(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
     """Round a contiguous tensor into a new one."""
     if rounding == "stochastic":
         return _round_at_random(x.float(), form).to(x.dtype)
-    if kernels.takes(x):
+    if kernels.is_supported(x):
         rounded = torch.empty_like(x)
         kernels.round_into(rounded, x, form)
         return rounded
-    return round_plainly(x, form)
+    return round_reference(x, form)
 
 
 def _round_at_random(x: Tensor, form: BlockFormat) -> Tensor:

@@ -3,7 +3,7 @@
 Costain & Prisacariu fit the filters' taps (eq. 5). Ours fits what the layer computes: with basis responses v (C n_y n_x
 values a place) to the inputs that it really sees, and the outputs y that it should give,
 
-    minimise  sum |y - A v|^2 + ridge |A - A_0|^2    over A,
+    minimize  sum |y - A v|^2 + ridge |A - A_0|^2    over A,
 
 where A_0 are the coefficients as they are and the ridge is a share of the responses' mean energy. Its solution,
 A = A_0 + (T - A_0 G) (G + ridge I)^-1 with the second moments G = sum v v^T and T = sum y v^T, is never worse than A_0
@@ -36,7 +36,7 @@ class OutputRegression:
     """
 
     def __init__(self, layer: CompressedConv2d, *, ridge: float = 1e-3) -> None:
-        if layer.form.basis is None or layer.kept is not None:
+        if layer.form.basis is None or layer.template_mask is not None:
             raise UsageError(f"A layer in the form {layer.form} cannot be calibrated: it needs a series, no templates.")
         self.layer, self.ridge = layer, ridge
         groups, start = layer.shape.groups, layer.kept_coefficients()
@@ -61,7 +61,7 @@ class OutputRegression:
         """Coefficients of the filters (N, C / groups, n_y, n_x).
 
         Allocated coefficients go to the supports that leave the least squared output error, each filter's weighted by
-        its `importance` (N,), and come as `CompressedConv2d.begin_at` takes them.
+        its `importance` (N,), and come as `CompressedConv2d.set_coefficients` takes them.
         """
         if not (self._gram.isfinite().all() and self._cross.isfinite().all()):
             raise OvertoneError("A layer cannot be calibrated: its inputs or outputs are not finite.")

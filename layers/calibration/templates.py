@@ -38,9 +38,9 @@ class TemplateRegression:
     """
 
     def __init__(self, layer: CompressedConv2d, *, ridge: float = 1e-3) -> None:
-        if layer.kept is None:
+        if layer.template_mask is None:
             raise UsageError(f"A layer in the form {layer.form} cannot be calibrated: it needs templates.")
-        self.layer, self.ridge, self.kept = layer, ridge, layer.kept
+        self.layer, self.ridge, self.template_mask = layer, ridge, layer.template_mask
         size = layer.shape.filter_channels * layer.shape.kernel[0] * layer.shape.kernel[1]
         self._gram = layer.coefficients.new_zeros(layer.shape.groups, size, size, dtype=torch.float64)
         self._cross = layer.coefficients.new_zeros(layer.shape.out_channels, size, dtype=torch.float64)
@@ -66,10 +66,10 @@ class TemplateRegression:
         if not (self._gram.isfinite().all() and self._cross.isfinite().all()):
             raise OvertoneError("A layer cannot be calibrated: its inputs or outputs are not finite.")
         coefficients, gains = self._kept_coefficients(), self.layer.transforms()
-        self.layer.begin_at(coefficients, weight)
+        self.layer.set_coefficients(coefficients, weight)
         if self.layer.form.transform == "scalar" and gains is not None:
             assigned, found = self._rebuilt(weight)
-            self.layer.begin_at(coefficients, weight, assigned)
+            self.layer.set_coefficients(coefficients, weight, assigned)
             gains.copy_(found)
 
     def _of_parts(self, rows: Tensor, which: Tensor) -> tuple[Tensor, ...]:
@@ -79,8 +79,8 @@ class TemplateRegression:
     def _kept_coefficients(self) -> Tensor:
         """Coefficients (M, C / P, n_y, n_x) of the kept filters."""
         start, found = self.layer.kept_coefficients(), []
-        begun = start.double().flatten(1).split([len(part) for part in self._of_parts(self._cross, self.kept)])
-        for gram, cross, part in zip(self._gram, self._of_parts(self._cross, self.kept), begun, strict=True):
+        begun = start.double().flatten(1).split([len(part) for part in self._of_parts(self._cross, self.template_mask)])
+        for gram, cross, part in zip(self._gram, self._of_parts(self._cross, self.template_mask), begun, strict=True):
             gram, cross = _by_tap(gram, self.layer), cross.unflatten(1, (self.layer.shape.filter_channels, -1))
             if self.layer.form.basis is not None:
                 phi = torch.kron(*(phi.double() for phi in self.layer.bases()))
@@ -90,7 +90,7 @@ class TemplateRegression:
 
     def _rebuilt(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The templates (N - M,) that are assigned to rebuilt filters, and their gains (N - M, G, K_y, K_x)."""
-        templates, pruned = self.layer.templates(), ~self.kept
+        templates, pruned = self.layer.templates(), ~self.template_mask
         filters, cross = self._of_parts(weight, pruned), self._of_parts(self._cross, pruned)
         before = self.layer.assignment().split([len(part) for part in filters])
         parts = zip(self._gram, filters, cross, before, strict=True)
@@ -108,7 +108,7 @@ class TemplateRegression:
         moments = self._moments(gram, templates)
         cross = cross.view(len(filters), groups, channels, prod(kernel))
         wanted = torch.einsum("rgck,gmck->mrgk", cross, templates.double().flatten(3)).flatten(2)
-        if self.layer.assigned is not None:
+        if self.layer.template_index is not None:
             gains = self._fit(moments, wanted, torch.zeros_like(wanted))
             assigned = (gains * (2 * wanted - gains @ moments)).sum(2).argmax(0)
         filters = filters.to(templates).unflatten(1, (groups, channels))

@@ -1,6 +1,6 @@
 /* Rounding to block floating point on a GPU: bit for bit what `layers.blockfloat` does in plain PyTorch.
 
-   Each value is read once and written once, neighbouring threads take neighbouring values. */
+   Each value is read once and written once, neighboring threads take neighboring values. */
 
 #include "blockfloat.h"
 

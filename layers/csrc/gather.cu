@@ -3,7 +3,7 @@
    FLOAT16 or BFLOAT16 says what values are kept as, float else; LAST that maps, outputs and their gradients are
    channels_last; DIAGONAL that operators are (outputs, groups, taps), else (outputs, groups, taps, taps). For LAST,
    operators are given with outputs as their last dimension. Sums are float, and always in one order. Neighbouring
-   threads have neighbouring values of what they write. */
+   threads have neighboring values of what they write. */
 
 #ifdef WIDE
 typedef long long Index; /* for tensors of 2^30 values and more: dividing is slow */
@@ -177,7 +177,7 @@ extern "C" __global__ void gather_to_maps(const Value *grad, const Value *operat
     }
 }
 
-/* Gradients of the operators, outputs first even for LAST. A block has one gain each of `team` neighbouring outputs (a
+/* Gradients of the operators, outputs first even for LAST. A block has one gain each of `team` neighboring outputs (a
    power of two, at most a warp); each of its threads adds up some places of one of them. */
 extern "C" __global__ void gather_to_operators(const Value *grad, const Value *maps, const long long *source,
                                                Value *to_operators, Index team, SHAPES) {

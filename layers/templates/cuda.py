@@ -13,9 +13,9 @@ from torch import Tensor
 
 from layers.errors import OvertoneWarning
 from layers.kernels import gpu
-from layers.templates.reference import Where, gather_plainly, gather_plainly_backward
+from layers.templates.reference import ConvGeometry, gather_backward_reference, gather_reference
 
-__all__ = ["gather", "gather_backward", "macros", "plan", "works_on"]
+__all__ = ["gather", "gather_backward", "macros", "plan", "is_available"]
 
 _THREADS = 256
 _BLOCKS = 512
@@ -29,7 +29,7 @@ _TRIED = ((torch.float32, False, True), (torch.float16, True, False), (torch.bfl
 """Types, whether channels are last, and whether operators are diagonal, that a GPU is tried with."""
 
 
-def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where) -> None:
+def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: ConvGeometry) -> None:
     """Fill `out`, laid out like the maps; all are on one GPU, float16, bfloat16 or float32."""
     if not maps.numel() or not out.numel():
         out.zero_()
@@ -39,7 +39,13 @@ def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: 
 
 
 def gather_backward(
-    to_maps: Tensor, to_operators: Tensor, grad: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where
+    to_maps: Tensor,
+    to_operators: Tensor,
+    grad: Tensor,
+    maps: Tensor,
+    operators: Tensor,
+    source: Tensor,
+    where: ConvGeometry,
 ) -> None:
     """Fill the gradients of maps and operators, laid out like them, by that of the outputs, laid out like the maps."""
     if not maps.numel() or not grad.numel():
@@ -52,7 +58,7 @@ def gather_backward(
 
 
 def plan(
-    name: str, maps: Sequence[int], operators: Sequence[int], out: Sequence[int], where: Where, last: bool
+    name: str, maps: Sequence[int], operators: Sequence[int], out: Sequence[int], where: ConvGeometry, last: bool
 ) -> tuple[tuple[int, ...], int]:
     """A kernel's whole numbers and how many blocks run it, by the shapes of maps, operators and outputs."""
     (batch, channels, *size), (outputs, groups, taps), joined = maps, operators[:3], operators[2:]
@@ -71,7 +77,9 @@ def macros(dtype: torch.dtype, *, last: bool, diagonal: bool, wide: bool) -> tup
     return (_TYPES[dtype], *(name for name, holds in flags.items() if holds))
 
 
-def _launch(name: str, tensors: tuple[Tensor, ...], maps: Tensor, operators: Tensor, out: Tensor, where: Where) -> None:
+def _launch(
+    name: str, tensors: tuple[Tensor, ...], maps: Tensor, operators: Tensor, out: Tensor, where: ConvGeometry
+) -> None:
     last = not maps.is_contiguous()
     wide = max(maps.numel(), operators.numel(), out.numel()) >= _MANY or max(where.numbers()) >= _FAR
     numbers, grid = plan(name, maps.shape, operators.shape, out.shape, where, last)
@@ -99,7 +107,7 @@ def _users(source: Tensor, maps: Tensor, operators: Tensor) -> tuple[Tensor, Ten
 
 
 @cache
-def works_on(device: int) -> bool:
+def is_available(device: int) -> bool:
     """Whether the CUDA kernels run on this GPU and give there what plain PyTorch gives; tried once."""
     if not gpu.installed():
         return False
@@ -115,14 +123,14 @@ def works_on(device: int) -> bool:
 
 def _agrees(device: torch.device, dtype: torch.dtype, last: bool, diagonal: bool) -> bool:
     """Whether kernels give plain PyTorch's values of small whole numbers, whose sums no order of adding changes."""
-    where = Where(kernel=(3, 2), stride=(2, 1), padding=(1, 1), dilation=(1, 2))
+    where = ConvGeometry(kernel=(3, 2), stride=(2, 1), padding=(1, 1), dilation=(1, 2))
     maps = _whole_numbers(2, 2 * 6 * 3, 5, 4)
     maps = maps.contiguous(memory_format=torch.channels_last) if last else maps
     operators = _whole_numbers(5, 2, 6) if diagonal else _whole_numbers(5, 2, 6, 6)
     source = torch.tensor([2, 0, -1, 2, 3])
-    out = gather_plainly(maps, operators, source, where)
+    out = gather_reference(maps, operators, source, where)
     grad = _whole_numbers(*out.shape)
-    expected = (out, *gather_plainly_backward(grad, maps, operators, source, where))
+    expected = (out, *gather_backward_reference(grad, maps, operators, source, where))
     layout = torch.channels_last if last else torch.contiguous_format
     grad, maps = (x.to(device, dtype).contiguous(memory_format=layout) for x in (grad, maps))
     operators, source = operators.to(device, dtype), source.to(device)

@@ -114,13 +114,13 @@ def _descend(start: Tensor, base: Tensor, wanted: Tensor) -> Tensor:
     best, least = start.clone(), torch.full(start.shape[:2], math.inf, dtype=start.dtype, device=start.device)
     with torch.enable_grad():
         parameters = start.clone().requires_grad_()
-        optimiser = torch.optim.Adam([parameters], lr=_RATE)
+        optimizer = torch.optim.Adam([parameters], lr=_RATE)
         for _ in range(_STEPS):
             errors = (transformed("affine", base, parameters) - wanted).square().sum((2, 3, 4))
             better = errors.detach() < least
             best[better], least = parameters.detach()[better], torch.where(better, errors.detach(), least)
             scale = wanted.square().sum((2, 3, 4)).clamp(min=1e-300)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (errors / scale).sum().backward()
-            optimiser.step()
+            optimizer.step()
     return best

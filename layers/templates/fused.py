@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from layers.errors import UsageError
 from layers.templates import kernels
-from layers.templates.reference import Where
+from layers.templates.reference import ConvGeometry
 
 __all__ = ["FusedTemplates", "fused_conv2d"]
 
@@ -31,7 +31,7 @@ class FusedTemplates(NamedTuple):
     begin: Tensor
 
     @classmethod
-    def of(cls, templates: Tensor, operators: Tensor, source: Tensor) -> "FusedTemplates":
+    def from_operators(cls, templates: Tensor, operators: Tensor, source: Tensor) -> "FusedTemplates":
         """Of each output's template (N,)."""
         order = source.argsort(stable=True)
         begin = torch.searchsorted(source[order], torch.arange(templates.shape[1] + 1, device=source.device))
@@ -94,8 +94,8 @@ def _(x: Tensor, templates: Tensor, pairs: Tensor | None, operators: Tensor, *re
     return x.new_empty(x.shape[0], len(operators), *size)
 
 
-def _where(templates: Tensor, *places: Sequence[int]) -> Where:
-    return Where((templates.shape[3], templates.shape[4]), *((y, x) for y, x in places))
+def _where(templates: Tensor, *places: Sequence[int]) -> ConvGeometry:
+    return ConvGeometry((templates.shape[3], templates.shape[4]), *((y, x) for y, x in places))
 
 
 def _check_args(
@@ -106,7 +106,7 @@ def _check_args(
     order: Tensor,
     begin: Tensor,
     bias: Tensor | None,
-    where: Where,
+    where: ConvGeometry,
 ) -> None:
     groups, count, depth, k_y, k_x = templates.shape
     outputs, taps = len(operators), k_y * k_x

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from layers.errors import UsageError
 from layers.templates import kernels
-from layers.templates.reference import Where, gather_plainly, gather_plainly_backward
+from layers.templates.reference import ConvGeometry, gather_backward_reference, gather_reference
 
 __all__ = ["template_gather"]
 
@@ -46,7 +46,7 @@ def template_gather(
     maps, operators, source = _laid_out(maps), operators.contiguous(), source.contiguous()
     out = _blank(maps, _output(maps, operators, where))
     if not kernels.gather(out, maps, operators, source, where):
-        out.copy_(gather_plainly(maps, operators, source, where))
+        out.copy_(gather_reference(maps, operators, source, where))
     return out
 
 
@@ -70,7 +70,7 @@ def _backward(
     grad = grad.contiguous(memory_format=_format(maps))
     found = torch.empty_like(maps, memory_format=_format(maps)), torch.empty_like(operators)
     if not kernels.gather_backward(*found, grad, maps, operators, source, where):
-        for out, value in zip(found, gather_plainly_backward(grad, maps, operators, source, where), strict=True):
+        for out, value in zip(found, gather_backward_reference(grad, maps, operators, source, where), strict=True):
             out.copy_(value)
     return found
 
@@ -115,7 +115,7 @@ def _check_args(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> Where:
+) -> ConvGeometry:
     """What every kernel takes; the places that it is about."""
     for name, values, least in (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
         _check_pair(name, values, least)
@@ -132,7 +132,7 @@ def _check_args(
     groups = operators.shape[1]
     if groups < 1 or maps.shape[1] % (groups * taps):
         raise UsageError(f"maps (={_said(maps)}) must have a multiple of {groups} groups x {taps} taps of channels.")
-    where = Where(*((y, x) for y, x in (kernel, stride, padding, dilation)))
+    where = ConvGeometry(*((y, x) for y, x in (kernel, stride, padding, dilation)))
     if min(_output(maps, operators, where)[2:]) < 1:
         raise UsageError(f"maps (={_said(maps)}) are smaller than the kernel of {where}.")
     return where
@@ -153,7 +153,7 @@ def _format(maps: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _output(maps: Tensor, operators: Tensor, where: Where) -> torch.Size:
+def _output(maps: Tensor, operators: Tensor, where: ConvGeometry) -> torch.Size:
     return torch.Size([maps.shape[0], operators.shape[0], *where.size((maps.shape[2], maps.shape[3]))])
 
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Remainders"]
+__all__ = ["Residuals"]
 
 
-class Remainders(nn.Module):
+class Residuals(nn.Module):
     """What R filters have besides what is rebuilt of them, (R, C, K_y, K_x), until they leave."""
 
     rank: Tensor
     present: Tensor
 
-    def __init__(self, remainders: Tensor, saliency: Tensor) -> None:
+    def __init__(self, residuals: Tensor, saliency: Tensor) -> None:
         """The least salient (R,) leaves first, of equals the first."""
         super().__init__()
-        self.values = nn.Parameter(remainders.clone())
-        rank = saliency.to(remainders.device).argsort(stable=True).argsort()
+        self.values = nn.Parameter(residuals.clone())
+        rank = saliency.to(residuals.device).argsort(stable=True).argsort()
         self.register_buffer("rank", rank, persistent=False)
         self.register_buffer("present", torch.ones_like(rank, dtype=torch.bool), persistent=False)
 

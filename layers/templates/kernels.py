@@ -10,12 +10,12 @@ from torch import Tensor
 from layers.errors import OvertoneError, UsageError
 from layers.kernels import cpu
 from layers.templates import cuda
-from layers.templates.reference import Where
+from layers.templates.reference import ConvGeometry
 
 __all__ = ["convolve", "convolves", "gather", "gather_backward"]
 
 
-def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where) -> bool:
+def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: ConvGeometry) -> bool:
     """Fill `out` as `layers.templates.gather` defines it, unless there is no kernel for these tensors."""
     if _is_for_gpu(out):
         cuda.gather(out, maps, operators, source, where)
@@ -35,7 +35,13 @@ def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: 
 
 
 def gather_backward(
-    to_maps: Tensor, to_operators: Tensor, grad: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where
+    to_maps: Tensor,
+    to_operators: Tensor,
+    grad: Tensor,
+    maps: Tensor,
+    operators: Tensor,
+    source: Tensor,
+    where: ConvGeometry,
 ) -> bool:
     """Fill both gradients likewise."""
     if _is_for_gpu(grad):
@@ -56,9 +62,9 @@ def gather_backward(
     return True
 
 
-def convolves(x: Tensor, where: Where, *, mixes: bool) -> bool:
+def convolves(x: Tensor, where: ConvGeometry, *, mixes: bool) -> bool:
     """Whether `convolve` takes inputs like this one; with operators that mix taps there is stride 1 alone."""
-    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and where.is_centred
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and where.is_centered
     return known and not (mixes and where.stride != (1, 1)) and cpu.library("fused.c") is not None
 
 
@@ -71,7 +77,7 @@ def convolve(
     order: Tensor,
     begin: Tensor,
     bias: Tensor | None,
-    where: Where,
+    where: ConvGeometry,
 ) -> None:
     """Fill `out` (B, N, H_out, W_out) with the template convolution of x (B, C, H, W) in one pass; all contiguous.
 
@@ -133,7 +139,7 @@ class _Convolution(ctypes.Structure):
     )
 
 
-def _gather_struct(maps: Tensor, operators: Tensor, source: Tensor, out: torch.Size, where: Where) -> _Gather:
+def _gather_struct(maps: Tensor, operators: Tensor, source: Tensor, out: torch.Size, where: ConvGeometry) -> _Gather:
     groups, taps = operators.shape[1:3]
     return _Gather(
         maps=maps.data_ptr(),
@@ -157,7 +163,7 @@ def _gather_struct(maps: Tensor, operators: Tensor, source: Tensor, out: torch.S
 
 def _is_for_gpu(tensor: Tensor) -> bool:
     known = tensor.device.type == "cuda" and tensor.dtype != torch.float64
-    return known and cuda.works_on(tensor.device.index)
+    return known and cuda.is_available(tensor.device.index)
 
 
 def _is_half_on_cpu(tensor: Tensor) -> bool:

@@ -71,15 +71,15 @@ def rebuild_filters(
     parameters: Tensor,
     kept: Tensor,
     assigned: Tensor,
-    remainders: Tensor | None = None,
+    residuals: Tensor | None = None,
 ) -> Tensor:
     """Filters (N, C, K_y, K_x) of templates (G, M, C / G, K_y, K_x) and transforms' parameters (N - M, G, ...).
 
-    Remainders (N - M, C, K_y, K_x) are added to those that are rebuilt.
+    Residuals (N - M, C, K_y, K_x) are added to those that are rebuilt.
     """
     base = templates.transpose(0, 1)
     rebuilt = transformed(transform, base[assigned], parameters)
-    rebuilt = rebuilt if remainders is None else rebuilt + remainders.reshape(rebuilt.shape)
+    rebuilt = rebuilt if residuals is None else rebuilt + residuals.reshape(rebuilt.shape)
     return torch.cat([base, rebuilt]).flatten(1, 2)[_rank(kept, len(base))]
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Where", "gather_plainly", "gather_plainly_backward"]
+__all__ = ["ConvGeometry", "gather_reference", "gather_backward_reference"]
 
 
 @dataclass(frozen=True)
-class Where:
+class ConvGeometry:
     """Where a convolution's taps lie in its input; pairs are (y, x)."""
 
     kernel: tuple[int, int]
@@ -39,13 +39,13 @@ class Where:
         return (*self.kernel, *self.stride, *self.padding, *self.dilation)
 
     @property
-    def is_centred(self) -> bool:
+    def is_centered(self) -> bool:
         """Whether every place of the input, or every stride-th, is the middle of an output's taps."""
         reach = tuple(dilation * (k - 1) for k, dilation in zip(self.kernel, self.dilation, strict=True))
         return tuple(2 * pad for pad in self.padding) == reach
 
 
-def gather_plainly(maps: Tensor, operators: Tensor, source: Tensor, where: Where) -> Tensor:
+def gather_reference(maps: Tensor, operators: Tensor, source: Tensor, where: ConvGeometry) -> Tensor:
     """The definition, in float32 or float64."""
     maps, operators, chosen = _wide(maps, operators, source, where)
     out = maps.new_zeros(())
@@ -58,8 +58,8 @@ def gather_plainly(maps: Tensor, operators: Tensor, source: Tensor, where: Where
     return out
 
 
-def gather_plainly_backward(
-    grad: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: Where
+def gather_backward_reference(
+    grad: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: ConvGeometry
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the maps and of the operators, in float32 or float64."""
     size = maps.shape[2:]
@@ -78,7 +78,7 @@ def gather_plainly_backward(
     return inner.flatten(1, 3), to_operators
 
 
-def _wide(maps: Tensor, operators: Tensor, source: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor]:
+def _wide(maps: Tensor, operators: Tensor, source: Tensor, where: ConvGeometry) -> tuple[Tensor, Tensor, Tensor]:
     """Padded maps (B, G, T, M + 1, H, W), whose last template is the one of zeros; operators; and who uses which."""
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
     groups, taps = operators.shape[1:3]

@@ -10,10 +10,10 @@ from results.ledger.ledger import Ledger
 from results.objectives import Objective, losses
 from results.pareto.front import front
 
-__all__ = ["difference", "union"]
+__all__ = ["new_members", "merge_fronts"]
 
 
-def union(ledger: Ledger, studies: Sequence[str]) -> pa.Table:
+def merge_fronts(ledger: Ledger, studies: Sequence[str]) -> pa.Table:
     """The front of several studies together; the column `study` says where a member comes from.
 
     Members of equal values all stay, whichever study they are from. Raises UsageError where the studies cannot be
@@ -30,10 +30,10 @@ def union(ledger: Ledger, studies: Sequence[str]) -> pa.Table:
     return front(members, objectives)
 
 
-def difference(ledger: Ledger, study: str, other: str) -> pa.Table:
+def new_members(ledger: Ledger, study: str, other: str) -> pa.Table:
     """What `other` adds to `study`: the members of its front that no trial of `study` dominates or equals."""
     objectives = _shared_objectives(ledger, [study, other])
-    both = union(ledger, [study, other])
+    both = merge_fronts(ledger, [study, other])
     of_other = np.asarray(both.column("study").to_pylist(), dtype=object) == other
     points = losses(both, objectives)
     known = {tuple(point) for point in points[~of_other]}

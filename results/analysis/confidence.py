@@ -1,6 +1,6 @@
 """How far the accuracies of a front can be trusted: means and intervals over seeds, and who may really be dominated.
 
-Interval. The runs of one network, its own and its repeats (`confirms`), differ only in their seed; each gives the
+Interval. The runs of one network, its own and its repeats (`repeat_of`), differ only in their seed; each gives the
 accuracy on the same validation images. The interval is Student's t over those runs: it says where the mean over all
 seeds lies *on these images*. It leaves out the choice of the images, deliberately: all points of a front are measured
 on the same images, which move together when the images change, so that part hardly touches who beats whom, and more
@@ -72,7 +72,7 @@ class _Belief:
 def study_confidence(ledger: Ledger, study: str) -> pa.Table:
     """`confidence` of a study as it is now."""
     images = (ledger.study(study).get("uncompressed") or {}).get("val_images")
-    trials, repeats, objectives = ledger.trials(study), ledger.confirmations(study), ledger.objectives(study)
+    trials, repeats, objectives = ledger.trials(study), ledger.repeats(study), ledger.objectives(study)
     return confidence(trials, repeats, objectives, val_images=images)
 
 
@@ -100,7 +100,7 @@ def confidence(
 def _accuracies(confirmations: pa.Table) -> dict[str, list[float]]:
     """The accuracies of the finished repeats, by the trial that they repeat."""
     kept = confirmations.filter(pc.equal(confirmations.column("status"), TrialStatus.FINISHED.value))
-    pairs = sorted(zip(kept.column("confirms").to_pylist(), kept.column("val_top1").to_pylist(), strict=True))
+    pairs = sorted(zip(kept.column("repeat_of").to_pylist(), kept.column("val_top1").to_pylist(), strict=True))
     return {trial: [value for _, value in group] for trial, group in groupby(pairs, key=lambda pair: pair[0])}
 
 

@@ -9,12 +9,12 @@ import pyarrow.compute as pc
 
 from results.analysis.summary import Summary
 
-__all__ = ["spent"]
+__all__ = ["anytime_hypervolume"]
 
 _Floats = npt.NDArray[np.float64]
 
 
-def spent(summary: Summary) -> dict[str, list[Any]]:
+def anytime_hypervolume(summary: Summary) -> dict[str, list[Any]]:
     """Columns `hypervolume`, `trials`, `busy_s` and `elapsed_s`, one entry where the hypervolume changes, and the last.
 
     `trials` counts finished trials. `busy_s` is what all trials up to then took, failed ones too, on all workers

@@ -17,6 +17,6 @@ def wilson_interval(fraction: float, n: int) -> tuple[float, float]:
     if not 0 <= fraction <= 1 or n < 1:
         raise UsageError(f"an interval needs a fraction from 0 to 1 and n of at least 1, got {fraction} and {n}")
     spread = _Z * _Z / n
-    centre = (fraction + spread / 2) / (1 + spread)
+    center = (fraction + spread / 2) / (1 + spread)
     half = _Z * sqrt(fraction * (1 - fraction) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

@@ -12,10 +12,10 @@ from results.analysis.confidence import confidence
 from results.ledger.ledger import Ledger
 from results.objectives import Objective
 from results.pareto.front import front, knee, reference_point
-from results.pareto.hypervolume import hypervolume_over_cost
+from results.pareto.hypervolume import hypervolume_trace
 from results.schema import TrialStatus
 
-__all__ = ["Summary", "repeats", "summarise"]
+__all__ = ["Summary", "confidence_by_trial", "summarize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Summary:
         return float(self.history.column("hypervolume")[-1].as_py()) if self.history.num_rows else 0.0
 
 
-def summarise(ledger: Ledger, study: str) -> Summary:
+def summarize(ledger: Ledger, study: str) -> Summary:
     """Reads a study and computes what people ask of it first."""
     record, objectives, trials = ledger.study(study), ledger.objectives(study), ledger.trials(study)
     finished = trials.filter(pc.equal(trials.column("status"), TrialStatus.FINISHED.value))
@@ -67,17 +67,17 @@ def summarise(ledger: Ledger, study: str) -> Summary:
         knee=knee(trials, objectives) if members.num_rows else None,
         baseline=baseline,
         reference=reference,
-        history=hypervolume_over_cost(trials, objectives, reference),
+        history=hypervolume_trace(trials, objectives, reference),
     )
 
 
-def repeats(ledger: Ledger, summary: Summary) -> dict[str, dict[str, Any]]:
+def confidence_by_trial(ledger: Ledger, summary: Summary) -> dict[str, dict[str, Any]]:
     """How sure each member of the front is, by trial: the columns of `results.analysis.confidence`, without the id.
 
     A trial that it does not name, or with `seeds` of 1, has been run once.
     """
     images = (summary.record.get("uncompressed") or {}).get("val_images")
-    confirmations = ledger.confirmations(summary.study)
+    confirmations = ledger.repeats(summary.study)
     rows = confidence(summary.trials, confirmations, summary.objectives, val_images=images).to_pylist()
     return {row["trial"]: {name: _number(value) for name, value in row.items() if name != "trial"} for row in rows}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from results.analysis.intervals import wilson_interval
-from results.formatting_network import block_records, block_text
+from results.formatting_network import block_records, format_block
 
 __all__ = ["model_card"]
 
@@ -76,7 +76,7 @@ def _over_seeds(facts: Mapping[str, Any]) -> Iterator[str]:
     mean, low, high, repeats = (f"{100 * facts[f'val_top1_{name}']:.2f}" for name in ("mean", "low", "high", "repeats"))
     yield f"Trained with {facts['seeds']} seeds, of which this is the first, the network has a mean validation top-1 of"
     yield f"{mean} % (95 % interval of Student's t over the seeds, {low} to {high} %). The search chose this run by its"
-    yield f"validation accuracy, which favours lucky runs; the mean over the other seeds alone is {repeats} %."
+    yield f"validation accuracy, which favors lucky runs; the mean over the other seeds alone is {repeats} %."
     yield "The Wilson intervals are about the number of images alone."
 
 
@@ -110,7 +110,7 @@ def _network(facts: Mapping[str, Any]) -> Iterator[str]:
         blocks = block_records(facts.get("config") or {})
     if blocks:
         yield from ("", "## Network, block by block", "")
-        yield from (f"- {_text(block_text(block))}" for block in blocks)
+        yield from (f"- {_text(format_block(block))}" for block in blocks)
 
 
 def _loading(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The picture of a layer's filters, row after row, beside what compression makes of them.
 
-Each stands on its row's colour scale below its L2 error and that error's share of the filter's norm; above each column
+Each stands on its row's color scale below its L2 error and that error's share of the filter's norm; above each column
 is the error of all filters that it is about.
 """
 
@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-__all__ = ["MINUS", "TIMES", "Panel", "Sheet", "draw_sheet"]
+__all__ = ["MINUS", "TIMES", "Panel", "FilterGrid", "render_grid"]
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
-_INK, _GREY, _FRAME, _COLOURS = "#111827", "#6b7280", "#9ca3af", "RdBu_r"
+_INK, _GREY, _FRAME, _COLORMAP = "#111827", "#6b7280", "#9ca3af", "RdBu_r"
 _EDGE, _LABELS, _PITCH, _GAP, _IMAGE, _LINE = 0.2, 1.6, 0.79, 0.3, 0.69, 0.155
 """Inches: margin of the picture, row labels, step to the next column, gap between panels, longer side of a filter, and
 a line of text."""
@@ -40,7 +40,7 @@ class Panel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
+class FilterGrid:
     """What is on a picture."""
 
     name: str
@@ -49,7 +49,7 @@ class Sheet:
     filters: Tensor
     """The originals, (rows, K_y, K_x)."""
     labels: Sequence[str]
-    heads: tuple[str, str, str]
+    header: tuple[str, str, str]
     """What the three lines above the columns are."""
     columns: Sequence[tuple[str, str]]
     """The first two of these lines, of the originals and of each column of a panel."""
@@ -57,10 +57,10 @@ class Sheet:
     caption: str
 
 
-def draw_sheet(sheet: Sheet, kind: str) -> bytes:
+def render_grid(grid: FilterGrid, kind: str) -> bytes:
     """The picture as `png` or `svg`; the same sheet gives the same bytes with the same libraries."""
     figure = Figure()
-    drawing = _Drawing(axes=figure.add_axes((0, 0, 1, 1)), sheet=sheet)
+    drawing = _Drawing(axes=figure.add_axes((0, 0, 1, 1)), grid=grid)
     _draw_text(drawing)
     _draw_rows(drawing)
     height = _draw_caption(drawing)
@@ -68,7 +68,7 @@ def draw_sheet(sheet: Sheet, kind: str) -> bytes:
     drawing.axes.set_axis_off()
     figure.set_size_inches(drawing.width, height)
     sink = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": sheet.name, "svg.fonttype": "path"}):
+    with mpl.rc_context({"svg.hashsalt": grid.name, "svg.fonttype": "path"}):
         figure.savefig(sink, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
     return sink.getvalue()
 
@@ -78,23 +78,23 @@ class _Drawing:
     """Where things are, in inches from the top left corner."""
 
     axes: Axes
-    sheet: Sheet
+    grid: FilterGrid
 
     @property
     def image(self) -> tuple[float, float]:
         """Width and height of a filter; thin ones are thickened to be seen."""
-        height, width = self.sheet.filters.shape[1:]
+        height, width = self.grid.filters.shape[1:]
         scale = _IMAGE / max(height, width)
         return max(width * scale, _LINE), max(height * scale, _LINE)
 
     @property
     def width(self) -> float:
         """Width of the picture, enough for its title."""
-        return max(self.left(len(self.sheet.panels)) - _GAP - (_PITCH - _IMAGE) + _EDGE, 6.2)
+        return max(self.left(len(self.grid.panels)) - _GAP - (_PITCH - _IMAGE) + _EDGE, 6.2)
 
     def left(self, panel: int, column: int = 0) -> float:
         """Where a column begins, as wide as a square filter; column 0 holds the originals."""
-        return _EDGE + _LABELS + panel * (_PITCH * len(self.sheet.columns) + _GAP) + column * _PITCH
+        return _EDGE + _LABELS + panel * (_PITCH * len(self.grid.columns) + _GAP) + column * _PITCH
 
     def top(self, row: int) -> float:
         """Where a row's images begin; one past the last row, where one more would."""
@@ -112,28 +112,28 @@ class _Drawing:
 
 def _draw_text(drawing: _Drawing) -> None:
     """The title, and above each column what it is and the error of all filters."""
-    sheet = drawing.sheet
-    size = min(12, 115 * (drawing.width - 2 * _EDGE) / max(len(sheet.name), 1))
-    drawing.text(_EDGE, 0.38, sheet.name, fontsize=size, weight="bold")
-    drawing.text(_EDGE, 0.62, sheet.about, color=_GREY)
-    drawing.lines(drawing.left(0) - 0.14, _HEADS + 0.19, sheet.heads, ha="right", color=_GREY)
-    for number, panel in enumerate(sheet.panels):
+    grid = drawing.grid
+    size = min(12, 115 * (drawing.width - 2 * _EDGE) / max(len(grid.name), 1))
+    drawing.text(_EDGE, 0.38, grid.name, fontsize=size, weight="bold")
+    drawing.text(_EDGE, 0.62, grid.about, color=_GREY)
+    drawing.lines(drawing.left(0) - 0.14, _HEADS + 0.19, grid.header, ha="right", color=_GREY)
+    for number, panel in enumerate(grid.panels):
         drawing.text(drawing.left(number), _HEADS, panel.title, fontsize=9.5, weight="bold")
-        for column, (head, error) in enumerate(zip(sheet.columns, (0.0, *panel.errors), strict=True)):
+        for column, (head, error) in enumerate(zip(grid.columns, (0.0, *panel.errors), strict=True)):
             middle = drawing.left(number, column) + _IMAGE / 2
             drawing.lines(middle, _HEADS + 0.19, head, ha="center")
             drawing.text(middle, _HEADS + 0.19 + 2 * _LINE, _percent(error), ha="center", weight="bold")
 
 
 def _draw_rows(drawing: _Drawing) -> None:
-    """Each filter and what it becomes on one colour scale, every one below its own error."""
-    sheet = drawing.sheet
-    for row, (filter_, label) in enumerate(zip(sheet.filters, sheet.labels, strict=True)):
-        images = [panel.images[row] for panel in sheet.panels]
+    """Each filter and what it becomes on one color scale, every one below its own error."""
+    grid = drawing.grid
+    for row, (filter_, label) in enumerate(zip(grid.filters, grid.labels, strict=True)):
+        images = [panel.images[row] for panel in grid.panels]
         limit = float(torch.cat([filter_[None], *images]).abs().max()) or 1.0
         middle = drawing.top(row) + drawing.image[1] / 2
         drawing.text(drawing.left(0) - 0.14, middle - 0.02, label, ha="right")
-        drawing.text(drawing.left(0) - 0.14, middle + _LINE - 0.02, f"colours ±{limit:#.2g}", ha="right", color=_GREY)
+        drawing.text(drawing.left(0) - 0.14, middle + _LINE - 0.02, f"colors ±{limit:#.2g}", ha="right", color=_GREY)
         norm = filter_.norm()
         for panel, approximations in enumerate(images):
             _draw_filter(drawing, row, (panel, 0), filter_, limit, ("‖W‖₂", f"{norm:#.3g}"))
@@ -150,7 +150,7 @@ def _draw_filter(
     left = middle - width / 2
     x, y = (torch.linspace(0, 1, taps + 1).numpy() for taps in (image.shape[1], image.shape[0]))
     x, y = left + width * x, top + height * y
-    mesh = drawing.axes.pcolormesh(x, y, image.numpy(), cmap=_COLOURS, vmin=-limit, vmax=limit)
+    mesh = drawing.axes.pcolormesh(x, y, image.numpy(), cmap=_COLORMAP, vmin=-limit, vmax=limit)
     mesh.set(edgecolor="face", linewidth=0.6)  # or a browser shows the page between the taps of an SVG
     drawing.axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=_FRAME, linewidth=0.6))
     drawing.text(middle, top - 0.03 - _LINE, texts[0], ha="center")
@@ -159,8 +159,8 @@ def _draw_filter(
 
 def _draw_caption(drawing: _Drawing) -> float:
     """What is to be seen, below the last row; gives back the height of the picture."""
-    lines = textwrap.wrap(drawing.sheet.caption, int((drawing.width - 2 * _EDGE) / 0.0575))
-    first = drawing.top(len(drawing.sheet.labels)) - _ABOVE + 0.34
+    lines = textwrap.wrap(drawing.grid.caption, int((drawing.width - 2 * _EDGE) / 0.0575))
+    first = drawing.top(len(drawing.grid.labels)) - _ABOVE + 0.34
     drawing.lines(_EDGE, first, lines, color=_GREY)
     return first + (len(lines) - 1) * _LINE + _EDGE
 

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from results.figures.series import picture_path
 from results.ledger.store import Store
 
-__all__ = ["draw_rates"]
+__all__ = ["plot_pruning_rates"]
 
 _COLORS = ("#2563eb", "#e08a00")
 
 
-def draw_rates(
+def plot_pruning_rates(
     rates: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str], *, title: str, rate: float
 ) -> Path:
     """Draws rates (saliency -> block -> rate in [0, 1)) at a global `rate` as bars into a `.png` or `.svg` file."""

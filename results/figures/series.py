@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from layers.errors import OvertoneError, UsageError
 from layers.series.basis import FAMILIES, Family, basis_matrix
 from layers.series.harmonic import least_squares_coefficients, series_taps
-from results.figures.grid import MINUS, TIMES, Panel, Sheet, draw_sheet
+from results.figures.grid import MINUS, TIMES, FilterGrid, Panel, render_grid
 from results.ledger.store import Store
 
 __all__ = [
-    *("about_filters", "convolution", "draw_filters", "filter_errors", "labels_of", "layer_taps", "mean_errors"),
-    *("picture_path", "relative_errors", "spread"),
+    *("describe_filters", "get_conv", "plot_filters", "filter_errors", "row_labels", "filter_weights", "mean_errors"),
+    *("picture_path", "relative_errors", "select_filters"),
 ]
 
 Convolution = nn.Conv2d | nn.Conv1d
@@ -35,7 +35,7 @@ Harmonics = tuple[int, int]
 _MOST_COLUMNS = 6
 
 
-def convolution(model: nn.Module, layer: str) -> Convolution:
+def get_conv(model: nn.Module, layer: str) -> Convolution:
     """The model's convolution of this name, of more than one tap; others are a `UsageError` that suggests some."""
     modules = dict(model.named_modules())
     known = {name: one for name, one in modules.items() if isinstance(one, Convolution) and prod(one.kernel_size) > 1}
@@ -58,13 +58,13 @@ def filter_errors(taps: Tensor, family: Family, harmonics: Harmonics) -> Tensor:
 def mean_errors(layer: Convolution, *, name: str) -> dict[Family, dict[str, float]]:
     """Mean of ||W - W_n|| / ||W|| over all filters of the layer called `name`, by family and harmonics (`2x2`).
 
-    The harmonics are those of `draw_filters`, and so are the errors that are raised. A filter of zeros has error 0.
+    The harmonics are those of `plot_filters`, and so are the errors that are raised. A filter of zeros has error 0.
     """
-    taps = layer_taps(layer, name)
+    taps = filter_weights(layer, name)
     return {family: {f"{y}x{x}": _mean(taps, family, (y, x)) for y, x in _columns(taps)} for family in FAMILIES}
 
 
-def draw_filters(layer: Convolution, path: str | os.PathLike[str], *, name: str, count: int = 6) -> Path:
+def plot_filters(layer: Convolution, path: str | os.PathLike[str], *, name: str, count: int = 6) -> Path:
     """Draws up to `count` filters of the layer called `name` into a `.png` or `.svg` file; gives back its path.
 
     A filter is what one output takes from one input channel. Those drawn lie at even quantiles of the relative error
@@ -73,7 +73,7 @@ def draw_filters(layer: Convolution, path: str | os.PathLike[str], *, name: str,
     `OvertoneError` where filters are not finite or the file cannot be written.
     """
     path = picture_path(path, count)
-    data = _drawn(layer_taps(layer, name), name, count, path.suffix.removeprefix("."))
+    data = _drawn(filter_weights(layer, name), name, count, path.suffix.removeprefix("."))
     Store(path.parent).write_bytes(path.name, data)
     return path
 
@@ -88,7 +88,7 @@ def picture_path(path: str | os.PathLike[str], count: int) -> Path:
     return path
 
 
-def layer_taps(layer: Convolution, name: str) -> Tensor:
+def filter_weights(layer: Convolution, name: str) -> Tensor:
     """The filters in float64, (N, C / groups, K_y, K_x); those of a 1-D layer have one row."""
     taps = layer.weight.detach().cpu().double()
     if taps.ndim == 3:
@@ -129,10 +129,10 @@ def _first_step(taps: Tensor) -> Harmonics:
 
 
 def _chosen(taps: Tensor, count: int) -> list[tuple[int, int]]:
-    return spread(taps, filter_errors(taps, "cosine", _first_step(taps)), count)
+    return select_filters(taps, filter_errors(taps, "cosine", _first_step(taps)), count)
 
 
-def spread(taps: Tensor, errors: Tensor, count: int) -> list[tuple[int, int]]:
+def select_filters(taps: Tensor, errors: Tensor, count: int) -> list[tuple[int, int]]:
     """(output, channel) of filters at even quantiles of the relative error, best served first; zeros at need."""
     shares = relative_errors(errors, taps).flatten()
     nonzero = taps.flatten(0, 1).flatten(1).any(-1).nonzero().flatten()
@@ -165,28 +165,28 @@ def _drawn(taps: Tensor, name: str, count: int, kind: str) -> bytes:
     chosen, columns = _chosen(taps, count), _columns(taps)
     filters = torch.stack([taps[output, channel] for output, channel in chosen])
     height, width = taps.shape[2:]
-    heads = [(f"{y} {TIMES} {x}", str(y * x)) for y, x in columns]
-    sheet = Sheet(
+    header = [(f"{y} {TIMES} {x}", str(y * x)) for y, x in columns]
+    grid = FilterGrid(
         name=name,
-        about=about_filters(taps),
+        about=describe_filters(taps),
         filters=filters,
-        labels=labels_of(taps, chosen),
-        heads=(f"harmonics y {TIMES} x", "coefficients", f"mean error, n = {taps.shape[0] * taps.shape[1]:,}"),
-        columns=[("original", str(height * width)), *heads],
+        labels=row_labels(taps, chosen),
+        header=(f"harmonics y {TIMES} x", "coefficients", f"mean error, n = {taps.shape[0] * taps.shape[1]:,}"),
+        columns=[("original", str(height * width)), *header],
         panels=_panels(taps, filters),
         caption=_caption(taps),
     )
-    return draw_sheet(sheet, kind)
+    return render_grid(grid, kind)
 
 
-def about_filters(taps: Tensor) -> str:
+def describe_filters(taps: Tensor) -> str:
     """How many filters (N, C / groups, K_y, K_x) there are."""
     outputs, channels, height, width = taps.shape
     of = f"{outputs:,} output{'s' * (outputs > 1)} {TIMES} {channels:,} input channel{'s' * (channels > 1)}"
     return f"{outputs * channels:,} filters ({of}) of {height} {TIMES} {width} taps"
 
 
-def labels_of(taps: Tensor, chosen: Sequence[tuple[int, int]]) -> list[str]:
+def row_labels(taps: Tensor, chosen: Sequence[tuple[int, int]]) -> list[str]:
     """What rows of filters (output, channel) are called."""
     return [f"output {y}" if taps.shape[1] == 1 else f"output {y}, channel {x}" for y, x in chosen]
 
@@ -199,5 +199,5 @@ def _caption(taps: Tensor) -> str:
         "in the space of the weights (least squares), before any training, as in figures 2 to 5 of Costain & "
         f"Prisacariu;{skewed} the mean error is the mean share over all {taps.shape[0] * taps.shape[1]:,} filters. "
         f"Rows: filters at even quantiles of the share at {y} {TIMES} {x} (cosine), the least at the top, the largest "
-        "at the bottom. One colour scale a row: red above 0, blue below."
+        "at the bottom. One color scale a row: red above 0, blue below."
     )

@@ -18,41 +18,52 @@ from layers.conv import CompressedConv2d
 from layers.form import Assignment
 from layers.templates.rebuild import template_count
 from layers.templates.transforms import TRANSFORMS, parameter_shape
-from results.figures.grid import MINUS, Panel, Sheet, draw_sheet
-from results.figures.series import Convolution, about_filters, labels_of, layer_taps, picture_path, spread
+from results.figures.grid import MINUS, FilterGrid, Panel, render_grid
+from results.figures.series import (
+    Convolution,
+    describe_filters,
+    filter_weights,
+    picture_path,
+    row_labels,
+    select_filters,
+)
 from results.ledger.store import Store
 
-__all__ = ["draw_rebuilt", "rebuilt_errors"]
+__all__ = ["plot_reconstructions", "reconstruction_errors"]
 
 
-def rebuilt_errors(layer: Convolution, rate: float, *, name: str) -> dict[str, float]:
+def reconstruction_errors(layer: Convolution, rate: float, *, name: str) -> dict[str, float]:
     """||W - W'|| / ||W|| of all pruned filters of the layer called `name` together, by family of transforms."""
-    taps, (pruned, found) = layer_taps(layer, name), _rebuilt(layer, rate)
+    taps, (pruned, found) = filter_weights(layer, name), _rebuilt(layer, rate)
     return {transform: _share(taps, pruned, filters) for transform, filters in found.items()}
 
 
-def draw_rebuilt(layer: Convolution, path: str | os.PathLike[str], rate: float, *, name: str, count: int = 6) -> Path:
+def plot_reconstructions(
+    layer: Convolution, path: str | os.PathLike[str], rate: float, *, name: str, count: int = 6
+) -> Path:
     """Draws up to `count` pruned filters of the layer, rebuilt at a pruning rate, into a `.png` or `.svg` file.
 
     Those drawn lie at even quantiles of the relative error with gains, from the best served to the worst. Raises
-    `UsageError` for a rate outside [0, 1) or one at which nothing is pruned, and otherwise as `draw_filters` does.
+    `UsageError` for a rate outside [0, 1) or one at which nothing is pruned, and otherwise as `plot_filters` does.
     """
-    path, taps = picture_path(path, count), layer_taps(layer, name)
+    path, taps = picture_path(path, count), filter_weights(layer, name)
     pruned, found = _rebuilt(layer, rate)
     outputs = pruned.nonzero().flatten()
-    chosen = [(int(outputs[n]), c) for n, c in spread(taps[pruned], _errors(taps, found["scalar"])[pruned], count)]
+    chosen = [
+        (int(outputs[n]), c) for n, c in select_filters(taps[pruned], _errors(taps, found["scalar"])[pruned], count)
+    ]
     kernel = (taps.shape[2], taps.shape[3])
     panel = Panel(
         title=f"Rebuilt from {len(taps) - len(outputs):,} templates of {len(taps):,} filters",
         images=torch.stack([torch.stack([found[one][n, c] for one in TRANSFORMS]) for n, c in chosen]),
         errors=[_share(taps, pruned, found[one]) for one in TRANSFORMS],
     )
-    sheet = Sheet(
+    grid = FilterGrid(
         name=name,
-        about=about_filters(taps),
+        about=describe_filters(taps),
         filters=torch.stack([taps[n, c] for n, c in chosen]),
-        labels=labels_of(taps, chosen),
-        heads=("transform", "values an output", f"error of all {len(outputs) * taps.shape[1]:,}"),
+        labels=row_labels(taps, chosen),
+        header=("transform", "values an output", f"error of all {len(outputs) * taps.shape[1]:,}"),
         columns=[
             ("original", str(taps[0].numel())),
             *((transform, str(prod(parameter_shape(transform, kernel)))) for transform in TRANSFORMS),
@@ -60,7 +71,7 @@ def draw_rebuilt(layer: Convolution, path: str | os.PathLike[str], rate: float, 
         panels=[panel],
         caption=_caption(rate),
     )
-    Store(path.parent).write_bytes(path.name, draw_sheet(sheet, path.suffix.removeprefix(".")))
+    Store(path.parent).write_bytes(path.name, render_grid(grid, path.suffix.removeprefix(".")))
     return path
 
 
@@ -75,8 +86,8 @@ def _rebuilt(layer: Convolution, rate: float) -> tuple[Tensor, dict[str, Tensor]
         assignment: Assignment | None = None if transform == "zero" or count == 1 else "residual"
         rebuilt = compress_layer(exact, LayerForm(templates=count, transform=transform, assignment=assignment))
         assert isinstance(rebuilt, CompressedConv2d)
-        assert rebuilt.kept is not None
-        found[transform], pruned = rebuilt.filters(), ~rebuilt.kept
+        assert rebuilt.template_mask is not None
+        found[transform], pruned = rebuilt.filters(), ~rebuilt.template_mask
     return pruned, found
 
 
@@ -97,5 +108,5 @@ def _caption(rate: float) -> str:
         "can, from the best template, in the space of the weights and before any training; compare figure 3 of Miles & "
         "Mikolajczyk. Zero is plain pruning. The error of all is that of the pruned filters together, as a share of "
         "their norm. Rows: pruned filters at even quantiles of the share with gains (scalar), the least at the top. "
-        "One colour scale a row: red above 0, blue below."
+        "One color scale a row: red above 0, blue below."
     )

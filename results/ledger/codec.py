@@ -14,15 +14,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from layers.errors import OvertoneError
-from results.schema import SCHEMA, SCHEMA_VERSION
+from results.schema import LEDGER_VERSION, SCHEMA
 
-__all__ = ["conform", "decode", "encode", "unreadable"]
+__all__ = ["select_columns", "decode", "encode", "read_error"]
 
 _LATER = frozenset({"val_top5", "latency_b64_ms", "reused_from"})
 """Columns that the first version did not have."""
 _LATER_FIELDS: Mapping[str, tuple[str, ...]] = {
     "blocks": ("allocation", "exponent_axis", "activation_block"),
-    "curve": ("val_top5",),
+    "history": ("val_top5",),
 }
 """Fields that the entries of the first version's lists did not have."""
 
@@ -51,12 +51,12 @@ def decode(data: bytes, *, study: str, path: str) -> pa.Table:
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
+        raise read_error(path, error) from None
     _check_version(table, path)
-    return conform(table, SCHEMA.names, study=study, path=path)
+    return select_columns(table, SCHEMA.names, study=study, path=path)
 
 
-def conform(table: pa.Table, columns: Sequence[str], *, study: str, path: str) -> pa.Table:
+def select_columns(table: pa.Table, columns: Sequence[str], *, study: str, path: str) -> pa.Table:
     """The columns that are asked for, in the ledger's types and its current version.
 
     Raises OvertoneError where one is missing or of another type.
@@ -69,21 +69,21 @@ def conform(table: pa.Table, columns: Sequence[str], *, study: str, path: str) -
     return pa.Table.from_arrays([_column(table, field, study, path) for field in fields], schema=pa.schema(fields))
 
 
-def unreadable(path: str, error: BaseException) -> OvertoneError:
+def read_error(path: str, error: BaseException) -> OvertoneError:
     """The error for a file that Parquet's reader refuses."""
     reason = str(error).splitlines()[0].rstrip(".")
     return OvertoneError(f"{path!r} is not a readable Parquet file: {reason}")
 
 
 def _check_version(table: pa.Table, path: str) -> None:
-    if "schema_version" not in table.column_names:
-        raise OvertoneError(f"{path!r} is not a ledger file of Overtone: it has no column 'schema_version'")
-    versions = set(table.column("schema_version").to_pylist())
+    if "ledger_version" not in table.column_names:
+        raise OvertoneError(f"{path!r} is not a ledger file of Overtone: it has no column 'ledger_version'")
+    versions = set(table.column("ledger_version").to_pylist())
     if not all(isinstance(version, int) and version > 0 for version in versions):
-        raise OvertoneError(f"{path!r} is not a ledger file of Overtone: its schema_version is no positive integer")
-    if versions and max(versions) > SCHEMA_VERSION:
+        raise OvertoneError(f"{path!r} is not a ledger file of Overtone: its ledger_version is no positive integer")
+    if versions and max(versions) > LEDGER_VERSION:
         raise OvertoneError(
-            f"{path!r} has schema version {max(versions)}, newer than {SCHEMA_VERSION}: update overtone to read it"
+            f"{path!r} has schema version {max(versions)}, newer than {LEDGER_VERSION}: update overtone to read it"
         )
 
 
@@ -101,8 +101,8 @@ def _column(table: pa.Table, field: pa.Field, study: str, path: str) -> pa.Chunk
         raise OvertoneError(
             f"{path!r}: column {field.name!r} holds {column.type} where the ledger holds {field.type}"
         ) from None
-    if field.name == "schema_version":
-        return pa.repeat(pa.scalar(SCHEMA_VERSION, field.type), table.num_rows)
+    if field.name == "ledger_version":
+        return pa.repeat(pa.scalar(LEDGER_VERSION, field.type), table.num_rows)
     return column
 
 

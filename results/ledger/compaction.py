@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from results.ledger.segments import encode_segment, segment_name
-from results.ledger.snapshot import Shelf, Stock, trials_folder
+from results.ledger.snapshot import Snapshot, TrialFiles, trials_folder
 from results.ledger.store import Store
 from results.objectives import Objective
 from results.schema import SCHEMA
@@ -41,49 +41,49 @@ class Compaction:
         return asdict(self)
 
 
-def compact(store: Store, stock: Stock, study: str, objectives: Sequence[Objective]) -> Compaction:
+def compact(store: Store, files: TrialFiles, study: str, objectives: Sequence[Objective]) -> Compaction:
     """Merges small files until only segments are left that are full, or too unequal in size to be worth it."""
-    shelf = stock.look(study)
-    before, written, rows = len(shelf.names) + len(shelf.replaced), 0, 0
-    deleted = _delete(store, shelf.replaced)
-    while small := _mergeable(shelf):
-        table = _rows(stock, small, study)
+    snapshot = files.snapshot(study)
+    before, written, rows = len(snapshot.names) + len(snapshot.replaced), 0, 0
+    deleted = _delete(store, snapshot.replaced)
+    while small := _mergeable(snapshot):
+        table = _rows(files, small, study)
         store.write_bytes(
             f"{trials_folder(study)}/{segment_name()}", encode_segment(table, objectives, sorted(small.names))
         )
         written, rows = written + 1, rows + table.num_rows
         deleted += _delete(store, sorted(small.names))
-        shelf = stock.look(study)
+        snapshot = files.snapshot(study)
     return Compaction(
         files_before=before,
-        files_after=len(shelf.names),
+        files_after=len(snapshot.names),
         segments_written=written,
         rows_written=rows,
         files_deleted=deleted,
     )
 
 
-def _mergeable(shelf: Shelf) -> Shelf | None:
+def _mergeable(snapshot: Snapshot) -> Snapshot | None:
     """The smallest files, as many as make a full segment; None where fewer than two are worth it.
 
     A segment takes part where at most twice as many rows as in the smaller files have to be copied for it: so that a
     row is copied a number of times that grows with the logarithm of the study, not with the number of compactions.
     """
-    singles, segments = shelf.singles[:_MOST_FILES], []
-    rows = len(singles)
-    for segment in sorted(shelf.segments, key=lambda s: (s.num_rows, s.name)):
+    row_files, segments = snapshot.row_files[:_MOST_FILES], []
+    rows = len(row_files)
+    for segment in sorted(snapshot.segments, key=lambda s: (s.num_rows, s.name)):
         if rows >= _FULL_ROWS or segment.num_rows > _FULL_ROWS // 2 or (rows and segment.num_rows > 2 * rows):
             break
         segments.append(segment)
         rows += segment.num_rows
-    if len(singles) + len(segments) < 2:
+    if len(row_files) + len(segments) < 2:
         return None
-    return Shelf(singles=singles, segments=tuple(segments))
+    return Snapshot(row_files=row_files, segments=tuple(segments))
 
 
-def _rows(stock: Stock, shelf: Shelf, study: str) -> pa.Table:
+def _rows(files: TrialFiles, snapshot: Snapshot, study: str) -> pa.Table:
     def pieces() -> Iterator[pa.Table]:
-        for source in stock.sources(shelf, study):
+        for source in files.sources(snapshot, study):
             yield from source.chunks(SCHEMA.names)
 
     return pa.concat_tables(pieces())

@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 
 from results.schema import TrialStatus
 
-__all__ = ["KEYS", "one_row_a_trial", "winners"]
+__all__ = ["KEYS", "deduplicate", "deduplicated_indices"]
 
-KEYS = ("trial", "number", "status", "confirms", "finished_at", "val_top1")
+KEYS = ("trial", "number", "status", "repeat_of", "finished_at", "val_top1")
 """The columns that decide which row of a trial counts, whether it is one of the search, and its place."""
 
 
-def winners(table: pa.Table) -> npt.NDArray[np.int64]:
+def deduplicated_indices(table: pa.Table) -> npt.NDArray[np.int64]:
     """The positions of the rows that count, ascending, of a table that has the columns `KEYS`."""
     codes = _codes(table.column("trial"))
     repeated = np.bincount(codes, minlength=1)[codes] > 1
@@ -30,9 +30,9 @@ def winners(table: pa.Table) -> npt.NDArray[np.int64]:
     return np.sort(np.concatenate([np.flatnonzero(~repeated), among[order[first]]]))
 
 
-def one_row_a_trial(table: pa.Table) -> pa.Table:
+def deduplicate(table: pa.Table) -> pa.Table:
     """The rows that count, by number and then trial."""
-    kept = winners(table)
+    kept = deduplicated_indices(table)
     table = table if len(kept) == table.num_rows else table.take(kept)
     numbers = table.column("number").fill_null(-1).to_numpy()
     if (np.diff(numbers) > 0).all():

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from results.ledger.dedup import KEYS, winners
-from results.ledger.snapshot import Rows, Source
+from results.ledger.dedup import KEYS, deduplicated_indices
+from results.ledger.snapshot import Source, TableSource
 from results.objectives import Objective, losses
 from results.pareto.dominance import nondominated, usable
 from results.pareto.front import front
@@ -86,11 +86,11 @@ def advanced(
     ids = finished.column("trial")
     if pc.count_distinct(ids).as_py() < len(ids) or pc.any(pc.is_in(ids, standing.members.column("trial"))).as_py():
         return None
-    at = _scan([Rows(standing.members), *new], objectives, None)
+    at = _scan([TableSource(standing.members), *new], objectives, None)
     entering = _rows(new, (at[0][at[0] > 0] - 1, at[1][at[0] > 0]))
     if _rivalled(entering, standing.latest, everything):
         return None
-    stay = Rows(standing.members).take(at[1][at[0] == 0])
+    stay = TableSource(standing.members).take(at[1][at[0] == 0])
     members = front(pa.concat_tables([stay, entering]), objectives)
     return Standing(members=members, files=files, latest=max(standing.latest, _latest(new)))
 
@@ -103,13 +103,13 @@ def _scan(
     sources: Sequence[Source], objectives: Sequence[Objective], counting: Sequence[npt.NDArray[np.bool_]] | None
 ) -> tuple[_Ints, _Ints]:
     """Where the members are: source and row, each of shape (members,)."""
-    columns = list(dict.fromkeys(["status", "confirms", "val_top1", *(objective.name for objective in objectives)]))
+    columns = list(dict.fromkeys(["status", "repeat_of", "val_top1", *(objective.name for objective in objectives)]))
     best, at = np.empty((0, len(objectives))), np.empty((2, 0), dtype=np.int64)
     for index, source in enumerate(sources):
         start = 0
         chunks = source.chunks(columns)
-        for chunk in chunks if isinstance(source, Rows) else _ahead(chunks):
-            mask = usable(chunk, objectives) & pc.is_null(chunk.column("confirms")).to_numpy()
+        for chunk in chunks if isinstance(source, TableSource) else _ahead(chunks):
+            mask = usable(chunk, objectives) & pc.is_null(chunk.column("repeat_of")).to_numpy()
             if counting is not None:
                 mask &= counting[index][start : start + chunk.num_rows]
             rows, points = np.flatnonzero(mask), losses(chunk, objectives)[mask]
@@ -163,7 +163,7 @@ def _counting(sources: Sequence[Source]) -> list[npt.NDArray[np.bool_]]:
     """Which rows of each source count, by comparing all trial ids."""
     keys = [pa.concat_tables([SCHEMA.empty_table().select(KEYS), *source.chunks(KEYS)]) for source in sources]
     mask = np.zeros(sum(source.num_rows for source in sources), dtype=bool)
-    mask[winners(pa.concat_tables(keys))] = True
+    mask[deduplicated_indices(pa.concat_tables(keys))] = True
     return np.split(mask, np.cumsum([source.num_rows for source in sources])[:-1])
 
 

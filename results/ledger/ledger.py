@@ -29,7 +29,7 @@ from results.ledger.model_cache import cached_file
 from results.ledger.store import Store
 from results.ledger.trials import Trials
 from results.objectives import Objective, parse_objectives
-from results.schema import SCHEMA, SCHEMA_VERSION, TrialRow, to_table
+from results.schema import LEDGER_VERSION, SCHEMA, TrialRow, to_table
 
 __all__ = ["Ledger"]
 
@@ -56,13 +56,13 @@ class Ledger:
         parse_objectives(record.get("objectives", ()))
         if self.store.exists(_record(name)):
             raise UsageError(f"study {name!r} exists already in store {self.store.label!r}")
-        stamp = {"name": name, "created_at": datetime.now(UTC).isoformat(), "schema_version": SCHEMA_VERSION}
+        stamp = {"name": name, "created_at": datetime.now(UTC).isoformat(), "ledger_version": LEDGER_VERSION}
         return self._write_json(_record(name), {**record, **stamp})
 
     def update_study(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Replaces some keys of a study's record (more trials asked for); objectives and name stay as they were."""
         record = self.study(name)
-        for key in ("name", "objectives", "created_at", "schema_version"):
+        for key in ("name", "objectives", "created_at", "ledger_version"):
             if key in changes and changes[key] != record.get(key):
                 raise UsageError(f"study {name!r} keeps its {key} (={record.get(key)!r}); {changes[key]!r} was given")
         return self._write_json(_record(name), {**record, **changes})
@@ -73,10 +73,10 @@ class Ledger:
         if not self.store.exists(_record(name)):
             raise UsageError(f"study {name!r} does not exist in store {self.store.label!r}; {self._alternatives(name)}")
         record = self._read_json(_record(name))
-        version = record.get("schema_version")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        version = record.get("ledger_version")
+        if not isinstance(version, int) or version > LEDGER_VERSION:
             path = self.store.path_of(_record(name))
-            raise OvertoneError(f"{path!r} has schema version {version}, not up to {SCHEMA_VERSION}: update overtone")
+            raise OvertoneError(f"{path!r} has schema version {version}, not up to {LEDGER_VERSION}: update overtone")
         return record
 
     def studies(self) -> list[str]:
@@ -128,15 +128,15 @@ class Ledger:
         if columns is None:
             rows = self._trials.rows(study)
         else:
-            rows = self._trials.columns(study, columns).select(list(dict.fromkeys([*columns, "confirms"])))
-        rows = rows.filter(pc.is_null(rows.column("confirms")))
+            rows = self._trials.columns(study, columns).select(list(dict.fromkeys([*columns, "repeat_of"])))
+        rows = rows.filter(pc.is_null(rows.column("repeat_of")))
         return rows if columns is None else rows.select(columns)
 
-    def confirmations(self, study: str) -> pa.Table:
-        """One row for each trial that repeats another one (column `confirms`) with a new seed."""
+    def repeats(self, study: str) -> pa.Table:
+        """One row for each trial that repeats another one (column `repeat_of`) with a new seed."""
         self.study(study)
         rows = self._trials.rows(study)
-        return rows.filter(pc.is_valid(rows.column("confirms")))
+        return rows.filter(pc.is_valid(rows.column("repeat_of")))
 
     def front(self, study: str) -> pa.Table:
         """The front of a study's trials as they are now: whole rows, smallest first."""
@@ -154,7 +154,7 @@ class Ledger:
             self.store.write_bytes(_model(digest), data)
         return digest
 
-    def take_model(self, name: str, sha256: str) -> None:
+    def adopt_model(self, name: str, sha256: str) -> None:
         """Keeps the packed model of this SHA-256 that lies in the store under another name, which it then has no more.
 
         One that is kept already stays, and so does the other file.

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layers.errors import OvertoneError
-from results.ledger.codec import conform, unreadable
-from results.ledger.dedup import one_row_a_trial
+from results.ledger.codec import read_error, select_columns
+from results.ledger.dedup import deduplicate
 from results.ledger.store import Store
 from results.objectives import Objective
 from results.pareto.dominance import front_mask
-from results.schema import SCHEMA, SCHEMA_VERSION
+from results.schema import LEDGER_VERSION, SCHEMA
 
 __all__ = ["Segment", "encode_segment", "is_segment", "segment_name"]
 
@@ -44,9 +44,9 @@ def is_segment(name: str) -> bool:
 
 def encode_segment(table: pa.Table, objectives: Sequence[Objective], replaces: Sequence[str] = ()) -> bytes:
     """Rows of the ledger's schema as the bytes of one segment, its own front first."""
-    table = one_row_a_trial(table).combine_chunks()
+    table = deduplicate(table).combine_chunks()
     first = front_mask(table, objectives)
-    said = json.dumps({"schema_version": SCHEMA_VERSION, "replaces": list(replaces)})
+    said = json.dumps({"ledger_version": LEDGER_VERSION, "replaces": list(replaces)})
     plain = table.drop_columns(["study"])
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, plain.schema, compression="zstd", compression_level=1, store_schema=False) as writer:
@@ -99,27 +99,27 @@ class Segment:
         try:
             table = self._file(self._footer).read_row_groups(groups, [name for name in columns if name != "study"])
         except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from None
-        return conform(table, columns, study=self._study, path=path)
+            raise read_error(path, error) from None
+        return select_columns(table, columns, study=self._study, path=path)
 
     def _file(self, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
         source = self._store.open(self.name)
         try:
             return pq.ParquetFile(source, metadata=footer, pre_buffer=True)
         except (OSError, pa.ArrowException) as error:
-            raise unreadable(self._store.path_of(self.name), error) from None
+            raise read_error(self._store.path_of(self.name), error) from None
 
     def _said(self) -> dict[str, Any]:
         path = self._store.path_of(self.name)
         try:
             said: dict[str, Any] = json.loads((self._footer.metadata or {})[_KEY.encode()])
-            version, _ = int(said["schema_version"]), frozenset(said["replaces"])
+            version, _ = int(said["ledger_version"]), frozenset(said["replaces"])
         except (ValueError, KeyError, TypeError):
             raise OvertoneError(
                 f"{path!r} is not a segment of Overtone: its metadata {_KEY!r} does not say so"
             ) from None
-        if version > SCHEMA_VERSION:
-            raise OvertoneError(f"{path!r} has schema version {version}, newer than {SCHEMA_VERSION}: update overtone")
+        if version > LEDGER_VERSION:
+            raise OvertoneError(f"{path!r} has schema version {version}, newer than {LEDGER_VERSION}: update overtone")
         return said
 
     def _newest(self, group: int) -> int:

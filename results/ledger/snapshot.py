@@ -19,7 +19,7 @@ from results.ledger.segments import Segment, is_segment
 from results.ledger.store import MissingFile, Store
 from results.schema import SCHEMA
 
-__all__ = ["Rows", "Shelf", "Source", "Stock", "settled", "trials_folder"]
+__all__ = ["TableSource", "Snapshot", "Source", "TrialFiles", "retry_on_compaction", "trials_folder"]
 
 _T = TypeVar("_T")
 _ATTEMPTS = 5
@@ -41,7 +41,7 @@ class Source(Protocol):
         """Whole rows by their ascending positions."""
 
 
-class Rows:
+class TableSource:
     """Rows in memory as a source."""
 
     def __init__(self, table: pa.Table) -> None:
@@ -66,10 +66,10 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shelf:
+class Snapshot:
     """Which files count, at the moment of listing."""
 
-    singles: tuple[str, ...]
+    row_files: tuple[str, ...]
     segments: tuple[Segment, ...]
     replaced: tuple[str, ...] = ()
     """Files that a segment has replaced and that were not deleted yet."""
@@ -77,20 +77,20 @@ class Shelf:
     @property
     def names(self) -> frozenset[str]:
         """The names of the files that count."""
-        return frozenset(self.singles) | {segment.name for segment in self.segments}
+        return frozenset(self.row_files) | {segment.name for segment in self.segments}
 
-    def since(self, seen: frozenset[str]) -> "Shelf | None":
+    def added_since(self, seen: frozenset[str]) -> "Snapshot | None":
         """The files whose rows were not in `seen`; None where a seen file has gone without a segment in its place."""
         later = [segment for segment in self.segments if segment.name not in seen]
         if seen - self.names - frozenset[str]().union(*(segment.replaces for segment in later)):
             return None
-        return Shelf(
-            singles=tuple(name for name in self.singles if name not in seen),
+        return Snapshot(
+            row_files=tuple(name for name in self.row_files if name not in seen),
             segments=tuple(s for s in later if not s.replaces or not s.replaces <= seen),
         )
 
 
-class Stock:
+class TrialFiles:
     """Lists and reads the trial files of a store's studies, each file once."""
 
     def __init__(self, store: Store) -> None:
@@ -102,7 +102,7 @@ class Stock:
         """What was just written need not be read."""
         self._singles[name] = rows
 
-    def look(self, study: str) -> Shelf:
+    def snapshot(self, study: str) -> Snapshot:
         """What is there now; reads the footers of segments that are new."""
         folder = trials_folder(study)
         names = self._store.list(folder, ".parquet")
@@ -111,18 +111,18 @@ class Stock:
                 del kept[name]
         segments = [self._segment(name, study) for name in names if is_segment(name)]
         replaced = frozenset[str]().union(*(segment.replaces for segment in segments))
-        return Shelf(
-            singles=tuple(name for name in names if not is_segment(name) and name not in replaced),
+        return Snapshot(
+            row_files=tuple(name for name in names if not is_segment(name) and name not in replaced),
             segments=tuple(segment for segment in segments if segment.name not in replaced),
             replaced=tuple(name for name in names if name in replaced),
         )
 
-    def sources(self, shelf: Shelf, study: str) -> list[Source]:
+    def sources(self, snapshot: Snapshot, study: str) -> list[Source]:
         """The rows of the files that count: the single ones as one source, then each segment."""
-        singles = [Rows(self.singles(shelf.singles, study))] if shelf.singles else []
-        return [*singles, *shelf.segments]
+        row_files = [TableSource(self.row_files(snapshot.row_files, study))] if snapshot.row_files else []
+        return [*row_files, *snapshot.segments]
 
-    def singles(self, names: Sequence[str], study: str) -> pa.Table:
+    def row_files(self, names: Sequence[str], study: str) -> pa.Table:
         """The rows of single files in the order of `names`; an unreadable one is an OvertoneError naming it."""
         new = [name for name in names if name not in self._singles]
         if new:
@@ -144,7 +144,7 @@ def trials_folder(study: str) -> str:
     return f"trials/study={study}"
 
 
-def settled(attempt: Callable[[], _T]) -> _T:
+def retry_on_compaction(attempt: Callable[[], _T]) -> _T:
     """What `attempt` gives, tried again while a compaction takes files away under it."""
     for _ in range(_ATTEMPTS - 1):
         try:

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from layers.errors import OvertoneError
 from results.ledger.codec import decode, encode
 from results.ledger.compaction import Compaction, compact
-from results.ledger.dedup import KEYS, one_row_a_trial
+from results.ledger.dedup import KEYS, deduplicate
 from results.ledger.front_scan import Standing, advanced, computed
 from results.ledger.segments import encode_segment, segment_name
-from results.ledger.snapshot import Shelf, Stock, settled, trials_folder
+from results.ledger.snapshot import Snapshot, TrialFiles, retry_on_compaction, trials_folder
 from results.ledger.store import Store
 from results.objectives import Objective
 from results.schema import SCHEMA, TrialRow, to_table
@@ -31,7 +31,7 @@ class Trials:
     """Rows by study; the study's name is taken as it is."""
 
     def __init__(self, store: Store) -> None:
-        self._store, self._stock = store, Stock(store)
+        self._store, self._files = store, TrialFiles(store)
         self._kept: dict[str, tuple[frozenset[str], pa.Table]] = {}
         self._standings: dict[str, Standing] = {}
         self._written: dict[str, pa.Table] = {}
@@ -41,7 +41,7 @@ class Trials:
         _check_ids([row.trial])
         name, table = f"{trials_folder(row.study)}/{row.trial}-{uuid.uuid4().hex}.parquet", to_table([row])
         self._store.write_bytes(name, encode(table))
-        self._stock.remember(name, table)
+        self._files.remember(name, table)
         return name
 
     def append_many(self, study: str, table: pa.Table, objectives: Sequence[Objective]) -> str:
@@ -53,19 +53,19 @@ class Trials:
 
     def rows(self, study: str) -> pa.Table:
         """One whole row a trial, by number and then trial."""
-        return settled(lambda: self._rows(study))
+        return retry_on_compaction(lambda: self._rows(study))
 
     def columns(self, study: str, columns: Sequence[str]) -> pa.Table:
         """Some columns of the same; reads these and the keys alone."""
-        return settled(lambda: self._columns(study, columns))
+        return retry_on_compaction(lambda: self._columns(study, columns))
 
     def front(self, study: str, objectives: Sequence[Objective]) -> pa.Table:
         """The front of the trials that are not repeats."""
-        return settled(lambda: self._standing(study, objectives)).members
+        return retry_on_compaction(lambda: self._standing(study, objectives)).members
 
     def write_front(self, study: str, objectives: Sequence[Objective]) -> pa.Table:
         """Keeps the front as Parquet where it has changed, with what the next process needs to go on from there."""
-        members = (standing := settled(lambda: self._standing(study, objectives))).members
+        members = (standing := retry_on_compaction(lambda: self._standing(study, objectives))).members
         if not members.equals(self._written.get(study)):
             self._store.write_bytes(_front(study), encode(members, standing.metadata(objectives)), durable=False)
             self._written[study] = members
@@ -73,43 +73,45 @@ class Trials:
 
     def compact(self, study: str, objectives: Sequence[Objective]) -> Compaction:
         """Merges the study's small files."""
-        return settled(lambda: compact(self._store, self._stock, study, objectives))
+        return retry_on_compaction(lambda: compact(self._store, self._files, study, objectives))
 
     def _rows(self, study: str) -> pa.Table:
-        shelf = self._stock.look(study)
+        snapshot = self._files.snapshot(study)
         files, rows = self._kept.get(study, (frozenset(), SCHEMA.empty_table()))
-        if files != shelf.names:
-            new = shelf.since(files)
-            rows = _joined(rows, self._read(new, study)) if new else one_row_a_trial(self._read(shelf, study))
-            self._kept[study] = shelf.names, rows
+        if files != snapshot.names:
+            new = snapshot.added_since(files)
+            rows = _joined(rows, self._read(new, study)) if new else deduplicate(self._read(snapshot, study))
+            self._kept[study] = snapshot.names, rows
         return rows
 
-    def _read(self, shelf: Shelf, study: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
-        chunks = (chunk for source in self._stock.sources(shelf, study) for chunk in source.chunks(columns))
+    def _read(self, snapshot: Snapshot, study: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
+        chunks = (chunk for source in self._files.sources(snapshot, study) for chunk in source.chunks(columns))
         return pa.concat_tables([SCHEMA.empty_table().select(list(columns)), *chunks])
 
     def _columns(self, study: str, columns: Sequence[str]) -> pa.Table:
-        shelf = self._stock.look(study)
-        if not shelf.segments or self._kept.get(study, (None,))[0] == shelf.names:
+        snapshot = self._files.snapshot(study)
+        if not snapshot.segments or self._kept.get(study, (None,))[0] == snapshot.names:
             return self._rows(study)
-        return one_row_a_trial(self._read(shelf, study, list(dict.fromkeys([*KEYS, *columns]))))
+        return deduplicate(self._read(snapshot, study, list(dict.fromkeys([*KEYS, *columns]))))
 
     def _standing(self, study: str, objectives: Sequence[Objective]) -> Standing:
-        shelf = self._stock.look(study)
+        snapshot = self._files.snapshot(study)
         last = self._standings.get(study) or self._load_standing(study, objectives)
-        if last is None or last.files != shelf.names:
-            last = self._advanced(last, shelf, study, objectives)
+        if last is None or last.files != snapshot.names:
+            last = self._advanced(last, snapshot, study, objectives)
         self._standings[study] = last
         return last
 
-    def _advanced(self, last: Standing | None, shelf: Shelf, study: str, objectives: Sequence[Objective]) -> Standing:
-        new = shelf.since(last.files) if last else None
-        everything = partial(self._stock.sources, shelf, study)
+    def _advanced(
+        self, last: Standing | None, snapshot: Snapshot, study: str, objectives: Sequence[Objective]
+    ) -> Standing:
+        new = snapshot.added_since(last.files) if last else None
+        everything = partial(self._files.sources, snapshot, study)
         if last and new:
-            found = advanced(last, self._stock.sources(new, study), everything, shelf.names, objectives)
+            found = advanced(last, self._files.sources(new, study), everything, snapshot.names, objectives)
             if found:
                 return found
-        return computed(everything(), shelf.names, objectives)
+        return computed(everything(), snapshot.names, objectives)
 
     def _load_standing(self, study: str, objectives: Sequence[Objective]) -> Standing | None:
         """The front that was kept, where it was for these objectives and is whole; None has it computed anew."""
@@ -126,11 +128,11 @@ def _joined(rows: pa.Table, new: pa.Table) -> pa.Table:
     """Rows that count and new ones; trials that are new and come later by number are put behind without copying."""
     if not new.num_rows:
         return rows
-    new = one_row_a_trial(new)
+    new = deduplicate(new)
     joined = pa.concat_tables([rows, new])
     last, first = pc.max(rows.column("number")).as_py(), pc.min(new.column("number")).as_py()
     if last is not None and (last >= first or pc.any(pc.is_in(new.column("trial"), rows.column("trial"))).as_py()):
-        return one_row_a_trial(joined)
+        return deduplicate(joined)
     return joined.combine_chunks() if joined.column(0).num_chunks > _MANY_CHUNKS else joined
 
 

@@ -20,7 +20,7 @@ from layers.errors import OvertoneError, UsageError
 from results.objectives import Objective, losses
 from results.pareto.dominance import front_mask, ranks, usable
 
-__all__ = ["best", "front", "hypervolume", "hypervolume_history", "knee", "ranks", "reference_point"]
+__all__ = ["best", "front", "hypervolume", "hypervolume_after_each", "knee", "ranks", "reference_point"]
 
 _Floats = npt.NDArray[np.float64]
 _ORDER = [("size_bytes", "ascending"), ("val_top1", "descending"), ("trial", "ascending")]
@@ -51,7 +51,7 @@ def hypervolume(table: pa.Table, objectives: Sequence[Objective], reference: Map
     return _volume(points)
 
 
-def hypervolume_history(table: pa.Table, objectives: Sequence[Objective], reference: Mapping[str, float]) -> _Floats:
+def hypervolume_after_each(table: pa.Table, objectives: Sequence[Objective], reference: Mapping[str, float]) -> _Floats:
     """The hypervolume after each finished trial, in the order in which they finished: shape (trials,)."""
     usable = _usable(table, objectives).sort_by([("finished_at", "ascending"), ("number", "ascending")])
     kept = np.empty((0, len(objectives)))

@@ -9,12 +9,12 @@ import pyarrow.compute as pc
 
 from results.objectives import Objective
 from results.pareto.dominance import usable
-from results.pareto.front import hypervolume_history
+from results.pareto.front import hypervolume_after_each
 
-__all__ = ["hypervolume_over_cost"]
+__all__ = ["hypervolume_trace"]
 
 
-def hypervolume_over_cost(table: pa.Table, objectives: Sequence[Objective], reference: Mapping[str, float]) -> pa.Table:
+def hypervolume_trace(table: pa.Table, objectives: Sequence[Objective], reference: Mapping[str, float]) -> pa.Table:
     """One row for each trial with a result, in the order in which they finished.
 
     Columns: `trial`; `finished_at`; `seconds`, the `total_s` of all trials up to here, failed and pruned ones included
@@ -29,7 +29,7 @@ def hypervolume_over_cost(table: pa.Table, objectives: Sequence[Objective], refe
             "trial": finished.column("trial"),
             "finished_at": finished.column("finished_at"),
             "seconds": spent[counts],
-            "hypervolume": hypervolume_history(finished, objectives, reference),
+            "hypervolume": hypervolume_after_each(finished, objectives, reference),
         }
     )
 

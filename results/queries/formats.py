@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from layers.errors import UsageError
 from results.schema import SCHEMA
 
-__all__ = ["render"]
+__all__ = ["serialize"]
 
 
-def render(frame: pd.DataFrame, format: str) -> bytes:
+def serialize(frame: pd.DataFrame, format: str) -> bytes:
     """The frame as `json` (an array of objects; what is missing or not finite is null), `csv` or `parquet`.
 
     Times are ISO 8601 in JSON and CSV; lists (blocks, curve) are JSON inside a CSV cell.
@@ -46,7 +46,7 @@ def _parquet(frame: pd.DataFrame) -> bytes:
 
 def _arrow(column: "pd.Series[Any]", name: str) -> pa.Array | pa.ChunkedArray:
     """The column as Arrow; lists keep the ledger's type, which pandas forgets when they are empty."""
-    kind = SCHEMA.field(name).type if name in ("blocks", "curve") else None
+    kind = SCHEMA.field(name).type if name in ("blocks", "history") else None
     return pa.array(column, type=kind, from_pandas=True)
 
 

@@ -31,7 +31,7 @@ _LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "allow_community_extensions": False,
 }
-_LARGER_IS_BETTER = frozenset({"val_top1", "val_top1_mean", "val_top5", "zero_shot_top1", "finished_at", "started_at"})
+_LARGER_IS_BETTER = frozenset({"val_top1", "val_top1_mean", "val_top5", "init_score", "finished_at", "started_at"})
 
 
 def query(

@@ -2,7 +2,7 @@
 
 `trials` has one row a trial of the search and `front` those that no other beats, with how sure they are
 (`results.analysis.confidence`); `epochs` has one row an epoch of a trial, `blocks` one a block of a trial,
-`confirmations` one a repeat of a trial with another seed (`confirms` names the trial), and `baseline` one row, the
+`confirmations` one a repeat of a trial with another seed (`repeat_of` names the trial), and `baseline` one row, the
 uncompressed network.
 """
 
@@ -41,7 +41,7 @@ def with_confidence(ledger: Ledger, study: str, trials: pa.Table) -> pa.Table:
     """The front of some trials of a study, with the columns of `CONFIDENCE_SCHEMA` beside them."""
     objectives = ledger.objectives(study)
     images = (ledger.study(study).get("uncompressed") or {}).get("val_images")
-    found = confidence(trials, ledger.confirmations(study), objectives, val_images=images)
+    found = confidence(trials, ledger.repeats(study), objectives, val_images=images)
     members = trials.take(pc.index_in(found.column("trial"), trials.column("trial")))
     for name in CONFIDENCE_SCHEMA.names[1:]:
         members = members.append_column(CONFIDENCE_SCHEMA.field(name), found.column(name))
@@ -61,8 +61,8 @@ def _exploded(trials: pa.Table, column: str) -> pa.Table:
 TABLES: Mapping[str, Callable[[Ledger, str], pa.Table]] = {
     "trials": lambda ledger, study: ledger.trials(study),
     "front": lambda ledger, study: with_confidence(ledger, study, ledger.trials(study)),
-    "epochs": lambda ledger, study: _exploded(ledger.trials(study), "curve"),
+    "epochs": lambda ledger, study: _exploded(ledger.trials(study), "history"),
     "blocks": lambda ledger, study: _exploded(ledger.trials(study), "blocks"),
-    "confirmations": lambda ledger, study: ledger.confirmations(study),
+    "confirmations": lambda ledger, study: ledger.repeats(study),
     "baseline": baseline_table,
 }

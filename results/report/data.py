@@ -8,20 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from results.analysis.convergence import spent
+from results.analysis.convergence import anytime_hypervolume
 from results.analysis.summary import Summary
-from results.formatting import cost_axis, short_unit
-from results.report.encoding import encode_networks
+from results.formatting import cost_axis, unit_name
+from results.report.encoding import encode_configs
 from spaces.published import published_rows
 
-__all__ = ["payload"]
+__all__ = ["report_data"]
 
 _COSTS = ("size_bytes", "flops", "latency_ms", "latency_b64_ms", "parameters")
 _DIGITS = {"val_top1": 6, "latency_ms": 5, "latency_b64_ms": 4, "total_s": 2}
 """Decimals on the page: an accuracy of a million images still shows every image."""
 
 
-def payload(
+def report_data(
     summary: Summary,
     seeds: Mapping[str, Mapping[str, Any]],
     models: Collection[str],
@@ -43,11 +43,11 @@ def payload(
         "command": shlex.join(["overtone", "export", "--study", summary.study, "--store", summary.store]),
         "baseline": dict(summary.baseline),
         "trials": _trials(summary, [axis["key"] for axis in axes], models),
-        "networks": encode_networks(summary.trials.column("blocks")),
+        "networks": encode_configs(summary.trials.column("blocks")),
         "front": _members(summary),
         "knee": None if summary.knee is None else summary.knee["trial"],
         "seeds": {trial: dict(row) for trial, row in seeds.items()},
-        "history": spent(summary),
+        "history": anytime_hypervolume(summary),
         "published": _published(str(record.get("model", "")), str(record.get("dataset", "")), summary.baseline),
         "insight": None if insight is None else dict(insight),
     }
@@ -55,7 +55,7 @@ def payload(
 
 def _axis(name: str) -> dict[str, Any]:
     title, unit = cost_axis(name)
-    return {"key": name, "title": title, "unit": unit, "short": short_unit(name)}
+    return {"key": name, "title": title, "unit": unit, "short": unit_name(name)}
 
 
 def _trials(summary: Summary, costs: list[str], models: Collection[str]) -> dict[str, list[Any]]:

@@ -8,15 +8,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from results.formatting_network import block_text
+from results.formatting_network import format_block
 from results.schema import SCHEMA
 
-__all__ = ["encode_networks"]
+__all__ = ["encode_configs"]
 
 _KNOBS = tuple(field.name for field in SCHEMA.field("blocks").type.value_type if field.name != "block")
 
 
-def encode_networks(blocks: pa.ChunkedArray) -> dict[str, Any]:
+def encode_configs(blocks: pa.ChunkedArray) -> dict[str, Any]:
     """The ledger's column `blocks` as `names`, `forms`, `rows`.
 
     `names` are all blocks, in network order; `forms[i]` says what was done to a block, as text and knob by knob
@@ -37,13 +37,14 @@ def encode_networks(blocks: pa.ChunkedArray) -> dict[str, Any]:
     rows[frame["block"].map(places).to_numpy(dtype=np.int64), owners] = kinds
     rows[np.isin(rows, [index for index, record in enumerate(records) if not _knobs(record)])] = -1
     forms = [
-        {"text": block_text(record).removeprefix(f"{record['block']}: "), "knobs": _knobs(record)} for record in records
+        {"text": format_block(record).removeprefix(f"{record['block']}: "), "knobs": _knobs(record)}
+        for record in records
     ]
     return {"names": names, "forms": forms, "rows": rows.tolist()}
 
 
 def _text(record: Mapping[str, Any]) -> str:
-    return block_text(record).removeprefix(f"{record['block']}: ")
+    return format_block(record).removeprefix(f"{record['block']}: ")
 
 
 def _knobs(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from layers.errors import OvertoneError, UsageError
-from results.analysis.summary import Summary, repeats, summarise
+from results.analysis.summary import Summary, confidence_by_trial, summarize
 from results.formatting import cost_axis
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
@@ -22,12 +22,12 @@ from results.objectives import OBJECTIVES
 from results.pareto.front import front
 from spaces.published import published_rows
 
-__all__ = ["write_picture"]
+__all__ = ["plot_front"]
 
 _FRONT, _OTHER, _BASELINE, _KNEE, _PUBLISHED = "#2563eb", "#b4b4b4", "#e08a00", "#d6336c", "#0f766e"
 
 
-def write_picture(ledger: Ledger, study: str, out: str | os.PathLike[str]) -> Path:
+def plot_front(ledger: Ledger, study: str, out: str | os.PathLike[str]) -> Path:
     """Draws a study's front into a `.png` or `.svg` file, whole or not at all; gives back its path.
 
     The same trials give the same bytes with the same libraries.
@@ -35,10 +35,10 @@ def write_picture(ledger: Ledger, study: str, out: str | os.PathLike[str]) -> Pa
     path = Path(out)
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"out (={os.fspath(out)!r}) must end in .png or .svg")
-    summary = summarise(ledger, study)
+    summary = summarize(ledger, study)
     if not summary.finished.num_rows:
         raise OvertoneError(f"study {study!r} has no finished trial to draw")
-    seeds = {trial: row for trial, row in repeats(ledger, summary).items() if row["seeds"] > 1}
+    seeds = {trial: row for trial, row in confidence_by_trial(ledger, summary).items() if row["seeds"] > 1}
     Store(path.parent).write_bytes(path.name, _drawn(summary, seeds, path.suffix.removeprefix(".")))
     return path
 

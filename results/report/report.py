@@ -8,12 +8,12 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from layers.errors import UsageError
-from results.analysis.summary import repeats, summarise
+from results.analysis.summary import confidence_by_trial, summarize
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
-from results.report.data import payload
+from results.report.data import report_data
 from results.report.page import page, web_file
-from results.report.plot import write_picture
+from results.report.plot import plot_front
 from results.report.sections import sections
 
 __all__ = ["write_report"]
@@ -28,15 +28,15 @@ def write_report(
 
     `.html` is the page: the front to explore, how the search went, every trial. `insight` is what the search's
     `insight` gives (`importance`, `effects`, `shared`, plain JSON); without it that section is left out. `.png` and
-    `.svg` are the still picture (`write_picture`); another ending is a UsageError.
+    `.svg` are the still picture (`plot_front`); another ending is a UsageError.
     """
     path = Path(out)
     if path.suffix in (".png", ".svg"):
-        return write_picture(ledger, study, path)
+        return plot_front(ledger, study, path)
     if path.suffix != ".html":
         raise UsageError(f"out (={os.fspath(out)!r}) must end in .html, .png or .svg")
-    summary = summarise(ledger, study)
-    data = payload(summary, repeats(ledger, summary), ledger.models(), insight)
+    summary = summarize(ledger, study)
+    data = report_data(summary, confidence_by_trial(ledger, summary), ledger.models(), insight)
     body, title = "\n".join(sections(summary, data)), f"Overtone: {study}"
     if summary.finished.num_rows:
         text = page(title=title, body=body, data=data, scripts=[get_plotlyjs(), _script()])

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from results.analysis.summary import Summary
-from results.formatting import figures_text
+from results.formatting import format_metrics
 from results.report.page import table, web_file
 from results.schema import TrialStatus
 
@@ -24,7 +24,7 @@ def sections(summary: Summary, data: Mapping[str, Any]) -> Iterator[str]:
         yield _certainty(data)
         yield web_file("front.html")
         yield _published(data)
-        yield web_file("history.html").replace("{reference}", escape(figures_text(summary.reference)))
+        yield web_file("history.html").replace("{reference}", escape(format_metrics(summary.reference)))
         yield web_file("knobs.html")
         yield web_file("insight.html") if data["insight"] else ""
         yield web_file("table.html")
@@ -56,7 +56,7 @@ def _facts(summary: Summary, data: Mapping[str, Any]) -> str:
         "training seeds": _few(seeds),
         "repeated with other seeds": f"{_repeated(data)} of the front",
         "epochs a trial": _few(epochs),
-        "uncompressed": figures_text(summary.baseline) or "-",
+        "uncompressed": format_metrics(summary.baseline) or "-",
         "hypervolume": f"{summary.hypervolume:.4f}",
         "study begun": str(record.get("created_at", "?"))[:16].replace("T", " "),
     }
@@ -97,7 +97,7 @@ def _published(data: Mapping[str, Any]) -> str:
             *(escape(row[key]) for key in ("paper", "name")),
             *(f"{row[key]:.2f} %" for key in ("top1", "baseline")),
             *(f"{100 * row[key]:.1f} %" for key in ("size", "flops")),
-            escape(figures_text(row["here"]) or "-"),
+            escape(format_metrics(row["here"]) or "-"),
         ]
         for row in rows
     ]

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from results.formatting_network import network_text
+from results.formatting_network import format_network
 from search.commands.survey import Survey
 from search.runner.progress import duration
 from trainers.estimate import TrialEstimate
 
 if TYPE_CHECKING:
-    from search.runner.confirm import Confirmation
-    from search.runner.launch import Outcome
+    from search.runner.confirm import RepeatResult
+    from search.runner.launch import SearchResult
 
 __all__ = [
     "accuracy",
@@ -114,7 +114,7 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
 def _trial_lines(trial: TrialEstimate, flops: int) -> list[str]:
     """Seconds, bytes and arithmetic of a trial, then what they are made of."""
     threads = f" ({trial.threads} thread{'' if trial.threads == 1 else 's'})" if trial.device == "cpu" else ""
-    parts = ("weights", "gradients", "optimiser", "activations", "validation", "images")
+    parts = ("weights", "gradients", "optimizer", "activations", "validation", "images")
     memory = ", ".join(f"{part} {megabytes(getattr(trial, f'{part}_bytes'))}" for part in parts)
     return [
         f"a trial: about {duration(trial.seconds)} on {trial.device}{threads}, {megabytes(trial.memory_bytes)}, "
@@ -184,7 +184,7 @@ def _shown(frame: pd.DataFrame) -> list[str]:
     return names
 
 
-def next_step(study: str, store: str, outcome: Outcome) -> str:
+def next_step(study: str, store: str, outcome: SearchResult) -> str:
     """How a study ended, and the command that goes on with it; `store` as it may be shown."""
     resume = f"overtone resume --study {study}"
     at = "" if store == "runs" else f" --store {shlex.quote(store)}"
@@ -195,7 +195,7 @@ def next_step(study: str, store: str, outcome: Outcome) -> str:
     return f"all {outcome.wanted} trials done; more with: {resume} --trials {outcome.wanted}{at}"
 
 
-def confirm_line(study: str, outcome: Confirmation) -> str:
+def confirm_line(study: str, outcome: RepeatResult) -> str:
     """How a confirmation ended, in a line."""
     trials = f"{len(outcome.trials)} trial{'' if len(outcome.trials) == 1 else 's'}"
     if outcome.done == outcome.wanted:
@@ -245,15 +245,15 @@ def words(values: Sequence[Any]) -> str:
 
 def _cell(name: str, value: Any) -> str:
     if name == "blocks":
-        return network_text([dict(block) for block in value], "\n")
-    if name == "curve":
+        return format_network([dict(block) for block in value], "\n")
+    if name == "history":
         return f"{len(value)} epochs"
     if value is None or value != value:
         return "-"
     if isinstance(value, str):
         return value
     forms: Mapping[str, str] = {
-        **dict.fromkeys(("val_top1", "zero_shot_top1", "val_top1_mean", "val_top1_low", "val_top1_high"), "{:.2%}"),
+        **dict.fromkeys(("val_top1", "init_score", "val_top1_mean", "val_top1_low", "val_top1_high"), "{:.2%}"),
         **dict.fromkeys(("val_top1_repeats", "val_top5"), "{:.2%}"),
         **dict.fromkeys(("latency_ms", "latency_b64_ms"), "{:.3g} ms"),
         "probability_dominated": "{:.1%}",

@@ -1,4 +1,4 @@
-"""What `overtone insight` says on a terminal."""
+"""What `overtone importance` says on a terminal."""
 
 from __future__ import annotations
 

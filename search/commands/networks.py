@@ -15,7 +15,7 @@ from search.commands import options
 from search.commands.display import err_console, out_console, print_json, say, show_survey
 from search.runner.progress import decoding_bar, epoch_line
 from spaces import Network, Space, build_model, load_weights, state_sha256
-from spaces.global_pruning import asks_for_threshold, threshold_rates, with_thresholds
+from spaces.global_pruning import global_rates, has_global_rate, resolve_global_rates
 from spaces.models import check_outputs
 from trainers.data import Data, DataSpec, load_data
 from trainers.runtime.device import default_device, keep_freed_memory, parse_device
@@ -34,9 +34,9 @@ def inspect(
     image: Annotated[str | None, typer.Option(help="Image as CHANNELSxHEIGHTxWIDTH, such as 3x224x224.")] = None,
     classes: Annotated[int | None, typer.Option(min=1, max=10**6, help="Number of classes.")] = None,
     space: options.SpaceFile = None,
-    blocks: options.Blocks = "stage",
+    granularity: options.Granularity = "stage",
     epochs: options.Epochs = 5,
-    schedule: options.SchedulePreset = "finetune",
+    recipe: options.Recipe = "finetune",
     batch_size: options.BatchSize = None,
     precision: options.Precision = None,
     distillation: options.Distillation = None,
@@ -72,8 +72,8 @@ def inspect(
         raise UsageError(f"pruning_rate (={pruning_rate}) goes with --png, and with --filters or without.")
     if pruning_rate is None and (filters is None) != (png is None):
         raise UsageError(f"filters (={filters!r}) and png (={png and str(png)!r}) must be given together.")
-    settings = options.read_schedule(
-        schedule, setting, epochs=epochs, batch_size=batch_size, precision=precision, distillation=distillation
+    settings = options.read_recipe(
+        recipe, setting, epochs=epochs, batch_size=batch_size, precision=precision, distillation=distillation
     )
     where = parse_device(device)
     data, images, validation, (shape, count) = None, 0, 0, usual_shape(model)
@@ -95,21 +95,21 @@ def inspect(
             err_console.print("No weights were given: these are the filters of a random start.", highlight=False)
         say({"png": str(png), "layer": filters, "errors": errors}, str(png), as_json)
         return
-    network = Network.of(built, shape, options.parse_granularity(blocks))
+    network = Network.from_module(built, shape, options.parse_granularity(granularity))
     if pruning_rate is not None and png is not None:
         _show_rates(built, network, data, pruning_rate, png, weights, title=model, as_json=as_json)
         return
     limits = options.read_space(space)
-    if asks_for_threshold(limits):
-        limits = with_thresholds(limits, network, filter_saliency(saliency, built, data, seed=0), 8)
-    limited = Space.default(network).restricted(limits)
+    if has_global_rate(limits):
+        limits = resolve_global_rates(limits, network, filter_saliency(saliency, built, data, seed=0), 8)
+    limited = Space.default(network).restrict(limits)
     trial = None
     if data is not None:
         keep_freed_memory()  # as the processes of trials do
         trial = estimate_trial(
             built,
             shape,
-            schedule=settings,
+            recipe=settings,
             epochs=epochs,
             train_images=images,
             val_images=validation,
@@ -129,7 +129,7 @@ def train(
     dataset: options.Dataset = "digits",
     data_dir: options.DataDir = "data",
     train_limit: options.TrainLimit = None,
-    validation_from: options.ValidationFrom = "train",
+    val_from: options.ValidationFrom = "train",
     stream: options.Stream = False,
     config: Annotated[
         str | None,
@@ -138,12 +138,12 @@ def train(
             "inspect` lists, or a JSON file of its blocks; the config.json of an export is one."
         ),
     ] = None,
-    blocks: options.Blocks = "stage",
+    granularity: options.Granularity = "stage",
     epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 30,
-    schedule: options.SchedulePreset = "baseline",
+    recipe: options.Recipe = "baseline",
     lr: options.LearningRate = None,
     batch_size: options.BatchSize = None,
-    shape: options.Shape = None,
+    lr_schedule: options.LrSchedule = None,
     precision: options.Precision = None,
     setting: options.Settings = None,
     seed: options.Seed = 0,
@@ -156,24 +156,22 @@ def train(
 
     Example: overtone train --model resnet8 --dataset digits --out resnet8.safetensors
 
-    Example: overtone train --model resnet20 --dataset cifar10 --epochs 164 --schedule resnet --out resnet20.safetensors
+    Example: overtone train --model resnet20 --dataset cifar10 --epochs 164 --recipe resnet --out resnet20.safetensors
     """
-    from trainers.train import random_network, save_trained, train_baseline
-    from trainers.training.gradual_pruning import keep_pruned
+    from trainers.train import random_network, save_trained, train_model
+    from trainers.training.gradual_pruning import defer_pruning
 
-    settings = options.read_schedule(
-        schedule, setting, epochs=epochs, lr=lr, batch_size=batch_size, shape=shape, precision=precision
+    settings = options.read_recipe(
+        recipe, setting, epochs=epochs, lr=lr, batch_size=batch_size, lr_schedule=lr_schedule, precision=precision
     )
-    spec = DataSpec(
-        name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from, stream=stream
-    )
+    spec = DataSpec(name=dataset, data_dir=data_dir, train_limit=train_limit, val_from=val_from, stream=stream)
     if out.suffix != ".safetensors":
         raise UsageError(f"out (={str(out)!r}) must end in .safetensors.")
     where = parse_device(device)
     with decoding_bar(err_console) as told:
         data = load_data(spec, told)
     network = random_network(model, data, seed=seed)
-    layout = Network.of(network, data.val.image_shape, options.parse_granularity(blocks))
+    layout = Network.from_module(network, data.val.image_shape, options.parse_granularity(granularity))
     check_outputs(model, network, data.val.image_shape, data.classes)
     forms: dict[str, Any] = {}
     if config is not None:
@@ -181,12 +179,12 @@ def train(
         dense, network = network, compress_model(network, layout.forms(chosen))
         forms = {"config": chosen.to_json()}
         if settings.gradual_pruning:
-            keep_pruned(network, dense)
+            defer_pruning(network, dense)
     keep_freed_memory()
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     if checkpoint.exists():
         err_console.print(f"Going on from {checkpoint}.", highlight=False)
-    curve = train_baseline(
+    history = train_model(
         network,
         data,
         settings,
@@ -197,9 +195,9 @@ def train(
         checkpoint=checkpoint,
         about={"model": model, **forms},
     )
-    last = curve[-1]
+    last = history[-1]
     about = {"dataset": dataset, "seed": seed, "epochs": epochs, "val_top1": round(last.val_top1, 6), **forms}
-    save_trained(network, out, model, data, {**about, "schedule": asdict(settings)})
+    save_trained(network, out, model, data, {**about, "recipe": asdict(settings)})
     checkpoint.unlink(missing_ok=True)
     found = {"out": str(out), "val_top1": last.val_top1, "val_top5": last.val_top5, "epochs": epochs}
     if config is None:
@@ -219,22 +217,22 @@ def _show_rates(
     as_json: bool,
 ) -> None:
     """Draw the rates of each block under one threshold, by every saliency that can be had."""
-    from results.figures.pruning_rates import draw_rates
+    from results.figures.pruning_rates import plot_pruning_rates
 
     kinds = SALIENCIES if data is not None else SALIENCIES[:1]
-    found = {kind: threshold_rates(network, filter_saliency(kind, built, data, seed=0), rate, 8) for kind in kinds}
-    draw_rates(found, png, title=f"{title}{'' if weights is not None else ' (random start)'}", rate=rate)
+    found = {kind: global_rates(network, filter_saliency(kind, built, data, seed=0), rate, 8) for kind in kinds}
+    plot_pruning_rates(found, png, title=f"{title}{'' if weights is not None else ' (random start)'}", rate=rate)
     say({"png": str(png), "pruning_rate": rate, "rates": found}, str(png), as_json)
 
 
 def _draw_filters(network: nn.Module, layer: str, png: Path, rate: float | None, *, title: str) -> Any:
     """Draw a layer's filters; their mean errors."""
-    from results.figures.series import convolution, draw_filters, mean_errors
-    from results.figures.templates import draw_rebuilt, rebuilt_errors
+    from results.figures.series import get_conv, mean_errors, plot_filters
+    from results.figures.templates import plot_reconstructions, reconstruction_errors
 
-    found = convolution(network, layer)
+    found = get_conv(network, layer)
     if rate is None:
-        draw_filters(found, png, name=title)
+        plot_filters(found, png, name=title)
         return mean_errors(found, name=title)
-    draw_rebuilt(found, png, rate, name=title)
-    return rebuilt_errors(found, rate, name=title)
+    plot_reconstructions(found, png, rate, name=title)
+    return reconstruction_errors(found, rate, name=title)

@@ -15,8 +15,8 @@ import yaml
 
 from layers import OvertoneWarning, UsageError
 from spaces import Network, NetworkConfig, presets
-from spaces.blocks import Granularity
-from trainers.training.recipe import PRESETS, Schedule
+from spaces.blocks import Granularity as BlockGranularity
+from trainers.training.recipe import RECIPES, TrainingRecipe
 
 if TYPE_CHECKING:
     from search.runner.cluster import Resources
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "BatchSize",
-    "Blocks",
+    "Granularity",
     "Concurrency",
     "CpusPerTrial",
     "DataDir",
@@ -41,10 +41,10 @@ __all__ = [
     "OptunaStorage",
     "Precision",
     "Rerun",
-    "SchedulePreset",
+    "Recipe",
     "Seed",
     "Settings",
-    "Shape",
+    "LrSchedule",
     "SpaceFile",
     "Store",
     "Stream",
@@ -59,12 +59,12 @@ __all__ = [
     "parse_image",
     "read_config",
     "read_resources",
-    "read_schedule",
+    "read_recipe",
     "read_space",
 ]
 
-_NAMED = ("lr", "batch_size", "shape", "precision", "distillation")
-SETTINGS = tuple(field.name for field in fields(Schedule) if field.name not in _NAMED)
+_NAMED = ("lr", "batch_size", "lr_schedule", "precision", "distillation")
+SETTINGS = tuple(field.name for field in fields(TrainingRecipe) if field.name not in _NAMED)
 """Settings of a schedule that have no option of their own."""
 
 _PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -109,12 +109,12 @@ SpaceFile = Annotated[
         "half of all the network's filters, the least salient ones, are pruned.",
     ),
 ]
-Blocks = Annotated[str, typer.Option(help="What is one block of the space: stage, or layer for single layers.")]
+Granularity = Annotated[str, typer.Option(help="What is one block of the space: stage, or layer for single layers.")]
 Saliency = Annotated[
     str,
     typer.Option(
         help="By what filters stay as templates: magnitude, or gradient (what the loss would lose with the filter, to "
-        "first order, on labelled training images)."
+        "first order, on labeled training images)."
     ),
 ]
 Filters = Annotated[
@@ -136,10 +136,10 @@ RebuiltRate = Annotated[
 ]
 FiltersFile = Annotated[Path | None, typer.Option("--png", help="File to draw into: .png, or .svg.")]
 Epochs = Annotated[int, typer.Option(help="Epochs of fine-tuning in a trial.")]
-SchedulePreset = Annotated[str, typer.Option("--schedule", help=f"Settings to begin with: {', '.join(PRESETS)}.")]
+Recipe = Annotated[str, typer.Option("--recipe", help=f"Settings to begin with: {', '.join(RECIPES)}.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
-Shape = Annotated[str | None, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")]
+LrSchedule = Annotated[str | None, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")]
 Precision = Annotated[
     str | None, typer.Option(help="What training computes in: auto (bf16 where the device has it), bf16 or fp32.")
 ]
@@ -149,8 +149,8 @@ Distillation = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--setting",
-        help=f"Repeat for each: any other setting of the schedule, such as ema=0.999 or step_at=30,60; "
+        "--set",
+        help=f"Repeat for each: any other setting of the schedule, such as ema_decay=0.999 or milestones=30,60; "
         f"{', '.join(SETTINGS)}.",
     ),
 ]
@@ -242,10 +242,10 @@ def parse_amount(text: str, *, name: str) -> int:
     return round(float(match[1]) * _PREFIXES[match[2].lower()])
 
 
-def parse_granularity(text: str) -> Granularity:
+def parse_granularity(text: str) -> BlockGranularity:
     """`stage` or `layer`."""
     if text not in ("stage", "layer"):
-        raise UsageError(f"blocks (={text!r}) must be stage or layer.")
+        raise UsageError(f"granularity (={text!r}) must be stage or layer.")
     return "stage" if text == "stage" else "layer"
 
 
@@ -258,25 +258,27 @@ def parse_image(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def read_schedule(preset: str, settings: Sequence[str] | None, *, epochs: int, **given: Any) -> Schedule:
+def read_recipe(preset: str, settings: Sequence[str] | None, *, epochs: int, **given: Any) -> TrainingRecipe:
     """The preset with what was given in its place (`None` was not), and the settings, each `NAME=VALUE`.
 
     Warns of one that does not do within so many epochs what it is for.
     """
-    if preset not in PRESETS:
-        raise UsageError(f"schedule (={preset!r}) must be one of {', '.join(PRESETS)}.")
+    if preset not in RECIPES:
+        raise UsageError(f"schedule (={preset!r}) must be one of {', '.join(RECIPES)}.")
     changes = {name: value for name, value in given.items() if value is not None}
     for setting in settings or ():
         name, _, text = setting.partition("=")
         if name not in SETTINGS:
             raise UsageError(f"setting (={setting!r}) must be NAME=VALUE, with a name of {', '.join(SETTINGS)}.")
-        changes[name] = _parse_setting(name, text, getattr(Schedule(), name))
-    schedule = replace(PRESETS[preset], **changes)
-    schedule.check_length(epochs)
-    if schedule.never_falls(epochs):
-        said = f"the learning rate would first fall after epoch {schedule.step_at[0]:g}; within {epochs} it never does."
+        changes[name] = _parse_setting(name, text, getattr(TrainingRecipe(), name))
+    recipe = replace(RECIPES[preset], **changes)
+    recipe.check_length(epochs)
+    if recipe.never_falls(epochs):
+        said = (
+            f"the learning rate would first fall after epoch {recipe.milestones[0]:g}; within {epochs} it never does."
+        )
         warnings.warn(said, OvertoneWarning, stacklevel=2)
-    return schedule
+    return recipe
 
 
 def _parse_setting(name: str, text: str, like: Any) -> Any:

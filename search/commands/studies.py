@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from results.analysis.confidence import study_confidence
-from results.analysis.summary import repeats, summarise
+from results.analysis.summary import confidence_by_trial, summarize
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store as OpenStore
 from results.queries.query import query as query_trials
@@ -25,11 +25,11 @@ from search.commands.display import (
     show_trials,
     status_line,
 )
-from search.runner.run_lock import seems_to_run
+from search.runner.run_lock import is_running
 from trainers.data import DataSpec
 
 if TYPE_CHECKING:
-    from search.runner.launch import Outcome
+    from search.runner.launch import SearchResult
 
 __all__ = ["confirm", "resume", "search", "status"]
 
@@ -41,7 +41,7 @@ def search(
     dataset: options.Dataset = "digits",
     data_dir: options.DataDir = "data",
     train_limit: options.TrainLimit = None,
-    validation_from: options.ValidationFrom = "train",
+    val_from: options.ValidationFrom = "train",
     stream: options.Stream = False,
     objective: Annotated[
         list[str] | None,
@@ -52,21 +52,21 @@ def search(
     max_size: Annotated[str | None, typer.Option(help="Try no network above this size, such as 40kB.")] = None,
     max_flops: Annotated[str | None, typer.Option(help="Try no network above this compute, such as 5M.")] = None,
     space: options.SpaceFile = None,
-    blocks: options.Blocks = "stage",
+    granularity: options.Granularity = "stage",
     minimum_templates: Annotated[int, typer.Option(help="Fewest templates a layer; 32 suits ImageNet.")] = 8,
     trials: Annotated[int, typer.Option(help="Trials to run in all.")] = 24,
     epochs: options.Epochs = 5,
-    schedule: options.SchedulePreset = "finetune",
+    recipe: options.Recipe = "finetune",
     lr: options.LearningRate = None,
     batch_size: options.BatchSize = None,
-    shape: options.Shape = None,
+    lr_schedule: options.LrSchedule = None,
     precision: options.Precision = None,
     distillation: options.Distillation = None,
     setting: options.Settings = None,
-    start: Annotated[
+    init: Annotated[
         str,
         typer.Option(
-            help="How compressed weights begin: calibrated (fitted to the network's outputs on unlabelled training "
+            help="How compressed weights begin: calibrated (fitted to the network's outputs on unlabeled training "
             "images), least_squares (fitted to its filters) or gradient_descent (the same, as the paper finds it)."
         ),
     ] = "calibrated",
@@ -74,10 +74,10 @@ def search(
     sampler: Annotated[
         str,
         typer.Option(
-            help="front (ours: costs exact, accuracy forecast, the largest expected gain in hypervolume), or Optuna's "
+            help="ehvi (ours: costs exact, accuracy forecast, the largest expected gain in hypervolume), or Optuna's "
             "tpe, nsga2, nsga3, gp or random."
         ),
-    ] = "front",
+    ] = "ehvi",
     miss_rate: Annotated[
         float,
         typer.Option(
@@ -110,35 +110,33 @@ def search(
 
     Example: overtone search --model resnet8 --weights resnet8.safetensors --dataset digits --study demo --trials 24
     """
-    from search.runner.launch import Shown, start_study
+    from search.runner.launch import DashboardOptions, start_study
     from search.study.budget import Budget
     from search.study.plan import DEFAULT_OBJECTIVES, StudyPlan
 
     plan = StudyPlan(
         model=model,
         weights=str(Path(weights).resolve()) if Path(weights).exists() else weights,
-        data=DataSpec(
-            name=dataset, data_dir=data_dir, train_limit=train_limit, validation_from=validation_from, stream=stream
-        ),
+        data=DataSpec(name=dataset, data_dir=data_dir, train_limit=train_limit, val_from=val_from, stream=stream),
         objectives=tuple(objective or DEFAULT_OBJECTIVES),
         budget=Budget(
             max_size=options.parse_amount(max_size, name="max_size") if max_size else None,
             max_flops=options.parse_amount(max_flops, name="max_flops") if max_flops else None,
         ),
-        blocks=options.parse_granularity(blocks),
+        granularity=options.parse_granularity(granularity),
         space=options.read_space(space),
         minimum_templates=minimum_templates,
-        schedule=options.read_schedule(
-            schedule,
+        recipe=options.read_recipe(
+            recipe,
             setting,
             epochs=epochs,
             lr=lr,
             batch_size=batch_size,
-            shape=shape,
+            lr_schedule=lr_schedule,
             precision=precision,
             distillation=distillation,
         ),
-        start=start,
+        init=init,
         saliency=saliency,
         epochs=epochs,
         seed=seed,
@@ -149,8 +147,11 @@ def search(
         trials=trials,
     )
     resources = options.read_resources(cpus_per_trial, gpus_per_trial, concurrency, address)
-    ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
-    _tell_outcome(ledger, study, start_study(ledger, study, plan, resources, err_console, shown), as_json)
+    ledger, dashboards = (
+        Ledger(OpenStore(store)),
+        DashboardOptions(tensorboard=tensorboard, optuna_storage=optuna_storage),
+    )
+    _tell_outcome(ledger, study, start_study(ledger, study, plan, resources, err_console, dashboards), as_json)
 
 
 def resume(
@@ -169,11 +170,14 @@ def resume(
 
     Example: overtone resume --study demo --trials 12
     """
-    from search.runner.launch import Shown, resume_study
+    from search.runner.launch import DashboardOptions, resume_study
 
     resources = options.read_resources(cpus_per_trial, gpus_per_trial, concurrency, address)
-    ledger, shown = Ledger(OpenStore(store)), Shown(tensorboard=tensorboard, optuna_storage=optuna_storage)
-    _tell_outcome(ledger, study, resume_study(ledger, study, trials, resources, err_console, shown), as_json)
+    ledger, dashboards = (
+        Ledger(OpenStore(store)),
+        DashboardOptions(tensorboard=tensorboard, optuna_storage=optuna_storage),
+    )
+    _tell_outcome(ledger, study, resume_study(ledger, study, trials, resources, err_console, dashboards), as_json)
 
 
 def confirm(
@@ -217,9 +221,9 @@ def status(study: options.Study, store: options.Store = "runs", as_json: options
     Example: overtone status --study demo
     """
     ledger = Ledger(OpenStore(store))
-    summary, said = summarise(ledger, study), ledger.read_progress(study) or {}
+    summary, said = summarize(ledger, study), ledger.read_progress(study) or {}
     statuses = summary.trials.column("status").to_pylist()
-    running = seems_to_run(said)
+    running = is_running(said)
     state = "running" if running else "finished" if len(statuses) >= summary.record["trials"] else "stopped"
     found = {
         "study": study,
@@ -228,16 +232,16 @@ def status(study: options.Study, store: options.Store = "runs", as_json: options
         **{name: statuses.count(name) for name in ("finished", "failed", "pruned")},
         "running": said.get("running", 0) if running else 0,
         "front": summary.front.num_rows,
-        "confirmed": sum(row["seeds"] > 1 for row in repeats(ledger, summary).values()),
+        "confirmed": sum(row["seeds"] > 1 for row in confidence_by_trial(ledger, summary).values()),
         "hypervolume": summary.hypervolume,
         "seconds_left": said.get("seconds_left") if running else None,
     }
     say(found, status_line(found), as_json)
 
 
-def _tell_outcome(ledger: Ledger, study: str, outcome: Outcome, as_json: bool) -> None:
+def _tell_outcome(ledger: Ledger, study: str, outcome: SearchResult, as_json: bool) -> None:
     """Print the front and how to go on; a study that was stopped early, or has failed trials alone, exits with 1."""
-    summary = summarise(ledger, study)
+    summary = summarize(ledger, study)
     found = {**asdict(outcome), "study": study, "front": summary.front.num_rows, "hypervolume": summary.hypervolume}
     if as_json:
         print_json(found)

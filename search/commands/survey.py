@@ -9,7 +9,7 @@ from typing import Any
 from layers import Cost
 from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, presets
 from spaces.models import RESNET_DEPTHS
-from spaces.network import VECTORS
+from spaces.network import NORMS_AND_BIASES
 from trainers.estimate import TrialEstimate
 
 __all__ = ["Survey", "survey", "usual_shape"]
@@ -22,7 +22,7 @@ class Survey:
     blocks: tuple[Mapping[str, Any], ...]
     """Of each block: `block`, `layers`, `parameters`, `size_bytes`, `flops`, `choices` (knob to values).
 
-    The last may be `vectors`, all biases and norms; biases are counted in their layers' blocks too."""
+    The last may be `norms_and_biases`, all biases and norms; biases are counted in their layers' blocks too."""
     space_size: int
     """Points of the space, before spellings of one network collapse."""
     uncompressed: Mapping[str, int]
@@ -79,11 +79,11 @@ def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: T
 
 def _block(space: Space, block: str) -> dict[str, Any]:
     network = space.network
-    plain = network.vectors_cost() if block == VECTORS else None
+    plain = network.norms_and_biases_cost() if block == NORMS_AND_BIASES else None
     cost = plain or network.block_cost(block, BlockConfig(), space.minimum_templates)
     return {
         "block": block,
-        "layers": list(network.layers_of(block)),
+        "layers": list(network.layers_in(block)),
         "parameters": cost.parameters,
         "size_bytes": cost.size_bytes,
         "flops": cost.flops,

@@ -12,7 +12,7 @@ from layers import UsageError
 from results.analysis.importance import insight as study_insight
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store as OpenStore
-from results.queries.formats import render
+from results.queries.formats import serialize
 from results.queries.query import query as query_trials
 from results.queries.query import sql as query_sql
 from results.queries.tables import TABLES
@@ -49,7 +49,7 @@ def query(
     else:
         frame = query_sql(ledger, study, sql)
     if format != "table":
-        sys.stdout.buffer.write(render(frame, format))
+        sys.stdout.buffer.write(serialize(frame, format))
         sys.stdout.buffer.flush()
     elif sql is None:
         show_trials(out_console, frame, f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}", names)
@@ -89,7 +89,7 @@ def insight(
 ) -> None:
     """Say which knobs matter, what their values go with, and what the front's members have in common.
 
-    Example: overtone insight --study demo
+    Example: overtone importance --study demo
     """
     if limit < 1:
         raise UsageError(f"limit (={limit}) must be at least 1.")

@@ -15,9 +15,9 @@ from trainers.data import Data
 from trainers.evaluation import evaluate
 from trainers.spec import TrialSpec
 
-__all__ = ["NEAR_TIES", "export_facts"]
+__all__ = ["MAX_DISAGREEMENT", "card_facts"]
 
-NEAR_TIES = 0.005
+MAX_DISAGREEMENT = 0.005
 """Share of images whose class may turn on the order of additions, which differs with the device and its threads."""
 
 _FIGURES = (
@@ -26,7 +26,7 @@ _FIGURES = (
 )
 
 
-def export_facts(
+def card_facts(
     ledger: Ledger, study: str, row: Mapping[str, Any], spec: TrialSpec, model: nn.Module, data: Data
 ) -> dict[str, Any]:
     """The facts of a row, whose packed model this is, as plain JSON data; reads the test split.
@@ -34,7 +34,7 @@ def export_facts(
     Raises `OvertoneError` where the model's accuracy is not the row's.
     """
     found = evaluate(model, data.val, mean=data.mean, std=data.std, device="cpu")
-    if abs(found.top1 - row["val_top1"]) > NEAR_TIES:
+    if abs(found.top1 - row["val_top1"]) > MAX_DISAGREEMENT:
         raise OvertoneError(
             f"The packed model of trial {row['trial']} has val_top1 {found.top1}, the ledger says {row['val_top1']}."
         )
@@ -58,6 +58,6 @@ def _over_seeds(ledger: Ledger, study: str, trial: str) -> dict[str, Any]:
     """The trial's accuracy over the seeds that it was run with; only how many there are where it is one."""
     trials = ledger.trials(study)
     alone = trials.filter(pc.equal(trials.column("trial"), trial))
-    (found,) = confidence(alone, ledger.confirmations(study), ledger.objectives(study)).to_pylist()
+    (found,) = confidence(alone, ledger.repeats(study), ledger.objectives(study)).to_pylist()
     names = ("seeds", "val_top1_mean", "val_top1_low", "val_top1_high", "val_top1_repeats")
     return {name: found[name] for name in (names if found["seeds"] > 1 else names[:1])}

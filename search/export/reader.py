@@ -25,7 +25,7 @@ from trainers.data import load_data
 from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 
-__all__ = ["check_reader", "factory_of", "read_apart"]
+__all__ = ["check_reader", "factory_of", "predict_in_subprocess"]
 
 
 def check_reader(format: str) -> None:
@@ -34,7 +34,7 @@ def check_reader(format: str) -> None:
         raise UsageError("format 'onnx' is verified by onnxruntime: pip install 'overtone[onnx]'.")
 
 
-def read_apart(path: Path, spec: TrialSpec) -> Tensor:
+def predict_in_subprocess(path: Path, spec: TrialSpec) -> Tensor:
     """The class (n,), int64, that an exported file gives each validation image of the trial's data.
 
     The reading process has this one's threads and looks for modules where this one does. Raises `OvertoneError` with

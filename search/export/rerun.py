@@ -20,7 +20,7 @@ from layers import OvertoneError
 from results.ledger.ledger import Ledger
 from search.runner.progress import epoch_line
 from trainers.data import Data
-from trainers.runtime.threads import threads
+from trainers.runtime.threads import num_threads
 from trainers.spec import TrialSpec
 from trainers.training.loop import Epoch
 from trainers.trial import Trial, run_trial
@@ -71,8 +71,8 @@ def _trained(
 
     if checkpoint.exists():
         say(f"Going on from {checkpoint}.")
-    count = json.loads(row["versions"]).get("threads") if device.type == "cpu" else None
-    with threads(count or torch.get_num_threads()):  # with others sums round otherwise
+    count = json.loads(row["environment"]).get("threads") if device.type == "cpu" else None
+    with num_threads(count or torch.get_num_threads()):  # with others sums round otherwise
         return run_trial(spec, data, device, on_epoch=tell, checkpoint=checkpoint)
 
 

@@ -22,8 +22,8 @@ from layers import OvertoneError, UsageError
 from results.export.export import check_format, export_model
 from results.ledger.ledger import Ledger
 from results.queries.query import pick
-from search.export.facts import NEAR_TIES, export_facts
-from search.export.reader import check_reader, factory_of, read_apart
+from search.export.facts import MAX_DISAGREEMENT, card_facts
+from search.export.reader import check_reader, factory_of, predict_in_subprocess
 from search.export.rerun import rerun_trial
 from spaces import load_model
 from trainers.data import Data, load_data
@@ -65,7 +65,7 @@ def export_trial(
     checkpoint = Path(f"{os.path.abspath(out)}.checkpoint")
     with _packed(ledger, row, data, rerun_on, checkpoint, say) as (packed, row):
         model = load_model(packed, factory=factory_of(spec.model))
-        card = export_facts(ledger, study, row, spec, model, data)
+        card = card_facts(ledger, study, row, spec, model, data)
         proof: dict[str, Any] = {}
 
         def prove(file: Path) -> Mapping[str, Any]:
@@ -100,7 +100,7 @@ def _packed(
     if rerun_on is None or ledger.has_model(row["model_sha256"]):
         yield ledger.model_path(row["model_sha256"]), row
         return
-    again = rerun_trial(ledger, row, data, device=rerun_on, checkpoint=checkpoint, tolerance=NEAR_TIES, say=say)
+    again = rerun_trial(ledger, row, data, device=rerun_on, checkpoint=checkpoint, tolerance=MAX_DISAGREEMENT, say=say)
     with again as (packed, changes):
         yield packed, {**row, **changes}
 
@@ -117,8 +117,8 @@ def _differing(file: Path, row: Mapping[str, Any], spec: TrialSpec, model: nn.Mo
             f"{row['size_bytes']}: nothing was written."
         )
     ours = predict(model, data.val, mean=data.mean, std=data.std, device="cpu")
-    differing = int((ours != read_apart(file, spec)).sum())
-    if differing > (0 if format == "safetensors" else NEAR_TIES * len(data.val)):
+    differing = int((ours != predict_in_subprocess(file, spec)).sum())
+    if differing > (0 if format == "safetensors" else MAX_DISAGREEMENT * len(data.val)):
         raise OvertoneError(
             f"The exported {format} gives another class than trial {row['trial']} for {differing} of "
             f"{len(data.val)} validation images: nothing was written."

@@ -146,7 +146,7 @@ class _Block:
             network, least, config = self._space.network, self._space.minimum_templates, self._spelled(code)
             forms = network.block_forms(self._block, config, least)
             identity = self._identities.setdefault(frozenset(forms.items()), len(self._identities))
-            shapes = {name: network.shapes.get(name) or network.norms[name] for name in network.layers_of(self._block)}
+            shapes = {name: network.shapes.get(name) or network.norms[name] for name in network.layers_in(self._block)}
             features = np.mean([_features(shape, forms.get(n, LayerForm())) for n, shape in shapes.items()], axis=0)
             cost = _named(network.block_cost(self._block, config, least))
             self._rows[code] = np.array([identity, *cost.values(), *features])

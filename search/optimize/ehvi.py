@@ -26,7 +26,7 @@ from search.optimize.candidates import Candidates, Floats, Ints, Points
 from search.optimize.surrogate import Surrogate, to_accuracy
 from search.study.budget import Budget
 
-__all__ = ["FORECAST", "FrontSampler", "expected_gain"]
+__all__ = ["FORECAST", "EHVISampler", "expected_hypervolume_improvement"]
 
 FORECAST = "forecast"
 """Attribute of a pruned trial: the accuracy that it was going to have."""
@@ -48,7 +48,7 @@ _MOST = 400
 """Trials that accuracy is forecast from at most: the last ones."""
 
 
-class FrontSampler(BaseSampler):
+class EHVISampler(BaseSampler):
     """Draws what promises the largest gain in hypervolume."""
 
     def __init__(
@@ -157,7 +157,7 @@ class FrontSampler(BaseSampler):
         order = [self._accuracy, *(column for column in range(len(self._names)) if column != self._accuracy)]
         known_losses = np.concatenate([self._losses(values, values), forecast])[:, order]
         certain = losses(pool, accuracies[:, 0])[:, order[1:]]
-        return expected_gain(known_losses, 1 - accuracies, certain, _WEIGHTS)
+        return expected_hypervolume_improvement(known_losses, 1 - accuracies, certain, _WEIGHTS)
 
     def _values(self, points: Points, accuracies: Floats, features: Floats, values: Floats) -> Floats:
         """All objectives (m, objectives) of points of these accuracies (m,): exact costs, and latencies as those of
@@ -174,7 +174,7 @@ class FrontSampler(BaseSampler):
         return found
 
 
-def expected_gain(losses: Floats, uncertain: Floats, certain: Floats, weights: Floats) -> Floats:
+def expected_hypervolume_improvement(losses: Floats, uncertain: Floats, certain: Floats, weights: Floats) -> Floats:
     """The mean gain (m,) in dominated hypervolume below the reference point (1, ..., 1) that each candidate promises.
 
     losses (n, k) are what is dominated already, lower is better. Of m candidates the first objective is one of

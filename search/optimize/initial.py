@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from spaces import NetworkConfig, Space, presets
 
-__all__ = ["first_configs"]
+__all__ = ["initial_configs"]
 
 _PRESETS = 4
 
 
-def first_configs(space: Space, model: str, extremes: Iterable[NetworkConfig]) -> Iterator[NetworkConfig]:
+def initial_configs(space: Space, model: str, extremes: Iterable[NetworkConfig]) -> Iterator[NetworkConfig]:
     """The uncompressed network, the extremes, and up to four of the papers' rows, evenly over their sizes.
 
     All are canonical. Some may lie outside the space or a budget, or be equal.

@@ -23,7 +23,7 @@ from results.objectives import Objective
 from search.optimize.candidates import Floats
 from search.optimize.surrogate import Surrogate, to_accuracy, to_score
 
-__all__ = ["Judge"]
+__all__ = ["ConformalPruner"]
 
 _EXACT = frozenset({"size_bytes", "flops", "parameters", "macs"})
 """Costs that are known before a trial begins."""
@@ -31,7 +31,7 @@ _MOST = 400
 """Trials that a forecast rests on at most: the last ones."""
 
 
-class Judge:
+class ConformalPruner:
     """Learns from finished trials, and says of one under way what it will come to."""
 
     def __init__(self, objectives: Sequence[Objective], *, miss_rate: float | None) -> None:
@@ -45,7 +45,7 @@ class Judge:
         self._features: list[Floats] = []
         self._fitted: tuple[int, Surrogate, Floats] | None = None
 
-    def learn(self, costs: Mapping[str, float], accuracies: Sequence[float], features: Floats) -> None:
+    def observe(self, costs: Mapping[str, float], accuracies: Sequence[float], features: Floats) -> None:
         """A finished trial: its costs by name, its accuracy before training and after each epoch, its config's
         features (d,) as `search.optimize.candidates` has them.
         """
@@ -73,7 +73,7 @@ class Judge:
         found = to_accuracy(np.array([expected, expected - margin]))
         return float(found[0]), float(found[1])
 
-    def hopeless(self, costs: Mapping[str, float], accuracies: Sequence[float], features: Floats) -> bool:
+    def should_prune(self, costs: Mapping[str, float], accuracies: Sequence[float], features: Floats) -> bool:
         """Whether some finished trial costs no more and is more accurate than this one may become."""
         forecast = self.forecast(accuracies, features)
         if forecast is None:

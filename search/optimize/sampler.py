@@ -26,26 +26,26 @@ from optuna.trial import TrialState, create_trial
 from layers import UsageError
 from results.objectives import Objective
 from search.optimize.candidates import Candidates, Ints
-from search.optimize.ehvi import FORECAST, FrontSampler
+from search.optimize.ehvi import FORECAST, EHVISampler
 from search.study.budget import Budget
 
-__all__ = ["SAMPLERS", "ConfigSampler", "Told", "check_sampler"]
+__all__ = ["SAMPLERS", "ConfigSampler", "Observation", "check_sampler"]
 
 SAMPLERS: dict[str, Callable[..., BaseSampler] | None] = {
-    "front": None,
+    "ehvi": None,
     "tpe": partial(TPESampler, multivariate=True, constant_liar=True),
     "nsga2": NSGAIISampler,
     "nsga3": NSGAIIISampler,
     "gp": GPSampler,
     "random": RandomSampler,
 }
-"""Samplers by name, each made from a seed; `front` is `search.optimize.ehvi`, which knows the space too."""
+"""Samplers by name, each made from a seed; `ehvi` is `search.optimize.ehvi`, which knows the space too."""
 
 _UNORDERED = (".basis", ".transform", ".exponent_axis")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class Observation:
     """What came of a draw."""
 
     values: Sequence[float] | None = None
@@ -84,7 +84,7 @@ class ConfigSampler:
             name: _distribution(name, len(values)) for name, values in self._candidates.knobs.items()
         }
         self._make = SAMPLERS[sampler] or partial(
-            FrontSampler, self._candidates, tuple(objectives), budget or Budget(), self._distributions
+            EHVISampler, self._candidates, tuple(objectives), budget or Budget(), self._distributions
         )
         if storage is not None and name is not None:
             with contextlib.suppress(KeyError):
@@ -113,7 +113,7 @@ class ConfigSampler:
         """Make this point (knobs,) the next one that `ask` gives."""
         self._study.enqueue_trial(self._params(point))
 
-    def tell(self, handle: int, told: Told) -> None:
+    def tell(self, handle: int, told: Observation) -> None:
         """What came of a drawn config."""
         trial = self._asked.pop(handle)
         if told.forecast is not None:
@@ -122,7 +122,7 @@ class ConfigSampler:
             trial.set_constraint(name, value)
         self._study.tell(trial, told.values, state=told.state)
 
-    def replay(self, point: Ints, told: Told) -> None:
+    def replay(self, point: Ints, told: Observation) -> None:
         """Learn from a trial of the past, which was at this point (knobs,)."""
         trial = create_trial(
             state=told.state,

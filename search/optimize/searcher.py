@@ -12,9 +12,9 @@ from layers import UsageError
 from results.objectives import Objective
 from results.schema import TrialStatus
 from search.optimize.candidates import Candidates, Floats, Ints
-from search.optimize.pruner import Judge
-from search.optimize.retries import Attempts
-from search.optimize.sampler import ConfigSampler, Told
+from search.optimize.pruner import ConformalPruner
+from search.optimize.retries import RetryPolicy
+from search.optimize.sampler import ConfigSampler, Observation
 from search.study.budget import Budget
 from search.study.record import network_config, row_accuracies
 from spaces import NetworkConfig
@@ -44,7 +44,7 @@ class FrontSearcher(Searcher):
         self,
         candidates: Candidates,
         sampler: ConfigSampler,
-        judge: Judge,
+        pruner: ConformalPruner,
         *,
         budget: Budget,
         cheapest: NetworkConfig,
@@ -55,7 +55,7 @@ class FrontSearcher(Searcher):
         """`cheapest` meets the budget."""
         super().__init__()
         self._candidates, self._space = candidates, candidates.space
-        self._sampler, self._judge = sampler, judge
+        self._sampler, self._pruner = sampler, pruner
         self._budget, self._cheapest, self._objectives = budget, cheapest, tuple(objectives)
         self._make_spec, self._seed = make_spec, seed
         self._known: set[str] = set()
@@ -69,9 +69,9 @@ class FrontSearcher(Searcher):
         self.exhausted = False
         self.stopped: set[str] = set()
         """Ray Tune's ids of the trials that were given up."""
-        self.attempts = Attempts()
+        self.attempts = RetryPolicy()
 
-    def know(self, row: Mapping[str, Any]) -> None:
+    def add_row(self, row: Mapping[str, Any]) -> None:
         """Learn from a row of the ledger; one outside the space or budget only counts as known."""
         config = network_config(row)
         self._known.add(self._space.network.digest(config))
@@ -123,9 +123,11 @@ class FrontSearcher(Searcher):
             self._answer(suggestion, row)
         return None if self._asked else Searcher.FINISHED
 
-    def give_up(self, trial_id: str, report: Mapping[str, Any]) -> bool:
+    def should_stop(self, trial_id: str, report: Mapping[str, Any]) -> bool:
         """Whether the trial of this report cannot enter the front any more; it then counts as stopped."""
-        if trial_id in self._asked and self._judge.hopeless(report, report["accuracies"], self._asked[trial_id][1]):
+        if trial_id in self._asked and self._pruner.should_prune(
+            report, report["accuracies"], self._asked[trial_id][1]
+        ):
             self.stopped.add(trial_id)
         return trial_id in self.stopped
 
@@ -137,7 +139,7 @@ class FrontSearcher(Searcher):
         if trial_id not in self._asked:
             return
         handle, features, suggestion = self._asked.pop(trial_id)
-        if error and self.attempts.another(trial_id, suggestion):
+        if error and self.attempts.should_retry(trial_id, suggestion):
             self._waiting.append(suggestion)
             self._left += 1
         report = {} if result is None or error else result
@@ -152,16 +154,16 @@ class FrontSearcher(Searcher):
 
     def _told(
         self, values: Mapping[str, Any], status: str | None, accuracies: Sequence[float], features: Floats
-    ) -> Told:
+    ) -> Observation:
         """What the sampler learns of a trial; a finished one teaches the judge too."""
         ordered = [values.get(objective.name) for objective in self._objectives]
         if status == TrialStatus.FINISHED and all(value is not None for value in ordered):
-            self._judge.learn(values, accuracies, features)
-            return Told(values=[float(value or 0) for value in ordered])
+            self._pruner.observe(values, accuracies, features)
+            return Observation(values=[float(value or 0) for value in ordered])
         if status == TrialStatus.PRUNED and accuracies:
-            forecast = self._judge.forecast(accuracies, features)
-            return Told(forecast=accuracies[-1] if forecast is None else forecast[0])
-        return Told()
+            forecast = self._pruner.forecast(accuracies, features)
+            return Observation(forecast=accuracies[-1] if forecast is None else forecast[0])
+        return Observation()
 
     def _features(self, point: Ints) -> Floats:
         found: Floats = self._candidates.look(point[None]).features[0]
@@ -188,7 +190,9 @@ class FrontSearcher(Searcher):
             if self._is_new(config):
                 return handle, config, self._features(point)
             cost = self._space.network.cost(config)
-            self._sampler.tell(handle, Told(excess=None if self._budget.fits(cost) else self._budget.excess(cost)))
+            self._sampler.tell(
+                handle, Observation(excess=None if self._budget.fits(cost) else self._budget.excess(cost))
+            )
         draws = random.Random(f"{self._seed} {self._number}")
         for _ in range(_BLENDS):
             config = self._blend(draws)

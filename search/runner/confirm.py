@@ -1,7 +1,7 @@
 """Run trials again with other seeds, so that their accuracies carry an interval.
 
 A repeat is the trial's own spec with a seed of its own: the trial's plus 1, 2, ... up to as many as were asked for. Its
-row names the trial in `confirms`, so nothing that the search knows, counts or suggests changes, and its model is not
+row names the trial in `repeat_of`, so nothing that the search knows, counts or suggests changes, and its model is not
 kept. The ledger says which repeats are there already: what was stopped goes on, and asking for more seeds adds them.
 """
 
@@ -20,23 +20,23 @@ from layers import UsageError
 from results.ledger.ledger import Ledger
 from results.queries.query import picks
 from results.schema import TrialRow, TrialStatus
-from search.optimize.retries import Attempts
+from search.optimize.retries import RetryPolicy
 from search.runner.cluster import Resources, connected
 from search.runner.engine import run_trials
 from search.runner.gpu_probe import gpu_share
 from search.runner.launch import open_study
-from search.runner.ledger_callback import TrialKeeper
+from search.runner.ledger_callback import LedgerCallback
 from search.runner.progress import Progress
 from search.study.plan import StudyPlan
-from search.study.workload import Subject
+from search.study.workload import Workload
 from spaces import Network
 from trainers.spec import TrialSpec
 
-__all__ = ["Confirmation", "confirm_trials"]
+__all__ = ["RepeatResult", "confirm_trials"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confirmation:
+class RepeatResult:
     """How far a confirmation came."""
 
     trials: tuple[str, ...]
@@ -51,7 +51,7 @@ class Confirmation:
 
 def confirm_trials(
     ledger: Ledger, study: str, which: str, *, where: str | None, seeds: int, resources: Resources, console: Console
-) -> Confirmation:
+) -> RepeatResult:
     """Repeat the picked trials (`front`, `best`, `knee` or an id) over `seeds` further seeds each.
 
     Repeats that have finished are not run again, those that failed are. Raises `UsageError` where nothing can be
@@ -63,14 +63,14 @@ def confirm_trials(
     for row in rows:
         if row["status"] != TrialStatus.FINISHED:
             raise UsageError(f"pick {which!r} names a trial that {row['status']}; only finished trials are confirmed.")
-    plan, subject = open_study(ledger, study, console)
-    asked = [_repeat(row, offset, subject.network) for offset in range(1, seeds + 1) for row in rows]
+    plan, workload = open_study(ledger, study, console)
+    asked = [_repeat(row, offset, workload.network) for offset in range(1, seeds + 1) for row in rows]
     finished = _ended(ledger, study, asked)[TrialStatus.FINISHED]
     missing = [suggestion for suggestion in asked if suggestion["trial"] not in finished]
     if missing:
-        _run(ledger, study, missing, plan, subject, resources, console, wanted=len(asked))
+        _run(ledger, study, missing, plan, workload, resources, console, wanted=len(asked))
     ended = _ended(ledger, study, asked)
-    return Confirmation(
+    return RepeatResult(
         trials=tuple(row["trial"] for row in rows),
         wanted=len(asked),
         done=len(ended[TrialStatus.FINISHED]),
@@ -83,14 +83,14 @@ def _repeat(row: Mapping[str, Any], offset: int, network: Network) -> dict[str, 
     spec = TrialSpec.from_json(json.loads(row["spec"]))
     spec = dataclasses.replace(spec, seed=spec.seed + offset)
     trial = spec.digest(network)[:10]
-    return {"number": row["number"], "trial": trial, "spec": spec.to_json(), "confirms": row["trial"]}
+    return {"number": row["number"], "trial": trial, "spec": spec.to_json(), "repeat_of": row["trial"]}
 
 
 def _ended(ledger: Ledger, study: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
     """The ids of the asked repeats in the ledger, by status."""
     wanted = {suggestion["trial"] for suggestion in asked}
     found: dict[str, set[str]] = {status.value: set() for status in TrialStatus}
-    rows = ledger.confirmations(study).select(["trial", "status"]).to_pylist()
+    rows = ledger.repeats(study).select(["trial", "status"]).to_pylist()
     for row in rows:
         if row["trial"] in wanted:
             found[row["status"]].add(row["trial"])
@@ -102,32 +102,32 @@ def _run(
     study: str,
     missing: Sequence[Mapping[str, Any]],
     plan: StudyPlan,
-    subject: Subject,
+    workload: Workload,
     resources: Resources,
     console: Console,
     *,
     wanted: int,
 ) -> None:
     with connected(resources.address), Progress(console, "repeats") as progress:
-        share = resources.resolved(lambda: gpu_share(subject, plan.schedule))
+        share = resources.resolved(lambda: gpu_share(workload, plan.recipe))
         console.print(
             f"study {study}: {len(missing)} of {wanted} repeats to run, up to {share.concurrency} at a time, "
             f"each on {share.cpus_per_trial:g} CPU and {share.gpus_per_trial:g} GPU",
             highlight=False,
         )
         listed = _Listed(missing)
-        keeper = _Repeats(
+        callback = _Repeats(
             ledger,
             study,
-            subject.network,
+            workload.network,
             progress,
             wanted=wanted,
             done=wanted - len(missing),
             begun_again=listed.attempts.begun_again,
         )
-        run_trials(listed, keeper, subject, share, ledger)
-    if keeper.lost is not None:
-        raise keeper.lost
+        run_trials(listed, callback, workload, share, ledger)
+    if callback.lost is not None:
+        raise callback.lost
 
 
 class _Listed(Searcher):
@@ -137,7 +137,7 @@ class _Listed(Searcher):
         super().__init__()
         self._left = [dict(suggestion) for suggestion in suggestions]
         self._asked: dict[str, dict[str, Any]] = {}
-        self.attempts = Attempts()
+        self.attempts = RetryPolicy()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if not self._left:
@@ -146,9 +146,9 @@ class _Listed(Searcher):
         return self._asked[trial_id]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing is learnt."""
+        """Nothing is learned."""
         suggestion = self._asked.pop(trial_id)
-        if error and self.attempts.another(trial_id, suggestion):
+        if error and self.attempts.should_retry(trial_id, suggestion):
             self._left.append(suggestion)
 
     def save(self, checkpoint_path: str) -> None:
@@ -158,7 +158,7 @@ class _Listed(Searcher):
         """Nothing was kept."""
 
 
-class _Repeats(TrialKeeper):
+class _Repeats(LedgerCallback):
     """Keeps the rows of repeats, and nothing else: the study's front, progress and models stay as they are."""
 
     def __init__(
@@ -180,4 +180,4 @@ class _Repeats(TrialKeeper):
         self.ledger.append(row)
 
     def tell(self, row: TrialRow | None) -> None:
-        self._progress.show(self.tally(), row)
+        self._progress.show(self.run_progress(), row)

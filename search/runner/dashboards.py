@@ -11,15 +11,15 @@ from results.schema import TrialRow
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-    from search.runner.progress import Tally
+    from search.runner.progress import RunProgress
 
-__all__ = ["TensorBoard", "Watcher", "open_storage"]
+__all__ = ["TensorBoard", "Observer", "open_storage"]
 
 
-class Watcher(Protocol):
+class Observer(Protocol):
     """Is told where a run of trials stands."""
 
-    def show(self, tally: Tally, row: TrialRow | None) -> None:
+    def show(self, progress: RunProgress, row: TrialRow | None) -> None:
         """`row` is a trial that ended just now."""
 
 
@@ -38,17 +38,17 @@ class TensorBoard:
         except OSError as error:
             raise OvertoneError(f"tensorboard (={str(folder)!r}) cannot be written; {error}.") from error
 
-    def show(self, tally: Tally, row: TrialRow | None) -> None:
+    def show(self, progress: RunProgress, row: TrialRow | None) -> None:
         """The curve of the trial over epochs, the study's figures over trials."""
         if row is None:
             return
-        for name, value in tally.to_json().items():
+        for name, value in progress.to_json().items():
             if isinstance(value, int | float):
-                self._study.add_scalar(f"study/{name}", value, tally.done)
+                self._study.add_scalar(f"study/{name}", value, progress.done)
         self._study.flush()
         with self._make(str(self._folder / f"{row.number:05d}-{row.trial}")) as trial:
-            points: list[tuple[str, Any, int]] = [("val_top1", row.zero_shot_top1, 0)]
-            for epoch in row.curve:
+            points: list[tuple[str, Any, int]] = [("val_top1", row.init_score, 0)]
+            for epoch in row.history:
                 points += [(name, epoch[name], epoch["epoch"]) for name in ("val_top1", "train_loss", "lr")]
             points += [(name, getattr(row, name), 0) for name in ("size_bytes", "flops")]
             for name, value, step in points:

@@ -13,17 +13,17 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from results.ledger.ledger import Ledger
 from search.runner.cluster import Resources
-from search.runner.ledger_callback import StopWhenLost, TrialKeeper
+from search.runner.ledger_callback import LedgerCallback, StopWhenLost
 from search.runner.trainable import TrialActor
-from search.study.workload import Subject
+from search.study.workload import Workload
 
 __all__ = ["run_trials"]
 
 
 def run_trials(
     searcher: Searcher,
-    keeper: TrialKeeper,
-    subject: Subject,
+    callback: LedgerCallback,
+    workload: Workload,
     resources: Resources,
     ledger: Ledger,
     *,
@@ -31,7 +31,7 @@ def run_trials(
 ) -> None:
     """Run what is suggested, on the Ray that is connected; returns early on Ctrl-C or when a row is lost.
 
-    A suggestion is plain data: `number`, `trial` (its id in the ledger), `spec`, and `confirms` where it repeats
+    A suggestion is plain data: `number`, `trial` (its id in the ledger), `spec`, and `repeat_of` where it repeats
     another trial. The scheduler may stop trials early. Where a worker died the searcher is told of an error, and may
     suggest the same again.
     """
@@ -41,11 +41,11 @@ def run_trials(
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # "did not complete" of what was begun again and has
     actor = tune.with_parameters(
         TrialActor,
-        data=subject.data,
-        baseline=subject.baseline,
-        network=subject.network,
+        data=workload.data,
+        baseline=workload.baseline,
+        network=workload.network,
         store=_reachable(ledger),
-        study=keeper.study,
+        study=callback.study,
     )
     need = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
     with tempfile.TemporaryDirectory(prefix="overtone-tune-") as folder:  # of this process alone: workers use the store
@@ -62,8 +62,8 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=folder,
-                callbacks=[keeper],
-                stop=StopWhenLost(keeper),
+                callbacks=[callback],
+                stop=StopWhenLost(callback),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),

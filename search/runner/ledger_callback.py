@@ -13,18 +13,18 @@ from ray.tune import Callback, Stopper
 from layers import OvertoneError
 from results.ledger.ledger import Ledger
 from results.schema import TrialRow, TrialStatus
-from search.runner.progress import HEARTBEAT_S, Tally
+from search.runner.progress import HEARTBEAT_S, RunProgress
 from search.runner.trainable import checkpoint_name
 from search.study.record import failed_row, finished_row, pruned_row
 from spaces import Network
 
-__all__ = ["StopWhenLost", "TrialKeeper"]
+__all__ = ["StopWhenLost", "LedgerCallback"]
 
 _NEWS_S = 0.1
 """The least time between two things said to whoever may ask later."""
 
 
-class TrialKeeper(Callback):
+class LedgerCallback(Callback):
     """Writes each ended trial at once. What cannot be written stops the run (`lost`); finished rows stay."""
 
     def __init__(
@@ -66,11 +66,11 @@ class TrialKeeper(Callback):
     def tell(self, row: TrialRow | None) -> None:
         """Say where the run stands: of a trial that ended just now, its row; else to whoever may ask later."""
 
-    def tally(self) -> Tally:
+    def run_progress(self) -> RunProgress:
         """Where the run stands."""
         done = self._ended.total()
         here, left = done - self._before, self._wanted - done
-        return Tally(
+        return RunProgress(
             wanted=self._wanted,
             done=done,
             failed=self._ended[TrialStatus.FAILED],
@@ -133,8 +133,8 @@ class TrialKeeper(Callback):
 class StopWhenLost(Stopper):
     """Stops all trials once the keeper cannot write any more."""
 
-    def __init__(self, keeper: TrialKeeper) -> None:
-        self._keeper = keeper
+    def __init__(self, callback: LedgerCallback) -> None:
+        self._callback = callback
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stops a single trial."""
@@ -142,4 +142,4 @@ class StopWhenLost(Stopper):
 
     def stop_all(self) -> bool:
         """Whether to stop."""
-        return self._keeper.lost is not None
+        return self._callback.lost is not None

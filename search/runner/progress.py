@@ -15,7 +15,16 @@ from rich.progress import Progress as RichProgress
 from results.schema import TrialRow, TrialStatus
 from trainers.training.loop import Epoch
 
-__all__ = ["ALIVE_S", "HEARTBEAT_S", "Progress", "Snapshot", "Tally", "decoding_bar", "duration", "epoch_line"]
+__all__ = [
+    "ALIVE_S",
+    "HEARTBEAT_S",
+    "Progress",
+    "StudyProgress",
+    "RunProgress",
+    "decoding_bar",
+    "duration",
+    "epoch_line",
+]
 
 HEARTBEAT_S = 5.0
 """How often a search says that it is alive, whatever happens."""
@@ -24,7 +33,7 @@ ALIVE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class RunProgress:
     """Where a run of trials stands."""
 
     wanted: int
@@ -54,7 +63,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot(Tally):
+class StudyProgress(RunProgress):
     """Where a study stands."""
 
     front: int
@@ -97,14 +106,14 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def show(self, tally: Tally, row: TrialRow | None) -> None:
+    def show(self, progress: RunProgress, row: TrialRow | None) -> None:
         """Bring the display up to date; `row` is a trial that ended just now."""
-        self._bar.update(self._task, completed=tally.done, total=tally.wanted, line=tally.line())
+        self._bar.update(self._task, completed=progress.done, total=progress.wanted, line=progress.line())
         if row is None:
             return
         if not self._console.is_terminal:
             self._console.print(
-                f"[{tally.done}/{tally.wanted}] {_outcome(row)}; {tally.line()}",
+                f"[{progress.done}/{progress.wanted}] {_outcome(row)}; {progress.line()}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -153,8 +162,8 @@ def _outcome(row: TrialRow) -> str:
     size, compute = (row.size_bytes or 0) / 1e3, (row.flops or 0) / 1e6
     costs = f"{size:.1f} kB, {compute:.2f} MFLOPs"
     if row.status == TrialStatus.PRUNED:
-        reached = row.curve[-1]["val_top1"] if row.curve else row.zero_shot_top1
+        reached = row.history[-1]["val_top1"] if row.history else row.init_score
         return f"{row.trial} stopped after {row.epochs_run} of {row.epochs} epochs at {reached:.4f}, {costs}"
-    repeats = "" if row.confirms is None else f" (seed {row.seed} of {row.confirms})"
+    repeats = "" if row.repeat_of is None else f" (seed {row.seed} of {row.repeat_of})"
     reused = "" if row.reused_from is None else f" (known from study {row.reused_from})"
     return f"{row.trial}{repeats}{reused} val_top1 {row.val_top1:.4f}, {costs}"

@@ -15,10 +15,10 @@ from layers import UsageError
 from results.ledger.ledger import Ledger
 from search.runner.progress import ALIVE_S, HEARTBEAT_S
 
-__all__ = ["check_alone", "seems_to_run"]
+__all__ = ["ensure_not_running", "is_running"]
 
 
-def seems_to_run(said: Mapping[str, Any]) -> bool:
+def is_running(said: Mapping[str, Any]) -> bool:
     """Whether a study's progress ({} where there is none) says that it runs, and its process was heard of lately.
 
     One of this machine counts as long as it is there.
@@ -29,13 +29,13 @@ def seems_to_run(said: Mapping[str, Any]) -> bool:
     return silent < ALIVE_S and (said["host"] != socket.gethostname() or _is_alive(said["pid"]))
 
 
-def check_alone(ledger: Ledger, name: str, console: Console) -> None:
+def ensure_not_running(ledger: Ledger, name: str, console: Console) -> None:
     """Raise `UsageError` where another process runs the study now.
 
     One on another machine is listened to for some time: that machine may have died a moment ago.
     """
     said = ledger.read_progress(name) or {}
-    if not seems_to_run(said) or said["pid"] == os.getpid():
+    if not is_running(said) or said["pid"] == os.getpid():
         return
     if said["host"] != socket.gethostname():
         console.print(f"study {name} was being run on {said['host']}: waiting whether it still is", highlight=False)

@@ -22,4 +22,4 @@ class FrontStopper(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Whether to go on, from a report of `TrialActor`."""
         running = result.get("status") == "running"
-        return TrialScheduler.STOP if running and self._searcher.give_up(trial.trial_id, result) else self.CONTINUE
+        return TrialScheduler.STOP if running and self._searcher.should_stop(trial.trial_id, result) else self.CONTINUE

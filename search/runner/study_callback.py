@@ -17,17 +17,17 @@ from results.ledger.ledger import Ledger
 from results.pareto.dominance import front_mask
 from results.pareto.front import hypervolume, reference_point
 from results.schema import TrialRow, TrialStatus, to_table
-from search.runner.dashboards import Watcher
-from search.runner.ledger_callback import TrialKeeper
-from search.runner.progress import Snapshot
+from search.runner.dashboards import Observer
+from search.runner.ledger_callback import LedgerCallback
+from search.runner.progress import StudyProgress
 from search.runner.trainable import checkpoint_name
 from search.study.record import reused_row
 from spaces import Network
 
-__all__ = ["Recorder"]
+__all__ = ["StudyCallback"]
 
 
-class Recorder(TrialKeeper):
+class StudyCallback(LedgerCallback):
     """Keeps the trials of a search."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Recorder(TrialKeeper):
         ledger: Ledger,
         study: str,
         network: Network,
-        watchers: Sequence[Watcher],
+        observers: Sequence[Observer],
         *,
         wanted: int,
         keep: str,
@@ -47,7 +47,7 @@ class Recorder(TrialKeeper):
         ended = Counter(past.column("status").to_pylist())
         super().__init__(ledger, study, network, wanted=wanted, ended=ended, stopped=stopped, begun_again=begun_again)
         self._seconds = float(pc.sum(past.column("total_s")).as_py() or 0)
-        self._watchers, self._keep_all, self._gpus = watchers, keep == "all", gpus
+        self._observers, self._keep_all, self._gpus = observers, keep == "all", gpus
         self._objectives = ledger.objectives(study)
         self._uncompressed = ledger.study(study)["uncompressed"]
         self._members = ledger.front(study)
@@ -64,7 +64,7 @@ class Recorder(TrialKeeper):
         """
         here = row.status == TrialStatus.FINISHED and row.reused_from is None
         if here and row.model_sha256 is not None and (self._keep_all or self._on_front(row)):
-            self.ledger.take_model(checkpoint_name(self.study, row.trial), row.model_sha256)
+            self.ledger.adopt_model(checkpoint_name(self.study, row.trial), row.model_sha256)
         self.ledger.append(row)
         self._members, self._found = self.ledger.write_front(self.study), None
         self._seconds += row.total_s or 0.0
@@ -78,8 +78,8 @@ class Recorder(TrialKeeper):
         snapshot = self._snapshot()
         if row is None:
             self._write_progress("running", snapshot)
-        for watcher in self._watchers:
-            watcher.show(snapshot, row)
+        for observer in self._observers:
+            observer.show(snapshot, row)
 
     def close(self, state: str) -> None:
         """The last word of this run; the many small files of a finished study become few."""
@@ -88,9 +88,9 @@ class Recorder(TrialKeeper):
         if state == "finished":
             self.guarded(lambda: self.ledger.compact(self.study))
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> StudyProgress:
         self._found = self._found or self._look()
-        return Snapshot(**asdict(self.tally()), **self._found, hours=self._seconds / 3600, gpus=self._gpus)
+        return StudyProgress(**asdict(self.run_progress()), **self._found, hours=self._seconds / 3600, gpus=self._gpus)
 
     def _look(self) -> dict[str, Any]:
         """What only changes when a trial ends."""
@@ -103,7 +103,7 @@ class Recorder(TrialKeeper):
             "hypervolume": hypervolume(self._members, self._objectives, reference),
         }
 
-    def _write_progress(self, state: str, snapshot: Snapshot) -> None:
+    def _write_progress(self, state: str, snapshot: StudyProgress) -> None:
         said = {
             "state": state,
             "updated_at": datetime.now(UTC).isoformat(),

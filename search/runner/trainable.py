@@ -104,7 +104,7 @@ class TrialActor(tune.Trainable):
                 self._leave(self._trial.checkpoint)
                 self._kept = time.monotonic()
         result = self._trial.result().to_json()
-        accuracies = [result["zero_shot_top1"], *(epoch["val_top1"] for epoch in result["curve"])]
+        accuracies = [result["init_score"], *(epoch["val_top1"] for epoch in result["history"])]
         known = {"result": json.dumps(result), "accuracies": accuracies, **result["cost"]}
         if not self._trial.ended:
             return {**self._about("running"), **known}
@@ -140,7 +140,7 @@ class TrialActor(tune.Trainable):
         return checkpoint_name(self._study, self._config["trial"])
 
     def _failed(self, error: str) -> dict[str, Any]:
-        run = 0 if self._trial is None else len(self._trial.curve)
+        run = 0 if self._trial is None else len(self._trial.history)
         return {**self._about("failed"), "error": error, "epochs_run": run, DONE: True}
 
     def _about(self, status: str) -> dict[str, Any]:

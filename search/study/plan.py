@@ -14,8 +14,8 @@ from spaces.blocks import Granularity
 from trainers.data import DataSpec
 from trainers.spec import TrialSpec
 from trainers.start.saliency import SALIENCIES
-from trainers.start.start import STARTS
-from trainers.training.recipe import Schedule
+from trainers.start.start import INITS
+from trainers.training.recipe import TrainingRecipe
 
 __all__ = ["DEFAULT_OBJECTIVES", "StudyPlan"]
 
@@ -26,7 +26,7 @@ _LATENCIES = frozenset({"latency_ms", "latency_b64_ms"})
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """What a study asks: which network on which data, what to optimise, how a trial is run."""
+    """What a study asks: which network on which data, what to optimize, how a trial is run."""
 
     model: str
     weights: str
@@ -35,20 +35,20 @@ class StudyPlan:
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     budget: Budget = field(default_factory=Budget)
     """Costs that no trial may exceed."""
-    blocks: Granularity = "stage"
+    granularity: Granularity = "stage"
     """What counts as a block of the search space."""
     space: Mapping[str, Any] = field(default_factory=dict)
-    """Limits of the search space, as `Space.restricted` takes them."""
+    """Limits of the search space, as `Space.restrict` takes them."""
     minimum_templates: int = 8
-    schedule: Schedule = field(default_factory=Schedule)
-    start: str = "calibrated"
+    recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
+    init: str = "calibrated"
     """How compressed weights begin."""
     saliency: str = "magnitude"
     """By what filters stay as templates."""
     epochs: int = 5
     seed: int = 0
     """Seed of the sampler and of every trial."""
-    sampler: str = "front"
+    sampler: str = "ehvi"
     miss_rate: float | None = 0.1
     """Share of trials that may end above their optimistic forecast, by which trials are stopped early; `None` runs
     every trial to its end."""
@@ -60,8 +60,8 @@ class StudyPlan:
     """Whose packed models go into the store: `front`, of trials that none before them dominates, or `all`."""
 
     def __post_init__(self) -> None:
-        if self.start not in STARTS:
-            raise UsageError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}.")
+        if self.init not in INITS:
+            raise UsageError(f"init (={self.init!r}) must be one of {', '.join(INITS)}.")
         if self.saliency not in SALIENCIES:
             raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}.")
         if self.trials < 1:
@@ -83,7 +83,7 @@ class StudyPlan:
         """
         record = {"keep": "all", "miss_rate": None, **record}
         known = {name: record[name] for name in (f.name for f in fields(cls)) if name in record}
-        nested = {"data": DataSpec, "schedule": Schedule, "budget": Budget}
+        nested = {"data": DataSpec, "recipe": TrainingRecipe, "budget": Budget}
         parsed = {name: parse(**known[name]) for name, parse in nested.items() if name in known}
         lists = {name: tuple(known.get(name, ())) for name in ("objectives", "warm_start")}
         return cls(**{**known, **parsed, **lists})
@@ -97,8 +97,8 @@ class StudyPlan:
             data=self.data,
             data_fingerprint=data_fingerprint,
             config=config,
-            schedule=self.schedule,
-            start=self.start,
+            recipe=self.recipe,
+            init=self.init,
             saliency=self.saliency,
             epochs=self.epochs,
             seed=self.seed,

@@ -19,7 +19,7 @@ from trainers.spec import TrialSpec
 __all__ = ["failed_row", "finished_row", "network_config", "pruned_row", "reused_row", "row_accuracies"]
 
 _FINAL = ("val_top1", "val_top5", "val_loss", "latency_ms", "latency_b64_ms")
-_MEASURED = ("zero_shot_top1", "config_digest", "spec_digest", "compress_s", "finetune_s", "evaluate_s")
+_MEASURED = ("init_score", "config_digest", "spec_digest", "compress_s", "finetune_s", "evaluate_s")
 
 
 def finished_row(
@@ -45,7 +45,7 @@ def pruned_row(study: str, suggestion: Mapping[str, Any], report: Mapping[str, A
 def reused_row(study: str, suggestion: Mapping[str, Any], row: Mapping[str, Any]) -> TrialRow:
     """The row of a trial of which another study's row tells everything: it took no time here."""
     now = datetime.now(UTC)
-    here = {"study": study, "number": suggestion["number"], "trial": suggestion["trial"], "confirms": None}
+    here = {"study": study, "number": suggestion["number"], "trial": suggestion["trial"], "repeat_of": None}
     spec = {"spec": json.dumps(suggestion["spec"]), "blocks": block_records(suggestion["spec"]["config"])}
     took = {"started_at": now, "finished_at": now, "total_s": 0.0}
     origin = {"reused_from": row["reused_from"] or row["study"]}
@@ -82,21 +82,21 @@ def network_config(row: Mapping[str, Any]) -> NetworkConfig:
 
 def row_accuracies(row: Mapping[str, Any]) -> list[float]:
     """Validation accuracy before training and after each epoch; none where the row does not know the first."""
-    if row["zero_shot_top1"] is None:
+    if row["init_score"] is None:
         return []
-    return [row["zero_shot_top1"], *(epoch["val_top1"] for epoch in row["curve"] or ())]
+    return [row["init_score"], *(epoch["val_top1"] for epoch in row["history"] or ())]
 
 
 def _measured(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """The columns of what a trial has measured so far."""
     result = json.loads(report["result"])
-    curve = result["curve"]
+    history = result["history"]
     return {
         **{name: result[name] for name in names},
         **result["cost"],
-        "epochs_run": len(curve),
-        "train_loss": curve[-1]["train_loss"] if curve else None,
-        "curve": tuple(curve),
+        "epochs_run": len(history),
+        "train_loss": history[-1]["train_loss"] if history else None,
+        "history": tuple(history),
         "device": report["device"],
         "host": report.get("hostname"),
         **_times(report.get("started")),
@@ -111,13 +111,13 @@ def _common(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any]
         "number": suggestion["number"],
         "model": spec["model"],
         "dataset": spec["data"]["name"],
-        "start": spec["start"],
+        "init": spec["init"],
         "seed": spec["seed"],
-        "confirms": suggestion.get("confirms"),
+        "repeat_of": suggestion.get("repeat_of"),
         "epochs": spec["epochs"],
         "spec": json.dumps(spec),
         "blocks": tuple(block_records(spec["config"])),
-        "versions": json.dumps(_versions(report)),
+        "environment": json.dumps(_versions(report)),
     }
 
 

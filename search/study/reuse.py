@@ -14,21 +14,21 @@ from results.schema import TrialRow, TrialStatus
 from search.study.record import network_config, reused_row
 from spaces import NetworkConfig
 
-__all__ = ["measured_in", "others", "warm_rows"]
+__all__ = ["finished_rows", "comparable_studies", "warm_start_rows"]
 
-_SAME = ("model", "weights_sha256", "data_fingerprint", "schedule", "start", "saliency", "epochs", "seed")
+_SAME = ("model", "weights_sha256", "data_fingerprint", "recipe", "init", "saliency", "epochs", "seed")
 """What the trials of two studies must have in common, by the studies' records, for all of equal configs to be equal."""
 _BEFORE = {"saliency": "magnitude"}
 """What went without saying in older records."""
 
 
-def others(ledger: Ledger, study: str) -> list[str]:
+def comparable_studies(ledger: Ledger, study: str) -> list[str]:
     """The other studies of the store, some of whose trials may be the study's."""
     record = ledger.study(study)
     return [name for name in ledger.studies() if name != study and not _differs(record, ledger.study(name))]
 
 
-def measured_in(ledger: Ledger, studies: Iterable[str], objectives: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+def finished_rows(ledger: Ledger, studies: Iterable[str], objectives: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """The finished rows of these studies that know all objectives, by `spec_digest`; the newest of equal ones."""
     found: dict[str, Mapping[str, Any]] = {}
     for study in studies:
@@ -42,7 +42,7 @@ def measured_in(ledger: Ledger, studies: Iterable[str], objectives: Sequence[str
     return found
 
 
-def warm_rows(
+def warm_start_rows(
     ledger: Ledger, study: str, record: Mapping[str, Any], allowed: Callable[[NetworkConfig], bool]
 ) -> list[TrialRow]:
     """The study's first rows: what the studies in its record's `warm_start` have finished and it may try itself.
@@ -52,7 +52,7 @@ def warm_rows(
     for name in record["warm_start"]:
         if different := _differs(record, ledger.study(name)):
             raise UsageError(f"warm_start (={name!r}) must be a study of equal trials; its {different} differs.")
-    found = measured_in(ledger, record["warm_start"], record["objectives"])
+    found = finished_rows(ledger, record["warm_start"], record["objectives"])
     rows = [found[digest] for digest in sorted(found) if allowed(network_config(found[digest]))]
     suggestions = (
         {"number": number, "trial": row["spec_digest"][:10], "spec": json.loads(row["spec"])}

@@ -10,17 +10,17 @@ from torch import nn
 
 from search.study.plan import StudyPlan
 from spaces import Network, NetworkConfig, Space, state_sha256
-from spaces.global_pruning import asks_for_threshold, with_thresholds
+from spaces.global_pruning import has_global_rate, resolve_global_rates
 from trainers.data import Data, load_data
 from trainers.evaluation import evaluate
 from trainers.start.saliency import filter_saliency
 from trainers.trial import load_baseline
 
-__all__ = ["Subject", "make_space"]
+__all__ = ["Workload", "make_space"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class Workload:
     """What all trials of a study share, loaded."""
 
     data: Data
@@ -29,18 +29,18 @@ class Subject:
     weights_sha256: str
 
     @classmethod
-    def of(cls, plan: StudyPlan, told: Callable[[int, int], None] = lambda done, total: None) -> Subject:
+    def load(cls, plan: StudyPlan, told: Callable[[int, int], None] = lambda done, total: None) -> Workload:
         """Load the data and the trained network of a plan; `told` is that of `load_data`."""
         data = load_data(plan.data, told)
-        baseline, network = load_baseline(plan.model, plan.weights, data, plan.blocks)
+        baseline, network = load_baseline(plan.model, plan.weights, data, plan.granularity)
         return cls(data=data, baseline=baseline, network=network, weights_sha256=state_sha256(baseline))
 
     def resolved(self, plan: StudyPlan) -> StudyPlan:
         """The plan with rates in the place of thresholds of saliency, which depend on the trained weights."""
-        if not asks_for_threshold(plan.space):
+        if not has_global_rate(plan.space):
             return plan
         found = filter_saliency(plan.saliency, self.baseline, self.data, seed=plan.seed)
-        return replace(plan, space=with_thresholds(plan.space, self.network, found, plan.minimum_templates))
+        return replace(plan, space=resolve_global_rates(plan.space, self.network, found, plan.minimum_templates))
 
     def identity(self) -> dict[str, str]:
         """Content hashes that a study's record keeps."""
@@ -63,4 +63,4 @@ class Subject:
 
 def make_space(plan: StudyPlan, network: Network) -> Space:
     """The search space of a plan."""
-    return Space.default(network, plan.minimum_templates).restricted(plan.space)
+    return Space.default(network, plan.minimum_templates).restrict(plan.space)

@@ -1,7 +1,7 @@
 """A compressed network in the few operations that every exchange format has.
 
 Filters are rebuilt once and become ordinary weights. Inputs that are rounded to block floating point stay rounded,
-exactly as `layers.quantise` does it, but without reading a number's bits: the exponent is guessed by a logarithm,
+exactly as `layers.quantize` does it, but without reading a number's bits: the exponent is guessed by a logarithm,
 corrected by comparing with exact powers of two, and powers of two come from a table. So the exported graph computes
 what was measured, up to the order in which a runtime adds.
 """
@@ -20,7 +20,7 @@ __all__ = ["PortableRounding", "portable_model"]
 
 
 class PortableRounding(nn.Module):
-    """`layers.quantise` as plain arithmetic: for blocks of one value any shape, for blocks of channels (B, C, ...)."""
+    """`layers.quantize` as plain arithmetic: for blocks of one value any shape, for blocks of channels (B, C, ...)."""
 
     powers: Tensor
 

@@ -20,7 +20,7 @@ from layers import (
     UsageError,
     compress_layer,
 )
-from layers.blockfloat import BlockFormat, quantise
+from layers.blockfloat import BlockFormat, quantize
 from layers.series.basis import basis_matrix
 from layers.templates.transforms import tap_operators
 
@@ -46,12 +46,12 @@ def oracle_filters(layer: CompressedConv2d) -> Tensor:
     form, kernel = layer.form, layer.shape.kernel
 
     def stored(tensor: Tensor) -> Tensor:
-        return tensor.detach() if form.weight_format is None else quantise(tensor.detach(), form.weight_format)
+        return tensor.detach() if form.weight_format is None else quantize(tensor.detach(), form.weight_format)
 
     templates = stored(layer.coefficients).double()
     if form.allocation is not None:
         rows, templates = iter(templates), torch.zeros(layer.shape.out_channels, templates.shape[1], *kernel).double()
-        for filter, support in zip(templates, layer.supports.tolist(), strict=True):
+        for filter, support in zip(templates, layer.frequency_support.tolist(), strict=True):
             n_y, n_x = support // kernel[1] + 1, support % kernel[1] + 1
             for y, x in itertools.product(range(n_y), range(n_x)):
                 filter[:, y, x] = next(rows)
@@ -63,7 +63,7 @@ def oracle_filters(layer: CompressedConv2d) -> Tensor:
     if form.templates is None:
         return templates
     filters, used, rebuilt = [], 0, 0
-    for kept in layer.kept.tolist():
+    for kept in layer.template_mask.tolist():
         index = used if kept else int(layer.assignment()[rebuilt])
         parts = [templates[g * form.templates + index] for g in range(form.groups)]
         if not kept:
@@ -90,7 +90,7 @@ def rounded_inputs(x: Tensor, form: LayerForm) -> Tensor:
         return x
     own = BlockFormat(bits=form.bits, block=form.activation_block, exponent_bits=form.exponent_bits)
     pixels = x.movedim(1, -1)
-    rows = [quantise(row, own) for row in pixels.reshape(-1, x.shape[1])]
+    rows = [quantize(row, own) for row in pixels.reshape(-1, x.shape[1])]
     return torch.stack(rows).view(pixels.shape).movedim(-1, 1)
 
 
@@ -115,7 +115,7 @@ def test_start_is_the_least_squares_answer(_, random_conv, random_form):
     conv = random_conv()
     form = dataclasses.replace(random_form(conv), allocation=None)
     layer = CompressedConv2d(conv, form)
-    kept = torch.ones(conv.out_channels, dtype=torch.bool) if form.templates is None else layer.kept
+    kept = torch.ones(conv.out_channels, dtype=torch.bool) if form.templates is None else layer.template_mask
     templates = conv.weight.detach()[kept].unflatten(1, (form.groups, -1)).transpose(0, 1).flatten(0, 1)
     if form.basis is not None:
         sizes = zip(conv.kernel_size, form.harmonics, strict=True)
@@ -139,9 +139,9 @@ def test_kept_filters_stay_exactly_and_the_rest_is_nearer_than_zero(_, random_co
     conv = random_conv(in_channels=4, out_channels=9, groups=1, dtype=torch.float32)
     form = LayerForm(templates=rng.randint(1, 8), groups=rng.choice([1, 2, 4]), transform="scalar")
     layer = CompressedConv2d(conv, form)
-    assert int(layer.kept.sum()) == form.templates
-    assert torch.equal(layer.filters()[layer.kept], conv.weight[layer.kept])
-    assert (layer.filters() - conv.weight).square().sum() < conv.weight[~layer.kept].square().sum()
+    assert int(layer.template_mask.sum()) == form.templates
+    assert torch.equal(layer.filters()[layer.template_mask], conv.weight[layer.template_mask])
+    assert (layer.filters() - conv.weight).square().sum() < conv.weight[~layer.template_mask].square().sum()
 
 
 @pytest.mark.parametrize("family", ["cosine", "chebyshev"])
@@ -268,8 +268,8 @@ def test_gradient_of_quantised_layer_is_that_of_the_dense_one_at_the_rounded_val
     form = LayerForm(bits=3, exponent_block=16, exponent_axis="filter", activation_block=3)
     layer, dense = CompressedConv2d(conv, form), copy.deepcopy(conv)
     with torch.no_grad():
-        dense.weight.copy_(quantise(conv.weight, form.weight_format))
-    rounded = quantise(x, form.activation_format).requires_grad_()
+        dense.weight.copy_(quantize(conv.weight, form.weight_format))
+    rounded = quantize(x, form.activation_format).requires_grad_()
     x.requires_grad_()
     layer(x).square().sum().backward()
     dense(rounded).square().sum().backward()
@@ -283,8 +283,8 @@ def test_gradient_of_quantised_layer_is_that_of_the_dense_one_at_the_rounded_val
 def test_state_dict_carries_the_whole_layer(form, conv, fill, x):
     layer, other = CompressedConv2d(conv, form), CompressedConv2d(fill(copy.deepcopy(conv)), form)
     state = {name: value.clone() for name, value in layer.state_dict().items()}
-    expected = {"coefficients", "bias"} | ({"gains", "kept"} if form.templates else set())
-    expected |= {"supports"} if form.allocation else set()
+    expected = {"coefficients", "bias"} | ({"gains", "template_mask"} if form.templates else set())
+    expected |= {"frequency_support"} if form.allocation else set()
     assert set(state) == expected
     assert not torch.equal(other(x), layer(x))
     other.load_state_dict(state)
@@ -398,7 +398,7 @@ def test_1d_convolutions(form, padding, mode, fill, normal):
     flat.weight.data.copy_(conv.weight.unsqueeze(2))
     layer = compress_layer(conv, form)
     assert isinstance(layer, CompressedConv1d)
-    assert layer.shape == LayerShape.of(conv)
+    assert layer.shape == LayerShape.from_module(conv)
     assert torch.allclose(layer.filters(), CompressedConv2d(flat, form).filters(), atol=1e-12)
     x = normal(3, 4, 17)
     rounded = rounded_inputs(x, form)
@@ -471,7 +471,7 @@ def test_linear_layer_rounds_weights_and_inputs(fill, rng, normal):
     assert torch.equal(CompressedLinear(linear, LayerForm())(x), linear(x))
     form = LayerForm(bits=3, exponent_block=5, exponent_axis="filter", activation_block=rng.choice([1, 3, 64]))
     layer = CompressedLinear(linear, form)
-    weight = torch.stack([quantise(row, BlockFormat(bits=3, block=5)) for row in linear.weight])
+    weight = torch.stack([quantize(row, BlockFormat(bits=3, block=5)) for row in linear.weight])
     assert torch.equal(layer.filters(), weight)
     rounded = rounded_inputs(x.movedim(-1, 1), form).movedim(1, -1)
     assert torch.equal(layer(x), F.linear(rounded, weight, linear.bias))

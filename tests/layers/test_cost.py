@@ -42,7 +42,7 @@ def test_cost_of_a_convolution_is_that_of_the_built_and_packed_layer(_, random_c
     conv = random_conv(dtype=torch.float32)
     x = images(conv, 1)
     form = random_form(conv)
-    shape = LayerShape.of(conv, ((tuple(x.shape[2:]), tuple(conv(x).shape[2:])),))
+    shape = LayerShape.from_module(conv, ((tuple(x.shape[2:]), tuple(conv(x).shape[2:])),))
     cost = layer_cost(shape, form)
     layer = compress_layer(conv, form)
     assert cost.parameters == trained_parameters(layer)
@@ -70,7 +70,7 @@ def test_factored_macs_are_those_of_any_padding(mode, padding, fill, count_macs)
     x, form = torch.zeros(1, 4, 11, 9), LayerForm(basis="cosine", harmonics=(2, 2))
     layer = compress_layer(conv, form)
     layer.execution = "factored"
-    shape = LayerShape.of(conv, (((11, 9), tuple(conv(x).shape[2:])),))
+    shape = LayerShape.from_module(conv, (((11, 9), tuple(conv(x).shape[2:])),))
     assert layer_cost(shape, form).macs == count_macs(layer, x) < count_macs(conv, x)
 
 
@@ -87,7 +87,7 @@ def test_cost_of_a_linear_layer(_, rng, fill, normal, count_macs):
     shared = {"exponent_axis": rng.choice(AXES), "activation_block": rng.randint(1, 40)}
     form = rng.choice([LayerForm(), LayerForm(bits=rng.randint(2, 16), exponent_block=rng.randint(1, 128), **shared)])
     rows = rng.randint(1, 5)
-    cost = layer_cost(LayerShape.of(linear, (((1, rows), (1, rows)),)), form)
+    cost = layer_cost(LayerShape.from_module(linear, (((1, rows), (1, rows)),)), form)
     layer = compress_layer(linear, form)
     assert cost.parameters == trained_parameters(layer)
     assert cost.size_bytes == packed_bytes(nn.Sequential(layer))
@@ -102,7 +102,7 @@ def test_cost_of_a_network_is_that_of_the_built_and_packed_network(_, rng, fill,
         kernel, bias, width = rng.choice([1, 3, 5]), rng.random() < 0.5, rng.randint(1, 12)
         conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=bias)
         name = str(len(layers))
-        shapes[name] = LayerShape.of(conv, (((size, size), (size, size)),))
+        shapes[name] = LayerShape.from_module(conv, (((size, size), (size, size)),))
         if rng.random() < 0.8:
             forms[name] = random_form(conv)
         layers += [conv, nn.BatchNorm2d(width), nn.PReLU(width)]

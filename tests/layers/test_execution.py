@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from layers import LayerForm, choose_executions, compress_model, execution
-from layers.execution import fastest_executions
+from layers import LayerForm, autotune, compress_model, execution
+from layers.execution import autotuned
 
 FORMS = {
     "0": LayerForm(basis="cosine", harmonics=(2, 2)),
@@ -37,7 +37,7 @@ def timed(monkeypatch):
 def test_each_layer_gets_its_fastest_form(model, timed, normal):
     times, _ = timed
     times.update(factored=0.5, two_stage=2.0)
-    assert choose_executions(model, normal(2, 3, 9, 9, dtype=torch.float32)) == {
+    assert autotune(model, normal(2, 3, 9, 9, dtype=torch.float32)) == {
         "0": "factored",
         "2": "dense",
         "3": "dense",
@@ -48,19 +48,19 @@ def test_each_layer_gets_its_fastest_form(model, timed, normal):
 def test_a_gain_within_the_noise_is_none(model, timed, normal):
     times, _ = timed
     times.update(factored=0.97, two_stage=0.9)
-    assert choose_executions(model, normal(2, 3, 9, 9, dtype=torch.float32))["0"] == "dense"
+    assert autotune(model, normal(2, 3, 9, 9, dtype=torch.float32))["0"] == "dense"
     assert model[2].execution == "two_stage"
 
 
 def test_what_was_timed_is_known_for_equal_layers_and_inputs(model, timed, normal):
     _, asked = timed
     x = normal(2, 3, 9, 9, dtype=torch.float32)
-    choose_executions(model, x)
+    autotune(model, x)
     first = len(asked)
     assert {form for _, form, _ in asked} == {"dense", "factored", "two_stage", "fused"}
-    choose_executions(model, x + 1)
+    autotune(model, x + 1)
     assert len(asked) == first
-    choose_executions(model, x[:1])
+    autotune(model, x[:1])
     assert len(asked) == 2 * first
 
 
@@ -70,7 +70,7 @@ def test_outputs_modes_and_gradients_stay(model, normal, monkeypatch):
     model.train()
     model[1].eval()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    choose_executions(model, x)
+    autotune(model, x)
     assert model.training
     assert not model[1].training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -84,7 +84,7 @@ def test_outputs_modes_and_gradients_stay(model, normal, monkeypatch):
 def test_forms_come_back_after_a_block(model, timed, normal):
     times, _ = timed
     times.update(factored=0.1)
-    with fastest_executions(model, normal(2, 3, 9, 9, dtype=torch.float32)):
+    with autotuned(model, normal(2, 3, 9, 9, dtype=torch.float32)):
         assert model[0].execution == "factored"
     assert model[0].execution == "dense"
 
@@ -94,6 +94,6 @@ def test_a_real_clock_runs_every_form(model, normal, monkeypatch):
     real = execution._form_ms
     monkeypatch.setattr(execution, "_chosen", {})
     monkeypatch.setattr(execution, "_form_ms", lambda layer, x, form: seen.append(form) or real(layer, x, form))
-    chosen = choose_executions(model, normal(1, 3, 9, 9, dtype=torch.float32))
+    chosen = autotune(model, normal(1, 3, 9, 9, dtype=torch.float32))
     assert sorted(seen) == ["dense", "dense", "dense", "factored", "fused", "two_stage"]
     assert all(chosen[name] in model.get_submodule(name).executions for name in chosen)

@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from layers.files import write_whole
+from layers.files import atomic_write
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
@@ -12,7 +12,7 @@ def test_whoever_may_read_a_new_file_may_read_what_safetensors_wrote(tmp_path, u
     path, tensors = tmp_path / "a", {"x": torch.zeros(2)}
     before = os.umask(umask)
     try:
-        write_whole(path, lambda scratch: safetensors.torch.save_file(tensors, scratch))
+        atomic_write(path, lambda scratch: safetensors.torch.save_file(tensors, scratch))
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
@@ -28,6 +28,6 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(path, fail)
+        atomic_write(path, fail)
     assert path.read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]

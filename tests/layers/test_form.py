@@ -6,7 +6,7 @@ from torch import nn
 
 from layers import LayerForm, LayerShape, UsageError, compress_layer, layer_cost, pack_state
 from layers.blockfloat.format import BlockFormat
-from layers.form import settled, stored_tensors
+from layers.form import canonical_form, stored_tensors
 
 SHAPE = LayerShape(kind="conv2d", in_channels=12, out_channels=20, kernel=(5, 3), groups=2, bias=True)
 LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
@@ -118,17 +118,17 @@ ONE_TAP = LayerShape(kind="conv2d", in_channels=48, out_channels=6)
 )
 def test_settled_form_names_the_first_axis_with_the_same_blocks(shape, form, axis):
     form = LayerForm(bits=6, **form)
-    found = settled(shape, form)
+    found = canonical_form(shape, form)
     assert found == dataclasses.replace(form, exponent_axis=axis)
-    assert settled(shape, found) == found
+    assert canonical_form(shape, found) == found
 
 
 def test_settled_form_has_no_more_channels_to_a_block_than_there_are():
     wide = LayerForm(bits=6, activation_block=64)
-    assert settled(LINEAR, wide).activation_block == 12
-    assert settled(ONE_TAP, wide).activation_block == 48
-    assert settled(ONE_TAP, LayerForm(bits=6, activation_block=16)).activation_block == 16
-    assert settled(LINEAR, LayerForm()) == LayerForm()
+    assert canonical_form(LINEAR, wide).activation_block == 12
+    assert canonical_form(ONE_TAP, wide).activation_block == 48
+    assert canonical_form(ONE_TAP, LayerForm(bits=6, activation_block=16)).activation_block == 16
+    assert canonical_form(LINEAR, LayerForm()) == LayerForm()
 
 
 @pytest.mark.parametrize("_", range(30))
@@ -136,7 +136,7 @@ def test_settled_form_computes_costs_and_packs_the_same(_, random_conv, random_f
     conv = random_conv(dtype=torch.float32)
     form, x = random_form(conv), images(conv)
     layer = compress_layer(conv, form)
-    other = compress_layer(conv, settled(layer.shape, form))
+    other = compress_layer(conv, canonical_form(layer.shape, form))
     assert torch.equal(layer(x), other(x))
     assert layer_cost(layer.shape, form) == layer_cost(layer.shape, other.form)
     one, two = pack_state(nn.Sequential(layer)), pack_state(nn.Sequential(other))
@@ -145,11 +145,11 @@ def test_settled_form_computes_costs_and_packs_the_same(_, random_conv, random_f
 
 def test_shape_is_read_off_the_layer():
     conv = nn.Conv2d(12, 20, (5, 3), groups=2)
-    assert LayerShape.of(conv) == SHAPE
+    assert LayerShape.from_module(conv) == SHAPE
     assert SHAPE.filter_channels == 6
     calls = (((1, 4), (1, 4)),)
-    assert LayerShape.of(nn.Linear(3, 2, bias=False), calls) == LayerShape(
+    assert LayerShape.from_module(nn.Linear(3, 2, bias=False), calls) == LayerShape(
         kind="linear", in_channels=3, out_channels=2, calls=calls
     )
     with pytest.raises(UsageError, match=r"layer \(=ReLU\) must be a Conv2d, a Conv1d, a Linear or a norm\."):
-        LayerShape.of(nn.ReLU())
+        LayerShape.from_module(nn.ReLU())

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from layers import CompressedNorm, LayerForm, LayerShape, UsageError, compress_layer, compress_model
-from layers.blockfloat import quantise
+from layers.blockfloat import quantize
 from layers.blockfloat.format import BlockFormat
 from layers.cost import layer_cost
 from layers.form import is_norm
@@ -16,7 +16,7 @@ FORM = LayerForm(vector_bits=4)
 
 
 def rounded(x, bits=4):
-    return quantise(x.detach(), BlockFormat(bits=bits))
+    return quantize(x.detach(), BlockFormat(bits=bits))
 
 
 def trained(norm, generator):
@@ -94,7 +94,7 @@ def test_packed_bytes_are_those_of_the_cost(generator):
     forms = {"0": LayerForm(vector_bits=6), "1": LayerForm(vector_bits=5), "3": LayerForm(bits=8, vector_bits=4)}
     compressed = compress_model(model, forms).eval()
     packed = pack_state(compressed)
-    shapes = {name: LayerShape.of(model.get_submodule(name)) for name in forms}
+    shapes = {name: LayerShape.from_module(model.get_submodule(name)) for name in forms}
     assert sum(value.nbytes for value in packed.values()) == sum(
         layer_cost(shapes[name], form).size_bytes for name, form in forms.items()
     )

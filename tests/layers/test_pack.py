@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layers import LayerForm, OvertoneError, compress_model, pack_state, unpack_state
-from layers.blockfloat import quantise
+from layers.blockfloat import quantize
 
 FORMS = {
     "0": LayerForm(basis="cosine", harmonics=(2, 3), templates=5, groups=3, transform="scalar", bits=5),
@@ -32,11 +32,11 @@ def compressed(dense):
 def test_packed_tensors_are_bytes_bits_and_the_rest_as_it_was(compressed):
     packed = pack_state(compressed)
     state = compressed.state_dict()
-    quantised = {"0.coefficients", "0.gains", "3.coefficients", "3.gains", "6.coefficients"}
-    pairs = {f"{name}.{part}" for name in quantised for part in ("mantissas", "exponents")}
-    assert set(packed) == pairs | {name for name in state if name not in quantised} - {"1.num_batches_tracked"}
-    bits = "".join(f"{byte:08b}" for byte in packed["0.kept"].tolist())
-    assert [bit == "1" for bit in bits[:9]] == compressed[0].kept.tolist()
+    quantized = {"0.coefficients", "0.gains", "3.coefficients", "3.gains", "6.coefficients"}
+    pairs = {f"{name}.{part}" for name in quantized for part in ("mantissas", "exponents")}
+    assert set(packed) == pairs | {name for name in state if name not in quantized} - {"1.num_batches_tracked"}
+    bits = "".join(f"{byte:08b}" for byte in packed["0.template_mask"].tolist())
+    assert [bit == "1" for bit in bits[:9]] == compressed[0].template_mask.tolist()
     assert torch.equal(packed["0.bias"], state["0.bias"])
     assert torch.equal(packed["1.running_var"], state["1.running_var"])
 
@@ -49,9 +49,9 @@ def test_unpacked_network_gives_bit_equal_outputs_and_holds_the_quantised_weight
     unpack_state(other, packed)
     assert torch.equal(other(x), compressed(x))
     assert packed["3.gains.mantissas"].numel() == 0  # all filters are templates
-    stored = quantise(compressed[3].coefficients, FORMS["3"].weight_format)
+    stored = quantize(compressed[3].coefficients, FORMS["3"].weight_format)
     assert torch.equal(other[3].coefficients, stored)
-    assert torch.equal(other[0].kept, compressed[0].kept)
+    assert torch.equal(other[0].template_mask, compressed[0].template_mask)
     again = pack_state(other)
     assert again.keys() == packed.keys()
     assert all(torch.equal(again[name], packed[name]) for name in packed)
@@ -69,7 +69,7 @@ def test_truth_values_of_any_shape_come_back(rng):
 
 
 @pytest.mark.parametrize(
-    "name", ["0.coefficients.mantissas", "0.gains.exponents", "0.kept", "1.running_mean", "0.bias"]
+    "name", ["0.coefficients.mantissas", "0.gains.exponents", "0.template_mask", "1.running_mean", "0.bias"]
 )
 def test_missing_and_misshapen_tensors_are_named(name, compressed):
     packed = pack_state(compressed)

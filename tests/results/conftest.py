@@ -44,7 +44,7 @@ def version_1(table: pa.Table) -> pa.Table:
 
 def version_2(table: pa.Table) -> pa.Table:
     """Rows as version 2 held them: no top-5 accuracy, latency of a batch, axis of exponents, blocks of activations."""
-    table = _without(version_3(table).drop_columns(["val_top5", "latency_b64_ms"]), "curve", {"val_top5"})
+    table = _without(version_3(table).drop_columns(["val_top5", "latency_b64_ms"]), "history", {"val_top5"})
     return _stamped(_without(table, "blocks", {"exponent_axis", "activation_block"}), 2)
 
 
@@ -65,7 +65,7 @@ def _without(table: pa.Table, column: str, fields: set[str]) -> pa.Table:
 
 def _stamped(table: pa.Table, version: int) -> pa.Table:
     stamps = pa.array([version] * table.num_rows, type=pa.int64())
-    return table.set_column(table.schema.get_field_index("schema_version"), "schema_version", stamps)
+    return table.set_column(table.schema.get_field_index("ledger_version"), "ledger_version", stamps)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ def make_row() -> RowMaker:
             "status": TrialStatus.FINISHED,
             "model": "resnet8",
             "dataset": "digits",
-            "start": "least-squares",
+            "init": "least-squares",
             "seed": 0,
             "epochs": 5,
             "epochs_run": 2,
@@ -103,7 +103,7 @@ def make_row() -> RowMaker:
             "macs": 1_000_000,
             "flops": 2_000_000,
             "blocks": BLOCKS,
-            "curve": CURVE,
+            "history": CURVE,
         }
         return TrialRow(**{**values, **changes})
 

@@ -1,39 +1,39 @@
 from dataclasses import replace
 
-from results.formatting_network import block_records, block_text, network_text
+from results.formatting_network import block_records, format_block, format_network
 from spaces.config import BlockConfig, NetworkConfig
 from tests.results.conftest import BLOCKS
 
 
 def test_each_block_says_what_was_done_to_it():
-    assert network_text(BLOCKS) == "conv1: uncompressed; layer1: cosine 2x3, 50 % templates, G=2, 8 bits"
-    assert network_text(BLOCKS, "\n").count("\n") == 1
+    assert format_network(BLOCKS) == "conv1: uncompressed; layer1: cosine 2x3, 50 % templates, G=2, 8 bits"
+    assert format_network(BLOCKS, "\n").count("\n") == 1
 
 
 def test_knobs_that_do_nothing_are_left_out():
     block = {"block": "fc", "bits": 4, "exponent_block": 16, "groups": 1, "pruning_rate": None}
-    assert network_text([block]) == "fc: 4 bits in blocks of 16"
+    assert format_network([block]) == "fc: 4 bits in blocks of 16"
     axes = {"filter": " of a filter", "channel": " of a filter's channels", "flat": "", None: ""}
     for axis, said in axes.items():
-        assert network_text([{**block, "exponent_axis": axis}]) == f"fc: 4 bits in blocks of 16{said}"
+        assert format_network([{**block, "exponent_axis": axis}]) == f"fc: 4 bits in blocks of 16{said}"
     inputs = {**block, "exponent_axis": "filter", "activation_block": 8}
-    assert network_text([inputs]) == "fc: 4 bits in blocks of 16 of a filter, inputs in blocks of 8"
-    assert network_text([{**inputs, "exponent_block": None}]) == "fc: 4 bits, inputs in blocks of 8"
-    assert network_text([{**inputs, "bits": None}]) == "uncompressed"
-    assert network_text([{"block": "a", "pruning_rate": 0.75, "transform": "affine"}]) == "a: 25 % templates (affine)"
+    assert format_network([inputs]) == "fc: 4 bits in blocks of 16 of a filter, inputs in blocks of 8"
+    assert format_network([{**inputs, "exponent_block": None}]) == "fc: 4 bits, inputs in blocks of 8"
+    assert format_network([{**inputs, "bits": None}]) == "uncompressed"
+    assert format_network([{"block": "a", "pruning_rate": 0.75, "transform": "affine"}]) == "a: 25 % templates (affine)"
 
 
 def test_coefficients_that_are_spent_by_filter_are_said_so():
     block = BlockConfig(basis="cosine", harmonics=(2, 3), allocation="filter", bits=8)
     (record,) = block_records(NetworkConfig(blocks={"layer1": block}).to_json())
     assert record["allocation"] == "filter"
-    assert block_text(record) == "layer1: cosine 2x3 per filter, 8 bits"
-    assert block_text({**record, "allocation": None}) == "layer1: cosine 2x3, 8 bits"
+    assert format_block(record) == "layer1: cosine 2x3 per filter, 8 bits"
+    assert format_block({**record, "allocation": None}) == "layer1: cosine 2x3, 8 bits"
 
 
 def test_network_without_any_knob_is_uncompressed():
-    assert network_text(BLOCKS[:1]) == "uncompressed"
-    assert network_text([]) == "uncompressed"
+    assert format_network(BLOCKS[:1]) == "uncompressed"
+    assert format_network([]) == "uncompressed"
 
 
 def test_config_becomes_the_rows_of_the_ledger():

@@ -4,7 +4,7 @@ from datetime import datetime
 import pytest
 
 from layers.errors import OvertoneError
-from results.schema import SCHEMA, SCHEMA_VERSION, TrialRow, TrialStatus, to_table
+from results.schema import LEDGER_VERSION, SCHEMA, TrialRow, TrialStatus, to_table
 
 
 def test_dataclass_and_schema_have_the_same_columns():
@@ -12,7 +12,7 @@ def test_dataclass_and_schema_have_the_same_columns():
 
 
 def test_rows_come_back_from_the_table_as_they_went_in(make_row, random_rows):
-    rows = [*random_rows(20), make_row(number=99, blocks=(), curve=(), latency_ms=1.5)]
+    rows = [*random_rows(20), make_row(number=99, blocks=(), history=(), latency_ms=1.5)]
     rows = [dataclasses.replace(row, latency_ms=None) if row.latency_ms != row.latency_ms else row for row in rows]
     table = to_table(rows)
     assert table.schema == SCHEMA
@@ -50,12 +50,12 @@ def test_other_status_and_naive_time_are_refused(make_row):
 
 
 def test_nan_is_kept_as_null_in_columns_and_curves(make_row):
-    row = make_row(val_loss=float("nan"), latency_ms=float("inf"), curve=[{"epoch": 0, "train_loss": float("nan")}])
+    row = make_row(val_loss=float("nan"), latency_ms=float("inf"), history=[{"epoch": 0, "train_loss": float("nan")}])
     record = to_table([row]).to_pylist()[0]
     assert record["val_loss"] is None
     assert record["latency_ms"] is None
-    assert record["curve"][0]["train_loss"] is None
-    assert record["curve"][0]["lr"] is None
+    assert record["history"][0]["train_loss"] is None
+    assert record["history"][0]["lr"] is None
 
 
 def test_record_without_a_column_is_refused(make_row):
@@ -66,4 +66,4 @@ def test_record_without_a_column_is_refused(make_row):
 
 
 def test_version_is_four():
-    assert SCHEMA_VERSION == 4
+    assert LEDGER_VERSION == 4

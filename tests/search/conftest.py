@@ -14,7 +14,7 @@ from results.ledger.store import Store
 from search.runner.cluster import Resources
 from search.study.plan import StudyPlan
 from search.study.record import finished_row
-from search.study.workload import Subject
+from search.study.workload import Workload
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, save_weights
 from trainers.data import DataSpec
 from trainers.trial import run_trial
@@ -34,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def network() -> Network:
-    return Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+    return Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +57,10 @@ def run_alone(ledger: Ledger, tmp_path: Path) -> Callable[[StudyPlan], str]:
     """Makes a study `s` of a plan's settings with one trial, `abc`, run without Ray, and keeps its model."""
 
     def run(plan: StudyPlan) -> str:
-        subject = Subject.of(plan)
-        ledger.create_study("s", {**plan.to_record(), **subject.identity(), "uncompressed": subject.reference()})
-        spec = plan.spec(CONFIG, **subject.identity())
-        trial = run_trial(spec, subject.data, "cpu", on_epoch=lambda epoch: None)
+        workload = Workload.load(plan)
+        ledger.create_study("s", {**plan.to_record(), **workload.identity(), "uncompressed": workload.reference()})
+        spec = plan.spec(CONFIG, **workload.identity())
+        trial = run_trial(spec, workload.data, "cpu", on_epoch=lambda epoch: None)
         trial.save(tmp_path / "m.safetensors")
         report = {
             "result": json.dumps(trial.result().to_json()),

@@ -62,7 +62,7 @@ def wide() -> nn.Module:
 
 @pytest.fixture
 def wide_network(wide: nn.Module) -> Network:
-    return Network.of(wide, (3, 12, 12))
+    return Network.from_module(wide, (3, 12, 12))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ class Shared(nn.Module):
         self.norm = nn.BatchNorm2d(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert x.shape[1] == 3, "needs colours"
+        assert x.shape[1] == 3, "needs colors"
         x = self.norm(self.conv(self.conv(x)))
         return self.tokens(x.flatten(2).mT)
 
@@ -114,7 +114,7 @@ def test_looking_leaves_the_network_as_it_was(training):
     ("model", "image", "reason"),
     [
         (Shared(), (3, 4, 4), r"3x4x4 images: .*[Kk]ernel size"),
-        (Shared(), (1, 15, 11), r"1x15x11 images: needs colours"),
+        (Shared(), (1, 15, 11), r"1x15x11 images: needs colors"),
         (build_model("resnet8", classes=2, channels=1), (3, 8, 8), r"3x8x8 images: .*channels"),
     ],
 )
@@ -149,7 +149,7 @@ def test_1d_convolutions_are_layers_with_one_row():
 
 def test_a_network_with_a_1d_convolution_is_compressed_priced_packed_and_loaded(images, tmp_path):
     model = Rows(classes=3, channels=1)
-    network = Network.of(model, (1, 8, 6))
+    network = Network.from_module(model, (1, 8, 6))
     asked = BlockConfig(basis="chebyshev@endpoint", harmonics=(3, 2), bits=6, exponent_block=16)
     config = NetworkConfig(blocks={"rows": asked})
     assert network.forms(config)["rows"].harmonics == (1, 2)
@@ -166,7 +166,7 @@ def test_layers_whose_weights_the_network_reads_itself_are_not_offered(images):
     """Swin's attention takes the weights of `qkv` without calling it."""
     with torch.random.fork_rng():
         model = build_model("swin_t", classes=2, channels=3).eval()
-    network = Network.of(model, (3, 64, 64), "layer")
+    network = Network.from_module(model, (3, 64, 64), "layer")
     assert isinstance(model.get_submodule("features.1.0.attn.qkv"), nn.Linear)
     assert not any(name.endswith(".qkv") for name in [*network.blocks, *network.shapes])
     config = NetworkConfig(blocks={block: BlockConfig(bits=8) for block in network.blocks})

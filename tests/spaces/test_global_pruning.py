@@ -8,12 +8,12 @@ from torch import Tensor
 
 from layers import UsageError
 from spaces import Network, NetworkConfig, Space
-from spaces.global_pruning import asks_for_threshold, threshold_rates, with_thresholds
+from spaces.global_pruning import global_rates, has_global_rate, resolve_global_rates
 
 
 @pytest.fixture
 def single(wide) -> Network:
-    return Network.of(wide, (3, 12, 12), "layer")
+    return Network.from_module(wide, (3, 12, 12), "layer")
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def saliency(single: Network, generator: torch.Generator) -> dict[str, Tensor]:
 
 def test_the_least_salient_filters_go_wherever_they_are(single: Network, saliency, rng: random.Random) -> None:
     rate = rng.uniform(0.1, 0.9)
-    rates = threshold_rates(single, saliency, rate, 1)
+    rates = global_rates(single, saliency, rate, 1)
     assert rates.keys() == saliency.keys()
     gone, least_kept, at_minimum = [], 1.0, 0
     for name, values in saliency.items():
@@ -46,44 +46,44 @@ def test_the_least_salient_filters_go_wherever_they_are(single: Network, salienc
 
 def test_a_layer_keeps_its_minimum_and_a_block_has_one_rate(single: Network, saliency, wide_network: Network) -> None:
     low = {**saliency, "stem": saliency["stem"] * 0 - 1}
-    assert threshold_rates(single, low, 0.3, 6)["stem"] == 1 - 6 / 16
-    assert threshold_rates(single, low, 0.3, 20)["stem"] == 0
-    alone, together = (threshold_rates(network, saliency, 0.5, 1) for network in (single, wide_network))
+    assert global_rates(single, low, 0.3, 6)["stem"] == 1 - 6 / 16
+    assert global_rates(single, low, 0.3, 20)["stem"] == 0
+    alone, together = (global_rates(network, saliency, 0.5, 1) for network in (single, wide_network))
     for block, rate in together.items():
-        inside = [name for name in wide_network.layers_of(block) if name in saliency]
+        inside = [name for name in wide_network.layers_in(block) if name in saliency]
         filters = sum(len(saliency[name]) for name in inside)
         assert rate == pytest.approx(sum(alone[name] * len(saliency[name]) for name in inside) / filters, abs=1e-5)
 
 
 def test_thresholds_become_rates_of_the_space(single: Network, saliency) -> None:
-    rates = threshold_rates(single, saliency, 0.5, 2)
+    rates = global_rates(single, saliency, 0.5, 2)
     limits = {
         "body2": {"bits": [8]},
         "all": {"pruning_rate": ["none", "global 0.5", 0.25], "bits": [6]},
         "stem": {"pruning_rate": [0.5]},
     }
-    assert asks_for_threshold(limits)
-    resolved = with_thresholds(limits, single, saliency, 2)
-    assert not asks_for_threshold(resolved)
-    choices = Space.default(single, 2).restricted(resolved).choices
+    assert has_global_rate(limits)
+    resolved = resolve_global_rates(limits, single, saliency, 2)
+    assert not has_global_rate(resolved)
+    choices = Space.default(single, 2).restrict(resolved).choices
     assert choices["stem"]["pruning_rate"] == (0.5,)
     assert choices["body2"]["bits"] == (8,)
     assert choices["body.0"]["bits"] == (6,)
     for block in ("body.0", "body.4", "body2"):
         assert choices[block]["pruning_rate"] == tuple(dict.fromkeys((None, rates[block] or None, 0.25)))
     assert "pruning_rate" not in choices["head"]
-    scalar = with_thresholds({"body2": {"pruning_rate": "global 0.5"}}, single, saliency, 2)
+    scalar = resolve_global_rates({"body2": {"pruning_rate": "global 0.5"}}, single, saliency, 2)
     assert scalar == {"body2": {"pruning_rate": [rates["body2"] or None]}}
 
 
 def test_a_rate_leaves_as_many_templates_as_the_threshold(single: Network, saliency, rng: random.Random) -> None:
     rate = rng.uniform(0.2, 0.8)
-    space = Space.default(single, 1).restricted(
-        with_thresholds({"all": {"pruning_rate": [f"global {rate:.3f}"]}}, single, saliency, 1)
+    space = Space.default(single, 1).restrict(
+        resolve_global_rates({"all": {"pruning_rate": [f"global {rate:.3f}"]}}, single, saliency, 1)
     )
     assert isinstance(space.decode({}), NetworkConfig)
     forms = single.forms(space.decode({name: values[-1] for name, values in space.knobs.items()}))
-    rates = threshold_rates(single, saliency, float(f"{rate:.3f}"), 1)
+    rates = global_rates(single, saliency, float(f"{rate:.3f}"), 1)
     for name, values in saliency.items():
         left = forms[name].templates if name in forms and forms[name].templates else len(values)
         assert left == round((1 - rates[name]) * len(values))
@@ -92,13 +92,13 @@ def test_a_rate_leaves_as_many_templates_as_the_threshold(single: Network, salie
 @pytest.mark.parametrize("value", ["global", "global 5", "global 1.0", "globally 0.5"])
 def test_a_threshold_that_cannot_be_is_named(single: Network, saliency, value: str) -> None:
     with pytest.raises(UsageError, match=rf"^pruning_rate \(='{value}'\) must be a rate, or such as 'global 0\.5'"):
-        with_thresholds({"all": {"pruning_rate": [value]}}, single, saliency, 1)
+        resolve_global_rates({"all": {"pruning_rate": [value]}}, single, saliency, 1)
 
 
 def test_a_block_without_filters_is_named(single: Network, saliency) -> None:
     with pytest.raises(UsageError, match=r"^space\.head has no filters to prune; stem, body\.0,"):
-        with_thresholds({"head": {"pruning_rate": ["global 0.5"]}}, single, saliency, 1)
+        resolve_global_rates({"head": {"pruning_rate": ["global 0.5"]}}, single, saliency, 1)
     with pytest.raises(UsageError, match=r"^The network has no convolutions"):
-        threshold_rates(single, {}, 0.5, 1)
+        global_rates(single, {}, 0.5, 1)
     with pytest.raises(UsageError, match=r"^global pruning rate \(=1\.5\) must be between 0 and 1"):
-        threshold_rates(single, saliency, 1.5, 1)
+        global_rates(single, saliency, 1.5, 1)

@@ -21,7 +21,7 @@ from torch import nn
 
 from layers import LayerForm, OvertoneError, compress_model, pack_state
 from spaces import build_model, load_model, read_card, save_model
-from spaces.skeleton import allocate, outline, put_in_form
+from spaces.meta_device import build_on_meta, convert_layers, materialize
 
 CARD = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.3], "study": "s"}
 FORMS: list[dict[str, LayerForm]] = [
@@ -269,15 +269,17 @@ def load_in_little_memory(*paths: Path) -> list[str]:
 
 def save_templates(path: Path, name: str) -> None:
     """A network whose every convolution is rebuilt from one template of two bits, all zero."""
-    network = outline(name, classes=2, channels=3)
+    network = build_on_meta(name, classes=2, channels=3)
     convs = [key for key, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
-    put_in_form(network, dict.fromkeys(convs, LayerForm(templates=1, transform="scalar", bits=2, exponent_block=128)))
-    allocate(network)
+    convert_layers(
+        network, dict.fromkeys(convs, LayerForm(templates=1, transform="scalar", bits=2, exponent_block=128))
+    )
+    materialize(network)
     with torch.no_grad():
         for value in network.state_dict().values():
             value.zero_()
         for key in convs:
-            network.get_submodule(key).kept[0] = True
+            network.get_submodule(key).template_mask[0] = True
     save_model(network, path, card={"model": name, "classes": 2, "channels": 3})
 
 

@@ -30,7 +30,7 @@ def config(minimum_templates: int = 2, **blocks: BlockConfig) -> NetworkConfig:
 
 @pytest.fixture(scope="module")
 def resnet8():
-    return Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+    return Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
 
 
 def templates(count, transform="scalar"):
@@ -209,7 +209,7 @@ def test_different_networks_have_different_digests(resnet8, draw):
 @pytest.mark.parametrize("name", ["resnet8", "wide"])
 def test_cost_is_that_of_the_built_and_packed_network(name, wide, draw):
     model, image = (wide, (3, 12, 12)) if name == "wide" else (build_model(name, classes=10, channels=1), (1, 8, 8))
-    network = Network.of(model, image)
+    network = Network.from_module(model, image)
     space = Space.default(network, minimum_templates=3)
     for _ in range(8):
         asked = space.decode(draw(space))
@@ -231,9 +231,9 @@ def test_uncompressed_cost_of_resnet8(resnet8):
 
 
 def test_layers_of_a_block_are_found_by_whole_path_parts(wide_network):
-    assert wide_network.layers_of("body") == ("body.0", "body.3", "body.4")
-    assert wide_network.layers_of("body.3") == ("body.3",)
-    assert wide_network.layers_of("body2") == ("body2",)
+    assert wide_network.layers_in("body") == ("body.0", "body.3", "body.4")
+    assert wide_network.layers_in("body.3") == ("body.3",)
+    assert wide_network.layers_in("body2") == ("body2",)
 
 
 @pytest.mark.parametrize("block", ["bod", "body.1", "body3", "", "body.3.0"])
@@ -270,7 +270,7 @@ def test_families_that_agree_are_one_config(resnet8):
 
 def test_digests_stay_as_they_were_when_knobs_are_added():
     """Trials in ledgers are known by them."""
-    network = Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+    network = Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
     blocks = {"layer1": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8, exponent_block=16)}
     for block, digest in (
         (BlockConfig(bits=4), "620c4868ede06f77e6ed34a76eb6022abb93d987fe6316f81cf0c9a132257e47"),
@@ -294,23 +294,23 @@ def test_only_transformed_filters_of_two_templates_or_more_are_assigned(wide_net
 
 def test_vectors_are_all_biases_and_norms():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, bias=False), nn.GroupNorm(2, 6))
-    network = Network.of(model, (1, 8, 8))
-    forms = network.forms(NetworkConfig(blocks={"vectors": BlockConfig(bits=5), "0": BlockConfig(bits=8)}))
+    network = Network.from_module(model, (1, 8, 8))
+    forms = network.forms(NetworkConfig(blocks={"norms_and_biases": BlockConfig(bits=5), "0": BlockConfig(bits=8)}))
     assert forms == {
         "0": LayerForm(bits=8, vector_bits=5),
         "1": LayerForm(vector_bits=5),
         "3": LayerForm(vector_bits=5),
     }
-    assert network.layers_of("vectors") == ("0", "1", "3")
-    assert network.vectors_cost() == Cost(parameters=4 + 8 + 12, size_bytes=4 * (4 + 16 + 12))
-    saved = network.block_cost("vectors", BlockConfig(bits=5), 8)
+    assert network.layers_in("norms_and_biases") == ("0", "1", "3")
+    assert network.norms_and_biases_cost() == Cost(parameters=4 + 8 + 12, size_bytes=4 * (4 + 16 + 12))
+    saved = network.block_cost("norms_and_biases", BlockConfig(bits=5), 8)
     assert saved == Cost(size_bytes=5 * (3 + 4) + 2 * (5 + 6) - 4 * 32)  # mantissas and exponents
-    assert network.block_cost("vectors", BlockConfig(), 8) == Cost()
+    assert network.block_cost("norms_and_biases", BlockConfig(), 8) == Cost()
 
 
 def test_vectors_take_bits_alone(resnet8):
     for asked in (PRUNED, series(2, 2), in_blocks(16), in_blocks(1), BlockConfig(bits=8, groups=2)):
-        with pytest.raises(UsageError, match=r"block \(='vectors'\) takes bits alone; BlockConfig\("):
+        with pytest.raises(UsageError, match=r"block \(='norms_and_biases'\) takes bits alone; BlockConfig\("):
             resnet8.forms(config(vectors=asked))
     assert resnet8.canonical(config(vectors=FOUR_BITS)) == config(vectors=FOUR_BITS)
     assert resnet8.canonical(config(vectors=BlockConfig())) == config()
@@ -319,14 +319,14 @@ def test_vectors_take_bits_alone(resnet8):
 
 def test_a_part_of_the_network_cannot_be_called_vectors():
     model = nn.Sequential()
-    model.add_module("vectors", nn.Conv2d(1, 4, 3))
-    with pytest.raises(UsageError, match=r"The network's part 'vectors' needs another name"):
-        Network.of(model, (1, 8, 8))
+    model.add_module("norms_and_biases", nn.Conv2d(1, 4, 3))
+    with pytest.raises(UsageError, match=r"The network's part 'norms_and_biases' needs another name"):
+        Network.from_module(model, (1, 8, 8))
 
 
 @pytest.mark.parametrize("transform", ["rotation", "affine"])
 def test_filters_of_a_single_tap_take_gains(transform):
-    network = Network.of(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1)), (1, 8, 8))
+    network = Network.from_module(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1)), (1, 8, 8))
     pruned = BlockConfig(pruning_rate=0.5, transform=transform)
     forms = network.forms(NetworkConfig(blocks={"0": pruned, "1": pruned}, minimum_templates=2))
     assert (forms["0"].transform, forms["1"].transform) == (transform, "scalar")
@@ -336,7 +336,7 @@ def test_filters_of_a_single_tap_take_gains(transform):
 def test_multiply_accumulates_are_those_that_torchvision_publishes(name):
     published = torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"]
     model = build_model(name, classes=1000, channels=3)
-    assert round(Network.of(model, (3, 224, 224)).cost(NetworkConfig()).macs / 1e9, 3) == published
+    assert round(Network.from_module(model, (3, 224, 224)).cost(NetworkConfig()).macs / 1e9, 3) == published
 
 
 def test_products_outside_of_layers_count():
@@ -350,7 +350,7 @@ def test_products_outside_of_layers_count():
             x = self.down(self.up(images)).flatten(2)
             return (x @ x.mT).flatten(1)
 
-    network = Network.of(Producing(), (3, 5, 7))
+    network = Network.from_module(Producing(), (3, 5, 7))
     assert network.rest.macs == 5 * 7 * 3 * 4 * 4 + 6 * 6 * 8 * 12
     assert network.cost(NetworkConfig()).macs == network.rest.macs + 8 * 12 * 9 * 4 * 6
     assert torch.backends.mha.get_fastpath_enabled()

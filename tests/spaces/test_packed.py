@@ -34,7 +34,7 @@ def path(dense, tmp_path):
 
 
 def test_loaded_networks_give_bit_equal_logits(dense, draw, images, tmp_path):
-    space = Space.default(Network.of(dense, (1, 8, 8)))
+    space = Space.default(Network.from_module(dense, (1, 8, 8)))
     x, path = images(8, 1, 8, 8), tmp_path / "m.safetensors"
     for _ in range(12):
         config = space.decode(draw(space))
@@ -57,7 +57,7 @@ def test_the_card_is_kept(path):
 
 @pytest.mark.parametrize(("codes", "message"), [(15, r"support \(=15\) must be below 9"), (0, r"make 16 coefficients")])
 def test_supports_that_cannot_be_are_refused(codes, message, path):
-    name = "layer1.0.conv1.supports"
+    name = "layer1.0.conv1.frequency_support"
     rewrite(path, change_tensors=lambda tensors: tensors | {name: torch.full_like(tensors[name], 17 * codes)})
     with pytest.raises(OvertoneError, match=message):
         load_model(path)
@@ -199,7 +199,10 @@ def test_tensors_that_are_not_those_of_the_network(path):
         (lambda t: t | {"stray": torch.zeros(0)}, r"holds a tensor that the network has not: 'stray'\."),
         (lambda t: t | {"bn1.weight": torch.zeros(4, 4)}, r"'bn1.weight' is torch.float32 \(4, 4\), not"),
         (lambda t: t | {"bn1.weight": torch.zeros(8, dtype=torch.int64)}, r"'bn1.weight' is torch.int64"),
-        (lambda t: t | {"layer3.0.conv2.kept": torch.zeros(8, dtype=torch.uint8)}, r"conv2' keeps 0 filters, not 9\."),
+        (
+            lambda t: t | {"layer3.0.conv2.template_mask": torch.zeros(8, dtype=torch.uint8)},
+            r"conv2' keeps 0 filters, not 9\.",
+        ),
     ):
         path.write_bytes(whole)
         rewrite(path, change_tensors=change)

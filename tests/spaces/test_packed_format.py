@@ -47,11 +47,11 @@ class Reader:
             for part, stored in layer_tensors(form, shape).items():
                 yield from self.stored(f"{name}.{part}", stored, form)
             if "templates" in form:
-                yield f"{name}.kept", bytes_of(1, shape[0])
+                yield f"{name}.template_mask", bytes_of(1, shape[0])
             if "assignment" in form:
-                yield f"{name}.assigned", bytes_of(assigned_bits(form), shape[0] - form["templates"])
+                yield f"{name}.template_index", bytes_of(assigned_bits(form), shape[0] - form["templates"])
             if "allocation" in form:
-                yield f"{name}.supports", bytes_of(support_bits(shape), shape[0])
+                yield f"{name}.frequency_support", bytes_of(support_bits(shape), shape[0])
         if name == "linear":
             yield from self.stored("linear.bias", shape[:1], vector_form(form))
 
@@ -91,7 +91,7 @@ class Reader:
         if "allocation" in form:
             rows = self.values(f"{name}.coefficients", stored["coefficients"], form)
             filters, row = np.zeros((count, channels, k_y, k_x)), 0
-            for f, support in enumerate(numbers(self.tensor(f"{name}.supports"), support_bits(shape), count)):
+            for f, support in enumerate(numbers(self.tensor(f"{name}.frequency_support"), support_bits(shape), count)):
                 for y in range(support // k_x + 1):
                     for x in range(support % k_x + 1):
                         filters[f, :, y, x] = rows[row]
@@ -103,11 +103,11 @@ class Reader:
         m, g = form["templates"], form.get("groups", 1)
         templates = series(coefficients, form, k_y, k_x).reshape(g, m, channels // g, k_y, k_x)
         transforms = self.transforms(name, form, stored)
-        kept = numbers(self.tensor(f"{name}.kept"), 1, count)
+        kept = numbers(self.tensor(f"{name}.template_mask"), 1, count)
         rebuilt = count - m
         assigned = [r % m for r in range(rebuilt)]
         if "assignment" in form:
-            assigned = numbers(self.tensor(f"{name}.assigned"), assigned_bits(form), rebuilt).tolist()
+            assigned = numbers(self.tensor(f"{name}.template_index"), assigned_bits(form), rebuilt).tolist()
         filters, j, r = [], 0, 0
         for bit in kept:
             if bit:
@@ -285,7 +285,7 @@ def test_a_reader_of_the_document_gets_the_same_filters(fill, rng, tmp_path):
 
 def test_a_file_is_its_header_and_size_bytes(fill, draw, tmp_path):
     dense, path = fill(build_model("resnet8", classes=10, channels=1)), tmp_path / "m.safetensors"
-    space = Space.default(Network.of(dense, (1, 8, 8)))
+    space = Space.default(Network.from_module(dense, (1, 8, 8)))
     for _ in range(8):
         config = space.decode(draw(space))
         save_model(compress_model(dense, space.network.forms(config)), path, card=CARD)
@@ -306,7 +306,7 @@ def test_the_headers_of_the_document_are_those_of_files(row, tmp_path):
     name, said, *counts = row
     image, classes = IMAGES[name], 1000 if name == "resnet50" else 10
     model = build_model(name, classes=classes, channels=image[0]).eval()
-    network = Network.of(model, image)
+    network = Network.from_module(model, image)
     series = {"basis": "cosine", "harmonics": (2, 2), "bits": 8, "exponent_block": 8}
     pruned = {"pruning_rate": 0.5, "groups": 2} if "templates" in said else {}
     blocks = {
@@ -345,7 +345,13 @@ def dense_forms(fill):
 
 def test_the_examples_bytes_are_those_of_the_packer():
     rows = re.findall(r"^\| (\w+) \| ([\d ]+) \| (\d+) \| ([0-9A-F ]+) \|$", DOC, re.MULTILINE)
-    assert [name for name, *_ in rows] == ["mantissas", "exponents", "kept", "assigned", "supports"]
+    assert [name for name, *_ in rows] == [
+        "mantissas",
+        "exponents",
+        "template_mask",
+        "template_index",
+        "frequency_support",
+    ]
     for _, listed, width, packed in rows:
         data = np.frombuffer(bytes.fromhex(packed), np.uint8)
         assert numbers(data, int(width), len(listed.split())).tolist() == [int(number) for number in listed.split()]

@@ -15,7 +15,7 @@ def networks():
         with torch.device("meta"):
             model = build_model(name, classes=classes, channels=3)
         layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-        shapes = {name: LayerShape.of(layer) for name, layer in layers.items()}
+        shapes = {name: LayerShape.from_module(layer) for name, layer in layers.items()}
         return Network(blocks=find_blocks(shapes, granularity), shapes=shapes, rest=Cost())
 
     return {

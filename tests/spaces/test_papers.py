@@ -17,7 +17,7 @@ def networks() -> dict[str, Network]:
     def network(model: str) -> Network:
         image, classes = ((3, 32, 32), 10) if model in SMALL else ((3, 224, 224), 1000)
         with torch.device("meta"):
-            return Network.of(build_model(model, classes=classes, channels=3), image)
+            return Network.from_module(build_model(model, classes=classes, channels=3), image)
 
     return {model: network(model) for model in (*SMALL, *LARGE)}
 
@@ -189,11 +189,11 @@ def test_generic_rows_take_one_harmonic_from_every_kernel(wide: nn.Module, wide_
     harmonics = {name: form.harmonics for name, form in wide_network.forms(rows[-1].config).items()}
     assert harmonics == {"stem": (6, 6), "body.0": (1, 6), "body.3": (3, 3), "body2": (2, 2)}
     assert wide_network.canonical(rows[-1].config) == rows[-1].config
-    by_layer = Network.of(wide, (3, 12, 12), "layer")
+    by_layer = Network.from_module(wide, (3, 12, 12), "layer")
     last = presets("wide", by_layer)[-1]
     assert by_layer.digest(last.config) == wide_network.digest(rows[-1].config)
 
 
 def test_generic_rows_leave_small_kernels_alone() -> None:
-    network = Network.of(nn.Sequential(nn.Conv2d(3, 8, 2), nn.Flatten(), nn.Linear(8 * 49, 4)), (3, 8, 8))
+    network = Network.from_module(nn.Sequential(nn.Conv2d(3, 8, 2), nn.Flatten(), nn.Linear(8 * 49, 4)), (3, 8, 8))
     assert presets("tiny", network) == ()

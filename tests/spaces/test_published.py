@@ -16,7 +16,9 @@ def test_series_rows_keep_what_their_configuration_keeps():
 def test_convnext_rows_reach_single_layers():
     """Whole-network shares follow from Table 3's shares of the 329,184 compressible parameters."""
     compressible = {"7x3,7x3,7x9,6x3": 90.90, "7x3,7x3,4x9,4x3": 42.26, "5x3,5x3,5x9,5x3": 51.71}
-    whole = Network.of(build_model("convnext_tiny", classes=1000, channels=3), (3, 32, 32)).cost(NetworkConfig())
+    whole = Network.from_module(build_model("convnext_tiny", classes=1000, channels=3), (3, 32, 32)).cost(
+        NetworkConfig()
+    )
     rows = {row.name: row for row in published_rows("convnext_tiny", "imagefolder:data")}
     for name, share in compressible.items():
         saved = 4 * 329_184 * (1 - share / 100)
@@ -25,7 +27,7 @@ def test_convnext_rows_reach_single_layers():
 
 def test_row_lies_where_its_loss_and_shares_put_it():
     row = next(row for row in published_rows("resnet20", "cifar10") if row.name == "3,3,2,2")
-    network = Network.of(build_model("resnet20", classes=10, channels=3), (3, 32, 32))
+    network = Network.from_module(build_model("resnet20", classes=10, channels=3), (3, 32, 32))
     blocks = {name: BlockConfig(basis="cosine", harmonics=(2, 2)) for name in ("layer2", "layer3")}
     whole, cost = network.cost(NetworkConfig()), network.cost(NetworkConfig(blocks=blocks))
     placed = row.on({"val_top1": 0.885, "size_bytes": whole.size_bytes, "flops": whole.flops, "parameters": 1.0})

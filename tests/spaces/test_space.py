@@ -10,7 +10,7 @@ from spaces.space import KNOBS
 
 @pytest.fixture(scope="module")
 def resnet8_space():
-    return Space.default(Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
+    return Space.default(Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
 
 
 @pytest.fixture(params=["resnet8", "wide"])
@@ -73,7 +73,7 @@ def test_the_uncompressed_network_is_in_every_space(space):
 
 def test_choices_are_what_the_layers_can_take(wide_space):
     knobs = wide_space.choices
-    assert list(knobs) == ["stem", "body", "body2", "head", "vectors"]
+    assert list(knobs) == ["stem", "body", "body2", "head", "norms_and_biases"]
     assert tuple(knobs["head"]) == ("bits", "exponent_block", "exponent_axis", "activation_block")
     assert knobs["stem"]["harmonics_y"] == knobs["stem"]["harmonics_x"] == tuple(range(1, 8))
     assert knobs["stem"]["groups"] == (1,)
@@ -83,20 +83,20 @@ def test_choices_are_what_the_layers_can_take(wide_space):
     assert knobs["body2"]["groups"] == (1, 2, 4)
     for block, choices in knobs.items():
         assert tuple(choices) == tuple(knob for knob in KNOBS if knob in choices)
-        if block not in ("head", "vectors"):
+        if block not in ("head", "norms_and_biases"):
             assert choices["pruning_rate"][0] is None
         assert None in choices["bits"]
-    assert knobs["vectors"] == {"bits": (8, None)}
+    assert knobs["norms_and_biases"] == {"bits": (8, None)}
 
 
 def test_vectors_are_limited_like_other_blocks(wide_space):
-    assert wide_space.restricted({"all": {"bits": [3], "groups": [1]}}).choices["vectors"] == {"bits": (3,)}
-    limited = wide_space.restricted({"vectors": {"bits": [5, "none"]}})
-    assert limited.choices == {**wide_space.choices, "vectors": {"bits": (5, None)}}
+    assert wide_space.restrict({"all": {"bits": [3], "groups": [1]}}).choices["norms_and_biases"] == {"bits": (3,)}
+    limited = wide_space.restrict({"norms_and_biases": {"bits": [5, "none"]}})
+    assert limited.choices == {**wide_space.choices, "norms_and_biases": {"bits": (5, None)}}
     with pytest.raises(UsageError, match=r"space\.vectors\.bits has the value 1; .* from 2 to 16"):
-        wide_space.restricted({"vectors": {"bits": [1]}})
+        wide_space.restrict({"norms_and_biases": {"bits": [1]}})
     with pytest.raises(UsageError, match=r"space\.vectors has the knob 'groups', the block takes bits"):
-        wide_space.restricted({"vectors": {"groups": [1]}})
+        wide_space.restrict({"norms_and_biases": {"groups": [1]}})
 
 
 def test_rates_that_leave_the_same_templates_are_offered_once(resnet8_space):
@@ -110,7 +110,7 @@ def test_rates_that_leave_the_same_templates_are_offered_once(resnet8_space):
 
 def test_size_is_the_number_of_points(space):
     assert space.size == prod(len(values) for values in space.knobs.values())
-    small = space.restricted(
+    small = space.restrict(
         {"all": {"bits": [8], "pruning_rate": ["none"], "groups": [1], "harmonics": [1, 2], "allocation": "none"}}
     )
     series = sum("basis" in knobs for knobs in small.choices.values())
@@ -141,7 +141,7 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
         "layer2": {"bits": [3, "none"], "harmonics_y": [2]},
         "all": {"bits": 8, "harmonics": [1, 3], "pruning_rate": [None, 0.6], "exponent_block": [1, 128]},
     }
-    space = resnet8_space.restricted(limits)
+    space = resnet8_space.restrict(limits)
     assert space.choices["layer2"]["bits"] == (3, None)
     assert space.choices["layer2"]["harmonics_y"] == (2,)
     assert space.choices["layer2"]["harmonics_x"] == (1, 3)
@@ -150,7 +150,7 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
     default = {"exponent_axis": ("flat",), "activation_block": (1,)}
     assert space.choices["linear"] == {"bits": (8,), "exponent_block": (1, 128), **default}
     assert resnet8_space.choices["layer1"]["bits"] == (4, 6, 8, None)
-    assert resnet8_space.restricted({}) == resnet8_space
+    assert resnet8_space.restrict({}) == resnet8_space
 
 
 @pytest.mark.parametrize(
@@ -185,12 +185,12 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
 )
 def test_bad_limits_are_refused(limits, message, resnet8_space):
     with pytest.raises(UsageError, match=message):
-        resnet8_space.restricted(limits)
+        resnet8_space.restrict(limits)
 
 
 def test_other_sample_points_can_be_asked_for(resnet8_space):
     asked = ["chebyshev@endpoint", "cosine@half_sample", "cosine"]
-    space = resnet8_space.restricted({"layer1": {"basis": asked}})
+    space = resnet8_space.restrict({"layer1": {"basis": asked}})
     assert space.choices["layer1"]["basis"] == ("chebyshev@endpoint", "cosine")
     values = {knob: choices[0] for knob, choices in space.knobs.items()} | {"layer1.harmonics_y": 3}
     config = space.decode(values | {"layer1.basis": "chebyshev@endpoint", "layer1.harmonics_x": 1})
@@ -210,7 +210,7 @@ AXES = ["channel", "flat", "filter"]
     ],
 )
 def test_other_exponents_can_be_asked_for(limits, space, draw):
-    wider = space.restricted({"all": {"bits": [4, 8, None], **limits}})
+    wider = space.restrict({"all": {"bits": [4, 8, None], **limits}})
     assert wider.choices["conv1" if "conv1" in wider.choices else "stem"]["exponent_axis"] == (
         *limits["exponent_axis"],
     )
@@ -230,7 +230,7 @@ def test_exponents_that_the_space_lacks_are_refused(resnet8_space):
 
 
 def test_restricted_spaces_decode_and_encode_too(resnet8_space, draw):
-    space = resnet8_space.restricted(
+    space = resnet8_space.restrict(
         {"all": {"basis": ["chebyshev"], "harmonics_y": [2, 3], "bits": [5, 7]}, "layer3": {"pruning_rate": [0.3, 0.6]}}
     )
     for _ in range(200):
@@ -255,7 +255,7 @@ def test_configs_outside_the_space_are_refused(config, message, resnet8_space):
 
 
 def test_a_space_without_the_uncompressed_form_refuses_it(resnet8_space):
-    space = resnet8_space.restricted({"layer3": {"bits": [4, 6]}})
+    space = resnet8_space.restrict({"layer3": {"bits": [4, 6]}})
     with pytest.raises(UsageError, match=r"layer3.bits \(=None\) must be one of 4, 6\."):
         space.encode(NetworkConfig())
     assert space.decode({}).blocks["layer3"].bits == 4
@@ -269,7 +269,7 @@ def test_other_minimum_of_templates_is_another_network(resnet8_space):
 
 def test_transforms_can_be_asked_for(resnet8_space):
     families = ["affine", "scalar", "zero", "rotation"]
-    space = resnet8_space.restricted({"layer2": {"transform": families, "pruning_rate": [0.5]}})
+    space = resnet8_space.restrict({"layer2": {"transform": families, "pruning_rate": [0.5]}})
     assert space.choices["layer2"]["transform"] == tuple(families)
     for family in families:
         config = space.decode({"layer2.transform": family})
@@ -277,4 +277,4 @@ def test_transforms_can_be_asked_for(resnet8_space):
         assert {form.transform for form in forms.values()} == {family}
         assert space.encode(config)["layer2.transform"] == family
     with pytest.raises(UsageError, match=r"space\.layer2\.transform has the value 'spin'; transform"):
-        resnet8_space.restricted({"layer2": {"transform": ["spin"]}})
+        resnet8_space.restrict({"layer2": {"transform": ["spin"]}})

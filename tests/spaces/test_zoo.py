@@ -18,7 +18,7 @@ def trained(model: nn.Module) -> int:
 def plain(model: nn.Module) -> int:
     """Parameters of convolutions and linear layers alone, as the papers count them."""
     layers = (module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear))
-    return sum(layer_cost(LayerShape.of(layer), LayerForm()).parameters for layer in layers)
+    return sum(layer_cost(LayerShape.from_module(layer), LayerForm()).parameters for layer in layers)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_networks_give_logits_and_their_macs_are_those_that_pytorch_counts(name,
 
 
 def test_published_macs_of_resnet18():
-    network = Network.of(build_model("resnet18", classes=1000, channels=3), (3, 224, 224))
+    network = Network.from_module(build_model("resnet18", classes=1000, channels=3), (3, 224, 224))
     assert sum(layer_cost(shape, LayerForm()).macs for shape in network.shapes.values()) == 1_814_073_344
 
 

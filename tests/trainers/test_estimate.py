@@ -7,9 +7,9 @@ from torch import nn
 
 from spaces import build_model
 from trainers.estimate import TrialEstimate, estimate_trial
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 
-FP32 = Schedule(precision="fp32")
+FP32 = TrainingRecipe(precision="fp32")
 SHAPE = (1, 8, 8)
 
 
@@ -21,21 +21,23 @@ def _tiny() -> nn.Module:
 PARAMETERS = 9 + 1 + 64 * 3 + 3
 
 
-def _estimate(model: nn.Module, schedule: Schedule = FP32, **changes: Any) -> TrialEstimate:
+def _estimate(model: nn.Module, recipe: TrainingRecipe = FP32, **changes: Any) -> TrialEstimate:
     asked = {"epochs": 2, "train_images": 100, "val_images": 40, "device": "cpu"}
-    return estimate_trial(model, SHAPE, schedule=schedule, **{**asked, **changes})
+    return estimate_trial(model, SHAPE, recipe=recipe, **{**asked, **changes})
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate", "count"), [(2, 1, 2), (50, 1, 50), (500, 1, 100), (50, 4, 13)])
-def test_activations_are_counted_by_hand(batch_size: int, accumulate: int, count: int) -> None:
-    schedule = Schedule(precision="fp32", batch_size=batch_size, accumulate=accumulate)
+@pytest.mark.parametrize(
+    ("batch_size", "grad_accum_steps", "count"), [(2, 1, 2), (50, 1, 50), (500, 1, 100), (50, 4, 13)]
+)
+def test_activations_are_counted_by_hand(batch_size: int, grad_accum_steps: int, count: int) -> None:
+    recipe = TrainingRecipe(precision="fp32", batch_size=batch_size, grad_accum_steps=grad_accum_steps)
     an_image = 4 * 64 + 4 * 64 + 4 * 3 + 8  # the input, what is rectified, logarithms of the shares, the label
-    assert _estimate(_tiny(), schedule).activations_bytes == count * an_image + 4  # and the sum of the loss's weights
+    assert _estimate(_tiny(), recipe).activations_bytes == count * an_image + 4  # and the sum of the loss's weights
 
 
 def test_activations_in_bf16_are_about_half() -> None:
     network = build_model("resnet8", classes=10, channels=1)
-    whole, half = (_estimate(network, Schedule(precision=name)).activations_bytes for name in ("fp32", "bf16"))
+    whole, half = (_estimate(network, TrainingRecipe(precision=name)).activations_bytes for name in ("fp32", "bf16"))
     assert 0.4 < half / whole < 0.75
 
 
@@ -44,17 +46,17 @@ def test_activations_in_bf16_are_about_half() -> None:
     [
         ({}, 1, 1),
         ({"momentum": 0.0}, 1, 0),
-        ({"optimiser": "adamw"}, 1, 2),
-        ({"ema": 0.9}, 2, 1),
-        ({"ema": 0.9, "distillation": 0.5}, 3, 1),
+        ({"optimizer": "adamw"}, 1, 2),
+        ({"ema_decay": 0.9}, 2, 1),
+        ({"ema_decay": 0.9, "distillation": 0.5}, 3, 1),
     ],
 )
 def test_weights_and_moments_follow_the_schedule(settings: dict[str, Any], weights: int, moments: int) -> None:
-    found = _estimate(_tiny(), Schedule(precision="fp32", **settings))
+    found = _estimate(_tiny(), TrainingRecipe(precision="fp32", **settings))
     assert found.weights_bytes == 4 * PARAMETERS * weights
     assert found.gradients_bytes == 4 * PARAMETERS
-    steps = 4 * 4 if settings.get("optimiser") == "adamw" else 0  # a counter for each parameter
-    assert found.optimiser_bytes == 4 * PARAMETERS * moments + steps
+    steps = 4 * 4 if settings.get("optimizer") == "adamw" else 0  # a counter for each parameter
+    assert found.optimizer_bytes == 4 * PARAMETERS * moments + steps
 
 
 def test_frozen_weights_have_no_gradients() -> None:
@@ -70,7 +72,7 @@ def test_images_and_validation_are_counted_by_hand() -> None:
     fewer, most, same = (_estimate(_tiny(), val_images=n).validation_bytes for n in (39, 512, 2000))
     assert found.validation_bytes - fewer == 4 * 3 * 64  # an image, convolved, rectified
     assert most == same
-    kept = found.weights_bytes + found.gradients_bytes + found.optimiser_bytes + found.images_bytes
+    kept = found.weights_bytes + found.gradients_bytes + found.optimizer_bytes + found.images_bytes
     assert found.memory_bytes == kept + found.activations_bytes + found.validation_bytes
     assert found.to_json()["memory_bytes"] == found.memory_bytes
 
@@ -116,7 +118,7 @@ def test_the_network_and_the_random_state_are_left_as_they_were() -> None:
     network.bn1.eval()
     before = copy.deepcopy(network.state_dict())
     modes, state = [module.training for module in network.modules()], torch.get_rng_state()
-    _estimate(network, Schedule(precision="fp32", distillation=0.5))
+    _estimate(network, TrainingRecipe(precision="fp32", distillation=0.5))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert [module.training for module in network.modules()] == modes
     assert all(weight.grad is None for weight in network.parameters())
@@ -128,13 +130,13 @@ def test_a_network_that_diverges_at_once_can_be_estimated() -> None:
     network = _tiny()
     with torch.no_grad():
         network[3].weight.mul_(1e30)
-    assert _estimate(network, Schedule(precision="fp32", lr=1e9)).seconds > 0
+    assert _estimate(network, TrainingRecipe(precision="fp32", lr=1e9)).seconds > 0
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_holds_what_was_counted() -> None:
     network = build_model("resnet20", classes=10, channels=3)
-    schedule = Schedule(precision="fp32", batch_size=128)
-    asked = {"schedule": schedule, "epochs": 1, "train_images": 512, "val_images": 512}
+    recipe = TrainingRecipe(precision="fp32", batch_size=128)
+    asked = {"recipe": recipe, "epochs": 1, "train_images": 512, "val_images": 512}
     assert estimate_trial(network, (3, 32, 32), device="cuda", **asked).device == torch.cuda.get_device_name()

@@ -8,7 +8,7 @@ from layers import UsageError
 from spaces import BlockConfig, Network, NetworkConfig, build_model
 from trainers.data import DataSpec
 from trainers.spec import TrialSpec
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 
 SPEC = TrialSpec(
     model="resnet8",
@@ -21,7 +21,7 @@ SPEC = TrialSpec(
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+    return Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
 
 
 def test_a_spec_survives_json() -> None:
@@ -50,10 +50,10 @@ def test_a_card_is_the_same_wherever_weights_and_data_lie() -> None:
         {"weights_sha256": "ac"},
         {"data_fingerprint": "ce"},
         {"config": NetworkConfig()},
-        {"schedule": Schedule(lr=0.5)},
-        {"schedule": Schedule(distillation=0.5)},
-        {"schedule": Schedule(step_at=(2.0,))},
-        {"start": "least_squares"},
+        {"recipe": TrainingRecipe(lr=0.5)},
+        {"recipe": TrainingRecipe(distillation=0.5)},
+        {"recipe": TrainingRecipe(milestones=(2.0,))},
+        {"init": "least_squares"},
         {"epochs": 6},
         {"seed": 1},
     ],
@@ -63,14 +63,14 @@ def test_whatever_the_result_depends_on_changes_the_identity(network: Network, c
 
 
 def test_a_trial_without_newer_settings_has_the_identity_it_had_before_there_were_any(network: Network) -> None:
-    spec = dataclasses.replace(SPEC, schedule=Schedule(precision="fp32"))
-    schedule = {
+    spec = dataclasses.replace(SPEC, recipe=TrainingRecipe(precision="fp32"))
+    recipe = {
         "lr": 0.01,
         "momentum": 0.9,
         "nesterov": False,
         "weight_decay": 5e-4,
         "batch_size": 64,
-        "shape": "one-cycle",
+        "lr_schedule": "one-cycle",
         "precision": "fp32",
         "label_smoothing": 0.0,
     }
@@ -79,8 +79,8 @@ def test_a_trial_without_newer_settings_has_the_identity_it_had_before_there_wer
         "weights": "ab",
         "data": "cd",
         "network": network.digest(spec.config),
-        "schedule": schedule,
-        "start": "calibrated",
+        "recipe": recipe,
+        "init": "calibrated",
         "epochs": 5,
         "seed": 0,
     }
@@ -110,10 +110,10 @@ def test_places_and_spellings_do_not_change_the_identity(network: Network) -> No
     [
         ({"epochs": -1}, r"epochs \(=-1\) must be a whole number of at least 0"),
         ({"seed": 2**63}, r"seed \(=9223372036854775808\) must be"),
-        ({"start": "luck"}, r"start \(='luck'\) must be one of calibrated, least_squares"),
+        ({"init": "luck"}, r"init \(='luck'\) must be one of calibrated, least_squares"),
         ({"saliency": "luck"}, r"saliency \(='luck'\) must be one of magnitude, gradient"),
         ({"epoch": 5}, "spec has the key 'epoch', allowed are"),
-        ({"schedule": {"lr": -1}}, r"lr \(=-1\) must be 0 or more"),
+        ({"recipe": {"lr": -1}}, r"lr \(=-1\) must be 0 or more"),
         ({"config": {"blocks": {"layer1": {"bit": 4}}}}, "block 'layer1' has the key 'bit', allowed are"),
     ],
 )
@@ -134,9 +134,12 @@ def test_what_is_missing_is_named() -> None:
     [
         ({"model": 5}, r"^model \(=5\) must be a text\.$"),
         ({"weights": None}, r"^weights \(=None\) must be a text\.$"),
-        ({"schedule": {"nesterov": "false"}}, r"^nesterov \(='false'\) must be true or false\.$"),
-        ({"schedule": {"shape": "cosine", "warm_up": 9}}, r"^warm_up \(=9\) must be below the 5 epochs\.$"),
-        ({"schedule": 3}, r"^spec cannot be read; "),
+        ({"recipe": {"nesterov": "false"}}, r"^nesterov \(='false'\) must be true or false\.$"),
+        (
+            {"recipe": {"lr_schedule": "cosine", "warmup_epochs": 9}},
+            r"^warmup_epochs \(=9\) must be below the 5 epochs\.$",
+        ),
+        ({"recipe": 3}, r"^spec cannot be read; "),
     ],
 )
 def test_values_of_the_wrong_kind_are_one_sentence(change, message):

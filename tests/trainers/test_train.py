@@ -8,9 +8,9 @@ from spaces import BlockConfig, Network, NetworkConfig, load_model, read_card
 from spaces.models import build_model
 from trainers.data import DataSpec, load_data
 from trainers.evaluation import evaluate
-from trainers.train import random_network, save_trained, train_baseline
-from trainers.training.loop import Finetuning
-from trainers.training.recipe import PRESETS
+from trainers.train import random_network, save_trained, train_model
+from trainers.training.loop import TrainingLoop
+from trainers.training.recipe import RECIPES
 
 
 def network(seed: int = 0) -> torch.nn.Module:
@@ -22,25 +22,25 @@ def network(seed: int = 0) -> torch.nn.Module:
 def test_every_epoch_is_told_as_it_ends_and_returned():
     data = load_data(DataSpec(train_limit=64))
     told = []
-    curve = train_baseline(network(), data, PRESETS["baseline"], epochs=2, seed=1, device="cpu", on_epoch=told.append)
-    assert [epoch.epoch for epoch in curve] == [1, 2]
-    assert told == curve
-    expected = Finetuning(network(), data, PRESETS["baseline"], epochs=2, seed=1, device="cpu")
-    assert [epoch.val_loss for epoch in curve] == [epoch.val_loss for epoch in expected]
+    history = train_model(network(), data, RECIPES["baseline"], epochs=2, seed=1, device="cpu", on_epoch=told.append)
+    assert [epoch.epoch for epoch in history] == [1, 2]
+    assert told == history
+    expected = TrainingLoop(network(), data, RECIPES["baseline"], epochs=2, seed=1, device="cpu")
+    assert [epoch.val_loss for epoch in history] == [epoch.val_loss for epoch in expected]
 
 
 @pytest.mark.slow
 def test_resnet8_reaches_a_respectable_accuracy_on_the_digits():
     data = load_data(DataSpec())
-    curve = train_baseline(network(), data, PRESETS["baseline"], epochs=30, seed=0, device="cpu")
-    assert curve[-1].val_top1 >= 0.975  # 98.1 to 99.4 % over seeds
-    assert curve[-1].lr == pytest.approx(0, abs=1e-3)
+    history = train_model(network(), data, RECIPES["baseline"], epochs=30, seed=0, device="cpu")
+    assert history[-1].val_top1 >= 0.975  # 98.1 to 99.4 % over seeds
+    assert history[-1].lr == pytest.approx(0, abs=1e-3)
 
 
 def test_a_stopped_training_goes_on_from_its_checkpoint(tmp_path):
-    data, schedule = load_data(DataSpec(train_limit=64)), PRESETS["baseline"]
+    data, recipe = load_data(DataSpec(train_limit=64)), RECIPES["baseline"]
     expected, path = network(), tmp_path / "c"
-    curve = train_baseline(expected, data, schedule, epochs=3, seed=1, device="cpu")
+    history = train_model(expected, data, recipe, epochs=3, seed=1, device="cpu")
 
     def stop(epoch):
         if epoch.epoch == 2:
@@ -48,25 +48,25 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(tmp_path):
 
     asked = {"epochs": 3, "seed": 1, "device": "cpu", "checkpoint": path, "about": {"model": "resnet8"}}
     with pytest.raises(KeyboardInterrupt):
-        train_baseline(network(), data, schedule, **asked, on_epoch=stop)
+        train_model(network(), data, recipe, **asked, on_epoch=stop)
     told, model = [], network()
-    resumed = train_baseline(model, data, schedule, **asked, on_epoch=told.append)
+    resumed = train_model(model, data, recipe, **asked, on_epoch=told.append)
     assert [epoch.epoch for epoch in told] == [3]
-    assert [epoch.val_loss for epoch in resumed] == [epoch.val_loss for epoch in curve]
+    assert [epoch.val_loss for epoch in resumed] == [epoch.val_loss for epoch in history]
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
     with pytest.raises(UsageError, match="is the checkpoint of a training with model 'resnet8', 'resnet20' was given"):
-        train_baseline(network(), data, schedule, **{**asked, "about": {"model": "resnet20"}})
+        train_model(network(), data, recipe, **{**asked, "about": {"model": "resnet20"}})
     with pytest.raises(UsageError, match=r"with lr 0.1, 0.2 was given"):
-        train_baseline(network(), data, replace(schedule, lr=0.2), **asked)
+        train_model(network(), data, replace(recipe, lr=0.2), **asked)
 
 
 def test_a_compressed_network_trained_from_its_random_start_is_saved_packed(tmp_path):
     data = load_data(DataSpec(train_limit=64))
-    layout = Network.of(network(), (1, 8, 8))
+    layout = Network.from_module(network(), (1, 8, 8))
     config = NetworkConfig(blocks={"layer3": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8)})
     model = compress_model(network(), layout.forms(config))
-    schedule = replace(PRESETS["templates-imagenet"], batch_size=16, warm_up=0.5)
-    (epoch,) = train_baseline(model, data, schedule, epochs=1, seed=0, device="cpu")
+    recipe = replace(RECIPES["templates-imagenet"], batch_size=16, warmup_epochs=0.5)
+    (epoch,) = train_model(model, data, recipe, epochs=1, seed=0, device="cpu")
     save_trained(model, tmp_path / "m.safetensors", "resnet8", data, {"seed": 0})
     loaded = load_model(tmp_path / "m.safetensors")
     found = evaluate(loaded, data.val, mean=data.mean, std=data.std, device="cpu")

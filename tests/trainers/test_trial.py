@@ -17,7 +17,7 @@ from trainers.evaluation import evaluate
 from trainers.spec import TrialSpec
 from trainers.start.saliency import filter_saliency
 from trainers.start.start import begin
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 from trainers.trial import Trial, load_baseline, run_trial
 
 DATA = DataSpec(train_limit=128)
@@ -80,10 +80,10 @@ def test_a_trial_measures_what_its_packed_model_gives(
     assert state_sha256(subject[0]) == before
     start = compress_model(subject[0], subject[1].forms(CONFIG))
     begin("calibrated", start, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
-    assert result.zero_shot_top1 == evaluate(start, data.val, mean=data.mean, std=data.std, device="cpu").top1
-    assert [epoch.epoch for epoch in result.curve] == [1, 2]
-    assert result.val_top1 == result.curve[-1].val_top1
-    assert result.val_top5 == result.curve[-1].val_top5
+    assert result.init_score == evaluate(start, data.val, mean=data.mean, std=data.std, device="cpu").top1
+    assert [epoch.epoch for epoch in result.history] == [1, 2]
+    assert result.val_top1 == result.history[-1].val_top1
+    assert result.val_top5 == result.history[-1].val_top5
     assert result.latency_ms is result.latency_b64_ms is None
     assert result.cost == subject[1].cost(CONFIG)
     trial.save(tmp_path / "m.safetensors")
@@ -97,12 +97,12 @@ def test_equal_specs_give_equal_results(spec: TrialSpec, data: Data, subject: tu
     states = [trial.model.state_dict() for trial in (first, second, other)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
-    assert [e.val_loss for e in first.curve] == [e.val_loss for e in second.curve]
+    assert [e.val_loss for e in first.history] == [e.val_loss for e in second.history]
 
 
 @pytest.mark.parametrize("start", ["least_squares", "gradient_descent"])
 def test_a_trial_begins_as_its_spec_says(start, spec, data, subject) -> None:
-    trial = _run(dataclasses.replace(spec, start=start, epochs=0), data, subject)
+    trial = _run(dataclasses.replace(spec, init=start, epochs=0), data, subject)
     expected = compress_model(subject[0], subject[1].forms(CONFIG))
     begin(start, expected, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in trial.model.state_dict().items())
@@ -115,24 +115,24 @@ def test_templates_are_chosen_by_the_saliency_that_the_spec_says(spec, data, sub
     assert len(layers) >= 2
     for name, layer in layers:
         assert isinstance(layer, CompressedConv2d)
-        assert layer.kept is not None
-        most = scores[name].argsort(descending=True)[: int(layer.kept.sum())]
-        assert set(layer.kept.nonzero().flatten().tolist()) == set(most.tolist())
+        assert layer.template_mask is not None
+        most = scores[name].argsort(descending=True)[: int(layer.template_mask.sum())]
+        assert set(layer.template_mask.nonzero().flatten().tolist()) == set(most.tolist())
 
 
 def test_the_uncompressed_network_teaches_where_the_schedule_says(spec, data, subject) -> None:
-    taught = dataclasses.replace(spec, epochs=1, schedule=Schedule(distillation=1.0, lr=0.05))
+    taught = dataclasses.replace(spec, epochs=1, recipe=TrainingRecipe(distillation=1.0, lr=0.05))
     shuffled = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=data.train.labels.flip(0)))
     states = [_run(taught, found, subject).model.state_dict() for found in (data, shuffled)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    alone = _run(dataclasses.replace(taught, schedule=Schedule(lr=0.05)), data, subject).model.state_dict()
+    alone = _run(dataclasses.replace(taught, recipe=TrainingRecipe(lr=0.05)), data, subject).model.state_dict()
     assert not all(torch.equal(value, alone[name]) for name, value in states[0].items())
 
 
 def test_no_epochs_measure_the_start_alone(spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network]) -> None:
     result = _run(dataclasses.replace(spec, epochs=0, latency=True), data, subject).result()
-    assert result.val_top1 == result.zero_shot_top1
-    assert result.curve == ()
+    assert result.val_top1 == result.init_score
+    assert result.history == ()
     assert result.val_top5 > result.val_top1
     assert result.latency_ms is not None
     assert result.latency_b64_ms is not None
@@ -214,12 +214,12 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(
     next(begun.epochs())
     begun.checkpoint(tmp_path / "c")
     resumed = Trial(asked, **where, resume_from=tmp_path / "c")
-    assert [epoch.epoch for epoch in resumed.curve] == [1]
+    assert [epoch.epoch for epoch in resumed.history] == [1]
     assert [epoch.epoch for epoch in resumed.epochs()] == [2, 3]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     one, other = whole.result(), resumed.result()
-    assert (one.val_loss, one.zero_shot_top1) == (other.val_loss, other.zero_shot_top1)
+    assert (one.val_loss, one.init_score) == (other.val_loss, other.init_score)
     assert other.compress_s == begun.result().compress_s
     templates = dataclasses.replace(asked, saliency="gradient")
     begun = Trial(templates, **where)
@@ -239,7 +239,7 @@ def test_the_command_goes_on_from_the_checkpoint_it_left(spec: TrialSpec, tmp_pa
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert "going on" not in first.stderr
     assert "going on after epoch 2" in second.stderr
-    assert json.loads(first.stdout)["curve"] == json.loads(second.stdout)["curve"]
+    assert json.loads(first.stdout)["history"] == json.loads(second.stdout)["history"]
 
 
 def test_each_phase_is_timed(spec, data, subject, monkeypatch) -> None:
@@ -252,16 +252,16 @@ def test_each_phase_is_timed(spec, data, subject, monkeypatch) -> None:
     took = time.perf_counter() - began
     assert found.compress_s >= 0.2
     assert found.evaluate_s >= 0.1
-    assert found.finetune_s == sum(epoch.seconds for epoch in found.curve) > 0
+    assert found.finetune_s == sum(epoch.seconds for epoch in found.history) > 0
     assert found.compress_s + found.evaluate_s + found.finetune_s <= took
 
 
 def test_filters_leave_gradually_where_the_schedule_says(spec, data, subject) -> None:
     """At first nothing has left, so the first loss is that of the network whose filters are all its own."""
-    gradual = Schedule(lr=0.0, gradual_pruning=0.9, precision="fp32")
+    gradual = TrainingRecipe(lr=0.0, gradual_pruning=0.9, precision="fp32")
     config = NetworkConfig(blocks={"layer3": BlockConfig(pruning_rate=0.75, transform="zero")})
     losses = {}
-    for name, schedule in (("at once", Schedule(lr=0.0, precision="fp32")), ("gradual", gradual)):
-        asked = dataclasses.replace(spec, config=config, schedule=schedule, start="least_squares", epochs=1)
-        losses[name] = _run(asked, data, subject).curve[0].train_loss
+    for name, recipe in (("at once", TrainingRecipe(lr=0.0, precision="fp32")), ("gradual", gradual)):
+        asked = dataclasses.replace(spec, config=config, recipe=recipe, init="least_squares", epochs=1)
+        losses[name] = _run(asked, data, subject).history[0].train_loss
     assert losses["gradual"] != losses["at once"]

@@ -1,4 +1,4 @@
-"""What happens to a batch on its device before the network sees it: random crop, mirror and rotation, normalisation.
+"""What happens to a batch on its device before the network sees it: random crop, mirror and rotation, normalization.
 
 The same distribution as torchvision's RandomCrop(padding, black), RandomHorizontalFlip(0.5) and RandomRotation
 (bilinear, black), a batch at once. Our deviation: the padding is an eighth of the image's side, 4 pixels for CIFAR's
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from layers.errors import UsageError
 
-__all__ = ["augment", "normalise"]
+__all__ = ["augment", "normalize"]
 
 _KINDS = ("none", "shift", "crop-flip")
 
@@ -33,7 +33,7 @@ def augment(images: torch.Tensor, kind: str, generator: torch.Generator, *, rota
     return _random_rotation(images, rotation, generator) if rotation else images
 
 
-def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(images / 255 - mean) / std of uint8 (n, C, H, W) as float32, channels last in memory."""
     scale, shift = _scale_and_shift(mean, std, images.device)
     return images.contiguous(memory_format=torch.channels_last).float().mul_(scale).sub_(shift)
@@ -72,7 +72,7 @@ def _random_rotation(images: torch.Tensor, degrees: float, generator: torch.Gene
 
 
 def _rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
-    """Image n turned counter-clockwise about its centre by degrees[n], between pixels bilinearly, black outside."""
+    """Image n turned counter-clockwise about its center by degrees[n], between pixels bilinearly, black outside."""
     angle = degrees * (math.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     aspect = images.shape[-2] / images.shape[-1]  # affine_grid's coordinates run from -1 to 1 on either axis

@@ -86,12 +86,12 @@ class Data:
     std: tuple[float, ...]
     augment: str
     """'none', 'shift' (crops alone: a mirrored digit is no digit) or 'crop-flip'."""
-    left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """A sentence for each split that lacks images which cannot be used."""
 
     @property
     def channels(self) -> int:
-        """Planes of an image: 1 for grey, 3 for colour."""
+        """Planes of an image: 1 for gray, 3 for color."""
         return self.train.images.shape[1]
 
     @property
@@ -101,7 +101,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over what a trial learns from and is measured on: the splits, and how they are normalised.
+        """sha256 over what a trial learns from and is measured on: the splits, and how they are normalized.
 
         Streamed images count by the names and sizes of their files, and by their rows, not by their pixels.
         """

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["Fit", "Told", "decode_all", "decode_at", "decode_one", "decode_threads"]
+__all__ = ["Fit", "ProgressFn", "decode_all", "decode_at", "decode_one", "decode_threads"]
 
 _CHUNK = 64
 _LARGE = 3 * 128 * 128  # from here on two threads were faster than one
 
 
 def decode_one(encoded: bytes) -> torch.Tensor:
-    """An encoded image as uint8 (3, H, W); grey becomes three equal planes, of 16 bits the upper 8 count.
+    """An encoded image as uint8 (3, H, W); gray becomes three equal planes, of 16 bits the upper 8 count.
 
     Raises ValueError where it cannot be read, or its values have no known range (float, 32 bits).
     """
@@ -36,7 +36,7 @@ def decode_one(encoded: bytes) -> torch.Tensor:
 Fit = Callable[[torch.Tensor], torch.Tensor]
 """From a decoded image (3, h, w) to one of the wanted size."""
 
-Told = Callable[[int], None]
+ProgressFn = Callable[[int], None]
 """What hears, again and again, how many more images have been decoded."""
 
 
@@ -63,7 +63,7 @@ def decode_all(
     numbers: Sequence[int],
     read: Callable[[int], bytes],
     fit: Fit | None = None,
-    told: Told = lambda count: None,
+    told: ProgressFn = lambda count: None,
 ) -> dict[int, str]:
     """Fill out[i], out (n, 3, H, W), with the image read(i) for i in numbers, through fit where one is given.
 

@@ -8,27 +8,27 @@ import torch
 
 from layers.errors import OvertoneWarning, UsageError
 from trainers.data.dataset import Data, Split
-from trainers.data.manifest import FileList
+from trainers.data.manifest import Manifest
 from trainers.data.spec import DataSpec
 from trainers.data.stream import StreamedImages
 from trainers.runtime.cache import cache_key, read_cached, write_cached
 
-__all__ = ["data_key", "keep", "restore"]
+__all__ = ["data_key", "save_decoded", "load_decoded"]
 
 _SPLITS = ("train", "val", "test")
-_CARD = ("classes", "mean", "std", "augment", "left_out", "fingerprint")
+_CARD = ("classes", "mean", "std", "augment", "warnings", "fingerprint")
 
 
-def data_key(spec: DataSpec, files: FileList) -> str:
+def data_key(spec: DataSpec, files: Manifest) -> str:
     """The cache's key: where a set's folder is, its files, and all that decides what a split holds.
 
     A published set has no folder of its own: it is the same wherever it lies, or its checksums would have refused it.
     """
-    asked = (spec.seed, spec.train_limit, spec.validation_from, spec.image_size, spec.stream)
+    asked = (spec.seed, spec.train_limit, spec.val_from, spec.image_size, spec.stream)
     return cache_key(spec.kind, os.path.realpath(spec.folder) if spec.folder else "", files, asked)
 
 
-def restore(key: str, train: Split | None = None) -> Data | None:
+def load_decoded(key: str, train: Split | None = None) -> Data | None:
     """The data that were kept, mapped, with the fingerprint they had; None where there are none that can be used.
 
     A streamed training split is not kept, so it is given.
@@ -40,7 +40,7 @@ def restore(key: str, train: Split | None = None) -> Data | None:
         return None
 
 
-def keep(name: str, key: str, data: Data) -> Data:
+def save_decoded(name: str, key: str, data: Data) -> Data:
     """The data as they can be used from now on: mapped from the cache, or, with a warning, as they were given."""
     tensors: dict[str, torch.Tensor] = {}
     streamed = None
@@ -59,7 +59,7 @@ def keep(name: str, key: str, data: Data) -> Data:
             OvertoneWarning,
             stacklevel=4,
         )
-    return restore(key, streamed) or data
+    return load_decoded(key, streamed) or data
 
 
 def _data(tensors: dict[str, torch.Tensor], card: dict[str, Any], train: Split | None) -> Data:
@@ -74,7 +74,7 @@ def _data(tensors: dict[str, torch.Tensor], card: dict[str, Any], train: Split |
         mean=tuple(card["mean"]),
         std=tuple(card["std"]),
         augment=card["augment"],
-        left_out=tuple(card["left_out"]),
+        warnings=tuple(card["warnings"]),
     )
     vars(data)["fingerprint"] = card["fingerprint"]
     return data

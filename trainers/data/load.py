@@ -1,7 +1,7 @@
 """Labelled images as uint8 tensors, split by seed into training, validation and test images.
 
 The validation split steers a search; the test split is only read to report. Which images they hold depends on the set,
-`DataSpec.seed` and `DataSpec.validation_from` alone, whatever `train_limit` is. All sets but the digits are decoded
+`DataSpec.seed` and `DataSpec.val_from` alone, whatever `train_limit` is. All sets but the digits are decoded
 once a machine (`trainers.runtime.cache`).
 """
 
@@ -15,9 +15,9 @@ import torch
 
 from layers.errors import OvertoneWarning
 from trainers.data.dataset import Data, Split
-from trainers.data.decode import Told
-from trainers.data.decoded_cache import data_key, keep, restore
-from trainers.data.manifest import FileList, list_files
+from trainers.data.decode import ProgressFn
+from trainers.data.decoded_cache import data_key, load_decoded, save_decoded
+from trainers.data.manifest import Manifest, read_manifest
 from trainers.data.memory import check_memory
 from trainers.data.sources.builtin import Source, check_labels, cifar10_source, digits_source
 from trainers.data.sources.imagefolder import imagefolder_source
@@ -25,8 +25,8 @@ from trainers.data.sources.parquet import parquet_source
 from trainers.data.spec import DataSpec
 from trainers.data.splitting import split_rows
 from trainers.data.stream import StreamedImages
-from trainers.data.unreadable import tolerate
-from trainers.runtime.cache import one_at_a_time
+from trainers.data.unreadable import check_unreadable
+from trainers.runtime.cache import machine_lock
 
 __all__ = ["load_data"]
 
@@ -39,20 +39,20 @@ def load_data(spec: DataSpec, told: Callable[[int, int], None] = lambda done, to
     that is not there, OvertoneError for images or labels that cannot be used.
     """
     data = _decoded(spec, _open(spec)) if spec.kind == "digits" else _kept(spec, told)
-    for sentence in data.left_out:
+    for sentence in data.warnings:
         warnings.warn(sentence, OvertoneWarning, stacklevel=2)
     return data
 
 
 def _kept(spec: DataSpec, told: Callable[[int, int], None]) -> Data:
     """What was decoded before, else what is decoded now and kept, by one of those that ask at once."""
-    files = list_files(spec.kind, spec.folder) if spec.folder else []
+    files = read_manifest(spec.kind, spec.folder) if spec.folder else []
     key, opened = data_key(spec, files), cache(partial(_open, spec))
-    if not spec.stream and (found := restore(key)):
+    if not spec.stream and (found := load_decoded(key)):
         return found
-    with one_at_a_time(spec.kind, os.path.realpath(spec.folder or spec.data_dir)):
+    with machine_lock(spec.kind, os.path.realpath(spec.folder or spec.data_dir)):
         train = opened().streamed(files) if spec.stream else None
-        return restore(key, train) or keep(spec.name, key, _decoded(spec, opened(), train, told))
+        return load_decoded(key, train) or save_decoded(spec.name, key, _decoded(spec, opened(), train, told))
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Opened:
     source: Source
     rows: dict[str, tuple[str, torch.Tensor]]
 
-    def streamed(self, files: FileList) -> Split:
+    def streamed(self, files: Manifest) -> Split:
         """The training images as they are read later."""
         part, rows = self.rows["train"]
         assert self.source.stream is not None  # DataSpec allows stream for sets in a folder alone
@@ -111,17 +111,17 @@ def _decoded(
         mean=source.mean,
         std=source.std,
         augment=source.augment,
-        left_out=tuple(sentence for _, sentence in read.values() if sentence),
+        warnings=tuple(sentence for _, sentence in read.values() if sentence),
     )
-    data = _without_colour(data)
+    data = _without_color(data)
     _ = data.fingerprint  # computed here, once, it travels with the data
     return data
 
 
-def _read(name: str, source: Source, part: str, rows: torch.Tensor, told: Told) -> tuple[Split, str]:
+def _read(name: str, source: Source, part: str, rows: torch.Tensor, told: ProgressFn) -> tuple[Split, str]:
     """The split of those images that can be used, and what is said of the others."""
     images, faults = source.read(part, rows, told)
-    sentence = tolerate(name, list(faults.values()), len(rows))
+    sentence = check_unreadable(name, list(faults.values()), len(rows))
     if faults:
         places = [place for place in range(len(rows)) if place not in faults]
         images, rows = _closed_up(images, places), rows[places]
@@ -136,17 +136,17 @@ def _closed_up(images: torch.Tensor, places: list[int]) -> torch.Tensor:
     return images[: len(places)]
 
 
-def _without_colour(data: Data) -> Data:
-    """One plane instead of three where every image is grey; such sets are often letters, so they are never mirrored."""
+def _without_color(data: Data) -> Data:
+    """One plane instead of three where every image is gray; such sets are often letters, so they are never mirrored."""
     splits = (data.train, data.val, data.test)
-    if not all(_is_grey(split.images) for split in splits):
+    if not all(_is_gray(split.images) for split in splits):
         return data
     train, val, test = map(_first_plane, splits)
     mean, std = ((sum(planes) / 3,) for planes in (data.mean, data.std))
     return replace(data, train=train, val=val, test=test, mean=mean, std=std, augment="shift")
 
 
-def _is_grey(images: torch.Tensor | StreamedImages) -> bool:
+def _is_gray(images: torch.Tensor | StreamedImages) -> bool:
     """Whether three planes are equal everywhere; not those of images that are yet to be decoded."""
     if isinstance(images, StreamedImages) or images.shape[1] != 3:
         return False

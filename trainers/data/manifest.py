@@ -9,13 +9,13 @@ from pathlib import Path
 
 from layers.errors import UsageError
 
-__all__ = ["FileList", "content_of", "list_files", "sizes_of"]
+__all__ = ["Manifest", "content_of", "read_manifest", "sizes_of"]
 
-FileList = list[tuple[str, int, int]]
+Manifest = list[tuple[str, int, int]]
 """Name relative to the set's folder, size in bytes, time of change in ns; -1 for a size or time that is not known."""
 
 
-def list_files(kind: str, folder: str) -> FileList:
+def read_manifest(kind: str, folder: str) -> Manifest:
     """The files of a 'parquet' or 'imagefolder' set by name, and class folders as 'train/CLASS/'.
 
     Empty where there is no such folder: whoever reads the set says what it lacks. Raises UsageError for a folder that
@@ -34,12 +34,12 @@ def list_files(kind: str, folder: str) -> FileList:
         raise UsageError(f"the folder {str(error.filename)!r} cannot be read ({error.strerror}).") from error
 
 
-def sizes_of(files: FileList, part: str) -> tuple[tuple[str, int], ...]:
+def sizes_of(files: Manifest, part: str) -> tuple[tuple[str, int], ...]:
     """Name and size of each file of a part ('train'), which a copy of the set has too."""
     return tuple((name, size) for name, size, _ in files if name.startswith(part))
 
 
-def content_of(files: FileList, part: str) -> str:
+def content_of(files: Manifest, part: str) -> str:
     """sha256 over the names and sizes of a part's files, which stands for their content where that is not read."""
     return hashlib.sha256(json.dumps(sizes_of(files, part)).encode()).hexdigest()
 

@@ -22,15 +22,15 @@ class DataSpec:
     """Fixes the splits; it is not the seed of a trial."""
     train_limit: int | None = None
     """At most so many training images, the first of the seeded shuffle; validation and test images stay the same."""
-    validation_from: str = "train"
+    val_from: str = "train"
     """'train': validation images are held out of the training images (10 %; digits 25 %, which makes 60/20/20).
     'test': one half of the test images, fixed by seed, becomes the validation split and the other half stays the test
     split, for weights that have already seen every training image."""
     image_size: int | None = None
-    """Side in pixels of the centre crop of an imagefolder (default 224); other sets keep their own size."""
+    """Side in pixels of the center crop of an imagefolder (default 224); other sets keep their own size."""
     stream: bool = False
     """Whether training images are decoded as they are needed, for a folder whose decoded images do not fit in memory.
-    They keep three planes, also where all are grey, and one that cannot be used ends the training."""
+    They keep three planes, also where all are gray, and one that cannot be used ends the training."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self._is_known()):
@@ -41,8 +41,8 @@ class DataSpec:
             raise UsageError(
                 f"train_limit (={self.train_limit}) must be a whole number of at least 2 (for batch norm)."
             )
-        if self.validation_from not in ("train", "test"):
-            raise UsageError(f"validation_from (={self.validation_from!r}) must be 'train' or 'test'.")
+        if self.val_from not in ("train", "test"):
+            raise UsageError(f"val_from (={self.val_from!r}) must be 'train' or 'test'.")
         if self.image_size is not None and self.kind != "imagefolder":
             raise UsageError(f"image_size (={self.image_size}) is for 'imagefolder:DIR' alone, not for {self.name!r}.")
         if not (self.image_size is None or (isinstance(self.image_size, int) and self.image_size >= 1)):

@@ -31,7 +31,7 @@ def split_rows(
     a split too small to be used.
     """
     train, test = (balanced_order(labels[part], generator) for part in ("train", "test"))
-    if spec.validation_from == "train":
+    if spec.val_from == "train":
         held = round(holdout * len(train))
         part, val, train = "train", train[:held], train[held:]
     else:

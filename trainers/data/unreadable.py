@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from layers.errors import OvertoneError
 
-__all__ = ["tolerate"]
+__all__ = ["check_unreadable"]
 
 _PERCENT = 1
 _NAMED = 3
 
 
-def tolerate(name: str, faults: Sequence[str], total: int) -> str:
+def check_unreadable(name: str, faults: Sequence[str], total: int) -> str:
     """The sentence that says which of so many images are left out ('FILE is empty', three named); '' for no faults.
 
     Raises OvertoneError where more than 1 % have faults.

@@ -24,14 +24,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from layers.errors import OvertoneWarning
-from layers.files import write_whole
+from layers.files import atomic_write
 
 __all__ = [
     "CACHE_VERSION",
     "cache_folder",
     "cache_key",
     "cached_path",
-    "one_at_a_time",
+    "machine_lock",
     "read_cached",
     "write_cached",
     "write_cached_file",
@@ -93,7 +93,7 @@ def write_cached(key: str, tensors: Mapping[str, torch.Tensor], card: Mapping[st
 
 
 @contextmanager
-def one_at_a_time(*asked: object) -> Iterator[None]:
+def machine_lock(*asked: object) -> Iterator[None]:
     """Wait until no other process of the machine does what is asked for; where no file can be locked, do not wait.
 
     Warns (OvertoneWarning) of a wait that is long.
@@ -118,7 +118,7 @@ def write_cached_file(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file of the cache whole; what dead writers left there a day ago or earlier is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
-    write_whole(path, write)
+    atomic_write(path, write)
 
 
 def _sweep(folder: Path) -> None:

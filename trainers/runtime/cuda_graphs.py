@@ -16,25 +16,25 @@ from torch import Tensor, nn
 
 from layers.errors import OvertoneWarning
 
-__all__ = ["Passes", "graph_bytes", "graphed"]
+__all__ = ["ForwardFn", "graph_bytes", "maybe_cuda_graph"]
 
 _DEVICES = ("cuda",)
 _SMALL = 2**30
 """Bytes; a forward pass that holds more is not recorded, because a graph keeps its memory to itself and the launches of
 large kernels are hidden behind the ones before them."""
 
-Passes = Callable[[Tensor], Tensor]
+ForwardFn = Callable[[Tensor], Tensor]
 """What gives outputs for a batch: a network, or its recorded passes."""
 
 
-def graphed(network: nn.Module, device: torch.device) -> Passes:
+def maybe_cuda_graph(network: nn.Module, device: torch.device) -> ForwardFn:
     """The network as a function of a batch (B, C, H, W), on a GPU recorded where it is small.
 
     The first batch runs as ever; when its shape comes again the pass is recorded, with autocast and mode as they are
     then. Batches of other shapes always run as ever, and so do all where recording fails, which is warned of. A
     gradient must be used before the next backward pass, which writes in its place; so gradients cannot add up.
     """
-    return _Graphed(network) if device.type in _DEVICES else network
+    return _GraphedForward(network) if device.type in _DEVICES else network
 
 
 def graph_bytes(activations: int, device: torch.device) -> int:
@@ -42,11 +42,11 @@ def graph_bytes(activations: int, device: torch.device) -> int:
     return activations if device.type in _DEVICES and activations <= _SMALL else 0
 
 
-class _Graphed:
+class _GraphedForward:
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._shape: torch.Size | None = None
-        self._replay: Passes | None = None
+        self._replay: ForwardFn | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         if self._shape is None:
@@ -68,7 +68,7 @@ class _Graphed:
             self._replay = self._network
         return outputs
 
-    def _record(self, images: Tensor) -> Passes:
+    def _record(self, images: Tensor) -> ForwardFn:
         """The passes as graphs; what recording's own passes do to the norms' statistics and to random draws is undone.
 
         Autocast is entered inside: around the whole it would hold for the backward pass too.
@@ -83,7 +83,7 @@ class _Graphed:
                 torch.autocast(kind, enabled=False),
             ):
                 recorded = torch.cuda.make_graphed_callables(alone, (images.clone(),), allow_unused_input=True)
-                return cast(Passes, recorded)
+                return cast(ForwardFn, recorded)
         except RuntimeError as error:
             why = str(error).partition("\n")[0]
             warnings.warn(f"training goes on without CUDA graphs: {why}", OvertoneWarning, stacklevel=2)

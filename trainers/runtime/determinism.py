@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["epoch_generator", "repeatable_kernels", "seeded_dropout"]
+__all__ = ["epoch_generator", "deterministic_cudnn", "seeded_dropout"]
 
 
 def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
@@ -19,7 +19,7 @@ def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Genera
 
 
 @contextmanager
-def repeatable_kernels() -> Iterator[None]:
+def deterministic_cudnn() -> Iterator[None]:
     """CUDA's convolutions without those that are chosen by timing or add in varying order; no effect on a CPU."""
     cudnn = torch.backends.cudnn
     former = cudnn.benchmark, cudnn.deterministic

@@ -13,10 +13,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["held_bytes", "peak_bytes", "saved_bytes"]
+__all__ = ["storage_bytes", "peak_bytes", "saved_bytes"]
 
 
-def held_bytes(tensors: Iterable[torch.Tensor]) -> int:
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Of the memory that the tensors lie in."""
     return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}.values())
 
@@ -31,7 +31,7 @@ def saved_bytes(forward: Callable[[], torch.Tensor], *, besides: Sequence[torch.
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
-    return held_bytes([*saved, *besides]) - held_bytes(besides)
+    return storage_bytes([*saved, *besides]) - storage_bytes(besides)
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:

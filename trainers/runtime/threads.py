@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from layers import CompressedConv2d, CompressedLinear, LayerShape
-from trainers.evaluation import evaluating
-from trainers.training.recipe import Schedule
+from trainers.evaluation import eval_mode
+from trainers.training.recipe import TrainingRecipe
 
-__all__ = ["step_threads", "threads"]
+__all__ = ["num_threads", "threads_for_step"]
 
 _MACS = 8_000_000
 """A thread more for so many multiply-accumulates that a layer does for a batch, on average."""
@@ -26,8 +26,8 @@ _COMPRESSED = (CompressedConv2d, CompressedLinear)
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *_COMPRESSED)
 
 
-def step_threads(
-    model: nn.Module, image: tuple[int, int, int], schedule: Schedule, device: torch.device, *, streamed: bool
+def threads_for_step(
+    model: nn.Module, image: tuple[int, int, int], recipe: TrainingRecipe, device: torch.device, *, streamed: bool
 ) -> int:
     """The threads for a step over a batch of images (C, H, W): as many as the process has, fewer for a small network.
 
@@ -37,12 +37,12 @@ def step_threads(
     most = torch.get_num_threads()
     if most == 1 or device.type != "cpu" or streamed:
         return most
-    macs = schedule.batch_size // schedule.accumulate * mean(_macs(model, image) or [0])
+    macs = recipe.batch_size // recipe.grad_accum_steps * mean(_macs(model, image) or [0])
     return max(1, min(most, int(macs / _MACS)))
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def num_threads(count: int) -> Iterator[None]:
     """So many threads, and as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -57,12 +57,12 @@ def _macs(model: nn.Module, image: tuple[int, int, int]) -> list[int]:
     found = []
 
     def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        shape = layer.shape if isinstance(layer, _COMPRESSED) else LayerShape.of(layer)
+        shape = layer.shape if isinstance(layer, _COMPRESSED) else LayerShape.from_module(layer)
         found.append(output.numel() * shape.filter_channels * prod(shape.kernel))
 
     hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, _LAYERS)]
     try:
-        with threads(1), evaluating(model):
+        with num_threads(1), eval_mode(model):
             model(torch.zeros(1, *image))
     finally:
         for hook in hooks:

@@ -1,6 +1,6 @@
 """The calibrated start: each compressed layer is fitted to what the uncompressed one computes, before any training.
 
-Unlabelled images pass through the network once, in network order. At a series layer, coefficients are fitted so that
+Unlabeled images pass through the network once, in network order. At a series layer, coefficients are fitted so that
 from the inputs which the compressed network really gives it, the layer makes the outputs that the uncompressed network
 has there (`layers.calibration.series`), at a layer with templates these and their gains
 (`layers.calibration.templates`): errors of earlier layers are mended as far as a later one can. Norms behind a
@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from layers import CompressedConv1d, CompressedConv2d, OvertoneError, UsageError, compressed_layers
 from layers.calibration.series import OutputRegression
 from layers.calibration.templates import TemplateRegression
-from trainers.evaluation import evaluating
+from trainers.evaluation import eval_mode
 
 __all__ = ["calibrate"]
 
@@ -32,7 +32,7 @@ _PIECE_PIXELS = 1 << 19
 
 
 def calibrate(model: nn.Module, baseline: nn.Module, images: Tensor) -> None:
-    """Fit the compressed model in place, and re-estimate its norms, on normalised images (n, C, H, W).
+    """Fit the compressed model in place, and re-estimate its norms, on normalized images (n, C, H, W).
 
     `baseline` is the network it was made from. The model is moved to the images' device. Raises `UsageError` for
     images that the network cannot take.
@@ -42,28 +42,28 @@ def calibrate(model: nn.Module, baseline: nn.Module, images: Tensor) -> None:
     model.to(images.device)
     _check(model, images)
     count = max(1, _PIECE_PIXELS // (images.shape[2] * images.shape[3]))
-    with evaluating(model), _twinned(model, baseline, images) as twins:
-        _run(model, twins, images.split(count))
+    with eval_mode(model), _paired(model, baseline, images) as paired:
+        _run(model, paired, images.split(count))
 
 
 def _check(model: nn.Module, images: Tensor) -> None:
     if images.dim() != 4 or not len(images):
         raise UsageError(f"calibration images (={tuple(images.shape)}) must be (n, C, H, W), one or more.")
     try:
-        with evaluating(model):
+        with eval_mode(model):
             model(images[:1])
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(f"calibration images (={tuple(images.shape)}) do not fit the network: {reason}") from error
 
 
-def _run(model: nn.Module, twins: "_Twins", pieces: Sequence[Tensor]) -> None:
+def _run(model: nn.Module, paired: "_PairedPass", pieces: Sequence[Tensor]) -> None:
     """Send pieces through in turns; one stops at the first module that has not seen all of them, the last goes on."""
-    twins.pieces, piece = len(pieces), 0
+    paired.pieces, piece = len(pieces), 0
     while True:
         try:
             model(torch.cat([pieces[piece], pieces[piece]]))
-        except _Stopped:
+        except _Paused:
             piece = (piece + 1) % len(pieces)
         else:
             return
@@ -72,11 +72,11 @@ def _run(model: nn.Module, twins: "_Twins", pieces: Sequence[Tensor]) -> None:
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
-class _Stopped(Exception):
+class _Paused(Exception):
     """A piece has reached a module that waits for the others."""
 
 
-class _Twins:
+class _PairedPass:
     """What a pass shares: how many pieces there are, if it has met a compressed layer, which norm follows which."""
 
     def __init__(self) -> None:
@@ -84,11 +84,11 @@ class _Twins:
         self.following: dict[nn.Module, nn.Module] = {}
 
 
-class _Twin:
+class _PairedModule:
     """A module of the compressed network beside its original: halves of a batch go to one each."""
 
-    def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
-        self.name, self.twins, self.module, self.original = name, twins, module, original
+    def __init__(self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module) -> None:
+        self.name, self.paired, self.module, self.original = name, paired, module, original
         self.seen = 0
         self._first: list[Tensor] = []
 
@@ -96,11 +96,11 @@ class _Twin:
         """Run the original, learn from both halves, and leave the second to the module."""
         first, second = inputs[0].chunk(2)
         outputs = self.original(first)
-        if self.seen < self.twins.pieces:
+        if self.seen < self.paired.pieces:
             self.learn(second, first, outputs)
             self.seen += 1
-            if self.seen < self.twins.pieces:
-                raise _Stopped
+            if self.seen < self.paired.pieces:
+                raise _Paused
             self.settle()
         self._first.append(outputs)
         return (second,)
@@ -116,17 +116,17 @@ class _Twin:
         """Change the module, once all pieces were seen."""
 
 
-class _LayerTwin(_Twin):
-    def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
-        super().__init__(name, twins, module, original)
+class _PairedLayer(_PairedModule):
+    def __init__(self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module) -> None:
+        super().__init__(name, paired, module, original)
         self._regression: OutputRegression | TemplateRegression | None = None
-        if isinstance(module, CompressedConv2d) and module.kept is not None:
+        if isinstance(module, CompressedConv2d) and module.template_mask is not None:
             self._regression = TemplateRegression(module)
         elif isinstance(module, CompressedConv2d) and module.form.basis is not None:
             self._regression = OutputRegression(module)
 
     def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
-        self.twins.compressed_before = True
+        self.paired.compressed_before = True
         if isinstance(self.module, CompressedConv1d):
             x, outputs = x.unsqueeze(-2), outputs.unsqueeze(-2)
         if self._regression is not None:
@@ -140,14 +140,14 @@ class _LayerTwin(_Twin):
                 if isinstance(self._regression, TemplateRegression):
                     self._regression.place(weight)
                 else:
-                    self.module.begin_at(self._regression.solve(self._importance()), weight)
+                    self.module.set_coefficients(self._regression.solve(self._importance()), weight)
             except OvertoneError as error:
                 raise OvertoneError(f"layer {self.name!r}: {error}") from error
             self._regression = None
 
     def _importance(self) -> Tensor | None:
         """What a unit of squared error in each output costs behind the norm that follows, if one does."""
-        norm = self.twins.following.get(self.original)
+        norm = self.paired.following.get(self.original)
         if norm is None:
             return None
         variance = norm.get_buffer("running_var").double()
@@ -155,7 +155,7 @@ class _LayerTwin(_Twin):
         return (1.0 if scale is None else scale.detach().square()) / (variance + getattr(norm, "eps", 0.0))
 
 
-class _NormTwin(_Twin):
+class _PairedNorm(_PairedModule):
     """Gives a norm behind compressed layers the mean and variance of what reaches it.
 
     The trained statistics are of far more images than are seen here, and help as a control variate does: how far those
@@ -165,8 +165,8 @@ class _NormTwin(_Twin):
     images in either network (behind dead inputs) has no correlation: its mean moves as the constant does.
     """
 
-    def __init__(self, name: str, twins: _Twins, module: nn.Module, original: nn.Module) -> None:
-        super().__init__(name, twins, module, original)
+    def __init__(self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module) -> None:
+        super().__init__(name, paired, module, original)
         self._count = 0
         self._sums: Tensor | float = 0.0
 
@@ -177,7 +177,7 @@ class _NormTwin(_Twin):
         self._sums = self._sums + torch.stack(sums)
 
     def settle(self) -> None:
-        if not self.twins.compressed_before:
+        if not self.paired.compressed_before:
             return
         now, before, square, square_before, product = torch.as_tensor(self._sums) / self._count
         spread, spread_before = _spread(square, now), _spread(square_before, before)
@@ -204,19 +204,19 @@ def _quotient(x: Tensor, y: Tensor) -> Tensor:
 
 
 @contextmanager
-def _twinned(model: nn.Module, baseline: nn.Module, images: Tensor) -> Iterator[_Twins]:
+def _paired(model: nn.Module, baseline: nn.Module, images: Tensor) -> Iterator[_PairedPass]:
     """Hook every compressed layer and batch norm of the model to its original."""
-    twins, hooks, modules = _Twins(), [], _differing(model)
+    paired, hooks, modules = _PairedPass(), [], _differing(model)
     originals = {name: deepcopy(baseline.get_submodule(name)).to(images.device).eval() for name in modules}
     for layer, norm in _norms_behind(baseline, images[:1]).items():
         if layer in originals:
-            twins.following[originals[layer]] = originals[norm]
+            paired.following[originals[layer]] = originals[norm]
     for name, module in modules.items():
-        kind = _NormTwin if _has_statistics(module) else _LayerTwin
-        twin = kind(name, twins, module, originals[name])
-        hooks += [module.register_forward_pre_hook(twin.before), module.register_forward_hook(twin.after)]
+        kind = _PairedNorm if _has_statistics(module) else _PairedLayer
+        pair = kind(name, paired, module, originals[name])
+        hooks += [module.register_forward_pre_hook(pair.before), module.register_forward_hook(pair.after)]
     try:
-        yield twins
+        yield paired
     finally:
         for hook in hooks:
             hook.remove()
@@ -251,7 +251,7 @@ def _norms_behind(network: nn.Module, image: Tensor) -> dict[str, str]:
     watched = [(n, m) for n, m in network.named_modules() if isinstance(m, _Norm | nn.Conv1d | nn.Conv2d)]
     hooks = [watch(name, module) for name, module in watched]
     try:
-        with evaluating(network):
+        with eval_mode(network):
             network(image.to(next(network.parameters()).device))
     finally:
         for hook in hooks:

@@ -3,7 +3,7 @@
 `magnitude`: the filter's L2 norm, relative to the root mean square over its layer, since before a norm the scale of a
 layer's filters means nothing. `gradient`: what the loss would change by to first order if the filter were zero, squared
 (Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, eq. 8, all weights of a filter in one
-group), on average over batches of labelled training images; of all layers on one scale by itself.
+group), on average over batches of labeled training images; of all layers on one scale by itself.
 """
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from layers import UsageError
 from trainers.data import Data
-from trainers.data.augment import normalise
-from trainers.evaluation import evaluating
-from trainers.runtime.determinism import epoch_generator, repeatable_kernels
+from trainers.data.augment import normalize
+from trainers.evaluation import eval_mode
+from trainers.runtime.determinism import deterministic_cudnn, epoch_generator
 
 __all__ = ["SALIENCIES", "filter_saliency"]
 
@@ -38,14 +38,14 @@ def filter_saliency(
         norms = {name: layer.weight.detach().double().flatten(1).norm(dim=1).cpu() for name, layer in layers.items()}
         return {name: norm / norm.square().mean().sqrt().clamp_min(1e-300) for name, norm in norms.items()}
     if data is None:
-        raise UsageError(f"saliency (={kind!r}) needs labelled training images.")
+        raise UsageError(f"saliency (={kind!r}) needs labeled training images.")
     rows = torch.randperm(len(data.train), generator=epoch_generator(seed, 0, torch.device("cpu")))[:_IMAGES]
     found = {name: torch.zeros(len(layer.weight), dtype=torch.float64) for name, layer in layers.items()}
     home = next(network.parameters()).device
     batches = rows.split(_BATCH)
-    with evaluating(network.to(device)), repeatable_kernels(), torch.enable_grad():
+    with eval_mode(network.to(device)), deterministic_cudnn(), torch.enable_grad():
         for batch in batches:
-            images = normalise(data.train.take(batch).to(device), data.mean, data.std)
+            images = normalize(data.train.take(batch).to(device), data.mean, data.std)
             loss = F.cross_entropy(network(images), data.train.labels[batch].to(device))
             weights = [layer.weight for layer in layers.values()]
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)

@@ -1,6 +1,6 @@
 """What a training leaves at the end of an epoch, to go on from bit for bit: one safetensors file, written whole.
 
-Tensors are named after what they belong to (`model/layer1.0.conv1.coefficients`, `optimiser/3.momentum_buffer`); the
+Tensors are named after what they belong to (`model/layer1.0.conv1.coefficients`, `optimizer/3.momentum_buffer`); the
 metadata's one key, `overtone`, is JSON: the format's version, what identifies the training, and whatever else is plain.
 """
 
@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from layers.errors import OvertoneError, UsageError
-from layers.files import write_whole
+from layers.files import atomic_write
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -40,7 +40,7 @@ def write_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str
     text = json.dumps(about)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda scratch: safetensors.torch.save_file(tensors, scratch, {"overtone": text}))
+        atomic_write(path, lambda scratch: safetensors.torch.save_file(tensors, scratch, {"overtone": text}))
     except (OSError, safetensors.SafetensorError) as error:
         raise OvertoneError(f"The checkpoint cannot be written to {path}: {error}.") from error
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spaces import state_sha256
 from trainers.runtime.cache import read_cached, write_cached
-from trainers.runtime.cuda_graphs import Passes, graphed
+from trainers.runtime.cuda_graphs import ForwardFn, maybe_cuda_graph
 
 __all__ = ["Teacher"]
 
@@ -30,7 +30,7 @@ class Teacher:
         self.sha256 = state_sha256(model)
         """Of its weights."""
         self._model = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).eval()
-        self._passes: Passes = graphed(self._model, device)
+        self._passes: ForwardFn = maybe_cuda_graph(self._model, device)
         self._known: Tensor | None = None
         self._made: list[Tensor] | None = None
         self._seen = 0
@@ -70,6 +70,6 @@ class Teacher:
                 write_cached(key, {_OUTPUTS: torch.cat(self._made).cpu()}, {})
         self._known = self._made = None
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Give back the memory of recorded passes and of what was to be kept, and run as ever from now on."""
         self._passes, self._known, self._made = self._model, None, None

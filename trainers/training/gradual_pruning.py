@@ -11,30 +11,32 @@ from torch import Tensor, nn
 
 from layers import CompressedConv2d, compressed_layers
 
-__all__ = ["keep_pruned", "prune", "remaining"]
+__all__ = ["defer_pruning", "advance_pruning", "deferred_params"]
 
 
-def keep_pruned(model: nn.Module, original: nn.Module, saliency: Mapping[str, Tensor] | None = None) -> None:
-    """Let the filters of a compressed model that are rebuilt be those of the original in training, until `prune`.
+def defer_pruning(model: nn.Module, original: nn.Module, saliency: Mapping[str, Tensor] | None = None) -> None:
+    """Keep rebuilt filters of a compressed model as the original's in training, until `advance_pruning`.
 
     The saliency of convolutions by name says which leave first, elsewhere their magnitude does.
     """
     for name, layer in _template_layers(model).items():
-        layer.keep_pruned(original.get_parameter(f"{name}.weight").detach(), (saliency or {}).get(name))
+        layer.defer_pruning(original.get_parameter(f"{name}.weight").detach(), (saliency or {}).get(name))
 
 
-def prune(model: nn.Module, share: float) -> None:
+def advance_pruning(model: nn.Module, share: float) -> None:
     """Let so great a share of the filters that are rebuilt, 0 to 1, have left each layer; all of them for good."""
     for layer in _template_layers(model).values():
-        layer.prune(share)
+        layer.advance_pruning(share)
 
 
-def remaining(model: nn.Module) -> list[nn.Parameter]:
+def deferred_params(model: nn.Module) -> list[nn.Parameter]:
     """What trains only until all filters have left."""
     layers = _template_layers(model).values()
-    return [layer.remainders.values for layer in layers if layer.remainders is not None]
+    return [layer.residuals.values for layer in layers if layer.residuals is not None]
 
 
 def _template_layers(model: nn.Module) -> dict[str, CompressedConv2d]:
     layers = compressed_layers(model).items()
-    return {name: layer for name, layer in layers if isinstance(layer, CompressedConv2d) and layer.kept is not None}
+    return {
+        name: layer for name, layer in layers if isinstance(layer, CompressedConv2d) and layer.template_mask is not None
+    }

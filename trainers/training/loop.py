@@ -1,6 +1,6 @@
 """Train a network on data that live on its device, one epoch at a time.
 
-Images stay uint8 until their batch is cropped, mirrored and normalised on the device; the network runs channels last.
+Images stay uint8 until their batch is cropped, mirrored and normalized on the device; the network runs channels last.
 Every random number comes from a generator of (seed, epoch), so the same call on the same machine and with as many
 threads gives the same weights bit for bit, and what runs between two epochs cannot change the next one. So a training
 that stopped goes on from the state it had after any epoch as if it had not.
@@ -18,21 +18,21 @@ from torch import nn
 from layers import compressed_layers
 from layers.errors import OvertoneError, UsageError
 from trainers.data import Data
-from trainers.data.augment import augment, normalise
+from trainers.data.augment import augment, normalize
 from trainers.evaluation import Evaluation, evaluate
 from trainers.runtime.cache import cache_key
-from trainers.runtime.cuda_graphs import graphed
-from trainers.runtime.determinism import epoch_generator, repeatable_kernels, seeded_dropout
+from trainers.runtime.cuda_graphs import maybe_cuda_graph
+from trainers.runtime.determinism import deterministic_cudnn, epoch_generator, seeded_dropout
 from trainers.runtime.device import training_precision
-from trainers.runtime.threads import step_threads, threads
+from trainers.runtime.threads import num_threads, threads_for_step
 from trainers.training.distillation import Teacher
-from trainers.training.gradual_pruning import prune, remaining
+from trainers.training.gradual_pruning import advance_pruning, deferred_params
 from trainers.training.loss import Loss, make_mixer
-from trainers.training.optimizer import WeightAverage, forget_weights, make_optimiser
-from trainers.training.recipe import Schedule
+from trainers.training.optimizer import ModelEma, make_optimizer, remove_params
+from trainers.training.recipe import TrainingRecipe
 from trainers.training.stochastic_depth import stochastic_depth
 
-__all__ = ["Epoch", "Finetuning", "Schedule"]
+__all__ = ["Epoch", "TrainingLoop", "TrainingRecipe"]
 
 _NO_MEMORY = "DefaultCPUAllocator: "
 """What a CPU's allocator says first; it has no error of its own."""
@@ -61,12 +61,12 @@ class Epoch:
     """Wall time of training and validation."""
 
 
-class Finetuning:
+class TrainingLoop:
     """The training of one model, in place: iterating runs and yields the epochs that are left.
 
-    Whenever an epoch is yielded the model is at its end, in training mode, and `state_dict` is what a new Finetuning of
-    the same arguments needs to go on from there. A schedule with an average measures that, and leaves it in the model
-    after the last epoch. One with distillation needs a teacher, which a copy is made of; what it says is kept for
+    Whenever an epoch is yielded the model is at its end, in training mode, and `state_dict` is what a new TrainingLoop
+    of the same arguments needs to go on from there. A schedule with an average measures that, and leaves it in the
+    model after the last epoch. One with distillation needs a teacher, which a copy is made of; what it says is kept for
     trainings that see the same images (`trainers.training.distillation`). Filters that are still there to leave
     (`trainers.training.gradual_pruning`) leave by the schedule.
     """
@@ -75,7 +75,7 @@ class Finetuning:
         self,
         model: nn.Module,
         data: Data,
-        schedule: Schedule,
+        recipe: TrainingRecipe,
         *,
         epochs: int,
         seed: int,
@@ -84,29 +84,29 @@ class Finetuning:
     ) -> None:
         if epochs < 1:
             raise UsageError(f"epochs (={epochs}) must be at least 1.")
-        schedule.check_length(epochs)
-        if schedule.distillation and teacher is None:
-            raise UsageError(f"distillation (={schedule.distillation}) needs a teacher.")
+        recipe.check_length(epochs)
+        if recipe.distillation and teacher is None:
+            raise UsageError(f"distillation (={recipe.distillation}) needs a teacher.")
         self.device = torch.device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.data, self.schedule, self.epochs, self.seed = data, schedule, epochs, seed
+        self.data, self.recipe, self.epochs, self.seed = data, recipe, epochs, seed
         for layer in compressed_layers(self.model).values():
-            layer.rounding = schedule.rounding
+            layer.rounding = recipe.rounding
         self.done = 0
         """Epochs that were run."""
-        self.pieces = schedule.accumulate
+        self.pieces = recipe.grad_accum_steps
         """What a batch is cut into; it doubles where the device's memory does not suffice."""
         self._train, self._val = data.train.to(self.device), data.val.to(self.device)
         streamed = not isinstance(data.train.images, torch.Tensor)
-        self._threads = step_threads(self.model, data.train.image_shape, schedule, self.device, streamed=streamed)
-        self._graphed = graphed(self.model, self.device)
-        self._teacher = Teacher(teacher, self.device) if teacher is not None and schedule.distillation else None
-        self._loss = Loss(schedule, self._teacher)
-        self._mixer = make_mixer(schedule, data.classes)
-        self._optimiser = make_optimiser(model, schedule)
-        self._average = WeightAverage(model, schedule.ema) if schedule.ema else None
-        self._leaving = remaining(self.model)
-        self.precision = training_precision(schedule.precision, self.device)
+        self._threads = threads_for_step(self.model, data.train.image_shape, recipe, self.device, streamed=streamed)
+        self._graphed = maybe_cuda_graph(self.model, self.device)
+        self._teacher = Teacher(teacher, self.device) if teacher is not None and recipe.distillation else None
+        self._loss = Loss(recipe, self._teacher)
+        self._mixer = make_mixer(recipe, data.classes)
+        self._optimiser = make_optimizer(model, recipe)
+        self._average = ModelEma(model, recipe.ema_decay) if recipe.ema_decay else None
+        self._leaving = deferred_params(self.model)
+        self.precision = training_precision(recipe.precision, self.device)
         """What the network computes in."""
 
     def __iter__(self) -> Iterator[Epoch]:
@@ -115,8 +115,8 @@ class Finetuning:
             start = time.perf_counter()
             number = self.done + 1
             generator = epoch_generator(self.seed, number, self.device)
-            batches = _batches(len(self._train), self.schedule.batch_size, generator)
-            rates = [self.schedule.lr_at(self.done + step / len(batches), self.epochs) for step in range(len(batches))]
+            batches = _batches(len(self._train), self.recipe.batch_size, generator)
+            rates = [self.recipe.lr_at(self.done + step / len(batches), self.epochs) for step in range(len(batches))]
             loss = self._epoch(number, batches, rates, generator)
             self._prune(number)
             found = self._validate(number)
@@ -134,13 +134,13 @@ class Finetuning:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """`done`, `pieces`, and tensors by name: of the `model`, the `optimiser` and the `average`."""
+        """`done`, `pieces`, and tensors by name: of the `model`, the `optimizer` and the `average`."""
         moments = self._optimiser.state_dict()["state"]
         return {
             "done": self.done,
             "pieces": self.pieces,
             "model": self.model.state_dict(),
-            "optimiser": {f"{row}.{name}": value for row, kept in moments.items() for name, value in kept.items()},
+            "optimizer": {f"{row}.{name}": value for row, kept in moments.items() for name, value in kept.items()},
             "average": {} if self._average is None else self._average.model.state_dict(),
         }
 
@@ -154,7 +154,7 @@ class Finetuning:
             raise UsageError("the checkpoint is of another network; delete it to begin anew.") from error
         weights = [weight for group in self._optimiser.param_groups for weight in group["params"]]
         moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in state["optimiser"].items():
+        for key, value in state["optimizer"].items():
             row, _, name = key.partition(".")
             like = weights[int(row)]  # in its layout sums come out to the same bits
             moments.setdefault(int(row), {})[name] = torch.empty_like(like).copy_(value) if value.dim() else value
@@ -167,10 +167,10 @@ class Finetuning:
         self.model.train()
         losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(threads(self._threads))
-            stack.enter_context(repeatable_kernels())
+            stack.enter_context(num_threads(self._threads))
+            stack.enter_context(deterministic_cudnn())
             stack.enter_context(seeded_dropout(generator))
-            stack.enter_context(stochastic_depth(self.model, self.schedule.drop_path))
+            stack.enter_context(stochastic_depth(self.model, self.recipe.drop_path_rate))
             if self._teacher is not None:
                 count = sum(map(len, batches))
                 stack.enter_context(self._teacher.epoch(self._key(self._teacher, number, count), count))
@@ -192,16 +192,16 @@ class Finetuning:
 
         MixUp and CutMix draw what dropout and the like draw from too, so that no other network sees the same images.
         """
-        schedule = self.schedule
+        recipe = self.recipe
         if self._mixer is not None or self.pieces > 1 or images * self.data.classes * self.epochs > _MOST_OUTPUTS:
             return None
-        drawn = (self.data.fingerprint, self.data.augment, schedule.rotation, schedule.batch_size, self.seed, number)
+        drawn = (self.data.fingerprint, self.data.augment, recipe.rotation, recipe.batch_size, self.seed, number)
         return cache_key("teacher", teacher.sha256, drawn, self.precision, self._threads, str(self.device))
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Change the weights by one batch; its mean loss."""
-        images = augment(images, self.data.augment, generator, rotation=self.schedule.rotation)
-        images, targets = normalise(images, self.data.mean, self.data.std), labels
+        images = augment(images, self.data.augment, generator, rotation=self.recipe.rotation)
+        images, targets = normalize(images, self.data.mean, self.data.std), labels
         if self._mixer is not None:
             images, targets = self._mixer(images, labels)
             images = images.contiguous(memory_format=torch.channels_last)
@@ -220,7 +220,7 @@ class Finetuning:
             self.pieces *= 2
             self._graphed = self.model  # recorded passes would keep their memory, and serve whole batches alone
             if self._teacher is not None:
-                self._teacher.forget()
+                self._teacher.release()
             torch.cuda.empty_cache()
 
     def _gradients_in_pieces(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
@@ -245,12 +245,12 @@ class Finetuning:
         """Let those filters go that have left after so many epochs; with the last one the training forgets them."""
         if not self._leaving:
             return
-        last = self.schedule.gradual_pruning * self.epochs
+        last = self.recipe.gradual_pruning * self.epochs
         share = min(1.0, done / last) if last else 1.0
         for model in (self.model, *([] if self._average is None else [self._average.model])):
-            prune(model, share)
+            advance_pruning(model, share)
         if share == 1.0:
-            forget_weights(self._optimiser, self._leaving)
+            remove_params(self._optimiser, self._leaving)
             self._leaving = []
 
     def _validate(self, number: int) -> Evaluation:

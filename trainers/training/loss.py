@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainers.training.distillation import Teacher
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 
 __all__ = ["Loss", "Mixer", "make_mixer"]
 
@@ -23,12 +23,12 @@ Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 class Loss:
     """The mean loss of a batch by the schedule; one with distillation needs a teacher."""
 
-    def __init__(self, schedule: Schedule, teacher: Teacher | None) -> None:
-        self.smoothing, self.share = schedule.label_smoothing, schedule.distillation
+    def __init__(self, recipe: TrainingRecipe, teacher: Teacher | None) -> None:
+        self.smoothing, self.share = recipe.label_smoothing, recipe.distillation
         self.teacher = teacher
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Of logits (n, classes) in float32 for normalised images and their labels (n,) or shares (n, classes)."""
+        """Of logits (n, classes) in float32 for normalized images and their labels (n,) or shares (n, classes)."""
         hard = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
         if self.teacher is None:
             return hard
@@ -38,15 +38,15 @@ class Loss:
         return self.share * distance + (1 - self.share) * hard
 
 
-def make_mixer(schedule: Schedule, classes: int) -> Mixer | None:
+def make_mixer(recipe: TrainingRecipe, classes: int) -> Mixer | None:
     """MixUp or CutMix of a batch and its labels (torchvision's), one of both drawn a batch; None where none is asked.
 
     They draw from torch's global state.
     """
-    if not schedule.mixup and not schedule.cutmix:
+    if not recipe.mixup_alpha and not recipe.cutmix_alpha:
         return None
     from torchvision.transforms import v2  # here, because importing it takes a second
 
-    mixers: list[nn.Module] = [v2.MixUp(alpha=schedule.mixup, num_classes=classes)] if schedule.mixup else []
-    mixers += [v2.CutMix(alpha=schedule.cutmix, num_classes=classes)] if schedule.cutmix else []
+    mixers: list[nn.Module] = [v2.MixUp(alpha=recipe.mixup_alpha, num_classes=classes)] if recipe.mixup_alpha else []
+    mixers += [v2.CutMix(alpha=recipe.cutmix_alpha, num_classes=classes)] if recipe.cutmix_alpha else []
     return v2.RandomChoice(mixers)

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from layers import CompressedConv2d, compressed_layers
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 
-__all__ = ["WeightAverage", "forget_weights", "make_optimiser"]
+__all__ = ["ModelEma", "remove_params", "make_optimizer"]
 
 
-def make_optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """The schedule's optimiser over what is trained.
+def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    """The schedule's optimizer over what is trained.
 
     Decayed is not what has one number for each channel (norms, biases, scales), nor transforms.
     """
@@ -22,24 +22,24 @@ def make_optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.Optimize
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     decayed = {w for w in trained if w.dim() > 1 and w[0].numel() > 1} - transforms
     groups = [
-        {"params": [w for w in trained if w in decayed], "weight_decay": schedule.weight_decay},
+        {"params": [w for w in trained if w in decayed], "weight_decay": recipe.weight_decay},
         {"params": [w for w in trained if w not in decayed], "weight_decay": 0.0},
     ]
-    if schedule.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov, fused=True)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
 
 
-def forget_weights(optimiser: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> None:
-    """Take weights that no longer train out of an optimiser, with its moments of them."""
+def remove_params(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> None:
+    """Take weights that no longer train out of an optimizer, with its moments of them."""
     gone = set(weights)
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["params"] = [weight for weight in group["params"] if weight not in gone]
     for weight in gone:
-        optimiser.state.pop(weight, None)
+        optimizer.state.pop(weight, None)
 
 
-class WeightAverage:
+class ModelEma:
     """The exponentially moving average of a model's weights and of its norms' statistics.
 
     `keep` is the share of the average that a step leaves, at most (1 + n) / (10 + n) after n steps, so that the start

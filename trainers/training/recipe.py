@@ -1,4 +1,4 @@
-"""How a network is trained: optimiser, learning rate over time, batch, precision, regularisation."""
+"""How a network is trained: optimizer, learning rate over time, batch, precision, regularisation."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from layers.blockfloat import ROUNDINGS, Rounding
 from layers.errors import UsageError
 
-__all__ = ["PRESETS", "Schedule"]
+__all__ = ["RECIPES", "TrainingRecipe"]
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    "shape": ("step", "cosine", "one-cycle", "constant"),
+    "lr_schedule": ("step", "cosine", "one-cycle", "constant"),
     "precision": ("auto", "fp32", "bf16"),
-    "optimiser": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw"),
     "rounding": ROUNDINGS,
 }
 _STEP_TO = 0.1
 _RISE = 0.25
-_FIRST = ("lr", "momentum", "nesterov", "weight_decay", "batch_size", "shape", "precision", "label_smoothing")
+_FIRST = ("lr", "momentum", "nesterov", "weight_decay", "batch_size", "lr_schedule", "precision", "label_smoothing")
 """Settings of the first version, which are part of every identity; a later one is where it is not at its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class TrainingRecipe:
     """Settings of training. Norms, biases, whatever else has a number a channel, and transforms are not decayed."""
 
     lr: float = 1e-2
@@ -37,8 +37,8 @@ class Schedule:
     """SGD: L2 penalty; AdamW: decoupled decay, times the learning rate."""
     batch_size: int = 64
     """Images a step; a last, smaller batch is used too, unless it is a single image."""
-    shape: str = "one-cycle"
-    """'step': a tenth at each of `step_at`; 'cosine': from lr to 0; 'one-cycle': linearly up to lr over a quarter of
+    lr_schedule: str = "one-cycle"
+    """'step': a tenth at each of `milestones`; 'cosine': from lr to 0; 'one-cycle': linearly up to lr over a quarter of
     all steps, then cosine to 0; 'constant'."""
     precision: str = "auto"
     """'fp32', 'bf16' autocast in training, or 'auto': bf16 where the device computes in it; evaluation is always
@@ -47,38 +47,38 @@ class Schedule:
     """Share of the target spread over all classes."""
     distillation: float = 0.0
     """Share of the loss that asks for the uncompressed network's outputs instead of the labels, 0 to 1."""
-    optimiser: str = "sgd"
+    optimizer: str = "sgd"
     """'sgd' or 'adamw'."""
-    step_at: tuple[float, ...] = (3.0,)
-    """Epochs after which the shape 'step' divides the learning rate by ten, rising."""
-    warm_up: float = 0.0
+    milestones: tuple[float, ...] = (3.0,)
+    """Epochs after which the lr_schedule 'step' divides the learning rate by ten, rising."""
+    warmup_epochs: float = 0.0
     """Epochs over which the learning rate first grows linearly from 0; 'one-cycle' rises by itself."""
-    ema: float = 0.0
+    ema_decay: float = 0.0
     """Share of the averaged weights that each step keeps (0.999, say), less at first: these are then measured and
     kept; 0 is off."""
-    mixup: float = 0.0
-    """Alpha of MixUp (Zhang et al. 2018), 0 is off; with cutmix one of the two is drawn for each batch."""
-    cutmix: float = 0.0
+    mixup_alpha: float = 0.0
+    """Alpha of MixUp (Zhang et al. 2018), 0 is off; with cutmix_alpha one of the two is drawn for each batch."""
+    cutmix_alpha: float = 0.0
     """Alpha of CutMix (Yun et al. 2019), 0 is off."""
     rotation: float = 0.0
     """Degrees up to which training images are rotated either way."""
-    drop_path: float = 0.0
+    drop_path_rate: float = 0.0
     """Stochastic depth (Huang et al. 2016): chance that an image skips the last residual branch, falling linearly to 0
     for the first."""
     gradual_pruning: float = 0.0
     """Share of the epochs over which the filters that templates are to rebuild leave, a few at each step, the least
     salient first; 0: before the first step."""
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Pieces a batch is cut into where memory is short: gradients add up, norms see single pieces."""
     rounding: Rounding = "nearest"
     """How block floating point rounds in training, 'nearest' or 'stochastic'; evaluation always rounds to nearest."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "step_at", tuple(self.step_at))  # JSON knows lists alone
-        for name in ("lr", "momentum", "weight_decay", "warm_up", "mixup", "cutmix"):
+        object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON knows lists alone
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "mixup_alpha", "cutmix_alpha"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} (={getattr(self, name)}) must be 0 or more.")
-        for name in ("label_smoothing", "ema", "drop_path", "gradual_pruning"):
+        for name in ("label_smoothing", "ema_decay", "drop_path_rate", "gradual_pruning"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} (={getattr(self, name)}) must be at least 0 and below 1.")
         for name, allowed in _NAMES.items():
@@ -86,25 +86,27 @@ class Schedule:
                 raise UsageError(f"{name} (={getattr(self, name)!r}) must be one of {', '.join(allowed)}.")
         if not isinstance(self.nesterov, bool):
             raise UsageError(f"nesterov (={self.nesterov!r}) must be true or false.")
-        if self.nesterov and not (self.momentum and self.optimiser == "sgd"):
+        if self.nesterov and not (self.momentum and self.optimizer == "sgd"):
             raise UsageError(f"nesterov (={self.nesterov}) needs sgd with a momentum above 0.")
-        if self.optimiser == "adamw" and self.momentum >= 1:
+        if self.optimizer == "adamw" and self.momentum >= 1:
             raise UsageError(f"momentum (={self.momentum}) must be below 1 for adamw.")
         if not isinstance(self.batch_size, int) or self.batch_size < 2:
             raise UsageError(f"batch_size (={self.batch_size}) must be a whole number of at least 2 (for batch norm).")
-        if not isinstance(self.accumulate, int) or not 1 <= self.accumulate <= self.batch_size // 2:
+        if not isinstance(self.grad_accum_steps, int) or not 1 <= self.grad_accum_steps <= self.batch_size // 2:
             raise UsageError(
-                f"accumulate (={self.accumulate}) must be a whole number from 1 to half the batch_size "
+                f"accumulate (={self.grad_accum_steps}) must be a whole number from 1 to half the batch_size "
                 f"(={self.batch_size})."
             )
         if not 0 <= self.distillation <= 1:
             raise UsageError(f"distillation (={self.distillation}) must be from 0 to 1.")
         if not 0 <= self.rotation <= 180:
             raise UsageError(f"rotation (={self.rotation}) must be from 0 to 180 degrees.")
-        if list(self.step_at) != sorted(set(self.step_at)) or min(self.step_at, default=1) <= 0:
-            raise UsageError(f"step_at (={list(self.step_at)}) must be rising epochs above 0.")
-        if self.warm_up and self.shape == "one-cycle":
-            raise UsageError(f"warm_up (={self.warm_up}) is for step, cosine and constant; one-cycle rises by itself.")
+        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) <= 0:
+            raise UsageError(f"milestones (={list(self.milestones)}) must be rising epochs above 0.")
+        if self.warmup_epochs and self.lr_schedule == "one-cycle":
+            raise UsageError(
+                f"warmup_epochs (={self.warmup_epochs}) is for step, cosine and constant; one-cycle rises by itself."
+            )
 
     def identity(self) -> dict[str, Any]:
         """What tells this schedule from others; settings newer than the first ones count where they are made use of."""
@@ -113,46 +115,46 @@ class Schedule:
 
     def check_length(self, epochs: int) -> None:
         """Raise UsageError where so many epochs (0: none are trained) would be nothing but warm-up."""
-        if epochs and self.warm_up >= epochs:
-            raise UsageError(f"warm_up (={self.warm_up:g}) must be below the {epochs} epochs.")
+        if epochs and self.warmup_epochs >= epochs:
+            raise UsageError(f"warmup_epochs (={self.warmup_epochs:g}) must be below the {epochs} epochs.")
 
     def never_falls(self, epochs: int) -> bool:
         """Whether the learning rate was to fall by steps, of which none is within so many epochs."""
-        return self.shape == "step" and bool(self.step_at) and 0 < epochs <= self.step_at[0]
+        return self.lr_schedule == "step" and bool(self.milestones) and 0 < epochs <= self.milestones[0]
 
     def lr_at(self, done: float, epochs: int) -> float:
         """Learning rate of a step before which `done` epochs (a fraction, 0 <= done < epochs) were done."""
-        rate = self.lr * min(1.0, done / self.warm_up) if self.warm_up else self.lr
-        if self.shape == "step":
-            return rate * _STEP_TO ** sum(done >= step for step in self.step_at)
-        if self.shape == "constant":
+        rate = self.lr * min(1.0, done / self.warmup_epochs) if self.warmup_epochs else self.lr
+        if self.lr_schedule == "step":
+            return rate * _STEP_TO ** sum(done >= step for step in self.milestones)
+        if self.lr_schedule == "constant":
             return rate
         share = done / epochs
-        if self.shape == "one-cycle":
+        if self.lr_schedule == "one-cycle":
             if share < _RISE:
                 return rate * share / _RISE
             share = (share - _RISE) / (1 - _RISE)
         return rate * (1 + math.cos(math.pi * share)) / 2
 
 
-PRESETS = {
-    "finetune": Schedule(),
-    "approxconv": Schedule(lr=1e-4, batch_size=128, shape="step"),
-    "approxconv-convnext": Schedule(lr=5e-5, batch_size=128, shape="step", drop_path=0.1),
-    "baseline": Schedule(lr=0.1, nesterov=True),
-    "resnet": Schedule(lr=0.1, weight_decay=1e-4, batch_size=128, shape="step", step_at=(82.0, 123.0)),
-    "templates": Schedule(
-        lr=0.1, batch_size=128, shape="step", step_at=(150.0, 225.0), rotation=15.0, gradual_pruning=40 / 300
+RECIPES = {
+    "finetune": TrainingRecipe(),
+    "approxconv": TrainingRecipe(lr=1e-4, batch_size=128, lr_schedule="step"),
+    "approxconv-convnext": TrainingRecipe(lr=5e-5, batch_size=128, lr_schedule="step", drop_path_rate=0.1),
+    "baseline": TrainingRecipe(lr=0.1, nesterov=True),
+    "resnet": TrainingRecipe(lr=0.1, weight_decay=1e-4, batch_size=128, lr_schedule="step", milestones=(82.0, 123.0)),
+    "templates": TrainingRecipe(
+        lr=0.1, batch_size=128, lr_schedule="step", milestones=(150.0, 225.0), rotation=15.0, gradual_pruning=40 / 300
     ),
-    "templates-imagenet": Schedule(
-        optimiser="adamw",
+    "templates-imagenet": TrainingRecipe(
+        optimizer="adamw",
         lr=1e-3,
         weight_decay=0.05,
         batch_size=256,
-        shape="cosine",
-        warm_up=5.0,
-        mixup=0.1,
-        cutmix=1.0,
+        lr_schedule="cosine",
+        warmup_epochs=5.0,
+        mixup_alpha=0.1,
+        cutmix_alpha=1.0,
     ),
 }
 """Schedules by name. `approxconv` is Costain & Prisacariu's fine-tuning (appendix), `approxconv-convnext` the same for

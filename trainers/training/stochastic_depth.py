@@ -31,7 +31,7 @@ def stochastic_depth(model: nn.Module, rate: float) -> Iterator[None]:
     ends = own or [end for block in model.modules() if (end := _branch_end(block)) is not None]
     if not ends:
         name = type(model).__name__
-        raise UsageError(f"drop_path (={rate}) needs a network with residual branches; {name} has none.")
+        raise UsageError(f"drop_path_rate (={rate}) needs a network with residual branches; {name} has none.")
     chances = [rate * number / max(1, len(ends) - 1) for number in range(len(ends))]
     before = [module.p for module in own]
     hooks = [] if own else [end.register_forward_hook(_Drop(p)) for end, p in zip(ends, chances, strict=True)]

@@ -16,7 +16,7 @@ function drawHistory() {
     elapsed_s: 'Time since the first trial began, pauses of the study included.' }[span];
   const start = [0];
   const trace = { type: 'scatter', mode: 'lines', x: start.concat(values.map((value) => value / unit)), y: start.concat(data.history.hypervolume),
-    line: { color: colour('front'), width: 2, shape: 'hv' }, fill: 'tozeroy', fillcolor: 'rgba(59,130,246,.10)',
+    line: { color: color('front'), width: 2, shape: 'hv' }, fill: 'tozeroy', fillcolor: 'rgba(59,130,246,.10)',
     hovertemplate: `%{x:,.4~g} ${timed ? name : 'trials'}: %{y:.4f}<extra></extra>` };
   return Plotly.react(byId('history-plot'), [trace], layout(title, 'hypervolume', { yaxis: { rangemode: 'tozero' }, xaxis: { rangemode: 'tozero' } }), CONFIG);
 }
@@ -33,7 +33,7 @@ function drawImportance() {
   const rows = [...data.insight.importance].sort((a, b) => b.share - a.share).slice(0, 14).reverse();
   const names = rows.map(({ knob }) => plain(knob.length > 30 ? `…${knob.slice(-29)}` : knob));  // its end says which knob
   const trace = { type: 'bar', orientation: 'h', x: rows.map((row) => 100 * row.share), y: rows.map((_, place) => place), customdata: rows.map((row) => plain(row.knob)),
-    marker: { color: colour('front') }, hovertemplate: '%{customdata}: %{x:.1f} %<extra></extra>' };
+    marker: { color: color('front') }, hovertemplate: '%{customdata}: %{x:.1f} %<extra></extra>' };
   return Plotly.react(byId('importance-plot'), [trace], layout('share of importance (%)', '', { yaxis: { tickvals: rows.map((_, place) => place), ticktext: names, gridcolor: 'rgba(0,0,0,0)' } }), CONFIG);
 }
 
@@ -44,8 +44,8 @@ function drawEffect() {
   const key = ['size_bytes', 'flops'].includes(state.axis) ? state.axis : 'size_bytes', axis = axisOf[key];
   const text = rows.map((row) => `${plain(said(row.value))} (n = ${whole(row.n)})`);
   const trace = { type: 'scatter', mode: 'lines+markers+text', x: rows.map((row) => row[key] / axis.unit), y: rows.map((row) => 100 * row.val_top1),
-    text: rows.map((row) => plain(short(said(row.value), 16))), textposition: 'top center', cliponaxis: false, customdata: text, marker: { color: colour('front'), size: 9 },
-    line: { color: colour('other'), width: 1 }, hovertemplate: `%{customdata}<br>%{y:.2f} %, %{x:,.4~g} ${axis.short}<extra></extra>` };
+    text: rows.map((row) => plain(short(said(row.value), 16))), textposition: 'top center', cliponaxis: false, customdata: text, marker: { color: color('front'), size: 9 },
+    line: { color: color('other'), width: 1 }, hovertemplate: `%{customdata}<br>%{y:.2f} %, %{x:,.4~g} ${axis.short}<extra></extra>` };
   byId('effect-text').textContent = rows.map((row) => `${said(row.value)}: ${percent(row.val_top1)}, ${cost(key, row[key])} (n = ${row.n})`).join('; ');
   return Plotly.react(byId('effect-plot'), [trace], layout(`mean ${axis.title}`, 'mean validation accuracy (%)', { xaxis: COST_AXIS, margin: { l: 56, r: 24, t: 30, b: 48 } }), CONFIG);
 }

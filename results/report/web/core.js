@@ -117,10 +117,10 @@ function copyByHand(text) {
   return copied;
 }
 
-// Colours as the page's theme has them now; plotly cannot read CSS variables.
+// Colors as the page's theme has them now; plotly cannot read CSS variables.
 const probe = element('span', { hidden: true });
 document.body.append(probe);
-function colour(name) {
+function color(name) {
   probe.style.color = `var(--${name})`;
   return getComputedStyle(probe).color;
 }
@@ -138,11 +138,11 @@ const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: [
   plotlyServerURL: '', showSendToCloud: false };
 
 function layout(x, y, more = {}) {
-  const axis = { gridcolor: colour('grid'), linecolor: colour('line'), zeroline: false, automargin: true };
+  const axis = { gridcolor: color('grid'), linecolor: color('line'), zeroline: false, automargin: true };
   return { paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', showlegend: false, hovermode: 'closest',
-    font: { family: 'system-ui, sans-serif', size: 13, color: colour('ink') }, margin: { l: 56, r: 14, t: 16, b: 48 },
+    font: { family: 'system-ui, sans-serif', size: 13, color: color('ink') }, margin: { l: 56, r: 14, t: 16, b: 48 },
     hoverlabel: { align: 'left', bgcolor: '#1f2937', bordercolor: '#1f2937', font: { color: '#f9fafb', size: 12 } },
-    modebar: { bgcolor: 'rgba(0,0,0,0)', color: colour('soft'), activecolor: colour('accent') },
+    modebar: { bgcolor: 'rgba(0,0,0,0)', color: color('soft'), activecolor: color('accent') },
     legend: { orientation: 'h', x: 0, y: 1.01, yanchor: 'bottom' },
     ...more, xaxis: { ...axis, title: { text: x }, ...more.xaxis }, yaxis: { ...axis, title: { text: y }, ...more.yaxis } };
 }

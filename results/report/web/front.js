@@ -39,15 +39,15 @@ function staircase(indices) {
     if (!kept.length || T.val_top1[i] > T.val_top1[kept[kept.length - 1]]) kept.push(i);
   }
   return { ...points('best', kept, {}), mode: 'lines', hoverinfo: 'skip', showlegend: false,
-    line: { color: colour('front'), width: 1.5, shape: 'hv', dash: 'dot' } };
+    line: { color: color('front'), width: 1.5, shape: 'hv', dash: 'dot' } };
 }
 
 function intervals(indices) {
   const rows = indices.filter(repeated).map((i) => [i, data.seeds[T.trial[i]]]);
   return { type: 'scatter', mode: 'markers', name: 'mean of seeds, 95 %', hoverinfo: 'skip', visible: rows.length > 0,
     x: rows.map(([i]) => T[state.axis][i] / axisOf[state.axis].unit), y: rows.map(([, row]) => 100 * row.val_top1_mean),
-    marker: { symbol: 'line-ew', size: 11, line: { width: 2, color: colour('front') } },
-    error_y: { type: 'data', symmetric: false, color: colour('front'), thickness: 1.6, width: 4,
+    marker: { symbol: 'line-ew', size: 11, line: { width: 2, color: color('front') } },
+    error_y: { type: 'data', symmetric: false, color: color('front'), thickness: 1.6, width: 4,
       array: rows.map(([, row]) => 100 * (row.val_top1_high - row.val_top1_mean)),
       arrayminus: rows.map(([, row]) => 100 * (row.val_top1_mean - row.val_top1_low)) } };
 }
@@ -77,17 +77,17 @@ function drawFront() {
   const drawn = thinned(others, state.axis);
   const alone = members.filter((i) => !repeated(i)), sure = members.filter(repeated);
   const any = data.front.some(repeated), size = members.length > 400 ? 6 : 10;
-  const blue = { color: colour('front'), size };
+  const blue = { color: color('front'), size };
   const hollow = { ...blue, symbol: 'circle-open', line: { width: 2 } };
   const chosen = usable.includes(state.chosen) ? [state.chosen] : [];
   const traces = [
-    points('other trials', drawn, { color: colour('other'), size: 6 }), staircase(usable), intervals(members),
+    points('other trials', drawn, { color: color('other'), size: 6 }), staircase(usable), intervals(members),
     points('front, single seed', alone, any ? hollow : blue), points('front, repeated', sure, blue),
-    points('knee', usable.includes(knee) ? [knee] : [], { color: colour('mark'), symbol: 'diamond-open', size: 17, line: { width: 2 } }),
-    landmark('uncompressed', [{ at: data.baseline, lines: ['uncompressed', baselineText()] }], { color: colour('base'), symbol: 'diamond', size: 13 }),
+    points('knee', usable.includes(knee) ? [knee] : [], { color: color('mark'), symbol: 'diamond-open', size: 17, line: { width: 2 } }),
+    landmark('uncompressed', [{ at: data.baseline, lines: ['uncompressed', baselineText()] }], { color: color('base'), symbol: 'diamond', size: 13 }),
     landmark('published elsewhere', data.published.map((row) => ({ at: row.here, lines: publishedLines(row) })),
-      { color: colour('published'), symbol: 'x', size: 9 }),
-    { ...points('chosen', chosen, { color: colour('ink'), symbol: 'circle-open', size: 22, line: { width: 2 } }), hoverinfo: 'skip' },
+      { color: color('published'), symbol: 'x', size: 9 }),
+    { ...points('chosen', chosen, { color: color('ink'), symbol: 'circle-open', size: 22, line: { width: 2 } }), hoverinfo: 'skip' },
   ];
   byId('sample').textContent = drawn.length === others.length ? '' : `A sample: ${whole(drawn.length)} of ${plural(others.length, 'other trial')} are drawn, `
     + `one for each spot of the chart, and all ${whole(members.length)} of the front; the budgets, the best and the table know all.`;

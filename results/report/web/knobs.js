@@ -87,13 +87,13 @@ function drawKnobs() {
   const members = state.visible.filter((i) => member[i]), others = state.visible.filter((i) => !member[i]);
   const shown = sampled(others, LINES), chosen = state.visible.includes(state.chosen) ? [state.chosen] : [];
   byId('knob-sample').textContent = shown.length === others.length ? '' : `A sample: ${whole(shown.length)} of ${plural(others.length, 'other trial')}, and all ${whole(members.length)} of the front.`;
-  const small = { showarrow: false, font: { size: 11, color: colour('ink') } };
+  const small = { showarrow: false, font: { size: 11, color: color('ink') } };
   const annotations = axes.flatMap((axis, place) => [
-    { ...small, x: place, y: 1.03, yanchor: 'bottom', text: axis.title, font: { size: 11, color: colour('soft') } },
-    ...axis.ticks.map(([y, text]) => ({ ...small, x: place, y, xanchor: 'left', xshift: 3, text, bgcolor: colour('card'), borderpad: 1 }))]);
-  const shapes = axes.map((_, place) => ({ type: 'line', x0: place, x1: place, y0: 0, y1: 1, line: { color: colour('soft'), width: 1 } }));
-  const traces = [lines(shown, axes, { color: colour('other'), width: 0.7 }, 'other trials'), lines(members, axes, { color: colour('front'), width: 1.5 }, 'front'),
-    lines(chosen, axes, { color: colour('mark'), width: 3.5 }, 'chosen')];
+    { ...small, x: place, y: 1.03, yanchor: 'bottom', text: axis.title, font: { size: 11, color: color('soft') } },
+    ...axis.ticks.map(([y, text]) => ({ ...small, x: place, y, xanchor: 'left', xshift: 3, text, bgcolor: color('card'), borderpad: 1 }))]);
+  const shapes = axes.map((_, place) => ({ type: 'line', x0: place, x1: place, y0: 0, y1: 1, line: { color: color('soft'), width: 1 } }));
+  const traces = [lines(shown, axes, { color: color('other'), width: 0.7 }, 'other trials'), lines(members, axes, { color: color('front'), width: 1.5 }, 'front'),
+    lines(chosen, axes, { color: color('mark'), width: 3.5 }, 'chosen')];
   const look = layout('', '', { annotations, shapes, showlegend: true, legend: { orientation: 'h', x: 0, y: -0.02, yanchor: 'top' }, margin: { l: 16, r: 50, t: 56, b: 34 },
     xaxis: { visible: false, range: [-0.2, axes.length - 0.55], fixedrange: true }, yaxis: { visible: false, range: [-0.05, 1.05], fixedrange: true } });
   return Plotly.react(knobPlot, traces, look, { ...CONFIG, displayModeBar: false });

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layers import OvertoneError, UsageError
-from layers.blockfloat import ROUNDINGS, BlockFormat, quantise
+from layers.blockfloat import ROUNDINGS, BlockFormat, quantize
 from layers.blockfloat.format import AXES
 from layers.blockfloat.pack import pack_blocks, unpack_blocks
 
@@ -90,14 +90,14 @@ def test_quantised_values_are_those_of_rational_arithmetic(bits, exponent_bits, 
     for block in (1, rng.choice(BLOCKS), rng.randint(2, 128)):
         form = BlockFormat(bits=bits, block=block, exponent_bits=exponent_bits)
         x = hard_values(rng, form, rng.randint(1, 150))
-        assert equal(quantise(x, form), oracle(x, form)), (form, x)
+        assert equal(quantize(x, form), oracle(x, form)), (form, x)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_blocks_are_consecutive_values_of_the_flattened_tensor(block, rng, normal):
     form = BlockFormat(bits=rng.choice(BITS), block=block)
     x = normal(3, 5, 7, dtype=torch.float32) * 2.0 ** torch.arange(-3, 4)
-    assert equal(quantise(x, form), oracle(x, form))
+    assert equal(quantize(x, form), oracle(x, form))
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -107,7 +107,7 @@ def test_blocks_of_every_axis_are_those_of_rational_arithmetic(axis, dims, rng):
         form = BlockFormat(bits=rng.choice(BITS), block=rng.choice(BLOCKS), exponent_bits=rng.randint(2, 7), axis=axis)
         shape = random_shape(rng, dims)
         x = hard_values(rng, form, math.prod(shape)).view(shape)
-        assert equal(quantise(x, form), oracle(x, form)), (form, x)
+        assert equal(quantize(x, form), oracle(x, form)), (form, x)
 
 
 def test_filters_and_channels_do_not_share_blocks():
@@ -115,7 +115,7 @@ def test_filters_and_channels_do_not_share_blocks():
     x[0, 0, 0] = 64.0  # rounds what shares its block to a multiple of 16
 
     def gone(axis: str, block: int) -> list[list[int]]:
-        return (quantise(x, BlockFormat(bits=3, block=block, axis=axis)) == 0).nonzero().tolist()
+        return (quantize(x, BlockFormat(bits=3, block=block, axis=axis)) == 0).nonzero().tolist()
 
     assert gone("flat", 8) == [[0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 2, 0], [0, 2, 1], [1, 0, 0], [1, 0, 1]]
     assert gone("filter", 8) == [[0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 2, 0], [0, 2, 1]]
@@ -139,10 +139,10 @@ def random_tensors(draw: st.DrawFn) -> tuple[Tensor, BlockFormat]:
 @given(drawn=st.composite(random_tensors)())
 def test_any_shape_axis_and_block_agree_with_rational_arithmetic_and_have_a_packed_size(drawn):
     x, form = drawn
-    once = quantise(x, form)
+    once = quantize(x, form)
     assert once.shape == x.shape
     assert equal(once, oracle(x, form))
-    assert equal(quantise(once, form), once)
+    assert equal(quantize(once, form), once)
     if once.isfinite().all():
         packed = pack_blocks(x, form)
         assert tuple(part.numel() for part in packed) == form.packed_bytes(x.shape)
@@ -162,9 +162,9 @@ def test_any_float32_values_agree_with_rational_arithmetic_and_stay_when_quantis
 ):
     form = BlockFormat(bits=bits, block=block, exponent_bits=exponent_bits)
     x = torch.tensor(values, dtype=torch.float32)
-    once = quantise(x, form)
+    once = quantize(x, form)
     assert equal(once, oracle(x, form))
-    assert equal(quantise(once, form), once)
+    assert equal(quantize(once, form), once)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -173,14 +173,14 @@ def test_block_of_one_rounds_to_significant_bits_ties_to_even(bits, rng):
         odd = 2 * rng.randrange(2 ** (bits - 2), 2 ** (bits - 1)) + 1
         scale = 2.0 ** rng.randint(-20, 20)
         x = torch.tensor([(odd - 0.5) * scale, (odd + 0.5) * scale, odd * scale])
-        assert quantise(x, BlockFormat(bits=bits)).tolist() == [(odd - 1) * scale, (odd + 1) * scale, odd * scale]
+        assert quantize(x, BlockFormat(bits=bits)).tolist() == [(odd - 1) * scale, (odd + 1) * scale, odd * scale]
 
 
 def test_error_is_at_most_half_a_step_of_the_blocks_largest_value(rng, normal):
     for block in BLOCKS:
         bits = rng.choice(BITS)
         x = normal(512, dtype=torch.float32)
-        error = (quantise(x, BlockFormat(bits=bits, block=block)) - x).abs()
+        error = (quantize(x, BlockFormat(bits=bits, block=block)) - x).abs()
         for start in range(0, 512, block):
             part = slice(start, start + block)
             step = 2.0 ** (math.frexp(x[part].abs().max().item())[1] - bits)
@@ -191,27 +191,27 @@ def test_error_is_at_most_half_a_step_of_the_blocks_largest_value(rng, normal):
 def test_what_cannot_be_held_becomes_zero_or_nan(block):
     form = BlockFormat(bits=8, block=block)
     tiny = 2.0**-64 * (1 - 2.0**-24)
-    assert quantise(torch.full((4,), tiny), form).tolist() == [0.0] * 4
-    assert quantise(torch.full((4,), 2.0**-64), form).tolist() == [2.0**-64] * 4
-    assert quantise(torch.full((4,), 255.4 * 2.0**56), form).tolist() == [255 * 2.0**56] * 4
+    assert quantize(torch.full((4,), tiny), form).tolist() == [0.0] * 4
+    assert quantize(torch.full((4,), 2.0**-64), form).tolist() == [2.0**-64] * 4
+    assert quantize(torch.full((4,), 255.4 * 2.0**56), form).tolist() == [255 * 2.0**56] * 4
     for bad in (math.nan, math.inf, -math.inf, 2.0**64, -255.5 * 2.0**56, 3e38):
-        assert quantise(torch.full((4,), bad), form).isnan().all()
+        assert quantize(torch.full((4,), bad), form).isnan().all()
 
 
 def test_one_bad_value_spoils_its_block_and_no_other():
     x = torch.ones(10)
     x[5] = math.inf
-    found = quantise(x, BlockFormat(bits=4, block=4))
+    found = quantize(x, BlockFormat(bits=4, block=4))
     assert found.isnan().tolist() == [False] * 4 + [True] * 4 + [False] * 2
-    assert quantise(x, BlockFormat(bits=4)).isnan().tolist() == [False] * 5 + [True] + [False] * 4
+    assert quantize(x, BlockFormat(bits=4)).isnan().tolist() == [False] * 5 + [True] + [False] * 4
 
 
 def test_zeros_of_either_sign_stay_zero():
     for block in (1, 3, 128):
-        found = quantise(torch.tensor([0.0, -0.0, 0.0, -0.0]), BlockFormat(bits=4, block=block))
+        found = quantize(torch.tensor([0.0, -0.0, 0.0, -0.0]), BlockFormat(bits=4, block=block))
         assert found.tolist() == [0.0] * 4
         assert not found.signbit().any()
-    small = quantise(torch.tensor([-1e-3, -0.0, 1.0, -1.0]), BlockFormat(bits=4, block=4))
+    small = quantize(torch.tensor([-1e-3, -0.0, 1.0, -1.0]), BlockFormat(bits=4, block=4))
     assert small.tolist() == [0.0, 0.0, 1.0, -1.0]
     assert small.signbit().tolist() == [False, False, False, True]
 
@@ -223,7 +223,7 @@ def test_fast_path_of_block_one_equals_the_general_path(bits, generator):
     x = patterns.view(torch.float32)
     x = x[x.abs() < (2.0**bits - 0.5) * 2.0 ** (64 - bits)]
     assert len(x) > 10_000
-    assert torch.equal(quantise(x, form), unpack_blocks(*pack_blocks(x, form), form, x.shape))
+    assert torch.equal(quantize(x, form), unpack_blocks(*pack_blocks(x, form), form, x.shape))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -237,7 +237,7 @@ def test_unpacked_is_what_was_quantised(bits, block, rng, normal):
     assert (mantissas.numel(), exponents.numel()) == form.packed_bytes(x.shape)
     found = unpack_blocks(mantissas, exponents, form, shape)
     assert found.dtype == torch.float32
-    assert torch.equal(found, quantise(x, form))
+    assert torch.equal(found, quantize(x, form))
     again = pack_blocks(found, form)
     assert torch.equal(again[0], mantissas)
     assert torch.equal(again[1], exponents)
@@ -278,7 +278,7 @@ def test_packed_bytes_of_blocks_that_end_with_their_filter_or_channels():
 def test_empty_tensors_pack_and_come_back(block):
     form = BlockFormat(bits=5, block=block)
     empty = torch.zeros(0, 2, 3)
-    assert quantise(empty, form).shape == empty.shape
+    assert quantize(empty, form).shape == empty.shape
     packed = pack_blocks(empty, form)
     assert [part.numel() for part in packed] == [0, 0]
     assert unpack_blocks(*packed, form, empty.shape).shape == empty.shape
@@ -298,7 +298,7 @@ def test_gradient_passes_straight_through(block, rounding, normal):
     x[0, 0], x[1, 1], x[2, 2] = math.nan, 1e-30, 0.0
     x.requires_grad_()
     upstream = normal(4, 9, dtype=torch.float32)
-    quantise(x, BlockFormat(bits=3, block=block), rounding).backward(upstream)
+    quantize(x, BlockFormat(bits=3, block=block), rounding).backward(upstream)
     assert torch.equal(x.grad, upstream)
 
 
@@ -307,7 +307,7 @@ def test_gradient_passes_straight_through(block, rounding, normal):
 def test_dtype_is_kept_and_the_values_are_those_of_float32(dtype, block, rng, normal):
     form = BlockFormat(bits=rng.choice(BITS), block=block)
     x = normal(5, 7, dtype=torch.float32).to(dtype)
-    found = quantise(x, form)
+    found = quantize(x, form)
     assert found.dtype == dtype
     assert torch.equal(found, oracle(x.float(), form).to(dtype))
 
@@ -322,18 +322,18 @@ def test_any_memory_layout_gives_the_same_values_and_leaves_its_input_alone(bloc
     layouts = (dense.contiguous(memory_format=torch.channels_last), wide[..., ::2], dense.mT.contiguous().mT)
     for x in layouts:
         before = x.clone()
-        assert torch.equal(quantise(x, form), expected)
+        assert torch.equal(quantize(x, form), expected)
         assert torch.equal(x, before)
-    assert torch.equal(quantise(dense[:1].expand(3, -1, -1, -1), form), oracle(dense[:1].expand(3, -1, -1, -1), form))
+    assert torch.equal(quantize(dense[:1].expand(3, -1, -1, -1), form), oracle(dense[:1].expand(3, -1, -1, -1), form))
     if axis == "flat":
-        assert quantise(dense[0, 0, 0, 0], form).shape == ()
+        assert quantize(dense[0, 0, 0, 0], form).shape == ()
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_blocks_of_one_and_of_channels_keep_channels_last(rounding, normal):
     x = normal(2, 4, 6, 5, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
     for form in (BlockFormat(bits=4), BlockFormat(bits=4, block=3, axis="channel")):
-        assert quantise(x, form, rounding).is_contiguous(memory_format=torch.channels_last)
+        assert quantize(x, form, rounding).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
@@ -359,11 +359,11 @@ def test_formats_outside_the_limits_are_refused(asked, message):
 def test_tensors_without_channels_know_flat_blocks_alone(axis, shape):
     form = BlockFormat(bits=4, block=2, axis=axis)
     message = rf"axis \(='{axis}'\) must be flat for a tensor of the shape {re.escape(str(shape))}\."
-    for call in (lambda: quantise(torch.ones(shape), form), lambda: form.packed_bytes(shape)):
+    for call in (lambda: quantize(torch.ones(shape), form), lambda: form.packed_bytes(shape)):
         with pytest.raises(UsageError, match=message):
             call()
 
 
 def test_roundings_that_do_not_exist_are_refused():
     with pytest.raises(UsageError, match=r"rounding \(='up'\) must be one of nearest, stochastic\."):
-        quantise(torch.ones(3), BlockFormat(bits=4), "up")
+        quantize(torch.ones(3), BlockFormat(bits=4), "up")

@@ -121,17 +121,17 @@ def test_allocated_coefficients_go_where_least_error_is_left(weighted, groups, f
     layer = CompressedConv2d(conv, LayerForm(basis="chebyshev", harmonics=(1, 2), allocation="filter"))
     x, importance = normal(8, 4, 9, 9), normal(4).exp() ** 3 if weighted else None
     outputs = conv(x).detach()
-    before = layer.supports.clone()
+    before = layer.frequency_support.clone()
     regression = OutputRegression(layer, ridge=1e-9)
     regression.add(x, outputs)
     found = regression.solve(importance)
-    layer.begin_at(found, conv.weight)
+    layer.set_coefficients(found, conv.weight)
     assert torch.allclose(layer.kept_coefficients(), found)
 
     def errors(support: tuple[int, int]) -> Tensor:
         """Of every filter with this support, by a plain series layer."""
         plain = CompressedConv2d(conv, LayerForm(basis="chebyshev", harmonics=support))
-        plain.begin_at(fit(plain, x, outputs, ridge=1e-9), conv.weight)
+        plain.set_coefficients(fit(plain, x, outputs, ridge=1e-9), conv.weight)
         return (plain(x) - outputs).square().sum((0, 2, 3)) * (1 if importance is None else importance)
 
     table = torch.stack([errors(support) for support in supports((2, 3))], 1).detach()

@@ -44,7 +44,7 @@ def error(layer, x, outputs):
 def test_no_change_of_templates_or_gains_gives_nearer_outputs(groups, knobs, case, normal):
     conv, form, x, outputs = case(groups=groups, **knobs)
     layer = placed(conv, form, x, outputs, ridge=1e-12)
-    kept, best = layer.kept, error(layer, x, outputs)
+    kept, best = layer.template_mask, error(layer, x, outputs)
     for scale in (1e-3, 0.1):
         for _ in range(5):
             other = placed(conv, form, x, outputs, ridge=1e-12)
@@ -61,15 +61,15 @@ def test_no_change_of_templates_or_gains_gives_nearer_outputs(groups, knobs, cas
 def test_each_rebuilt_filter_has_the_template_that_serves_its_outputs_best(parts, groups, case):
     conv, form, x, outputs = case(groups=1 if parts == 4 else groups, assignment="residual", parts=parts)
     layer = placed(conv, form, x, outputs, ridge=1e-12)
-    best, tried = error(layer, x, outputs)[~layer.kept], []
+    best, tried = error(layer, x, outputs)[~layer.template_mask], []
     for template in range(3):
         plain = CompressedConv2d(conv, replace(form, assignment=None))
         plain.assignment = lambda template=template: torch.full((5,), template)  # one for all
         regression = TemplateRegression(plain, ridge=1e-12)
         regression.add(x, outputs)
         regression.place(conv.weight.detach())
-        assert torch.equal(plain.kept, layer.kept)
-        tried.append(error(plain, x, outputs)[~layer.kept])
+        assert torch.equal(plain.template_mask, layer.template_mask)
+        tried.append(error(plain, x, outputs)[~layer.template_mask])
     assert torch.allclose(torch.stack(tried).amin(0), best, rtol=1e-6)
     if parts * groups < 4:  # with a single channel gains make any filter of any template
         assert layer.assignment().tolist() == torch.stack(tried).argmin(0).tolist()
@@ -86,7 +86,7 @@ def test_kept_filters_are_those_of_plain_least_squares(parts, case):
         for inputs, those in zip(seen.chunk(parts, 1), wanted.chunk(parts, 1), strict=True)
     ]
     expected = torch.cat(found).view(8, -1, 3, 2)
-    assert torch.allclose(layer.filters()[layer.kept], expected[layer.kept], atol=1e-7)
+    assert torch.allclose(layer.filters()[layer.template_mask], expected[layer.template_mask], atol=1e-7)
 
 
 def test_batches_add_up(case, monkeypatch):
@@ -109,7 +109,9 @@ def test_outputs_come_nearer_than_with_the_nearest_filters(transform, case, norm
     x = torch.cat([x[:, :1], x[:, :1], x[:, 2:]], 1)
     plain, layer = CompressedConv2d(conv, form), placed(conv, form, x, outputs)
     assert error(layer, x, outputs).sum() < error(plain, x, outputs).sum()
-    assert (error(layer, x, outputs)[layer.kept] <= error(plain, x, outputs)[layer.kept] * (1 + 1e-9)).all()
+    assert (
+        error(layer, x, outputs)[layer.template_mask] <= error(plain, x, outputs)[layer.template_mask] * (1 + 1e-9)
+    ).all()
 
 
 def test_a_large_ridge_changes_nothing(case):

@@ -12,7 +12,7 @@ import torch
 from layers.blockfloat import BlockFormat
 from layers.blockfloat.format import AXES
 from layers.blockfloat.kernels import cuda_launch
-from layers.blockfloat.reference import round_plainly
+from layers.blockfloat.reference import round_reference
 from layers.kernels import gpu
 from tests.layers.assembled import assert_in_registers
 from tests.layers.blockfloat.patterns import BIT_PATTERNS, any_pattern, same_bits
@@ -64,7 +64,7 @@ def test_kernels_give_plain_pytorchs_bits(on_cpu, axis, block, rng, generator):
         shape = (rng.randint(1, 4), rng.randint(1, 140), *rng.choice([(), (3, 3), (1, 1), (5, 2)]))
         x = any_pattern(generator, *shape).to(on_cpu[-1])
         found = run(on_cpu, x, form, grid=rng.randint(1, 3))
-        assert same_bits(found, round_plainly(x, form)), (form, shape)
+        assert same_bits(found, round_reference(x, form)), (form, shape)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_without_the_package_gpus_round_in_plain_pytorch(monkeypatch):
     from layers.blockfloat import kernels
 
     monkeypatch.setattr(gpu, "installed", lambda: False)
-    kernels.works_on.cache_clear()
-    assert not kernels.works_on(0)
-    kernels.works_on.cache_clear()
+    kernels.is_available.cache_clear()
+    assert not kernels.is_available(0)
+    kernels.is_available.cache_clear()

@@ -85,16 +85,16 @@ def test_a_layer_starts_at_the_nearest_filters_of_its_budget(basis, fill):
     costs = [y * x for y, x in supports((3, 3))]
     legal = [c for c in itertools.product(range(9), repeat=3) if sum(costs[s] for s in c) == 12]
     best = min(legal, key=error)
-    assert tuple(layer.supports.tolist()) == best
+    assert tuple(layer.frequency_support.tolist()) == best
     assert torch.allclose(layer.filters(), torch.stack([nearest(f, s) for f, s in enumerate(best)]), atol=1e-9)
 
 
 def test_one_budget_for_all_is_what_uniform_harmonics_store_but_for_the_supports(fill):
-    shape = LayerShape.of(nn.Conv2d(8, 20, 3))
+    shape = LayerShape.from_module(nn.Conv2d(8, 20, 3))
     plain, spent = (LayerForm(basis="cosine", harmonics=(2, 3), allocation=a) for a in (None, "filter"))
     values = [stored_tensors(shape, form)["coefficients"].values for form in (plain, spent)]
     assert values[0] == values[1]
-    assert stored_indices(shape, spent)["supports"].bytes == 10
+    assert stored_indices(shape, spent)["frequency_support"].bytes == 10
     assert not stored_indices(shape, plain)
 
 
@@ -117,4 +117,4 @@ def test_forms_that_cannot_be_allocated_are_refused(asked, message):
 def test_filters_of_too_many_taps_are_refused():
     form = LayerForm(basis="cosine", harmonics=(2, 2), allocation="filter")
     with pytest.raises(UsageError, match=r"takes filters of 256 taps, not \(17, 16\)"):
-        stored_tensors(LayerShape.of(nn.Conv2d(1, 1, (17, 16))), form)
+        stored_tensors(LayerShape.from_module(nn.Conv2d(1, 1, (17, 16))), form)

@@ -14,7 +14,7 @@ from layers.errors import OvertoneWarning
 from layers.kernels import gpu
 from layers.templates import cuda
 from layers.templates.gather import _format
-from layers.templates.reference import Where, gather_plainly, gather_plainly_backward
+from layers.templates.reference import ConvGeometry, gather_backward_reference, gather_reference
 from tests.layers.assembled import assert_in_registers
 from tests.layers.blockfloat.patterns import any_pattern
 
@@ -81,7 +81,7 @@ def draw(rng, generator):
     """Random maps (of some layout), operators, sources of which some are out of range, gradient, and where taps lie."""
 
     def tensors(kernel, *, last, diagonal, most=4):
-        where = Where(kernel, *(tuple(rng.randint(*ends) for _ in "yx") for ends in ((1, 3), (0, 2), (1, 2))))
+        where = ConvGeometry(kernel, *(tuple(rng.randint(*ends) for _ in "yx") for ends in ((1, 3), (0, 2), (1, 2))))
         groups, templates, outputs = rng.randint(1, 2), rng.randint(1, 3), rng.randint(1, 9)
         taps = kernel[0] * kernel[1]
         size = [
@@ -94,7 +94,7 @@ def draw(rng, generator):
             operators[torch.rand(operators.shape, generator=generator) < 0.3] = 0.0
         choices = [*range(templates), *range(templates), -1, templates, 2**31 + 1, -(2**63)]
         source = torch.tensor(rng.choices(choices, k=outputs))
-        grad = torch.randn(gather_plainly(maps, operators, source, where).shape, generator=generator)
+        grad = torch.randn(gather_reference(maps, operators, source, where).shape, generator=generator)
         maps = maps.contiguous(memory_format=torch.channels_last) if last else maps
         return maps, grad.contiguous(memory_format=_format(maps)), operators, source, where
 
@@ -120,8 +120,8 @@ def found(maps, grad, operators, source, where):
 
 
 def expected(maps, grad, operators, source, where):
-    outputs = gather_plainly(maps, operators, source, where)
-    return outputs, *gather_plainly_backward(grad, maps, operators, source, where)
+    outputs = gather_reference(maps, operators, source, where)
+    return outputs, *gather_backward_reference(grad, maps, operators, source, where)
 
 
 def assert_right(maps, grad, operators, source, where):
@@ -166,7 +166,7 @@ def test_half_types_are_rounded_to_nearest_even(library, generator, dtype):
 
 
 def test_without_values_nothing_is_launched(on_cpu):
-    where, source = Where((1, 1), (1, 1), (0, 0), (1, 1)), torch.zeros(3, dtype=torch.int64)
+    where, source = ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1)), torch.zeros(3, dtype=torch.int64)
     for batch, templates, outputs in ((0, 2, 3), (2, 0, 3), (2, 2, 0)):
         maps, operators = torch.ones(batch, templates, 4, 5), torch.ones(outputs, 1, 1)
         grad = torch.ones(batch, outputs, 4, 5)
@@ -175,7 +175,7 @@ def test_without_values_nothing_is_launched(on_cpu):
     assert not on_cpu
 
 
-SHAPES = {"maps": (2, 24, 8, 9), "out": (2, 32, 4, 6), "where": Where((2, 2), (2, 1), (1, 0), (1, 3))}
+SHAPES = {"maps": (2, 24, 8, 9), "out": (2, 32, 4, 6), "where": ConvGeometry((2, 2), (2, 1), (1, 0), (1, 3))}
 NUMBERS = (2, 32, 2, 3, 8, 9, 4, 6, 2, 2, 2, 1, 1, 0, 1, 3)
 
 
@@ -196,29 +196,29 @@ def test_blocks_are_as_many_as_the_values_need(name, taps, last, expected):
 
 
 @pytest.fixture
-def works_on():
-    cuda.works_on.cache_clear()
-    yield cuda.works_on
-    cuda.works_on.cache_clear()
+def is_available():
+    cuda.is_available.cache_clear()
+    yield cuda.is_available
+    cuda.is_available.cache_clear()
 
 
-def test_without_the_package_gpus_go_without_kernels(monkeypatch, works_on):
+def test_without_the_package_gpus_go_without_kernels(monkeypatch, is_available):
     monkeypatch.setattr(gpu, "installed", lambda: False)
-    assert not works_on(0)
+    assert not is_available(0)
 
 
-def test_kernels_that_give_other_values_are_left_alone(monkeypatch, works_on):
+def test_kernels_that_give_other_values_are_left_alone(monkeypatch, is_available):
     monkeypatch.setattr(gpu, "installed", lambda: True)
     monkeypatch.setattr(cuda, "_agrees", lambda *_: False)
     with pytest.warns(OvertoneWarning, match="they give other values than plain PyTorch"):
-        assert not works_on(0)
+        assert not is_available(0)
 
 
 @pytest.mark.parametrize(("dtype", "last", "diagonal"), cuda._TRIED)
 def test_the_self_check_takes_right_kernels_alone(on_cpu, monkeypatch, dtype, last, diagonal):
     here = torch.device("cpu")
     assert cuda._agrees(here, dtype, last, diagonal)
-    for name in ("gather_plainly", "gather_plainly_backward"):
+    for name in ("gather_reference", "gather_backward_reference"):
         with monkeypatch.context() as patch:
             right = getattr(cuda, name)
             patch.setattr(cuda, name, lambda *args, right=right: spoilt(right(*args)))
@@ -233,8 +233,8 @@ def spoilt(right):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @all_kinds
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gpus_give_what_the_definition_says(draw, works_on, dtype, last, diagonal):
-    assert works_on(0)
+def test_gpus_give_what_the_definition_says(draw, is_available, dtype, last, diagonal):
+    assert is_available(0)
     for kernel in ((1, 1), (3, 3), (5, 2)):
         *tensors, source, where = draw(kernel, last=last, diagonal=diagonal, most=40)
         args = *(x.to("cuda:0", dtype) for x in tensors), source.cuda(), where

@@ -14,7 +14,7 @@ from layers import UsageError
 from layers.kernels import cpu, gpu
 from layers.templates import kernels
 from layers.templates.fused import FusedTemplates, _template_conv, fused_conv2d
-from layers.templates.reference import Where
+from layers.templates.reference import ConvGeometry
 
 SHAPES = [  # (B, H, W): a few whole images, many of them, one of many rows, places that fill no vector
     *((3, 5, 5), (2, 32, 32), (70, 2, 2), (5, 7, 7), (1, 1, 1), (2, 9, 4), (1, 3, 50), (1, 90, 61)),
@@ -43,7 +43,7 @@ def draw(rng, normal):
         padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
         where = {"padding": padding, "dilation": dilation}
         where |= {} if mixing else {"stride": rng.choice(strides)}
-        return FusedTemplates.of(templates, operators, source), filters, where
+        return FusedTemplates.from_operators(templates, operators, source), filters, where
 
     return make
 
@@ -134,7 +134,7 @@ def test_bfloat16_templates_are_multiplied_as_such(shape, draw, normal, rng):
         templates, source = layer.templates.bfloat16(), torch.empty(len(layer.order), dtype=torch.int64)
         for template, (first, end) in enumerate(pairwise(layer.begin.tolist())):
             source[layer.order[first:end]] = template
-        half = FusedTemplates.of(templates, layer.operators, source)
+        half = FusedTemplates.from_operators(templates, layer.operators, source)
         x = normal(shape[0], templates.shape[0] * templates.shape[2], *shape[1:], dtype=torch.float32).bfloat16()
         bias = normal(len(layer.order), dtype=torch.float32) if rng.random() < 0.5 else None
         found = fused_conv2d(x, half, bias, **where)
@@ -169,7 +169,7 @@ def test_there_is_none_for_gradients_other_types_and_strides(draw, normal):
     x = x.detach()
     assert fused_conv2d(x.double(), layer, None, **where) is None
     assert fused_conv2d(x, layer, None, **where | {"padding": (7, 7)}) is None
-    places = Where(tuple(layer.templates.shape[3:]), (2, 1), where["padding"], where["dilation"])
+    places = ConvGeometry(tuple(layer.templates.shape[3:]), (2, 1), where["padding"], where["dilation"])
     assert kernels.convolves(x, places, mixes=False)
     assert not kernels.convolves(x, places, mixes=True)
 

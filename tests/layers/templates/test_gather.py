@@ -9,19 +9,19 @@ from layers import UsageError
 from layers.kernels import cpu
 from layers.templates import gather as module
 from layers.templates.gather import template_gather
-from layers.templates.reference import Where
+from layers.templates.reference import ConvGeometry
 
 OPS = torch.ops.overtone
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 KERNELS = ((3, 3), (1, 1), (1, 3), (5, 2))
 
 
-def random_where(rng: random.Random) -> Where:
+def random_where(rng: random.Random) -> ConvGeometry:
     pairs = [(rng.randint(*ends), rng.randint(*ends)) for ends in ((1, 3), (0, 2), (1, 2))]
-    return Where(rng.choice(KERNELS), *pairs)
+    return ConvGeometry(rng.choice(KERNELS), *pairs)
 
 
-def sides(where: Where, rng: random.Random) -> list[int]:
+def sides(where: ConvGeometry, rng: random.Random) -> list[int]:
     """Of an input on which the kernel can lie, its padding included."""
     reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(where.kernel, where.dilation, where.padding, strict=True)]
     return [max(1, least) + rng.choice([0, 1, 5]) for least in reach]
@@ -31,7 +31,7 @@ def sides(where: Where, rng: random.Random) -> list[int]:
 def draw(rng, normal):
     """Maps, operators, sources, and where, from templates (G, M, C, K_y, K_x) and x (B, G C, H, W), given back too."""
 
-    def make(*, mixing: bool, where: Where | None = None, dtype: torch.dtype = torch.float64):
+    def make(*, mixing: bool, where: ConvGeometry | None = None, dtype: torch.dtype = torch.float64):
         where = where or random_where(rng)
         groups, count, channels, outputs = (rng.randint(1, 3) for _ in range(4))
         taps = where.kernel[0] * where.kernel[1]
@@ -70,13 +70,15 @@ def test_maps_gathered_are_the_convolution_with_the_rebuilt_filters(_, mixing, d
         assert torch.allclose(found, expected, atol=1e-10)
 
 
-def pairs(where: Where) -> list[list[int]]:
+def pairs(where: ConvGeometry) -> list[list[int]]:
     return [list(where.kernel), list(where.stride), list(where.padding), list(where.dilation)]
 
 
 @pytest.mark.parametrize("mixing", [False, True])
 def test_gradients(mixing, draw, rng):
-    where = Where(rng.choice(KERNELS[:3]), (rng.randint(1, 2), 1), (1, rng.randint(0, 1)), (1, rng.randint(1, 2)))
+    where = ConvGeometry(
+        rng.choice(KERNELS[:3]), (rng.randint(1, 2), 1), (1, rng.randint(0, 1)), (1, rng.randint(1, 2))
+    )
     (maps, operators, source), _, _ = draw(mixing=mixing, where=where)
     maps, operators = maps[:1].clone().requires_grad_(), operators.requires_grad_()
     assert torch.autograd.gradcheck(lambda z, s: template_gather(z, s, source, *pairs(where)), (maps, operators))
@@ -114,7 +116,7 @@ def test_half_types_are_added_up_in_float32(dtype, draw):
 @pytest.mark.parametrize("mixing", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_is_a_sound_operator(mixing, layout, draw):
-    where = Where((3, 2), (2, 1), (1, 0), (1, 1))
+    where = ConvGeometry((3, 2), (2, 1), (1, 0), (1, 1))
     (maps, operators, source), _, _ = draw(mixing=mixing, where=where, dtype=torch.float32)
     maps = maps.contiguous(memory_format=layout)
     grad = torch.randn_like(template_gather(maps, operators, source, *pairs(where)))
@@ -126,7 +128,7 @@ def test_it_is_a_sound_operator(mixing, layout, draw):
 
 
 def test_strided_and_single_maps_and_empty_batches(draw, normal):
-    where = Where((1, 3), (1, 1), (0, 1), (1, 1))
+    where = ConvGeometry((1, 3), (1, 1), (0, 1), (1, 1))
     (maps, operators, source), _, _ = draw(mixing=False, where=where, dtype=torch.float32)
     wide = torch.stack([maps, maps], -1)
     expected = template_gather(maps, operators, source, *pairs(where))
@@ -140,7 +142,7 @@ def test_strided_and_single_maps_and_empty_batches(draw, normal):
 
 
 def test_compiled_without_a_break(draw):
-    where = Where((3, 3), (1, 1), (1, 1), (1, 1))
+    where = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1))
     (maps, operators, source), _, _ = draw(mixing=False, where=where, dtype=torch.float32)
 
     def call(maps: Tensor, operators: Tensor) -> Tensor:
@@ -191,7 +193,7 @@ def test_other_arguments_are_refused_in_a_sentence(change, message):
 
 def test_gradients_of_another_shape_are_refused():
     args = (torch.zeros(2, 9, 5, 5), torch.zeros(4, 1, 9), torch.zeros(4, dtype=torch.int64))
-    where = pairs(Where((3, 3), (1, 1), (0, 0), (1, 1)))
+    where = pairs(ConvGeometry((3, 3), (1, 1), (0, 0), (1, 1)))
     for grad in (torch.zeros(2, 4, 5, 5), torch.zeros(2, 4, 3, 3).double()):
         with pytest.raises(UsageError, match=r"grad \(=.*\) must be torch.float32 \(2, 4, 3, 3\) on cpu\."):
             module._backward(grad, *args, *where)

@@ -163,7 +163,7 @@ def test_templates_are_the_most_salient_filters_where_that_is_said(rng, normal):
     assert choose_templates(weight, 5, saliency).nonzero().flatten().tolist() == sorted(expected)
     conv = nn.Conv2d(3, 12, 2)
     model = compress_model(nn.Sequential(conv), {"0": LayerForm(templates=5, transform="scalar")}, {"0": saliency})
-    assert model[0].kept.nonzero().flatten().tolist() == sorted(expected)
+    assert model[0].template_mask.nonzero().flatten().tolist() == sorted(expected)
     for wrong in (saliency[:11], saliency / 0):
         with pytest.raises(
             UsageError, match=r"^saliency \(of shape \(1[12],\)\) must be a finite number for each of the 12"

@@ -1,7 +1,7 @@
 import pytest
 
 from layers.errors import UsageError
-from results.analysis.compare import difference, union
+from results.analysis.compare import merge_fronts, new_members
 
 OBJECTIVES = {"objectives": ["val_top1", "size_bytes", "flops"]}
 
@@ -23,27 +23,27 @@ def _members(table):
 
 def test_union_says_where_each_member_comes_from(two):
     expected = [("other", 0.1, 1), ("demo", 0.5, 10), ("other", 0.5, 10), ("other", 0.95, 100)]
-    assert _members(union(two, ["demo", "other"])) == expected
-    assert _members(union(two, ["other", "demo", "other"])) == [
+    assert _members(merge_fronts(two, ["demo", "other"])) == expected
+    assert _members(merge_fronts(two, ["other", "demo", "other"])) == [
         expected[0],
         *sorted(expected[1:3], reverse=True),
         expected[3],
     ]
-    assert union(two, ["demo"]).equals(two.front("demo"))
+    assert merge_fronts(two, ["demo"]).equals(two.front("demo"))
 
 
 def test_difference_is_what_the_other_study_adds(two):
-    assert _members(difference(two, "demo", "other")) == [("other", 0.1, 1), ("other", 0.95, 100)]
-    assert _members(difference(two, "other", "demo")) == []
+    assert _members(new_members(two, "demo", "other")) == [("other", 0.1, 1), ("other", 0.95, 100)]
+    assert _members(new_members(two, "other", "demo")) == []
 
 
 def test_studies_that_cannot_be_compared_are_refused(two, make_row):
     with pytest.raises(UsageError, match=r"studies \(=none\) must name at least one"):
-        union(two, [])
+        merge_fronts(two, [])
     two.create_study("fast", {"objectives": ["val_top1", "latency_ms"]})
     with pytest.raises(UsageError, match="'fast' cannot be compared with 'demo': its objectives are val_top1, latency"):
-        union(two, ["demo", "fast"])
+        merge_fronts(two, ["demo", "fast"])
     two.create_study("cifar", OBJECTIVES)
     two.append(make_row(study="cifar", dataset="cifar10"))
     with pytest.raises(UsageError, match="demo, cifar cannot be compared: their data sets are cifar10, digits"):
-        difference(two, "demo", "cifar")
+        new_members(two, "demo", "cifar")

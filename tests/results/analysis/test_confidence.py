@@ -23,7 +23,7 @@ def _tables(make_row, runs: Sequence[Sequence[float]], costs: Sequence[tuple[int
         trials.append(make_row(**common, val_top1=accuracies[0]))
         for seed, value in enumerate(accuracies[1:], 1):
             name = f"r{number:04d}{seed}"
-            repeats.append(make_row(**common, trial=name, confirms=f"t{number:09d}", seed=seed, val_top1=value))
+            repeats.append(make_row(**common, trial=name, repeat_of=f"t{number:09d}", seed=seed, val_top1=value))
     return to_table(trials), to_table(repeats)
 
 
@@ -35,7 +35,7 @@ def test_means_and_intervals_are_students(make_row, rng):
     runs = [list(rng.normal(0.6 + 0.1 * i, 0.01, rng.integers(2, 7))) for i in range(4)]
     costs = [(1000 * (i + 1), 10) for i in range(4)]
     trials, repeats = _tables(make_row, runs, costs)
-    failed = make_row(trial="rx", confirms="t000000000", status="failed", error="x", val_top1=None)
+    failed = make_row(trial="rx", repeat_of="t000000000", status="failed", error="x", val_top1=None)
     repeats = pa.concat_tables([repeats, to_table([failed])]).take(rng.permutation(repeats.num_rows + 1))
     found = confidence(trials, repeats, OBJECTIVES)
     assert found.schema == CONFIDENCE_SCHEMA
@@ -151,6 +151,6 @@ def test_large_fronts_are_quick_and_huge_ones_go_without(make_row, rng):
 def test_a_study_tells_its_own(ledger, make_row):
     assert study_confidence(ledger, "demo").num_rows == 0
     ledger.append(make_row(number=0, val_top1=0.9))
-    ledger.append(make_row(number=0, trial="again", confirms="t000000000", seed=1, val_top1=0.8))
+    ledger.append(make_row(number=0, trial="again", repeat_of="t000000000", seed=1, val_top1=0.8))
     (row,) = study_confidence(ledger, "demo").to_pylist()
     assert (row["seeds"], row["val_top1_mean"]) == (2, pytest.approx(0.85))

@@ -57,7 +57,7 @@ def _study(root: Path, rng: np.random.Generator, count: int, rule: Rule, record:
             ended, values["val_top1"] = {"status": TrialStatus.FAILED, "error": "x"}, None
         rows.append(
             TrialRow(
-                **dict.fromkeys(("study", "model", "dataset", "start", "config_digest", "spec_digest", "spec"), "x"),
+                **dict.fromkeys(("study", "model", "dataset", "init", "config_digest", "spec_digest", "spec"), "x"),
                 **dict.fromkeys(("seed", "epochs", "epochs_run", "parameters", "macs"), 0),
                 started_at=now,
                 finished_at=now,

@@ -31,7 +31,7 @@ def packed(tmp_path_factory):
     config = NetworkConfig(
         blocks={"layer1": both, "layer2": BlockConfig(bits=5, activation_block=12), "layer3": BlockConfig(bits=4)}
     )
-    compressed = compress_model(model, Network.of(model, (1, 8, 8)).forms(config)).eval()
+    compressed = compress_model(model, Network.from_module(model, (1, 8, 8)).forms(config)).eval()
     path = tmp_path_factory.mktemp("packed") / "trial.safetensors"
     card = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.3], "std": [0.4]}
     save_model(compressed, path, card={**card, "config": config.to_json()})

@@ -11,8 +11,8 @@ from torch import nn
 from layers.errors import OvertoneError, UsageError
 from layers.series.basis import FAMILIES, basis_matrix
 from results.figures import grid, series
-from results.figures.series import convolution, draw_filters, filter_errors, mean_errors
-from results.figures.templates import draw_rebuilt, rebuilt_errors
+from results.figures.series import filter_errors, get_conv, mean_errors, plot_filters
+from results.figures.templates import plot_reconstructions, reconstruction_errors
 
 KERNELS = [(7, 7), (3, 3), (2, 5), (1, 4), (6, 1)]
 
@@ -105,7 +105,7 @@ def test_columns_fall_from_one_less_than_the_taps(layer, kernel, harmonics) -> N
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_a_picture_is_drawn_the_same_each_time(layer, tmp_path: Path, kernel, suffix) -> None:
     conv = layer(3, 2, kernel)
-    paths = [draw_filters(conv, tmp_path / "new" / f"{n}{suffix}", name="a $net$ layer", count=2) for n in range(2)]
+    paths = [plot_filters(conv, tmp_path / "new" / f"{n}{suffix}", name="a $net$ layer", count=2) for n in range(2)]
     first, second = (path.read_bytes() for path in paths)
     assert first == second
     assert first.startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
@@ -114,7 +114,7 @@ def test_a_picture_is_drawn_the_same_each_time(layer, tmp_path: Path, kernel, su
 
 def test_a_picture_says_the_errors(layer, tmp_path: Path) -> None:
     conv = layer(2, 1, (5, 5))
-    texts = _texts(draw_filters(conv, tmp_path / "a.svg", name="a layer"))
+    texts = _texts(plot_filters(conv, tmp_path / "a.svg", name="a layer"))
     assert {"a layer", "Cosine series", "Chebyshev series", "mean error, n = 2", "output 0", "output 1"} <= set(texts)
     taps = conv.weight.detach()
     for family in FAMILIES:
@@ -125,7 +125,7 @@ def test_a_picture_says_the_errors(layer, tmp_path: Path) -> None:
 
 
 def test_families_that_agree_share_a_panel(layer, tmp_path: Path) -> None:
-    texts = _texts(draw_filters(layer(2, 2, (3, 3)), tmp_path / "a.svg", name="conv"))
+    texts = _texts(plot_filters(layer(2, 2, (3, 3)), tmp_path / "a.svg", name="conv"))
     assert [text for text in texts if "series" in text and "Above" not in text and len(text) < 60] == [
         "Cosine and Chebyshev series (the same on so few taps)"
     ]
@@ -140,7 +140,7 @@ def test_filters_are_picked_from_the_best_served_to_the_worst(tmp_path: Path, rn
             wave = torch.tensor([1.0, -2.0, 1.0]) / 6**0.5
             conv.weight[output, 0, 0] = (rank / 8) * wave + (1 - (rank / 8) ** 2) ** 0.5 / 3**0.5
         conv.weight[9] = 0
-    texts = _texts(draw_filters(conv, tmp_path / "a.svg", name="conv", count=5))
+    texts = _texts(plot_filters(conv, tmp_path / "a.svg", name="conv", count=5))
     drawn = [int(text.split()[1]) for text in texts if text.startswith("output ")]
     assert [order[output] for output in drawn] == [0, 2, 4, 6, 8]
 
@@ -148,20 +148,20 @@ def test_filters_are_picked_from_the_best_served_to_the_worst(tmp_path: Path, rn
 def test_a_dead_layer_can_be_drawn(tmp_path: Path) -> None:
     conv = nn.Conv2d(2, 2, 5)
     nn.init.zeros_(conv.weight)
-    assert draw_filters(conv, tmp_path / "a.png", name="conv").exists()
+    assert plot_filters(conv, tmp_path / "a.png", name="conv").exists()
     assert set(mean_errors(conv, name="conv")["cosine"].values()) == {0.0}
 
 
 def _draw_rebuilt(conv: series.Convolution, path: Path, *, name: str) -> Path:
-    return draw_rebuilt(conv, path, 0.5, name=name)
+    return plot_reconstructions(conv, path, 0.5, name=name)
 
 
 @pytest.mark.parametrize(
     ("draw", "kernel", "outputs", "channels"),
     [
-        *((draw_filters, *case) for case in (((7, 7), 1000, 3), ((9,), 300, 1), ((3, 3), 512, 512), ((2, 2), 1, 1))),
+        *((plot_filters, *case) for case in (((7, 7), 1000, 3), ((9,), 300, 1), ((3, 3), 512, 512), ((2, 2), 1, 1))),
         *((_draw_rebuilt, *case) for case in (((7, 7), 20, 30), ((9,), 300, 1), ((3, 3), 512, 2), ((2, 2), 2, 1))),
-        *((draw, (7, 3), 4, 4) for draw in (draw_filters, _draw_rebuilt)),
+        *((draw, (7, 3), 4, 4) for draw in (plot_filters, _draw_rebuilt)),
     ],
 )
 def test_no_text_leaves_the_picture_or_lies_upon_another(
@@ -187,15 +187,15 @@ def _overlap(one, other) -> bool:
 def test_misuse_is_named(layer, tmp_path: Path) -> None:
     conv = layer(2, 2, (3, 3))
     with pytest.raises(UsageError, match=r"path \(='.*a\.jpg'\) must end in \.png or \.svg\."):
-        draw_filters(conv, tmp_path / "a.jpg", name="conv")
+        plot_filters(conv, tmp_path / "a.jpg", name="conv")
     with pytest.raises(UsageError, match=r"count \(=0\) must be at least 1\."):
-        draw_filters(conv, tmp_path / "a.png", name="conv", count=0)
+        plot_filters(conv, tmp_path / "a.png", name="conv", count=0)
     with pytest.raises(UsageError, match=r"layer \(='point'\) must have filters of more than one tap"):
-        draw_filters(layer(2, 2, (1, 1)), tmp_path / "a.png", name="point")
+        plot_filters(layer(2, 2, (1, 1)), tmp_path / "a.png", name="point")
     with torch.no_grad():
         conv.weight[1, 1, 0, 2] = float("nan")
     with pytest.raises(OvertoneError, match="Filters of 'conv' cannot be drawn: some are not finite"):
-        draw_filters(conv, tmp_path / "a.png", name="conv")
+        plot_filters(conv, tmp_path / "a.png", name="conv")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,7 +205,7 @@ def test_a_drawing_that_fails_leaves_nothing_or_what_was_there(layer, tmp_path: 
     monkeypatch.setattr(grid.Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
     for target in (path, tmp_path / "b.png"):
         with pytest.raises(MemoryError, match="no room"):
-            draw_filters(layer(2, 2, (3, 3)), target, name="conv")
+            plot_filters(layer(2, 2, (3, 3)), target, name="conv")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -213,14 +213,14 @@ def test_a_drawing_that_fails_leaves_nothing_or_what_was_there(layer, tmp_path: 
 def test_a_folder_that_cannot_be_written_is_one_sentence(layer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OvertoneError, match=r"the store '.*file' is a file"):
-        draw_filters(layer(2, 2, (3, 3)), tmp_path / "file" / "a.png", name="conv")
+        plot_filters(layer(2, 2, (3, 3)), tmp_path / "file" / "a.png", name="conv")
 
 
 def test_layers_are_found_by_name() -> None:
     net = nn.Module()
     net.stem, net.body = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv1d(4, 4, 5), nn.Linear(4, 2))
-    assert convolution(net, "stem") is net.stem
-    assert convolution(net, "body.1") is net.body[1]
+    assert get_conv(net, "stem") is net.stem
+    assert get_conv(net, "body.1") is net.body[1]
     for name, message in [
         ("sten", r"layer \(='sten'\) must be a convolution of more than one tap, such as stem\."),
         ("x", r"layer \(='x'\) must be a convolution of more than one tap, such as stem, body\.1\."),
@@ -229,9 +229,9 @@ def test_layers_are_found_by_name() -> None:
         ("body.2", r"layer \(='body\.2'\) \(a Linear\) must be a convolution of more than one tap"),
     ]:
         with pytest.raises(UsageError, match=message):
-            convolution(net, name)
+            get_conv(net, name)
     with pytest.raises(UsageError, match="and this network has none"):
-        convolution(nn.Sequential(nn.Linear(2, 2)), "0")
+        get_conv(nn.Sequential(nn.Linear(2, 2)), "0")
 
 
 def _slow_gains(taps: np.ndarray, template: np.ndarray) -> np.ndarray:
@@ -249,12 +249,12 @@ def test_rebuilt_filters_are_those_nearest_to_the_pruned_ones(layer, tmp_path: P
     slow = {n: min(found, key=lambda one: float(np.linalg.norm(taps[n] - one))) for n, found in tried.items()}
     errors = {n: np.linalg.norm((taps[n] - found).reshape(5, 9), axis=1) for n, found in slow.items()}
     norms = np.linalg.norm(taps.reshape(7, 5, 9), axis=2)
-    found = rebuilt_errors(conv, 0.7, name="conv")
+    found = reconstruction_errors(conv, 0.7, name="conv")
     of_all = np.linalg.norm([errors[n] for n in pruned]) / np.linalg.norm([norms[n] for n in pruned])
     assert found["scalar"] == pytest.approx(of_all, rel=1e-6)
     assert found["zero"] == 1.0
     assert list(found) == ["scalar", "rotation", "affine", "zero"]
-    texts = _texts(draw_rebuilt(conv, tmp_path / "a.svg", 0.7, name="a layer", count=100))
+    texts = _texts(plot_reconstructions(conv, tmp_path / "a.svg", 0.7, name="a layer", count=100))
     assert {"a layer", "Rebuilt from 2 templates of 7 filters", "error of all 25", "rotation", "45", "9"} <= set(texts)
     assert {f"{error:#.3g}" for n in pruned for error in errors[n]} <= set(texts)
     drawn = {text for text in texts if text.startswith("output ")}
@@ -265,7 +265,7 @@ def test_a_filter_that_a_template_gives_exactly_is_found(tmp_path: Path) -> None
     conv = nn.Conv2d(3, 2, 3)
     with torch.no_grad():
         conv.weight[1] = 0.999 * conv.weight[0].flip(-1, -2)  # turned by half a circle
-    found = rebuilt_errors(conv, 0.5, name="conv")
+    found = reconstruction_errors(conv, 0.5, name="conv")
     assert found["rotation"] == pytest.approx(0.001, abs=1e-4)
     assert found["affine"] <= found["rotation"] + 1e-9
     assert found["scalar"] > 0.1
@@ -280,5 +280,5 @@ def test_a_filter_that_a_template_gives_exactly_is_found(tmp_path: Path) -> None
 )
 def test_rates_at_which_nothing_can_be_rebuilt_are_refused(layer, tmp_path: Path, rate, message) -> None:
     with pytest.raises(UsageError, match=message):
-        draw_rebuilt(layer(3, 2, (3, 3)), tmp_path / "a.png", rate, name="conv")
+        plot_reconstructions(layer(3, 2, (3, 3)), tmp_path / "a.png", rate, name="conv")
     assert list(tmp_path.iterdir()) == []

@@ -3,8 +3,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from layers.errors import OvertoneError
-from results.ledger.codec import conform, decode, encode
-from results.schema import SCHEMA, SCHEMA_VERSION, to_table
+from results.ledger.codec import decode, encode, select_columns
+from results.schema import LEDGER_VERSION, SCHEMA, to_table
 from tests.results.conftest import ASSETS, BLOCKS, CURVE, version_1, version_2, version_3
 
 
@@ -41,17 +41,17 @@ def test_file_of_version_2_still_opens():
 
 
 def _check_nulls_of_version_2(table: pa.Table) -> None:
-    assert table.column("schema_version").to_pylist() == [SCHEMA_VERSION]
+    assert table.column("ledger_version").to_pylist() == [LEDGER_VERSION]
     assert table.column("reused_from").to_pylist() == [None]
     assert table.select(["val_top5", "latency_b64_ms"]).to_pylist() == [{"val_top5": None, "latency_b64_ms": None}]
-    assert table.column("curve").to_pylist() == [[{**epoch, "val_top5": None} for epoch in CURVE]]
+    assert table.column("history").to_pylist() == [[{**epoch, "val_top5": None} for epoch in CURVE]]
 
 
 def test_file_of_version_3_still_opens():
     """Written by `encode`, like the file of any trial; `layer1` has an axis of its exponents, and blocks of inputs."""
     table = decode((ASSETS / "trial-v3.parquet").read_bytes(), study="old", path="old")
     assert table.schema == SCHEMA
-    names = ["study", "trial", "val_top1", "val_top5", "latency_ms", "latency_b64_ms", "schema_version"]
+    names = ["study", "trial", "val_top1", "val_top5", "latency_ms", "latency_b64_ms", "ledger_version"]
     assert list(table.select(names).to_pylist()[0].values()) == [
         "old",
         "2c3d4e5f6a",
@@ -59,11 +59,11 @@ def test_file_of_version_3_still_opens():
         0.996,
         1.25,
         20.5,
-        SCHEMA_VERSION,
+        LEDGER_VERSION,
     ]
     exponents = {"exponent_block": 8, "exponent_axis": "channel", "activation_block": 16}
     assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter", **exponents}]]
-    assert table.column("curve").to_pylist() == [list(CURVE)]
+    assert table.column("history").to_pylist() == [list(CURVE)]
     assert table.column("reused_from").to_pylist() == [None]
 
 
@@ -71,8 +71,8 @@ def test_file_of_version_4_still_opens():
     """Written by `encode`, like the file of any trial, of a trial that another study had run."""
     table = decode((ASSETS / "trial-v4.parquet").read_bytes(), study="old", path="old")
     assert table.schema == SCHEMA
-    names = ["study", "trial", "reused_from", "val_top1", "schema_version"]
-    assert list(table.select(names).to_pylist()[0].values()) == ["old", "3d4e5f6a7b", "first", 0.9375, SCHEMA_VERSION]
+    names = ["study", "trial", "reused_from", "val_top1", "ledger_version"]
+    assert list(table.select(names).to_pylist()[0].values()) == ["old", "3d4e5f6a7b", "first", 0.9375, LEDGER_VERSION]
 
 
 def test_blocks_of_earlier_versions_gain_what_each_lacks(random_rows):
@@ -91,12 +91,12 @@ def test_rows_of_version_3_were_run_for_their_own_study(random_rows):
 def test_columns_of_earlier_versions_are_read_alone(random_rows):
     table = to_table(random_rows(10))
     for old in (version_1(table), version_2(table)):
-        for names in (["val_top5"], ["trial", "latency_b64_ms"], ["curve"], ["reused_from"]):
-            found = conform(old, names, study="demo", path="x")
+        for names in (["val_top5"], ["trial", "latency_b64_ms"], ["history"], ["reused_from"]):
+            found = select_columns(old, names, study="demo", path="x")
             assert found.schema == pa.schema([SCHEMA.field(name) for name in names])
             assert found.num_rows == 10
         assert (
-            conform(old, ["curve"], study="demo", path="x").column("curve").to_pylist()
+            select_columns(old, ["history"], study="demo", path="x").column("history").to_pylist()
             == [[{**epoch, "val_top5": None} for epoch in CURVE]] * 10
         )
 
@@ -109,17 +109,21 @@ def test_blocks_of_version_1_gain_a_null_wherever_lists_begin(rng):
     for column in (lists, lists[-1:], [[]], []):
         table = pa.table({"blocks": pa.array(column, type=old)})
         for start in (0, len(column) // 2):
-            found = conform(table.slice(start), ["blocks"], study="demo", path="x").column("blocks")
+            found = select_columns(table.slice(start), ["blocks"], study="demo", path="x").column("blocks")
             found.validate(full=True)
             assert found.equals(pa.chunked_array([pa.array(column[start:], type=kind)]))
     none = pa.table({"blocks": pa.chunked_array([], type=old)})
-    assert conform(none, ["blocks"], study="demo", path="x").column("blocks").equals(pa.chunked_array([], type=kind))
+    assert (
+        select_columns(none, ["blocks"], study="demo", path="x")
+        .column("blocks")
+        .equals(pa.chunked_array([], type=kind))
+    )
 
 
 def test_blocks_that_lack_another_knob_are_refused():
     column = pa.array([[{"block": "fc", "basis": None}]], type=pa.list_(pa.struct({"block": "str", "basis": "str"})))
     with pytest.raises(OvertoneError, match=r"'x': column 'blocks' holds list<.*> where the ledger holds list<"):
-        conform(pa.table({"blocks": column}), ["blocks"], study="demo", path="x")
+        select_columns(pa.table({"blocks": column}), ["blocks"], study="demo", path="x")
 
 
 def test_bytes_that_are_not_parquet_are_refused_by_name(rng, make_row):
@@ -132,8 +136,8 @@ def test_bytes_that_are_not_parquet_are_refused_by_name(rng, make_row):
 def test_foreign_parquet_is_refused_by_name(make_row):
     with pytest.raises(OvertoneError, match=r"'runs/x\.parquet' is not a ledger file of Overtone: it has no column"):
         _decode(pa.table({"a": [1]}))
-    with pytest.raises(OvertoneError, match="its schema_version is no positive integer"):
-        _decode(pa.table({"schema_version": ["one"]}))
+    with pytest.raises(OvertoneError, match="its ledger_version is no positive integer"):
+        _decode(pa.table({"ledger_version": ["one"]}))
     with pytest.raises(OvertoneError, match="it has no column 'val_top1'"):
         _decode(to_table([make_row()]).drop_columns(["val_top1"]))
 
@@ -146,6 +150,6 @@ def test_column_of_another_type_is_refused(make_row):
 
 def test_newer_version_is_refused(make_row):
     with pytest.raises(
-        OvertoneError, match=f"schema version {SCHEMA_VERSION + 1}, newer than {SCHEMA_VERSION}: update overtone"
+        OvertoneError, match=f"schema version {LEDGER_VERSION + 1}, newer than {LEDGER_VERSION}: update overtone"
     ):
-        _decode(to_table([make_row(schema_version=SCHEMA_VERSION + 1)]))
+        _decode(to_table([make_row(ledger_version=LEDGER_VERSION + 1)]))

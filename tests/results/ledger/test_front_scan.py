@@ -34,7 +34,7 @@ def _random_row(make_row, rng, number):
     if rng.random() < 0.2:
         status = TrialStatus.FAILED if rng.random() < 0.5 else TrialStatus.PRUNED
         row = replace(row, status=status, val_top1=None, error="died")
-    return replace(row, confirms="t0") if rng.random() < 0.05 else row
+    return replace(row, repeat_of="t0") if rng.random() < 0.05 else row
 
 
 def _counting_rows(rows):
@@ -44,7 +44,7 @@ def _counting_rows(rows):
         key = (row.status == "finished", row.finished_at, row.val_top1 or -1.0)
         if row.trial not in best or key > best[row.trial][0]:
             best[row.trial] = (key, row)
-    return [row for _, row in best.values() if row.confirms is None]
+    return [row for _, row in best.values() if row.repeat_of is None]
 
 
 def _loss(row):

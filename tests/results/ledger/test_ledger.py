@@ -12,7 +12,7 @@ import pytest
 from layers.errors import OvertoneError, UsageError
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
-from results.schema import SCHEMA, SCHEMA_VERSION, TrialStatus, to_table
+from results.schema import LEDGER_VERSION, SCHEMA, TrialStatus, to_table
 
 OBJECTIVES = {"objectives": ["val_top1", "size_bytes"]}
 
@@ -22,7 +22,7 @@ def test_study_comes_back_with_its_record(ledger):
     assert ledger.study("second") == written
     assert written["name"] == "second"
     assert written["seed"] == 3
-    assert written["schema_version"] == SCHEMA_VERSION
+    assert written["ledger_version"] == LEDGER_VERSION
     assert ledger.studies() == ["demo", "second"]
 
 
@@ -72,8 +72,8 @@ def test_damaged_or_newer_record_is_named(ledger):
     ledger.store.write_bytes("studies/list.json", b"[]")
     with pytest.raises(OvertoneError, match="holds list where an object belongs"):
         ledger.study("list")
-    ledger.store.write_bytes("studies/new.json", json.dumps({**OBJECTIVES, "schema_version": 9}).encode())
-    with pytest.raises(OvertoneError, match=f"has schema version 9, not up to {SCHEMA_VERSION}"):
+    ledger.store.write_bytes("studies/new.json", json.dumps({**OBJECTIVES, "ledger_version": 9}).encode())
+    with pytest.raises(OvertoneError, match=f"has schema version 9, not up to {LEDGER_VERSION}"):
         ledger.study("new")
 
 
@@ -177,7 +177,7 @@ def test_some_columns_are_those_of_all(ledger, random_rows, batch):
         ledger.append(row)
     whole, columns = Ledger(ledger.store).trials("demo"), ["flops", "trial", "study"]
     assert ledger.trials("demo", columns).equals(whole.select(columns))
-    with pytest.raises(UsageError, match="column 'speed' is unknown; allowed are schema_version, study"):
+    with pytest.raises(UsageError, match="column 'speed' is unknown; allowed are ledger_version, study"):
         ledger.trials("demo", ["speed"])
 
 
@@ -230,11 +230,11 @@ def test_a_model_that_a_worker_left_is_taken_once(ledger, rng):
     digest = hashlib.sha256(data).hexdigest()
     for name in ("checkpoints/a", "checkpoints/b"):
         ledger.store.write_bytes(name, data)
-        ledger.take_model(name, digest)
+        ledger.adopt_model(name, digest)
         assert ledger.model_path(digest).read_bytes() == data
     assert not ledger.store.exists("checkpoints/a")
     with pytest.raises(OvertoneError, match=r"^cannot move '.*/checkpoints/a': it does not exist$"):
-        ledger.take_model("checkpoints/a", "0" * 64)
+        ledger.adopt_model("checkpoints/a", "0" * 64)
 
 
 def test_progress_is_replaced(ledger):

@@ -10,7 +10,7 @@ from results.ledger.segments import Segment, encode_segment, is_segment, segment
 from results.ledger.store import Store
 from results.objectives import parse_objectives
 from results.pareto.dominance import front_mask
-from results.schema import SCHEMA, SCHEMA_VERSION, to_table
+from results.schema import LEDGER_VERSION, SCHEMA, to_table
 
 OBJECTIVES = parse_objectives(["val_top1", "size_bytes"])
 
@@ -59,7 +59,7 @@ def test_trial_cannot_be_taken_for_a_segment():
     assert not is_segment("trials/study=demo/segment-0123.parquet")
 
 
-@pytest.mark.parametrize("said", [None, "torn", "[]", "{}", '{"schema_version": 1}'])
+@pytest.mark.parametrize("said", [None, "torn", "[]", "{}", '{"ledger_version": 1}'])
 def test_foreign_segment_is_named(store, make_row, said):
     sink, table = pa.BufferOutputStream(), to_table([make_row()])
     pq.write_table(table.replace_schema_metadata({"overtone": said} if said else None), sink)
@@ -71,9 +71,9 @@ def test_foreign_segment_is_named(store, make_row, said):
 
 def test_newer_segment_is_refused(store, make_row):
     sink = pa.BufferOutputStream()
-    said = json.dumps({"schema_version": SCHEMA_VERSION + 1, "replaces": []})
+    said = json.dumps({"ledger_version": LEDGER_VERSION + 1, "replaces": []})
     pq.write_table(to_table([make_row()]).replace_schema_metadata({"overtone": said}), sink)
     with pytest.raises(
-        OvertoneError, match=f"schema version {SCHEMA_VERSION + 1}, newer than {SCHEMA_VERSION}: update overtone"
+        OvertoneError, match=f"schema version {LEDGER_VERSION + 1}, newer than {LEDGER_VERSION}: update overtone"
     ):
         Segment(store, _written(store, sink.getvalue().to_pybytes()), "demo")

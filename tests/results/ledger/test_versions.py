@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from results.formatting_network import network_text
+from results.formatting_network import format_network
 from results.ledger.codec import encode
 from results.ledger.ledger import Ledger
 from results.ledger.segments import segment_name
 from results.queries.query import query, sql
-from results.report.encoding import encode_networks
-from results.schema import SCHEMA, SCHEMA_VERSION, TrialRow, to_table
+from results.report.encoding import encode_configs
+from results.schema import LEDGER_VERSION, SCHEMA, TrialRow, to_table
 from tests.results.conftest import ASSETS, BLOCKS, RECORD, version_1, version_2
 
 FOLDER = "trials/study=demo"
@@ -27,14 +27,14 @@ def _old_segment(rows: list[TrialRow], older=version_1) -> bytes:
     table = older(to_table(rows)).drop_columns(["study"])
     with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({"overtone": json.dumps({"schema_version": 1, "replaces": []})})
+        writer.add_key_value_metadata({"overtone": json.dumps({"ledger_version": 1, "replaces": []})})
     return sink.getvalue().to_pybytes()
 
 
 @pytest.fixture
 def mixed(ledger, make_row):
     """Trial 0 is the file of version 1, 1 and 2 are files of today, 3 and 4 a segment of version 1, 5 to 7 of today."""
-    ledger.store.write_bytes("studies/demo.json", json.dumps({**RECORD, "schema_version": 1}).encode())
+    ledger.store.write_bytes("studies/demo.json", json.dumps({**RECORD, "ledger_version": 1}).encode())
     ledger.store.write_bytes(f"{FOLDER}/{OLD}-0.parquet", (ASSETS / "trial-v1.parquet").read_bytes())
     rows = [make_row(number=n, size_bytes=20_000 - n, val_top1=0.5 + n / 100) for n in range(8)]
     today = [TrialRow.from_record({**row.to_record(), "blocks": [FILTER]}) for row in rows]
@@ -62,12 +62,12 @@ def test_whole_rows_and_projections_agree(mixed):
     table = mixed.trials("demo")
     assert table.schema == SCHEMA
     assert _allocations(table.column("blocks")) == ALLOCATIONS
-    assert table.column("schema_version").to_pylist() == [SCHEMA_VERSION] * 8
-    for columns in (["blocks"], ["trial", "blocks", "schema_version"], ["curve", "number"]):
+    assert table.column("ledger_version").to_pylist() == [LEDGER_VERSION] * 8
+    for columns in (["blocks"], ["trial", "blocks", "ledger_version"], ["history", "number"]):
         assert Ledger(mixed.store).trials("demo", columns).equals(table.select(columns))
     assert [TrialRow.from_record(record).number for record in table.to_pylist()] == list(range(8))
-    assert encode_networks(table.column("blocks"))["rows"][1] == [1, 2, 2, 1, 1, 2, 2, 2]
-    assert network_text(table.column("blocks")[0].as_py()).endswith("layer1: cosine 2x3, 50 % templates, G=2, 8 bits")
+    assert encode_configs(table.column("blocks"))["rows"][1] == [1, 2, 2, 1, 1, 2, 2, 2]
+    assert format_network(table.column("blocks")[0].as_py()).endswith("layer1: cosine 2x3, 50 % templates, G=2, 8 bits")
 
 
 def test_front_takes_members_of_both(mixed):
@@ -100,9 +100,9 @@ def test_compaction_makes_one_file_of_today(mixed):
     assert (done.files_before, done.files_after, done.rows_written) == (5, 1, 8)
     (name,) = mixed.store.list(FOLDER, ".parquet")
     file = pq.ParquetFile(mixed.store.path_of(name))
-    assert json.loads(file.metadata.metadata[b"overtone"])["schema_version"] == SCHEMA_VERSION
+    assert json.loads(file.metadata.metadata[b"overtone"])["ledger_version"] == LEDGER_VERSION
     assert file.schema_arrow.field("blocks").type == SCHEMA.field("blocks").type
-    assert np.unique(file.read(["schema_version"]).column(0).to_numpy()).tolist() == [SCHEMA_VERSION]
+    assert np.unique(file.read(["ledger_version"]).column(0).to_numpy()).tolist() == [LEDGER_VERSION]
     for reader in (mixed, Ledger(mixed.store)):
         assert reader.trials("demo").equals(before)
         assert reader.front("demo").equals(front)

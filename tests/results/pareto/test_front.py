@@ -7,7 +7,7 @@ import pytest
 
 from layers.errors import OvertoneError, UsageError
 from results.objectives import parse_objectives
-from results.pareto.front import best, front, hypervolume, hypervolume_history, knee, reference_point
+from results.pareto.front import best, front, hypervolume, hypervolume_after_each, knee, reference_point
 from results.schema import SCHEMA, to_table
 from tests.results.conftest import UNCOMPRESSED
 
@@ -133,7 +133,7 @@ def test_history_is_the_hypervolume_of_every_beginning(random_rows):
     finished = [row for row in rows if row.status == "finished"]
     expected = [hypervolume(to_table(finished[: end + 1]), objectives, reference) for end in range(len(finished))]
     shuffled = table.take(pa.array(np.random.default_rng().permutation(len(rows))))
-    found = hypervolume_history(shuffled, objectives, reference)
+    found = hypervolume_after_each(shuffled, objectives, reference)
     np.testing.assert_allclose(found, expected)
     assert all(later >= earlier for earlier, later in pairwise(found))
 

@@ -5,7 +5,7 @@ import pytest
 
 from results.objectives import parse_objectives
 from results.pareto.front import hypervolume, reference_point
-from results.pareto.hypervolume import hypervolume_over_cost
+from results.pareto.hypervolume import hypervolume_trace
 from results.schema import to_table
 
 
@@ -14,7 +14,7 @@ def test_hypervolume_over_cost_counts_the_seconds_of_every_trial(random_rows, rn
     objectives = parse_objectives(["val_top1", "size_bytes"])
     table = to_table(rows)
     reference = reference_point(objectives, {}, table)
-    found = hypervolume_over_cost(table, objectives, reference).to_pylist()
+    found = hypervolume_trace(table, objectives, reference).to_pylist()
     ordered, spent = sorted(rows, key=lambda row: row.finished_at), 0.0
     expected = []
     for index, row in enumerate(ordered):
@@ -34,6 +34,6 @@ def test_seconds_of_a_known_study(make_row):
         make_row(number=2, total_s=1.0, val_top1=0.95),
     ]
     objectives = parse_objectives(["val_top1", "size_bytes"])
-    found = hypervolume_over_cost(to_table(rows), objectives, {"val_top1": 0.0, "size_bytes": 40_000.0})
+    found = hypervolume_trace(to_table(rows), objectives, {"val_top1": 0.0, "size_bytes": 40_000.0})
     assert found.column("seconds").to_pylist() == [10.0, 16.0]
     assert found.column("hypervolume").to_pylist() == pytest.approx([0.9 * 0.5, 0.95 * 0.5])

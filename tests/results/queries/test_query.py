@@ -64,7 +64,7 @@ def test_a_front_says_over_how_many_seeds_it_was_measured(ledger, make_row):
     ledger.append(make_row(number=0, val_top1=0.9))
     ledger.append(make_row(number=1, val_top1=0.95, size_bytes=30_000))
     for seed, value in ((1, 0.92), (2, 0.91)):
-        ledger.append(make_row(number=1, trial=f"r{seed}", confirms="t000000001", seed=seed, val_top1=value))
+        ledger.append(make_row(number=1, trial=f"r{seed}", repeat_of="t000000001", seed=seed, val_top1=value))
     frame = query(ledger, "demo", front=True)
     assert frame.columns.tolist() == [*SCHEMA.names, *CONFIDENCE_SCHEMA.names[1:]]
     assert frame["seeds"].tolist() == [1, 3]
@@ -74,7 +74,7 @@ def test_a_front_says_over_how_many_seeds_it_was_measured(ledger, make_row):
     found = sql(
         ledger,
         "demo",
-        "select f.trial, count(*) n from front f join confirmations c on c.confirms = f.trial group by all",
+        "select f.trial, count(*) n from front f join confirmations c on c.repeat_of = f.trial group by all",
     )
     assert found.to_dict("records") == [{"trial": "t000000001", "n": 2}]
     assert len(query(ledger, "demo")) == 2
@@ -149,7 +149,7 @@ def test_sql_sees_the_tables_of_the_study(full_ledger, rows):
     fronts = sql(full_ledger, "demo", "select trial from front")["trial"].tolist()
     assert fronts == full_ledger.front("demo").column("trial").to_pylist()
     epochs = sql(full_ledger, "demo", "select trial, number, epoch, val_top1 from epochs order by number, epoch")
-    expected = [(row["trial"], row["number"], e["epoch"], e["val_top1"]) for row in rows for e in row["curve"]]
+    expected = [(row["trial"], row["number"], e["epoch"], e["val_top1"]) for row in rows for e in row["history"]]
     assert list(epochs.itertuples(index=False, name=None)) == expected
     blocks = sql(full_ledger, "demo", "select block, count(*) n, max(bits) bits from blocks group by all order by 1")
     assert json.loads(blocks.to_json(orient="values")) == [["conv1", 40, None], ["layer1", 40, 8]]

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from layers.errors import OvertoneError, UsageError
-from results.analysis.summary import summarise
+from results.analysis.summary import summarize
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from results.report.report import write_report
@@ -63,7 +63,7 @@ def _data(text: str) -> dict:
 
 
 def test_page_knows_every_trial_and_front_member(full_ledger, html):
-    data, summary = _data(html), summarise(full_ledger, "demo")
+    data, summary = _data(html), summarize(full_ledger, "demo")
     trials = data["trials"]
     for name in ("trial", "status", "number", "size_bytes", "flops"):
         assert trials[name] == summary.trials.column(name).to_pylist()
@@ -86,7 +86,7 @@ def test_page_knows_every_trial_and_front_member(full_ledger, html):
 
 
 def test_page_says_what_was_searched(full_ledger, html):
-    page, summary = _Reader(html), summarise(full_ledger, "demo")
+    page, summary = _Reader(html), summarize(full_ledger, "demo")
     counts = {status: summary.count(status) for status in TrialStatus}
     for text in (
         "resnet8",
@@ -195,7 +195,7 @@ def test_front_repeated_with_other_seeds_carries_intervals(ledger, make_row, tmp
         ledger.append(make_row(number=number, size_bytes=size, val_top1=0.8 + number / 10))
     plain = write_report(ledger, "demo", tmp_path / "plain.svg").read_bytes()
     for number, top1 in ((2, 0.78), (3, 0.82)):
-        ledger.append(make_row(number=number, val_top1=top1, seed=number, confirms="t000000000"))
+        ledger.append(make_row(number=number, val_top1=top1, seed=number, repeat_of="t000000000"))
     text = write_report(ledger, "demo", tmp_path / "report.html").read_text()
     seeds = _data(text)["seeds"]
     assert {trial: row["seeds"] for trial, row in seeds.items()} == {"t000000000": 3, "t000000001": 1}

@@ -92,9 +92,9 @@ def test_pictures_are_drawn_in_light_and_dark(browser, report, full_ledger, tmp_
             for name in ("front", "history", "knob", "importance", "effect"):
                 assert page.locator(f"#{name}-plot svg.main-svg").count() >= 1, name
             assert page.locator("#front-plot .scatterlayer .point").count() > finished
-            colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            color = page.evaluate("getComputedStyle(document.body).backgroundColor")
             page.screenshot(path=tmp_path / f"{scheme}.png", full_page=True)
-            sizes.add(((tmp_path / f"{scheme}.png").stat().st_size > 50_000, colour))
+            sizes.add(((tmp_path / f"{scheme}.png").stat().st_size > 50_000, color))
             page.set_viewport_size({"width": 400, "height": 800})
             page.wait_for_timeout(300)
             assert page.evaluate("document.documentElement.scrollWidth") == 400
@@ -240,7 +240,7 @@ def _many(count, rng):
     failed = rng.random(count) < 0.05
     bits = rng.choice([4, 6, 8], (count, 3)).tolist()
     columns = {
-        "schema_version": [1] * count,
+        "ledger_version": [1] * count,
         "study": ["many"] * count,
         "trial": [f"{number:010x}" for number in rng.permutation(count)],
         "number": range(count),
@@ -256,7 +256,7 @@ def _many(count, rng):
     }
     for name in ("seed", "epochs", "epochs_run", "parameters", "macs"):
         columns[name] = [1] * count
-    for name in ("model", "dataset", "start", "config_digest", "spec_digest", "spec", "versions"):
+    for name in ("model", "dataset", "init", "config_digest", "spec_digest", "spec", "environment"):
         columns[name] = ["{}"] * count
     full = {name: columns.get(name, [None] * count) for name in SCHEMA.names}
     return pa.table({name: pa.array(values, type=SCHEMA.field(name).type) for name, values in full.items()})

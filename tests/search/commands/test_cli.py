@@ -45,7 +45,14 @@ def test_inspect_counts_the_space(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(out)
     assert code == 0
     assert found["trial"] is None
-    assert [block["block"] for block in found["blocks"]] == ["conv1", "layer1", "layer2", "layer3", "linear", "vectors"]
+    assert [block["block"] for block in found["blocks"]] == [
+        "conv1",
+        "layer1",
+        "layer2",
+        "layer3",
+        "linear",
+        "norms_and_biases",
+    ]
     assert found["uncompressed"]["parameters"] == 269_722
     assert found["least"]["size_bytes"] < found["uncompressed"]["size_bytes"] / 50
     size = 1
@@ -66,15 +73,15 @@ def test_inspect_says_what_a_trial_takes(capsys: pytest.CaptureFixture[str]) -> 
     code, out, _ = _said(capsys, *asked, "--precision", "fp32", "--json")
     trial = json.loads(out)["trial"]
     assert trial["images_bytes"] == (1078 + 360) * (64 + 8)
-    assert trial["gradients_bytes"] == trial["optimiser_bytes"] == 4 * json.loads(out)["uncompressed"]["parameters"]
-    parts = ("weights", "gradients", "optimiser", "activations", "validation", "images")
+    assert trial["gradients_bytes"] == trial["optimizer_bytes"] == 4 * json.loads(out)["uncompressed"]["parameters"]
+    parts = ("weights", "gradients", "optimizer", "activations", "validation", "images")
     assert trial["memory_bytes"] == sum(trial[f"{part}_bytes"] for part in parts)
     assert trial["seconds"] == trial["training_s"] + trial["validation_s"] > 0
 
 
 def test_inspect_counts_what_the_schedule_adds_to_a_trial(capsys: pytest.CaptureFixture[str]) -> None:
     held = []
-    for more in ((), ("--setting", "ema=0.99"), ("--setting", "ema=0.99", "--distillation", "0.5")):
+    for more in ((), ("--set", "ema_decay=0.99"), ("--set", "ema_decay=0.99", "--distillation", "0.5")):
         _, out, _ = _said(capsys, "inspect", "--model", "resnet8", "--dataset", "digits", "--json", *more)
         held.append(json.loads(out)["trial"]["weights_bytes"])
     assert held == [held[0], 2 * held[0], 3 * held[0]]
@@ -89,7 +96,7 @@ def test_inspect_takes_data_space_and_single_layers(capsys: pytest.CaptureFixtur
         "resnet8",
         "--dataset",
         "digits",
-        "--blocks",
+        "--granularity",
         "layer",
         "--space",
         str(tmp_path / "space.yaml"),
@@ -164,7 +171,7 @@ def test_inspect_draws_the_rates_of_one_threshold(tmp_path: Path, capsys: pytest
     rates = {block["block"]: block["choices"].get("pruning_rate") for block in json.loads(out)["blocks"]}
     assert (code, rates["layer3"][0], len(rates["layer3"])) == (0, None, 2)
     code, _, err = _said(capsys, *asked, "--saliency", "gradient")
-    assert (code, err) == (2, "overtone: saliency (='gradient') needs labelled training images.\n")
+    assert (code, err) == (2, "overtone: saliency (='gradient') needs labeled training images.\n")
 
 
 def test_inspect_without_weights_says_that_filters_are_random(
@@ -199,8 +206,8 @@ def test_inspect_reads_weights_only_where_they_fit(capsys: pytest.CaptureFixture
         (["inspect", "--model", "resnet8", "--dataset", "mnist"], 2, "dataset 'mnist' is unknown; allowed are"),
         (["inspect", "--model", "resnet8", "--space", "no.yaml"], 2, "space (='no.yaml') must be a readable YAML file"),
         (["inspect", "--model", "resnet8", "--device", "tpu"], 2, "device (='tpu') must be cpu, cuda or cuda:N"),
-        (["inspect", "--model", "resnet8", "--schedule", "best"], 2, "schedule (='best') must be one of finetune,"),
-        (["inspect", "--model", "resnet8", "--blocks", "row"], 2, "blocks (='row') must be stage or layer"),
+        (["inspect", "--model", "resnet8", "--recipe", "best"], 2, "schedule (='best') must be one of finetune,"),
+        (["inspect", "--model", "resnet8", "--granularity", "row"], 2, "blocks (='row') must be stage or layer"),
         (
             ["inspect", "--model", "resnet8", "--filters", "conv1"],
             2,
@@ -212,12 +219,12 @@ def test_inspect_reads_weights_only_where_they_fit(capsys: pytest.CaptureFixture
         ([*DRAW, "linear", "--png", "x.png"], 2, "layer (='linear') (a Linear) must be a convolution"),
         ([*DRAW, "conv1", "--png", "x.png", "--weights", "w"], 2, "weights (='w') must be a file or one of"),
         (["train", "--model", "resnet8", "--out", "x.pt"], 2, "out (='x.pt') must end in .safetensors"),
-        ([*TRAIN, "--schedule", "best"], 2, "schedule (='best') must be one of finetune, approxconv,"),
-        ([*TRAIN, "--setting", "ema"], 2, "setting ema (='') must be a number"),
-        ([*TRAIN, "--setting", "lr=1"], 2, "setting (='lr=1') must be NAME=VALUE, with a name of momentum, nesterov,"),
-        ([*TRAIN, "--setting", "nesterov=1"], 2, "setting nesterov (='1') must be true or false"),
-        ([*TRAIN, "--setting", "step_at=a"], 2, "setting step_at (='a') must be numbers with commas"),
-        ([*TRAIN, "--setting", "ema=1"], 2, "ema (=1.0) must be at least 0 and below 1"),
+        ([*TRAIN, "--recipe", "best"], 2, "schedule (='best') must be one of finetune, approxconv,"),
+        ([*TRAIN, "--set", "ema_decay"], 2, "setting ema_decay (='') must be a number"),
+        ([*TRAIN, "--set", "lr=1"], 2, "setting (='lr=1') must be NAME=VALUE, with a name of momentum, nesterov,"),
+        ([*TRAIN, "--set", "nesterov=1"], 2, "setting nesterov (='1') must be true or false"),
+        ([*TRAIN, "--set", "milestones=a"], 2, "setting milestones (='a') must be numbers with commas"),
+        ([*TRAIN, "--set", "ema_decay=1"], 2, "ema_decay (=1.0) must be at least 0 and below 1"),
         ([*TRAIN, "--config", "cos-9"], 2, "config (='cos-9') must be a readable JSON file or a preset of resnet8: "),
         (["status", "--study", "none"], 2, "study 'none' does not exist"),
         (["resume", "--study", "none"], 2, "study 'none' does not exist"),
@@ -257,9 +264,9 @@ def test_wrong_use_is_one_sentence(
         (["--max-size", "tiny"], "max_size (='tiny') must be an amount above 0"),
         (["--max-size", "1kB"], "is met by no config of the space, whose least size is"),
         (["--objective", "val_top1", "--objective", "beauty"], "objective 'beauty' is unknown"),
-        (["--start", "warm"], "start (='warm') must be one of calibrated, least_squares, gradient_descent"),
+        (["--init", "warm"], "init (='warm') must be one of calibrated, least_squares, gradient_descent"),
         (["--distillation", "2"], "distillation (=2.0) must be from 0 to 1"),
-        (["--sampler", "luck"], "sampler (='luck') must be one of front, tpe, nsga2, nsga3, gp, random"),
+        (["--sampler", "luck"], "sampler (='luck') must be one of ehvi, tpe, nsga2, nsga3, gp, random"),
         (["--trials", "0"], "trials (=0) must be at least 1"),
         (["--keep", "best"], "keep (='best') must be front or all"),
         (["--model", "resnet20"], "do not fit the model 'resnet20'"),
@@ -353,7 +360,7 @@ def test_a_compressed_network_is_trained_from_a_preset_and_from_a_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = [*TRAIN, "--epochs", "2", "--schedule", "templates", "--setting", "step_at=1", "--config"]
+    asked = [*TRAIN, "--epochs", "2", "--recipe", "templates", "--set", "milestones=1", "--config"]
     code, out, err = _said(capsys, *asked, "cos-from-layer2")
     assert (code, out) == (0, out), err
     assert "after 2 epochs" in out
@@ -361,7 +368,7 @@ def test_a_compressed_network_is_trained_from_a_preset_and_from_a_file(
     assert "left" in err
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
     card = read_card("x.safetensors")
-    assert card["schedule"]["step_at"] == [1.0]
+    assert card["recipe"]["milestones"] == [1.0]
     (tmp_path / "config.json").write_text(json.dumps({"spec": {"config": card["config"]}}))
     first = (tmp_path / "x.safetensors").read_bytes()
     assert _said(capsys, *asked, "config.json")[0] == 0

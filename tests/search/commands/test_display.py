@@ -7,7 +7,7 @@ from rich.console import Console
 from search.commands.display import accuracy, confirm_line, show_survey, show_trials, status_line
 from search.commands.importance_table import show_insight
 from search.commands.survey import survey
-from search.runner.confirm import Confirmation
+from search.runner.confirm import RepeatResult
 from spaces import Network, Space, build_model
 from trainers.estimate import TrialEstimate
 
@@ -40,13 +40,13 @@ def test_trials_with_seeds_show_them_and_named_columns_stay_plain(console: Conso
         "probability_dominated": 0.25,
     }
     frame = pd.DataFrame(
-        [{"trial": "abc", "val_top1": 0.9, "size_bytes": 1500, "error": "[Errno 5]", "curve": [1, 2]} | sure]
+        [{"trial": "abc", "val_top1": 0.9, "size_bytes": 1500, "error": "[Errno 5]", "history": [1, 2]} | sure]
     )
     show_trials(console, frame, "t")
     assert all(text in _shown(console) for text in ("90.00% (1 seed)", "25.0%", "P(dominated)", "1.5 kB"))
     assert "Errno" not in _shown(console)
-    show_trials(console, frame, "t", ["error", "curve", "val_top1"])
-    shown = _shown(console).rpartition("curve")[2]
+    show_trials(console, frame, "t", ["error", "history", "val_top1"])
+    shown = _shown(console).rpartition("history")[2]
     assert "[Errno 5]" in shown
     assert "2 epochs" in shown
     assert "(1 seed)" not in shown
@@ -68,10 +68,10 @@ def test_status_marks_single_seeds(front: int, confirmed: int, text: str) -> Non
 
 
 def test_a_confirmation_ends_with_what_is_left() -> None:
-    ended = Confirmation(trials=("a", "b"), wanted=6, done=4, failed=1)
+    ended = RepeatResult(trials=("a", "b"), wanted=6, done=4, failed=1)
     assert confirm_line("s", ended) == "4 of 6 repeats of 2 trials of s done, 1 failed; the same command goes on"
     assert (
-        confirm_line("s", Confirmation(trials=("a",), wanted=3, done=3, failed=0))
+        confirm_line("s", RepeatResult(trials=("a",), wanted=3, done=3, failed=0))
         == "all 3 repeats of 1 trial of s done"
     )
 
@@ -107,7 +107,7 @@ def test_no_rows_are_said_in_words(console: Console) -> None:
 
 
 def test_a_survey_shows_the_papers_rows_under_the_blocks(console: Console) -> None:
-    space = Space.default(Network.of(build_model("resnet20", classes=10, channels=3), (3, 32, 32)))
+    space = Space.default(Network.from_module(build_model("resnet20", classes=10, channels=3), (3, 32, 32)))
     found = survey(space, model="resnet20", train_images=0, epochs=5)
     presets = {preset["name"]: preset for preset in found.to_json()["presets"]}
     assert len(presets) == 10
@@ -128,8 +128,8 @@ def test_a_survey_shows_the_papers_rows_under_the_blocks(console: Console) -> No
 
 
 def test_a_survey_shows_what_a_trial_takes_by_its_parts(console: Console) -> None:
-    space = Space.default(Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
-    parts = {"weights": 1, "gradients": 2, "optimiser": 3, "activations": 1400, "validation": 40, "images": 50}
+    space = Space.default(Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
+    parts = {"weights": 1, "gradients": 2, "optimizer": 3, "activations": 1400, "validation": 40, "images": 50}
     trial = TrialEstimate(
         device="cpu",
         threads=2,
@@ -141,11 +141,11 @@ def test_a_survey_shows_what_a_trial_takes_by_its_parts(console: Console) -> Non
     shown = _shown(console)
     assert "a trial: about 4 min 30 s on cpu (2 threads), 1.5 GB, up to 22.4 GFLOPs of fine-tuning" in shown
     assert "time: training 4 min 10 s, validation 20 s; the start is extra" in shown
-    assert "memory: weights 1.0 MB, gradients 2.0 MB, optimiser 3.0 MB, activations 1.4 GB, validation 40 MB" in shown
+    assert "memory: weights 1.0 MB, gradients 2.0 MB, optimizer 3.0 MB, activations 1.4 GB, validation 40 MB" in shown
 
 
 def test_a_survey_of_any_network_has_generic_rows(console: Console) -> None:
-    space = Space.default(Network.of(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
+    space = Space.default(Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
     show_survey(console, survey(space, model="resnet8", train_images=0, epochs=5), "resnet8")
     line = next(line for line in _shown(console).splitlines() if "cos-from-layer3" in line)
     assert line.split()[-2] == "-"

@@ -3,7 +3,7 @@ import warnings
 import pytest
 
 from layers import OvertoneWarning, UsageError
-from search.commands.options import parse_amount, read_schedule
+from search.commands.options import parse_amount, read_recipe
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,10 @@ def test_what_is_no_amount_is_named(text: str) -> None:
 
 def test_a_schedule_that_cannot_do_its_work_in_so_many_epochs_is_told() -> None:
     with pytest.warns(OvertoneWarning, match=r"^the learning rate would first fall after epoch 82; within 30 it never"):
-        read_schedule("resnet", None, epochs=30)
-    with pytest.raises(UsageError, match=r"warm_up \(=5\) must be below the 5 epochs"):
-        read_schedule("templates-imagenet", None, epochs=5)
+        read_recipe("resnet", None, epochs=30)
+    with pytest.raises(UsageError, match=r"warmup_epochs \(=5\) must be below the 5 epochs"):
+        read_recipe("templates-imagenet", None, epochs=5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_schedule("resnet", None, epochs=164).step_at == (82, 123)
-        assert read_schedule("templates-imagenet", ["warm_up=1"], epochs=5).warm_up == 1
+        assert read_recipe("resnet", None, epochs=164).milestones == (82, 123)
+        assert read_recipe("templates-imagenet", ["warmup_epochs=1"], epochs=5).warmup_epochs == 1

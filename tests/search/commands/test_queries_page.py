@@ -34,12 +34,12 @@ def _row(number: int, rng: np.random.Generator, **changes: Any) -> TrialRow:
         bits = {"bits": 4 + 2 * int(rng.integers(3)), "exponent_block": 16}
         blocks.append({"block": name, **dict.fromkeys(KNOBS), **series, **bits})
     top1 = np.sort(rng.uniform(0.85, 0.95, 3))
-    curve = [
+    history = [
         {"epoch": i + 1, "train_loss": 1.0 / (i + 1), "val_top1": float(v), "val_loss": 0.5, "lr": 0.01, "seconds": 1.0}
         for i, v in enumerate(top1)
     ]
     values: dict[str, Any] = {
-        **dict.fromkeys(("model", "dataset", "start", "config_digest", "spec_digest"), "x"),
+        **dict.fromkeys(("model", "dataset", "init", "config_digest", "spec_digest"), "x"),
         "study": "demo",
         "trial": f"{number:010x}",
         "number": number,
@@ -54,7 +54,7 @@ def _row(number: int, rng: np.random.Generator, **changes: Any) -> TrialRow:
         "parameters": 10,
         "macs": 10,
         "blocks": blocks,
-        "curve": curve,
+        "history": history,
         "size_bytes": int(rng.integers(10_000, 90_000)),
         "flops": int(rng.integers(500_000, 4_000_000)),
     }
@@ -69,10 +69,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ledger.create_study("demo", {"objectives": ["val_top1", "size_bytes", "flops"], "uncompressed": BASELINE})
     for number in range(29):
         ledger.append(_row(number, rng))
-    ledger.append(_row(29, rng, status=TrialStatus.FAILED, error="out of memory", val_top1=None, curve=()))
+    ledger.append(_row(29, rng, status=TrialStatus.FAILED, error="out of memory", val_top1=None, history=()))
     best = ledger.front("demo").column("trial").to_pylist()[-1]
     for seed in (1, 2):
-        ledger.append(_row(0, rng, trial=f"repeat{seed}", confirms=best, seed=seed))
+        ledger.append(_row(0, rng, trial=f"repeat{seed}", repeat_of=best, seed=seed))
     return folder
 
 

@@ -8,11 +8,11 @@ import torch
 
 from layers import OvertoneError, UsageError, compress_model
 from search.export import reader
-from search.export.reader import check_reader, read_apart
+from search.export.reader import check_reader, predict_in_subprocess
 from search.study.plan import StudyPlan
 from spaces import NetworkConfig, build_model, load_model, save_model
 from trainers.data import load_data
-from trainers.data.augment import normalise
+from trainers.data.augment import normalize
 from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 from trainers.trial import image_card
@@ -40,12 +40,12 @@ def test_a_file_is_read_without_ray_and_optuna_where_the_caller_looks_for_module
     network = compress_model(build_model("resnet8", classes=10, channels=1), {}).eval()
     with torch.no_grad():
         network.linear.weight.normal_(generator=generator)
-        images = normalise(data.val.take(torch.arange(len(data.val))), data.mean, data.std)
+        images = normalize(data.val.take(torch.arange(len(data.val))), data.mean, data.std)
         network.linear.bias -= network(images).mean(0)  # so that no class has all images
     save_model(network, path, card={"model": FACTORY, **image_card(data)})
     expected = predict(network, data.val, mean=data.mean, std=data.std, device="cpu")
     assert len(expected.unique()) > 1
-    assert torch.equal(read_apart(path, spec), expected)
+    assert torch.equal(predict_in_subprocess(path, spec), expected)
     assert not list(tmp_path.glob("*.npy"))
     assert load_model(path, factory=reader.factory_of(FACTORY)) is not None
 
@@ -54,7 +54,7 @@ def test_a_file_is_read_without_ray_and_optuna_where_the_caller_looks_for_module
 def test_a_file_that_cannot_be_read_is_one_sentence(spec: TrialSpec, tmp_path: Path, format: str) -> None:
     (tmp_path / f"model.{format}").write_bytes(b"not a model")
     with pytest.raises(OvertoneError, match=f"^The exported {format} cannot be read in a process of its own; .+$"):
-        read_apart(tmp_path / f"model.{format}", spec)
+        predict_in_subprocess(tmp_path / f"model.{format}", spec)
     assert not list(tmp_path.glob("*.npy"))
 
 

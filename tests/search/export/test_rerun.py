@@ -48,7 +48,7 @@ def _read_here(monkeypatch: pytest.MonkeyPatch) -> None:
         data = load_data(spec.data)
         return predict(load_model(path), data.val, mean=data.mean, std=data.std, device="cpu")
 
-    monkeypatch.setattr(verify, "read_apart", read)
+    monkeypatch.setattr(verify, "predict_in_subprocess", read)
 
 
 def test_a_trial_trained_again_is_the_same_file_bit_for_bit(

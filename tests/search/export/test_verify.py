@@ -40,7 +40,7 @@ def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str,
     told = json.loads((tmp_path / "out" / "config.json").read_text())
     assert told["test_top1"] == card["test_top1"]
     row = ledger.trials(study).to_pylist()[0]
-    assert told["val_top5"] == card["val_top5"] == row["val_top5"] == row["curve"][-1]["val_top5"] > row["val_top1"]
+    assert told["val_top5"] == card["val_top5"] == row["val_top5"] == row["history"][-1]["val_top5"] > row["val_top1"]
     assert 1 >= card["test_top5"] > card["test_top1"]
     text = (tmp_path / "out" / "README.md").read_text()
     assert f"- test top-5: {100 * card['test_top5']:.2f} % of n = 359 images" in text
@@ -54,13 +54,13 @@ def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str,
 def test_a_card_tells_the_accuracy_over_seeds(
     ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
     export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "one")
     assert "One training run of a single seed." in (tmp_path / "one" / "README.md").read_text()
     row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
     accuracies = [row.val_top1 or 0, 0.25, 0.35]
     for seed, value in enumerate(accuracies[1:], 1):
-        ledger.append(dataclasses.replace(row, trial=f"r{seed}", confirms="abc", seed=seed, val_top1=value))
+        ledger.append(dataclasses.replace(row, trial=f"r{seed}", repeat_of="abc", seed=seed, val_top1=value))
     card = export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "three")
     assert (card["seeds"], card["val_top1_repeats"]) == (3, pytest.approx(0.3))
     assert card["val_top1_mean"] == pytest.approx(sum(accuracies) / 3)
@@ -103,8 +103,8 @@ def test_other_runtimes_may_differ_for_one_image_in_two_hundred(
     taken: bool,
 ) -> None:
     """Of 360 images that is one; without the exporters, as only the comparison counts here."""
-    others = torch.cat([(classes[:differing] + 1) % 10, classes[differing:]])
-    monkeypatch.setattr(verify, "read_apart", lambda *_: others)
+    comparable_studies = torch.cat([(classes[:differing] + 1) % 10, classes[differing:]])
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: comparable_studies)
     monkeypatch.setitem(FORMATS, format, FORMATS["safetensors"])
     out = tmp_path / "out"
     if not taken:
@@ -123,7 +123,7 @@ def test_other_runtimes_may_differ_for_one_image_in_two_hundred(
 def test_the_tensors_take_what_the_ledger_says(
     ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
     row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
     ledger.append(dataclasses.replace(row, trial="other", size_bytes=(row.size_bytes or 0) + 1))
     said = f"holds {row.size_bytes} bytes of tensors, size_bytes of trial other is {(row.size_bytes or 0) + 1}"
@@ -135,7 +135,7 @@ def test_the_tensors_take_what_the_ledger_says(
 def test_a_shipped_file_tells_no_folder(
     ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "read_apart", lambda *_: classes)
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
     export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
         assert str(tmp_path.parent).encode() not in path.read_bytes()

@@ -9,8 +9,8 @@ import pytest
 
 from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
-from search.optimize.ehvi import expected_gain
-from search.optimize.sampler import ConfigSampler, Told
+from search.optimize.ehvi import expected_hypervolume_improvement
+from search.optimize.sampler import ConfigSampler, Observation
 from search.optimize.surrogate import Surrogate, to_accuracy, to_score
 from search.study.budget import Budget
 from spaces import NetworkConfig, Space
@@ -25,7 +25,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def candidates(space: Space) -> Candidates:
-    return Candidates(space.restricted(SMALL))
+    return Candidates(space.restrict(SMALL))
 
 
 def _accuracy(config: NetworkConfig) -> float:
@@ -51,7 +51,7 @@ def test_points_know_what_configs_know(candidates: Candidates) -> None:
 
 def test_points_of_one_network_are_told_by_their_identity(space: Space) -> None:
     """Where no filter is rebuilt, the number of groups says nothing."""
-    candidates = Candidates(space.restricted({**SMALL, "layer3": {"pruning_rate": [None, 0.5], "groups": [1, 2]}}))
+    candidates = Candidates(space.restrict({**SMALL, "layer3": {"pruning_rate": [None, 0.5], "groups": [1, 2]}}))
     choices = itertools.product(*(range(len(values)) for values in candidates.knobs.values()))
     every = candidates.look(np.array(list(choices)))
     digests = [candidates.space.network.digest(candidates.config(point)) for point in every.numbers]
@@ -79,8 +79,8 @@ def test_the_expected_gain_is_the_mean_gain_of_what_may_come(costs: int) -> None
         )
         for row, cost in zip(uncertain, certain, strict=True)
     ]
-    assert np.allclose(expected_gain(losses, uncertain, certain, weights), expected, atol=1e-12)
-    alone = expected_gain(losses[:0], uncertain, certain, weights)
+    assert np.allclose(expected_hypervolume_improvement(losses, uncertain, certain, weights), expected, atol=1e-12)
+    alone = expected_hypervolume_improvement(losses[:0], uncertain, certain, weights)
     assert np.allclose(alone, (np.clip(1 - uncertain, 0, None) @ weights) * np.clip(1 - certain, 0, None).prod(axis=1))
 
 
@@ -127,7 +127,7 @@ def _search(candidates: Candidates, sampler: str, trials: int, budget: Budget | 
         drawn.append(config)
         cost = candidates.space.network.cost(config)
         accuracy = _accuracy(config)
-        drawing.tell(handle, Told(values=[accuracy, cost.size_bytes, cost.flops]))
+        drawing.tell(handle, Observation(values=[accuracy, cost.size_bytes, cost.flops]))
     return drawn
 
 
@@ -144,7 +144,7 @@ def test_the_front_is_found_in_fewer_trials_than_at_random(candidates: Candidate
         return float(moocore.hypervolume(np.array(inside), ref=np.ones(3)))
 
     whole = volume([candidates.config(point) for point in candidates.everything.numbers])
-    ours, blind = (whole - volume(_search(candidates, name, 30)) for name in ("front", "random"))
+    ours, blind = (whole - volume(_search(candidates, name, 30)) for name in ("ehvi", "random"))
     assert ours < blind / 2
     assert ours < 0.01 * whole
 
@@ -153,7 +153,7 @@ def test_nothing_is_drawn_twice_or_over_budget_until_nothing_is_left(candidates:
     sizes = np.sort(candidates.everything.costs["size_bytes"])
     budget = Budget(max_size=int(sizes[30]))
     fitting = int((sizes <= sizes[30]).sum())
-    drawn = _search(candidates, "front", fitting, budget)
+    drawn = _search(candidates, "ehvi", fitting, budget)
     network = candidates.space.network
     assert len({network.digest(config) for config in drawn}) == fitting
     assert all(budget.fits(network.cost(config)) for config in drawn)
@@ -162,15 +162,15 @@ def test_nothing_is_drawn_twice_or_over_budget_until_nothing_is_left(candidates:
 def test_large_spaces_are_searched_near_the_front(space: Space) -> None:
     candidates = Candidates(space)
     assert candidates.size > 10**12
-    drawn = _search(candidates, "front", 14)
+    drawn = _search(candidates, "ehvi", 14)
     assert len({space.network.digest(config) for config in drawn}) == 14
 
 
 def test_trials_under_way_are_not_drawn_again(candidates: Candidates) -> None:
-    drawing = ConfigSampler(candidates, OBJECTIVES, sampler="front", seed=0)
+    drawing = ConfigSampler(candidates, OBJECTIVES, sampler="ehvi", seed=0)
     for config in _search(candidates, "random", 10):
         cost = candidates.space.network.cost(config)
-        told = Told(values=[_accuracy(config), cost.size_bytes, cost.flops])
+        told = Observation(values=[_accuracy(config), cost.size_bytes, cost.flops])
         drawing.replay(candidates.point(config), told)
     drawn = [candidates.config(drawing.ask(number)[1]) for number in range(10, 16)]
     digests = [candidates.space.network.digest(config) for config in drawn]
@@ -179,18 +179,20 @@ def test_trials_under_way_are_not_drawn_again(candidates: Candidates) -> None:
 
 def test_latency_is_forecast_from_the_trials_that_are_most_alike(candidates: Candidates) -> None:
     objectives = parse_objectives(("val_top1", "latency_ms"))
-    drawing = ConfigSampler(candidates, objectives, sampler="front", seed=0)
+    drawing = ConfigSampler(candidates, objectives, sampler="ehvi", seed=0)
     for number in range(16):
         handle, point = drawing.ask(number)
         config = candidates.config(point)
         cost = candidates.space.network.cost(config)
-        drawing.tell(handle, Told(values=[_accuracy(config), cost.flops / 1e6]))
+        drawing.tell(handle, Observation(values=[_accuracy(config), cost.flops / 1e6]))
     assert len(drawing._study.best_trials) >= 2
 
 
 def test_optuna_sees_the_study_as_ours_does(candidates: Candidates) -> None:
-    drawing = ConfigSampler(candidates, OBJECTIVES, sampler="front", seed=0)
-    for number, told in enumerate((Told(values=[0.9, 1e4, 1e6]), Told(forecast=0.7), Told(), Told(excess={"a": 0.5}))):
+    drawing = ConfigSampler(candidates, OBJECTIVES, sampler="ehvi", seed=0)
+    for number, told in enumerate(
+        (Observation(values=[0.9, 1e4, 1e6]), Observation(forecast=0.7), Observation(), Observation(excess={"a": 0.5}))
+    ):
         drawing.tell(drawing.ask(number)[0], told)
     states = [trial.state for trial in drawing._study.trials]
     complete, pruned, fail = (

@@ -7,7 +7,7 @@ import pytest
 
 from layers import UsageError
 from results.objectives import parse_objectives
-from search.optimize.pruner import Judge
+from search.optimize.pruner import ConformalPruner
 
 OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"))
 
@@ -21,21 +21,21 @@ def _trial(rng: np.random.Generator) -> tuple[dict[str, float], list[float], np.
     return costs, [start, final - 0.01 + rng.normal(0, 0.005), final], features
 
 
-def _learnt(rng: np.random.Generator, trials: int, miss_rate: float) -> Judge:
-    judge = Judge(OBJECTIVES, miss_rate=miss_rate)
+def _learnt(rng: np.random.Generator, trials: int, miss_rate: float) -> ConformalPruner:
+    pruner = ConformalPruner(OBJECTIVES, miss_rate=miss_rate)
     for _ in range(trials):
-        judge.learn(*_trial(rng))
-    return judge
+        pruner.observe(*_trial(rng))
+    return pruner
 
 
 def test_final_accuracies_end_above_their_optimistic_forecast_as_seldom_as_was_asked() -> None:
     rng = np.random.default_rng()
     above = []
     for _ in range(30):
-        judge = _learnt(rng, 40, 0.2)
+        pruner = _learnt(rng, 40, 0.2)
         for _ in range(20):
             _, accuracies, features = _trial(rng)
-            forecast = judge.forecast(accuracies[:1], features)
+            forecast = pruner.forecast(accuracies[:1], features)
             assert forecast is not None
             assert forecast[0] <= forecast[1]
             above.append(accuracies[-1] > forecast[1])
@@ -46,9 +46,9 @@ def test_a_better_start_is_never_forecast_to_end_worse() -> None:
     """Where both tellers say nearly the same, plain least squares would often weigh one of them negatively."""
     rng = np.random.default_rng()
     for _ in range(20):
-        judge = _learnt(rng, 10, 0.1)
+        pruner = _learnt(rng, 10, 0.1)
         _, _, features = _trial(rng)
-        forecasts = [judge.forecast([accuracy], features) for accuracy in (0.6, 0.7, 0.8, 0.9)]
+        forecasts = [pruner.forecast([accuracy], features) for accuracy in (0.6, 0.7, 0.8, 0.9)]
         for one, other in pairwise(forecasts):
             assert one[0] <= other[0] + 1e-9
             assert one[1] <= other[1] + 1e-9
@@ -58,66 +58,66 @@ def test_a_config_unlike_any_seen_is_forecast_within_what_was_seen() -> None:
     """Not from every draw: after seed 15594 features are given a weight of six, and one ends far outside."""
     rng = np.random.default_rng(0)
     for _ in range(100):
-        judge, curves = Judge(OBJECTIVES, miss_rate=0.1), []
+        pruner, curves = ConformalPruner(OBJECTIVES, miss_rate=0.1), []
         for _ in range(12):
             costs, accuracies, features = _trial(rng)
-            judge.learn(costs, accuracies, features)
+            pruner.observe(costs, accuracies, features)
             curves.append(accuracies)
         ends = [accuracies[-1] for accuracies in curves]
         spread = max(ends) - min(ends)
         for accuracies in curves:
-            expected, _ = judge.forecast(accuracies[:1], rng.choice([-1e3, 1e3], 4))
+            expected, _ = pruner.forecast(accuracies[:1], rng.choice([-1e3, 1e3], 4))
             assert min(ends) - spread <= expected <= max(ends) + spread
 
 
 def test_a_trial_is_given_up_only_where_one_that_costs_no_more_is_out_of_its_reach() -> None:
     rng = np.random.default_rng()
-    judge, finished = Judge(OBJECTIVES, miss_rate=0.1), []
+    pruner, finished = ConformalPruner(OBJECTIVES, miss_rate=0.1), []
     given_up = 0
     for _ in range(300):
         costs, accuracies, features = _trial(rng)
-        if judge.hopeless(costs, accuracies[:2], features):
+        if pruner.should_prune(costs, accuracies[:2], features):
             given_up += 1
-            best = judge.forecast(accuracies[:2], features)[1]
+            best = pruner.forecast(accuracies[:2], features)[1]
             assert any(
                 other["size_bytes"] <= costs["size_bytes"] and other["flops"] <= costs["flops"] and top1 >= best
                 for other, top1 in finished
             )
             continue
-        judge.learn(costs, accuracies, features)
+        pruner.observe(costs, accuracies, features)
         finished.append((costs, accuracies[-1]))
     assert given_up > 50
 
 
 def test_nothing_is_given_up_before_enough_trials_have_finished() -> None:
     rng = np.random.default_rng()
-    judge = _learnt(rng, 8, 0.1)
+    pruner = _learnt(rng, 8, 0.1)
     _, accuracies, features = _trial(rng)
-    assert judge.forecast(accuracies[:1], features) is None
-    assert not judge.hopeless({"size_bytes": 1e9, "flops": 1e9}, accuracies[:1], features)
-    judge.learn(*_trial(rng))
-    assert judge.forecast(accuracies[:1], features) is not None
+    assert pruner.forecast(accuracies[:1], features) is None
+    assert not pruner.should_prune({"size_bytes": 1e9, "flops": 1e9}, accuracies[:1], features)
+    pruner.observe(*_trial(rng))
+    assert pruner.forecast(accuracies[:1], features) is not None
 
 
 @pytest.mark.parametrize("names", [("val_top1", "latency_ms"), ("val_top1", "size_bytes", "latency_b64_ms")])
 def test_what_costs_nobody_knows_yet_is_never_given_up(names: tuple[str, ...]) -> None:
     rng = np.random.default_rng()
-    judge = Judge(parse_objectives(names), miss_rate=0.1)
+    pruner = ConformalPruner(parse_objectives(names), miss_rate=0.1)
     for _ in range(30):
         costs, accuracies, features = _trial(rng)
-        judge.learn({**costs, "latency_ms": 1.0, "latency_b64_ms": 9.0}, accuracies, features)
-    assert not judge.hopeless({"size_bytes": 1e9}, [0.0], np.zeros(4))
+        pruner.observe({**costs, "latency_ms": 1.0, "latency_b64_ms": 9.0}, accuracies, features)
+    assert not pruner.should_prune({"size_bytes": 1e9}, [0.0], np.zeros(4))
 
 
 def test_without_a_miss_rate_every_trial_runs_to_its_end() -> None:
     rng = np.random.default_rng()
-    judge = Judge(OBJECTIVES, miss_rate=None)
+    pruner = ConformalPruner(OBJECTIVES, miss_rate=None)
     for _ in range(30):
-        judge.learn(*_trial(rng))
-    assert not judge.hopeless({"size_bytes": 1e9, "flops": 1e9}, [0.0], np.zeros(4))
+        pruner.observe(*_trial(rng))
+    assert not pruner.should_prune({"size_bytes": 1e9, "flops": 1e9}, [0.0], np.zeros(4))
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.5, float("nan")])
 def test_nonsense_is_named(rate: float) -> None:
     with pytest.raises(UsageError, match=rf"miss_rate \(={rate}\) must be above 0 and below 1"):
-        Judge(OBJECTIVES, miss_rate=rate)
+        ConformalPruner(OBJECTIVES, miss_rate=rate)

@@ -9,8 +9,8 @@ from ray.tune.search import Searcher
 from layers import UsageError
 from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
-from search.optimize.pruner import Judge
-from search.optimize.sampler import SAMPLERS, ConfigSampler, Told
+from search.optimize.pruner import ConformalPruner
+from search.optimize.sampler import SAMPLERS, ConfigSampler, Observation
 from search.optimize.searcher import FrontSearcher
 from search.study.budget import Budget, extremes
 from search.study.plan import DEFAULT_OBJECTIVES, StudyPlan
@@ -35,7 +35,7 @@ def make(plan: StudyPlan) -> Callable[..., FrontSearcher]:
         return FrontSearcher(
             candidates,
             ConfigSampler(candidates, OBJECTIVES, sampler=sampler, seed=seed, budget=budget),
-            Judge(OBJECTIVES, miss_rate=miss_rate),
+            ConformalPruner(OBJECTIVES, miss_rate=miss_rate),
             budget=budget,
             cheapest=extremes(space, budget)[0],
             objectives=OBJECTIVES,
@@ -70,8 +70,8 @@ def _run(searcher: FrontSearcher, space: Space, trials: int) -> list[TrialSpec]:
 def _row(spec: TrialSpec, number: int, space: Space, **changes: object) -> dict[str, object]:
     cost = space.network.cost(spec.config)
     told = {"val_top1": 0.5, "size_bytes": cost.size_bytes, "flops": cost.flops, "status": "finished"}
-    curve = {"zero_shot_top1": 0.4, "curve": [{"val_top1": 0.5}]}
-    return {"number": number, "spec": json.dumps(spec.to_json()), **told, **curve, **changes}
+    history = {"init_score": 0.4, "history": [{"val_top1": 0.5}]}
+    return {"number": number, "spec": json.dumps(spec.to_json()), **told, **history, **changes}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -95,7 +95,7 @@ def test_no_trial_is_over_budget(make, space: Space) -> None:  # type: ignore[no
 
 
 def test_an_exhausted_space_ends_the_search(make, space: Space) -> None:  # type: ignore[no-untyped-def]
-    tiny = space.restricted(
+    tiny = space.restrict(
         {
             "all": {
                 "basis": ["cosine"],
@@ -118,7 +118,7 @@ def test_known_networks_are_not_asked_for_again(make, space: Space) -> None:  # 
     past = _run(make(space, seed=1), space, 12)
     searcher = make(space, seed=1)
     for number, spec in enumerate(past):
-        searcher.know(_row(spec, number, space))
+        searcher.add_row(_row(spec, number, space))
     searcher.begin(12)
     numbers, digests = [], set()
     for i in range(12):
@@ -169,14 +169,14 @@ def test_replayed_trials_are_what_optuna_would_have_kept(space: Space) -> None:
         config = space.decode({name: draws.choice(values) for name, values in space.knobs.items()})
         point = candidates.point(config)
         assert candidates.config(point) == config
-        sampler.replay(point, Told(values=(0.5, 1e4, 1e6)))
+        sampler.replay(point, Observation(values=(0.5, 1e4, 1e6)))
         params = sampler._study.trials[-1].params
         found = space.decode({name: space.knobs[name][index] for name, index in params.items()})
         assert found == config
 
 
 def test_unknown_samplers_are_named(space: Space, weights: Path) -> None:
-    with pytest.raises(UsageError, match=r"sampler \(='tpx'\) must be one of front, tpe, nsga2, nsga3, gp, random"):
+    with pytest.raises(UsageError, match=r"sampler \(='tpx'\) must be one of ehvi, tpe, nsga2, nsga3, gp, random"):
         ConfigSampler(Candidates(space), OBJECTIVES, sampler="tpx", seed=0)
 
 
@@ -191,7 +191,7 @@ def test_what_is_waiting_comes_first_and_keeps_its_number(make, space: Space) ->
     first.begin(6, seeds=[NetworkConfig()])
     begun = [first.suggest(f"t{i}") for i in range(6)]
     again = make(space)
-    again.know(_row(TrialSpec.from_json(begun[1]["spec"]), 1, space))
+    again.add_row(_row(TrialSpec.from_json(begun[1]["spec"]), 1, space))
     again.begin(5, seeds=[NetworkConfig()], waiting=[begun[0], begun[3], begun[5]])
     asked = [again.suggest(f"n{i}") for i in range(5)]
     assert asked[:3] == [begun[0], begun[3], begun[5]]
@@ -234,7 +234,7 @@ def test_hopeless_trials_are_given_up_and_told_as_pruned(make, space: Space) -> 
         key, spec = str(len(points)), TrialSpec.from_json(suggestion["spec"])
         final = rng.uniform(0.5, 0.95)
         start = _report(spec, space, [final - 0.1], "running")
-        if searcher.give_up(key, start):
+        if searcher.should_stop(key, start):
             searcher.on_trial_complete(key, start)
         else:
             searcher.on_trial_complete(key, _report(spec, space, [final - 0.1, final]))
@@ -258,14 +258,14 @@ def test_what_is_over_budget_is_told_as_a_constraint_that_is_broken(make, space:
     assert not any(trial.state.name == "RUNNING" for trial in searcher._sampler._study.trials)
 
 
-@pytest.mark.parametrize("sampler", ["front", "random"])
+@pytest.mark.parametrize("sampler", ["ehvi", "random"])
 def test_a_search_that_was_stopped_asks_for_what_it_would_have_asked_for(make, space: Space, sampler: str) -> None:  # type: ignore[no-untyped-def]
     whole = _run(make(space, sampler=sampler, seed=2), space, 14)
     again = make(space, sampler=sampler, seed=2)
     for number, spec in enumerate(whole[:9]):
         top1 = space.network.cost(spec.config).size_bytes / 4e5
-        curve = {"zero_shot_top1": 0.1, "curve": [{"val_top1": top1}], "val_top1": top1}
-        again.know(_row(spec, number, space, **curve))
+        history = {"init_score": 0.1, "history": [{"val_top1": top1}], "val_top1": top1}
+        again.add_row(_row(spec, number, space, **history))
     again.begin(5, seeds=[NetworkConfig()])
     rest = []
     for i in range(5):
@@ -277,10 +277,10 @@ def test_a_search_that_was_stopped_asks_for_what_it_would_have_asked_for(make, s
 
 
 def test_a_row_outside_the_space_counts_as_known_and_no_more(make, space: Space, plan: StudyPlan) -> None:  # type: ignore[no-untyped-def]
-    narrow = space.restricted({"all": {"bits": [8]}})
+    narrow = space.restrict({"all": {"bits": [8]}})
     searcher = make(narrow)
     spec = plan.spec(NetworkConfig(), weights_sha256="w", data_fingerprint="d")
-    searcher.know(_row(spec, 4, space))
+    searcher.add_row(_row(spec, 4, space))
     searcher.begin(1, seeds=[NetworkConfig()])
     suggestion = searcher.suggest("t")
     assert suggestion["number"] == 5

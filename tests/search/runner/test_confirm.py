@@ -19,7 +19,7 @@ from search.runner.confirm import confirm_trials
 from search.runner.launch import start_study
 from search.study.plan import StudyPlan
 from search.study.record import network_config
-from search.study.workload import Subject
+from search.study.workload import Workload
 from spaces import NetworkConfig
 from trainers.spec import TrialSpec
 
@@ -37,11 +37,11 @@ def test_a_front_is_confirmed_once_and_the_search_is_left_alone(
 
     outcome = confirm_trials(ledger, "s", "front", where=None, seeds=2, resources=SERIAL, console=console)
     assert (outcome.trials, outcome.wanted, outcome.done, outcome.failed) == ((first["trial"],), 2, 2, 0)
-    rows = sorted(ledger.confirmations("s").to_pylist(), key=lambda row: row["seed"])
+    rows = sorted(ledger.repeats("s").to_pylist(), key=lambda row: row["seed"])
     assert [row["seed"] for row in rows] == [plan.seed + 1, plan.seed + 2]
     assert len({row["trial"] for row in rows} | {first["trial"]}) == 3
     for row in rows:
-        assert (row["confirms"], row["number"], row["status"]) == (first["trial"], 0, TrialStatus.FINISHED)
+        assert (row["repeat_of"], row["number"], row["status"]) == (first["trial"], 0, TrialStatus.FINISHED)
         assert (row["config_digest"], row["size_bytes"]) == (first["config_digest"], first["size_bytes"])
         assert network_config(row) == network_config(first)
         assert TrialSpec.from_json(json.loads(row["spec"])).seed == row["seed"]
@@ -62,7 +62,7 @@ def test_a_front_is_confirmed_once_and_the_search_is_left_alone(
     out, err = capsys.readouterr()
     assert json.loads(out)["front"][0]["seeds"] == 3
     assert "repeats to run" not in err  # nothing was left to do
-    assert ledger.confirmations("s").num_rows == 2
+    assert ledger.repeats("s").num_rows == 2
     assert _run(["query", *common, "--front"]) == 0
     assert "(n=3)" in capsys.readouterr().out
     assert _run(["status", *common]) == 0
@@ -70,15 +70,15 @@ def test_a_front_is_confirmed_once_and_the_search_is_left_alone(
 
 
 @pytest.fixture
-def subject(plan: StudyPlan) -> Subject:
-    return Subject.of(plan)
+def workload(plan: StudyPlan) -> Workload:
+    return Workload.load(plan)
 
 
 @pytest.fixture
-def row(plan: StudyPlan, subject: Subject) -> TrialRow:
+def row(plan: StudyPlan, workload: Workload) -> TrialRow:
     """A finished trial of the study `s`, whatever it measured."""
-    spec = plan.spec(NetworkConfig(), **subject.identity())
-    texts = dict.fromkeys(("model", "dataset", "start", "config_digest", "spec_digest"), "x")
+    spec = plan.spec(NetworkConfig(), **workload.identity())
+    texts = dict.fromkeys(("model", "dataset", "init", "config_digest", "spec_digest"), "x")
     counts = dict.fromkeys(("number", "seed", "epochs", "epochs_run", "parameters", "size_bytes", "macs", "flops"), 1)
     times = dict.fromkeys(("started_at", "finished_at"), datetime.now(UTC))
     return TrialRow(
@@ -112,7 +112,7 @@ def test_what_cannot_be_confirmed_is_said(
 ) -> None:
     with pytest.raises(error, match=message):
         confirm_trials(ledger, study, which, where=where, seeds=seeds, resources=SERIAL, console=console)
-    assert ledger.confirmations(study).num_rows == 0
+    assert ledger.repeats(study).num_rows == 0
 
 
 def test_finished_repeats_are_left_out_and_failed_ones_tried_again(
@@ -120,7 +120,7 @@ def test_finished_repeats_are_left_out_and_failed_ones_tried_again(
     study: str,
     row: TrialRow,
     plan: StudyPlan,
-    subject: Subject,
+    workload: Workload,
     console: Console,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,14 +128,14 @@ def test_finished_repeats_are_left_out_and_failed_ones_tried_again(
     asked: list[tuple[str, int]] = []
 
     def run(ledger: Ledger, study: str, missing: list[dict[str, Any]], *rest: object, wanted: int) -> None:
-        asked.extend((suggestion["confirms"], suggestion["spec"]["seed"]) for suggestion in missing)
+        asked.extend((suggestion["repeat_of"], suggestion["spec"]["seed"]) for suggestion in missing)
         for suggestion, failed in zip(missing, (False, True), strict=False):
-            repeat = dataclasses.replace(row, trial=suggestion["trial"], confirms=suggestion["confirms"])
+            repeat = dataclasses.replace(row, trial=suggestion["trial"], repeat_of=suggestion["repeat_of"])
             ended = {"status": TrialStatus.FAILED, "error": "x", "val_top1": None} if failed else {}
             ledger.append(dataclasses.replace(repeat, **ended))
 
     monkeypatch.setattr(confirm, "_run", run)
-    monkeypatch.setattr(confirm, "open_study", lambda *_: (plan, subject))
+    monkeypatch.setattr(confirm, "open_study", lambda *_: (plan, workload))
     found = []
     for seeds in (2, 2, 2, 3):
         outcome = confirm_trials(ledger, study, "g", where=None, seeds=seeds, resources=SERIAL, console=console)

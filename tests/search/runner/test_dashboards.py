@@ -8,7 +8,7 @@ import pytest
 from layers import OvertoneError, UsageError
 from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
-from search.optimize.sampler import ConfigSampler, Told
+from search.optimize.sampler import ConfigSampler, Observation
 from search.runner.dashboards import TensorBoard, open_storage
 from spaces import Space
 
@@ -23,7 +23,7 @@ def test_an_optuna_storage_holds_the_study_that_is_and_no_older_one(space: Space
             Candidates(space), OBJECTIVES, sampler="random", seed=0, storage=open_storage(url), name="s"
         )
         for number in range(trials):
-            drawing.tell(drawing.ask(number)[0], Told(values=[0.5, 1e4, 1e6]))
+            drawing.tell(drawing.ask(number)[0], Observation(values=[0.5, 1e4, 1e6]))
     seen = optuna.load_study(study_name="s", storage=open_storage(url))
     assert [trial.values for trial in seen.trials] == [[0.5, 1e4, 1e6]] * 2
     assert seen.metric_names == [objective.name for objective in OBJECTIVES]

@@ -10,7 +10,7 @@ from search.commands.options import parse_gpus
 from search.runner.cluster import Resources
 from search.runner.gpu_probe import _few, gpu_share, share_of
 from search.study.plan import StudyPlan
-from search.study.workload import Subject
+from search.study.workload import Workload
 
 GB = 10**9
 
@@ -44,8 +44,8 @@ def test_numbers_auto_and_nothing_are_read() -> None:
 
 
 def test_the_probe_trains_on_whole_batches_however_few_images_there_are(plan: StudyPlan) -> None:
-    data, schedule = Subject.of(plan).data, dataclasses.replace(plan.schedule, batch_size=128)
-    few = _few(data, schedule)
+    data, recipe = Workload.load(plan).data, dataclasses.replace(plan.recipe, batch_size=128)
+    few = _few(data, recipe)
     assert len(data.train) < 128
     assert len(few.train) == 3 * 128
     assert few.val is data.val
@@ -54,4 +54,4 @@ def test_the_probe_trains_on_whole_batches_however_few_images_there_are(plan: St
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_gpu_that_is_only_a_number_cannot_be_probed(plan: StudyPlan) -> None:
     with pytest.raises(OvertoneError, match=r"gpus_per_trial \(='auto'\) could not try a trial on a GPU: .*no GPU"):
-        gpu_share(Subject.of(plan), plan.schedule)
+        gpu_share(Workload.load(plan), plan.recipe)

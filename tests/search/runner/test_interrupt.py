@@ -162,11 +162,11 @@ def test_a_stopped_confirmation_goes_on(weights: Path, tmp_path: Path) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     process = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
     deadline = time.monotonic() + 120
-    while ledger.confirmations("s").num_rows < 2 and process.poll() is None and time.monotonic() < deadline:
+    while ledger.repeats("s").num_rows < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=100)
-    before = ledger.confirmations("s").to_pylist()
+    before = ledger.repeats("s").to_pylist()
     assert 2 <= len(before) < 8
     assert (process.returncode, "Traceback" in err) == (1, False)
     assert f"{len(before)} of 8 repeats of 1 trial of s done; the same command goes on" in out
@@ -174,6 +174,6 @@ def test_a_stopped_confirmation_goes_on(weights: Path, tmp_path: Path) -> None:
     again = subprocess.run(command, check=False, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert f"{8 - len(before)} of 8 repeats to run" in again.stderr
-    after = {row["trial"]: row for row in ledger.confirmations("s").to_pylist()}
+    after = {row["trial"]: row for row in ledger.repeats("s").to_pylist()}
     assert sorted(row["seed"] for row in after.values()) == list(range(1, 9))
     assert all(after[row["trial"]] == row for row in before)

@@ -17,10 +17,10 @@ from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from results.schema import TrialStatus
 from search.commands.studies import _tell_outcome
-from search.optimize.pruner import Judge
+from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler
 from search.runner.cluster import Resources
-from search.runner.launch import Shown, resume_study, start_study
+from search.runner.launch import DashboardOptions, resume_study, start_study
 from search.study.budget import Budget
 from search.study.plan import StudyPlan
 from spaces import Space, build_model, load_model, save_weights
@@ -35,7 +35,7 @@ VARYING = ("started_at", "finished_at", "compress_s", "finetune_s", "evaluate_s"
 def _stable(ledger: Ledger, study: str) -> list[dict[str, object]]:
     rows = ledger.trials(study).drop_columns(list(VARYING)).to_pylist()
     for row in rows:
-        for epoch in row["curve"]:
+        for epoch in row["history"]:
             del epoch["seconds"]
     return rows
 
@@ -52,8 +52,8 @@ def test_a_study_is_searched_kept_resumed_and_reproduced(
     assert ledger.study("a")["choices"]["layer3"]["harmonics_y"] == [1, 2, 3]
     for row in rows:
         config = StudyPlan.from_record(ledger.study("a")) and json.loads(row["spec"])["config"]
-        assert len(row["curve"]) == row["epochs_run"] == 1
-        assert row["val_top1"] == row["curve"][-1]["val_top1"]
+        assert len(row["history"]) == row["epochs_run"] == 1
+        assert row["val_top1"] == row["history"][-1]["val_top1"]
         assert {b["block"] for b in row["blocks"]} == set(config["blocks"])
     _models_give_what_the_rows_say(ledger, plan, rows)
     assert {row["model_sha256"] for row in ledger.front("a").to_pylist()} <= ledger.models()
@@ -118,18 +118,18 @@ def test_a_study_begins_with_what_others_have_finished(ledger: Ledger, plan: Stu
 def test_stopped_trials_are_kept_with_their_epochs_and_are_never_on_the_front(
     ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch, resources: Resources
 ) -> None:
-    def hopeless(self: Judge, costs: dict[str, float], accuracies: list[float], features: object) -> bool:
+    def should_prune(self: ConformalPruner, costs: dict[str, float], accuracies: list[float], features: object) -> bool:
         return len(accuracies) == (1 if costs["size_bytes"] < 100_000 else 2)
 
-    monkeypatch.setattr(Judge, "hopeless", hopeless)
+    monkeypatch.setattr(ConformalPruner, "should_prune", should_prune)
     many = dataclasses.replace(plan, trials=8, epochs=3)
     assert start_study(ledger, "p", many, resources, console).done == 8
     rows = ledger.trials("p").to_pylist()
     assert {row["status"] for row in rows} == {TrialStatus.PRUNED}
     for row in rows:
-        assert row["epochs_run"] == len(row["curve"]) == (0 if row["size_bytes"] < 100_000 else 1)
+        assert row["epochs_run"] == len(row["history"]) == (0 if row["size_bytes"] < 100_000 else 1)
         assert row["val_top1"] is None
-        assert 0 <= row["zero_shot_top1"] <= 1
+        assert 0 <= row["init_score"] <= 1
         assert row["compress_s"] is not None
     assert ledger.front("p").num_rows == 0
     assert not ledger.models()
@@ -194,8 +194,8 @@ def test_a_refused_resume_leaves_the_goal_as_it_was(ledger: Ledger, plan: StudyP
 def test_a_study_whose_trials_all_failed_ends_with_one(
     ledger: Ledger, plan: StudyPlan, console: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hopeless = dataclasses.replace(plan.schedule, lr=1e30, shape="constant", precision="fp32")
-    outcome = start_study(ledger, "f", dataclasses.replace(plan, trials=2, schedule=hopeless), SERIAL, console)
+    should_prune = dataclasses.replace(plan.recipe, lr=1e30, lr_schedule="constant", precision="fp32")
+    outcome = start_study(ledger, "f", dataclasses.replace(plan, trials=2, recipe=should_prune), SERIAL, console)
     assert set(ledger.trials("f")["status"].to_pylist()) == {"failed"}
     with pytest.raises(typer.Exit) as ended:
         _tell_outcome(ledger, "f", outcome, as_json=False)
@@ -207,7 +207,7 @@ def test_a_study_shows_in_tensorboard_and_in_optunas_storage(
     ledger: Ledger, plan: StudyPlan, console: Console, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path}/optuna.db"
-    shown = Shown(tensorboard=tmp_path / "boards", optuna_storage=url)
+    shown = DashboardOptions(tensorboard=tmp_path / "boards", optuna_storage=url)
     start_study(ledger, "s", dataclasses.replace(plan, trials=2), SERIAL, console, shown)
     resume_study(ledger, "s", 1, SERIAL, console, shown)
     study = optuna.load_study(study_name="s", storage=url)
@@ -218,8 +218,8 @@ def test_a_study_shows_in_tensorboard_and_in_optunas_storage(
     events = event_accumulator.EventAccumulator(str(tmp_path / "boards" / "s")).Reload()
     assert [event.step for event in events.Scalars("study/hypervolume")] == [1, 2, 3]
     trial = event_accumulator.EventAccumulator(str(tmp_path / "boards" / "s" / f"00001-{rows[1]['trial']}")).Reload()
-    curve = [rows[1]["zero_shot_top1"], *(epoch["val_top1"] for epoch in rows[1]["curve"])]
-    assert [event.value for event in trial.Scalars("trial/val_top1")] == pytest.approx(curve)
+    history = [rows[1]["init_score"], *(epoch["val_top1"] for epoch in rows[1]["history"])]
+    assert [event.value for event in trial.Scalars("trial/val_top1")] == pytest.approx(history)
 
 
 def test_a_study_can_be_steered_by_the_latency_of_a_batch(
@@ -250,7 +250,7 @@ def _models_give_what_the_rows_say(ledger: Ledger, plan: StudyPlan, rows: list[d
 def test_a_failing_trial_is_kept_with_its_reason_and_the_study_goes_on(
     ledger: Ledger, plan: StudyPlan, console: Console, resources: Resources
 ) -> None:
-    broken = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, lr=1e30), trials=3, epochs=2)
+    broken = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, lr=1e30), trials=3, epochs=2)
     assert start_study(ledger, "nan", broken, resources, console).done == 3
     rows = ledger.trials("nan").to_pylist()
     assert [row["status"] for row in rows] == [TrialStatus.FAILED] * 3

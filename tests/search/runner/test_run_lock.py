@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from search.runner.progress import ALIVE_S
-from search.runner.run_lock import seems_to_run
+from search.runner.run_lock import is_running
 
 
 def _said(**of: object) -> dict[str, object]:
@@ -18,18 +18,18 @@ def _said(**of: object) -> dict[str, object]:
 
 
 def test_a_process_of_this_machine_runs_as_long_as_it_is_there() -> None:
-    assert seems_to_run(_said())
+    assert is_running(_said())
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    assert not seems_to_run(_said(pid=gone.pid))
-    assert seems_to_run(_said(pid=gone.pid, host="another"))
+    assert not is_running(_said(pid=gone.pid))
+    assert is_running(_said(pid=gone.pid, host="another"))
 
 
 @pytest.mark.parametrize("host", [socket.gethostname(), "another"])
 def test_what_was_not_heard_of_for_long_does_not_run(host: str) -> None:
     long_ago = datetime.now(UTC) - timedelta(seconds=ALIVE_S + 1)
-    assert not seems_to_run(_said(host=host, updated_at=long_ago.isoformat()))
+    assert not is_running(_said(host=host, updated_at=long_ago.isoformat()))
 
 
 def test_what_has_ended_or_never_began_does_not_run() -> None:
-    assert not any(map(seems_to_run, ({}, _said(state="finished"), _said(state="interrupted"))))
+    assert not any(map(is_running, ({}, _said(state="finished"), _said(state="interrupted"))))

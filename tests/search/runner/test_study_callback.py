@@ -14,14 +14,14 @@ from results.ledger.ledger import Ledger
 from results.schema import TrialRow, TrialStatus
 from search.runner.ledger_callback import StopWhenLost
 from search.runner.progress import Progress
-from search.runner.study_callback import Recorder
+from search.runner.study_callback import StudyCallback
 from search.runner.trainable import checkpoint_name
 from search.study.plan import StudyPlan
 from spaces import Network
 
 
 def _row(number: int, top1: float | None, size: int, flops: int, model_sha256: str) -> TrialRow:
-    texts = dict.fromkeys(("model", "dataset", "start", "config_digest", "spec_digest"), "x")
+    texts = dict.fromkeys(("model", "dataset", "init", "config_digest", "spec_digest"), "x")
     counts = dict.fromkeys(("seed", "epochs", "epochs_run", "parameters", "macs"), 1)
     times = dict.fromkeys(("started_at", "finished_at"), datetime.now(UTC))
     return TrialRow(
@@ -40,7 +40,7 @@ def test_a_model_is_kept_where_no_trial_so_far_dominates_it(
     ledger: Ledger, network: Network, console: Console, rng: random.Random, keep: str
 ) -> None:
     ledger.create_study("s", {"objectives": ["val_top1", "size_bytes", "flops"], "uncompressed": {}})
-    recorder = Recorder(ledger, "s", network, [Progress(console)], wanted=40, keep=keep)
+    callback = StudyCallback(ledger, "s", network, [Progress(console)], wanted=40, keep=keep)
     past: list[tuple[float, int, int]] = []
     wanted = set()
     for number in range(40):
@@ -49,9 +49,9 @@ def test_a_model_is_kept_where_no_trial_so_far_dominates_it(
         ledger.store.write_bytes(checkpoint_name("s", row.trial), content)
         beaten = any(t >= point[0] and s <= point[1] and f <= point[2] and (t, s, f) != point for t, s, f in past)
         wanted |= set() if beaten and keep == "front" else {row.model_sha256}
-        recorder.on_trial_start(0, [], SimpleNamespace(trial_id=str(number), config={"trial": row.trial}))
-        recorder.keep(row)
-        assert recorder.lost is None
+        callback.on_trial_start(0, [], SimpleNamespace(trial_id=str(number), config={"trial": row.trial}))
+        callback.keep(row)
+        assert callback.lost is None
         assert ledger.has_model(row.model_sha256) == (row.model_sha256 in wanted)
         assert not ledger.store.exists(checkpoint_name("s", row.trial))
         past.append(point)
@@ -64,13 +64,13 @@ def test_a_worker_that_cannot_write_stops_the_search_and_leaves_its_trial_for_la
     ledger: Ledger, network: Network, console: Console
 ) -> None:
     ledger.create_study("s", {"objectives": ["val_top1", "size_bytes", "flops"], "uncompressed": {}})
-    recorder = Recorder(ledger, "s", network, [Progress(console)], wanted=2, keep="front")
+    callback = StudyCallback(ledger, "s", network, [Progress(console)], wanted=2, keep="front")
     trial = SimpleNamespace(trial_id="0", config={"trial": "t0"}, last_result={"status": "lost", "error": "disk full"})
-    recorder.on_trial_start(0, [], trial)
-    recorder.on_trial_complete(1, [], trial)
-    assert str(recorder.lost) == "disk full"
-    assert StopWhenLost(recorder).stop_all()
-    recorder.close("interrupted")
+    callback.on_trial_start(0, [], trial)
+    callback.on_trial_complete(1, [], trial)
+    assert str(callback.lost) == "disk full"
+    assert StopWhenLost(callback).stop_all()
+    callback.close("interrupted")
     assert ledger.trials("s").num_rows == 0
     assert (ledger.read_progress("s") or {})["unfinished"] == [{"trial": "t0"}]
 

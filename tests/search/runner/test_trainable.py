@@ -11,7 +11,7 @@ import pytest
 
 from search.runner.trainable import TrialActor, checkpoint_name
 from search.study.plan import StudyPlan
-from search.study.workload import Subject
+from search.study.workload import Workload
 from spaces import BlockConfig, NetworkConfig
 
 CONFIG = NetworkConfig(blocks={"layer3": BlockConfig(basis="cosine", harmonics=(2, 2))})
@@ -21,13 +21,13 @@ CONFIG = NetworkConfig(blocks={"layer3": BlockConfig(basis="cosine", harmonics=(
 def begin(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0})
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
-    subject = Subject.of(plan)
-    spec = dataclasses.replace(plan, epochs=4).spec(CONFIG, **subject.identity())
+    workload = Workload.load(plan)
+    spec = dataclasses.replace(plan, epochs=4).spec(CONFIG, **workload.identity())
     suggestion = {"number": 0, "trial": "abc", "spec": spec.to_json()}
 
     def actor(checkpoint_s: float = 0.0) -> TrialActor:
         made = TrialActor.__new__(TrialActor)
-        shared = {"data": subject.data, "baseline": subject.baseline, "network": subject.network}
+        shared = {"data": workload.data, "baseline": workload.baseline, "network": workload.network}
         made.setup(suggestion, **shared, store=str(tmp_path), study="s", checkpoint_s=checkpoint_s)
         return made
 
@@ -36,7 +36,7 @@ def begin(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
 
 def _measured(report: dict[str, Any]) -> dict[str, Any]:
     result = json.loads(report["result"])
-    for epoch in result["curve"]:
+    for epoch in result["history"]:
         del epoch["seconds"]
     return {name: value for name, value in result.items() if not name.endswith("_s")}
 
@@ -48,7 +48,7 @@ def test_the_first_step_is_the_start_and_each_other_an_epoch(begin: Any) -> None
     assert [len(report["accuracies"]) for report in reports] == [1, 2, 3, 4, 5]
     assert [report.get("done", False) for report in reports] == [False] * 4 + [True]
     last = _measured(reports[-1])
-    assert reports[-1]["accuracies"] == [last["zero_shot_top1"], *(epoch["val_top1"] for epoch in last["curve"])]
+    assert reports[-1]["accuracies"] == [last["init_score"], *(epoch["val_top1"] for epoch in last["history"])]
     assert reports[0]["size_bytes"] == last["cost"]["size_bytes"]
 
 

@@ -23,7 +23,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def small(space: Space) -> Space:
-    return space.restricted(SMALL)
+    return space.restrict(SMALL)
 
 
 def _all_costs(space: Space) -> list[Cost]:

@@ -7,11 +7,11 @@ from layers import UsageError
 from search.runner.launch import _check_same
 from search.study.budget import Budget
 from search.study.plan import StudyPlan
-from search.study.workload import Subject, make_space
+from search.study.workload import Workload, make_space
 from spaces import NetworkConfig
-from spaces.global_pruning import threshold_rates
+from spaces.global_pruning import global_rates
 from trainers.start.saliency import SALIENCIES, filter_saliency
-from trainers.training.recipe import Schedule
+from trainers.training.recipe import TrainingRecipe
 
 
 def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
@@ -20,8 +20,8 @@ def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
         budget=Budget(max_size=40_000),
         objectives=("val_top1", "latency_ms"),
         space={"all": {"bits": [8, 4]}},
-        schedule=Schedule(lr=0.02, shape="step", distillation=0.5),
-        start="least_squares",
+        recipe=TrainingRecipe(lr=0.02, lr_schedule="step", distillation=0.5),
+        init="least_squares",
         saliency="gradient",
         seed=11,
         keep="all",
@@ -31,9 +31,9 @@ def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
 
 def test_a_study_older_than_a_setting_goes_on_with_its_default(plan: StudyPlan) -> None:
     record = json.loads(json.dumps(plan.to_record()))
-    del record["schedule"]["distillation"], record["keep"], record["saliency"]
+    del record["recipe"]["distillation"], record["keep"], record["saliency"]
     _check_same("old", record, plan.to_record())
-    taught = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, distillation=0.5))
+    taught = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, distillation=0.5))
     with pytest.raises(UsageError, match=r"exists with schedule.distillation 0.0, 0.5 was given"):
         _check_same("old", record, taught.to_record())
 
@@ -41,19 +41,19 @@ def test_a_study_older_than_a_setting_goes_on_with_its_default(plan: StudyPlan) 
 def test_a_plan_holds_rates_where_thresholds_were_asked(plan: StudyPlan) -> None:
     """Those of its own weights; the record then says what was searched, on whatever machine it goes on."""
     space = {"all": {"pruning_rate": ["none", "global 0.5"]}}
-    subject = Subject.of(plan)
+    workload = Workload.load(plan)
     found = {}
     for saliency in SALIENCIES:
         asked = dataclasses.replace(plan, space=space, saliency=saliency)
-        resolved = subject.resolved(asked)
-        assert subject.resolved(resolved) == resolved
+        resolved = workload.resolved(asked)
+        assert workload.resolved(resolved) == resolved
         assert StudyPlan.from_record(json.loads(json.dumps(resolved.to_record()))) == resolved
-        scores = filter_saliency(saliency, subject.baseline, subject.data, seed=plan.seed)
-        rates = threshold_rates(subject.network, scores, 0.5, plan.minimum_templates)
-        choices = make_space(resolved, subject.network).choices
+        scores = filter_saliency(saliency, workload.baseline, workload.data, seed=plan.seed)
+        rates = global_rates(workload.network, scores, 0.5, plan.minimum_templates)
+        choices = make_space(resolved, workload.network).choices
         found[saliency] = {block: choices[block]["pruning_rate"][-1] for block in rates}
         assert found[saliency] == {block: rate or None for block, rate in rates.items()}
-        assert resolved.spec(NetworkConfig(), **subject.identity()).saliency == saliency
+        assert resolved.spec(NetworkConfig(), **workload.identity()).saliency == saliency
     assert found["magnitude"] != found["gradient"]
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layers import CompressedConv2d, CompressedLinear, LayerForm, compress_model
-from layers.blockfloat import BlockFormat, quantise
+from layers.blockfloat import BlockFormat, quantize
 from spaces.portable.network import PortableRounding, portable_model
 
 
@@ -29,7 +29,7 @@ def test_rounding_is_bit_for_bit_that_of_the_layers(generator, bits, exponent_bi
     special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, 3.4028235e38, -3.4028235e38])
     around = [near, torch.nextafter(near, near * 2), torch.nextafter(near, torch.zeros_like(near)), -near]
     x = torch.cat([spread, *around, ties, special])
-    torch.testing.assert_close(PortableRounding(form)(x), quantise(x, form), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(PortableRounding(form)(x), quantize(x, form), rtol=0, atol=0, equal_nan=True)
 
 
 def wide_range(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -59,9 +59,9 @@ def test_rounding_of_channels_in_blocks_is_that_of_the_layers(generator, bits, b
         x = wide_range(generator, *shape)
         ties = torch.randint(-4096, 4096, shape, generator=generator) / 32
         for values in (x, ties, torch.randn(shape, generator=generator)):
-            assert same_bits(PortableRounding(form)(values), quantise(values, form))
+            assert same_bits(PortableRounding(form)(values), quantize(values, form))
     images = wide_range(generator, 8, 20, 4, 4).contiguous(memory_format=torch.channels_last)
-    assert same_bits(PortableRounding(form)(images), quantise(images, form))
+    assert same_bits(PortableRounding(form)(images), quantize(images, form))
 
 
 @pytest.mark.parametrize("block", [1, 3, 16])
@@ -77,7 +77,7 @@ def test_rounding_runs_elsewhere_to_the_same_bits_for_any_batch(generator, block
     (name,) = (entry.name for entry in session.get_inputs())
     for batch in (1, 9):
         x = torch.randn(batch, 20, 4, 4, generator=generator) * 100
-        expected = quantise(x, form)
+        expected = quantize(x, form)
         assert torch.equal(loaded(x), expected)
         assert torch.equal(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), expected)
 

@@ -6,7 +6,7 @@ from torchvision import transforms
 
 from layers.errors import UsageError
 from trainers.data import augment as module
-from trainers.data.augment import augment, normalise
+from trainers.data.augment import augment, normalize
 
 
 def batch(n: int, channels: int, side: int, seed: int = 0, dtype=torch.uint8) -> torch.Tensor:
@@ -27,7 +27,7 @@ def test_a_batched_crop_equals_cropping_one_by_one(n, channels, side, pad, layou
 
 
 def marks(n: int, side: int) -> torch.Tensor:
-    """Images with one lit pixel, off centre, so that every move and mirror shows."""
+    """Images with one lit pixel, off center, so that every move and mirror shows."""
     images = torch.zeros(n, 1, side, side, dtype=torch.uint8)
     images[:, :, side // 2, side // 2 + 1] = 255
     return images
@@ -127,7 +127,7 @@ def test_normalisation_is_torchvisions(mean, std):
     usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     pixels = [np.ascontiguousarray(x.permute(1, 2, 0).squeeze(-1).numpy()) for x in images]
     expected = torch.stack([usual(Image.fromarray(x)) for x in pixels])
-    found = normalise(images, mean, std)
+    found = normalize(images, mean, std)
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)

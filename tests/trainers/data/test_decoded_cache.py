@@ -13,14 +13,14 @@ import torch
 from layers.errors import OvertoneError, OvertoneWarning
 from trainers.data import Data, DataSpec, load_data
 from trainers.data import load as data_module
-from trainers.data.decoded_cache import data_key, restore
-from trainers.data.manifest import list_files
+from trainers.data.decoded_cache import data_key, load_decoded
+from trainers.data.manifest import read_manifest
 from trainers.runtime import cache
 from trainers.runtime.cache import CACHE_VERSION, read_cached, write_cached
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path, monkeypatch):
+def template_mask(tmp_path, monkeypatch):
     """The folder that this test's files are kept in."""
     monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -54,8 +54,8 @@ def assert_same(one: Data, other: Data) -> None:
     for name in ("train", "val", "test"):
         assert torch.equal(getattr(one, name).images, getattr(other, name).images)
         assert torch.equal(getattr(one, name).labels, getattr(other, name).labels)
-    assert [getattr(one, name) for name in ("classes", "mean", "std", "augment", "left_out", "fingerprint")] == [
-        getattr(other, name) for name in ("classes", "mean", "std", "augment", "left_out", "fingerprint")
+    assert [getattr(one, name) for name in ("classes", "mean", "std", "augment", "warnings", "fingerprint")] == [
+        getattr(other, name) for name in ("classes", "mean", "std", "augment", "warnings", "fingerprint")
     ]
 
 
@@ -74,7 +74,7 @@ def test_the_fingerprint_is_kept_and_is_the_contents(spec):
 
 
 def test_fingerprints_are_those_of_earlier_versions(parquet_set):
-    asked = DataSpec(name=f"parquet:{parquet_set}", validation_from="test")
+    asked = DataSpec(name=f"parquet:{parquet_set}", val_from="test")
     for _ in range(2):
         assert load_data(asked).fingerprint == "105e2e0e00d190dcfec8b013e388ff39a40f20ecfaf009f5033655ac402aa318"
     assert load_data(DataSpec()).fingerprint == "4a0dd9a2230759197f9392a7751ed68e0a23e05eebea787776a2192b98eab062"
@@ -93,11 +93,11 @@ def test_the_digits_are_not_kept(kept):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"train_limit": 50}, {"validation_from": "test"}, {"image_size": 8}, {"image_size": None}]
+    "change", [{"seed": 1}, {"train_limit": 50}, {"val_from": "test"}, {"image_size": 8}, {"image_size": None}]
 )
 def test_all_that_decides_the_pixels_is_told_apart(image_folder, change):
     spec = DataSpec(name=f"imagefolder:{image_folder}", image_size=7)
-    files = list_files("imagefolder", str(image_folder))
+    files = read_manifest("imagefolder", str(image_folder))
     assert data_key(spec, files) != data_key(replace(spec, **change), files)
     assert data_key(spec, files) == data_key(replace(spec, data_dir="elsewhere"), files)
 
@@ -138,9 +138,9 @@ def test_a_file_that_cannot_be_used_is_written_anew(spec, kept, damage, monkeypa
             monkeypatch.setattr(cache, "CACHE_VERSION", cache.CACHE_VERSION - 1)
         write_cached(path.stem, tensors if damage == "version" else {"val.images": tensors["val.images"]}, card)
         monkeypatch.setattr(cache, "CACHE_VERSION", CACHE_VERSION)
-    assert restore(path.stem) is None
+    assert load_decoded(path.stem) is None
     assert_same(load_data(spec), before)
-    assert_same(restore(path.stem), before)
+    assert_same(load_decoded(path.stem), before)
     assert len(files_in(kept)) == 1
 
 
@@ -191,13 +191,13 @@ def test_what_cannot_be_used_is_not_kept(image_folder, kept):
 
 
 def test_of_those_who_ask_at_once_one_decodes(parquet_set, kept, decoded, monkeypatch):
-    spec, asked, both = DataSpec(name=f"parquet:{parquet_set}"), data_module.one_at_a_time, threading.Barrier(2)
+    spec, asked, both = DataSpec(name=f"parquet:{parquet_set}"), data_module.machine_lock, threading.Barrier(2)
 
     def ask_together(*what):
         both.wait(timeout=30)
         return asked(*what)
 
-    monkeypatch.setattr(data_module, "one_at_a_time", ask_together)
+    monkeypatch.setattr(data_module, "machine_lock", ask_together)
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(load_data, [spec, spec])
     assert len(decoded) == 1

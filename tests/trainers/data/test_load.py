@@ -72,7 +72,7 @@ def test_validation_from_train_holds_a_tenth_out_and_leaves_the_test_part_whole(
 
 
 def test_validation_from_test_halves_the_test_part_and_leaves_training_whole(numbered):
-    data = load(validation_from="test")
+    data = load(val_from="test")
     assert [len(split) for split in (data.train, data.val, data.test)] == [1000, 150, 150]
     assert sorted(rows(data.train)) == [(1, row) for row in range(1000)]
     assert sorted(rows(data.val) + rows(data.test)) == [(2, row) for row in range(300)]
@@ -80,7 +80,7 @@ def test_validation_from_test_halves_the_test_part_and_leaves_training_whole(num
 
 @pytest.mark.parametrize("source", ["train", "test"])
 def test_labels_stay_with_their_images(numbered, source):
-    data = load(validation_from=source)
+    data = load(val_from=source)
     for split in (data.train, data.val, data.test):
         parts = {1: numbered.labels["train"], 2: numbered.labels["test"]}
         assert split.labels.tolist() == [int(parts[part][row]) for part, row in rows(split)]
@@ -204,7 +204,7 @@ def test_a_few_images_that_cannot_be_used_are_left_out_with_their_labels(monkeyp
         assert torch.equal(split.labels, expected.labels[kept])
     assert sum(len(split) for split in (data.train, data.val, data.test)) == 1295
     sentences = [str(warning.message) for warning in told]
-    assert sentences == list(data.left_out)
+    assert sentences == list(data.warnings)
     assert re.fullmatch(
         r"2 of 300 images of 'cifar10' cannot be used and are left out: \d+ is bad, \d+ is bad\.", sentences[-1]
     )
@@ -292,7 +292,7 @@ def unread(monkeypatch):
 
 @pytest.fixture
 def streamed_spec(image_folder) -> DataSpec:
-    return DataSpec(name=f"imagefolder:{image_folder}", image_size=7, validation_from="test", stream=True)
+    return DataSpec(name=f"imagefolder:{image_folder}", image_size=7, val_from="test", stream=True)
 
 
 def spoil_training(spec: DataSpec) -> None:
@@ -363,7 +363,7 @@ def test_a_folder_that_cannot_be_read_is_wrong_use():
 
 @needs_cifar
 def test_cifar10_in_parquet_loads_a_few_images_of_the_right_kind():
-    data = load_data(DataSpec(name=f"parquet:{CIFAR_JPEG}", train_limit=100, validation_from="test"))
+    data = load_data(DataSpec(name=f"parquet:{CIFAR_JPEG}", train_limit=100, val_from="test"))
     assert data.train.images.shape == (100, 3, 32, 32)
     assert [len(data.val), len(data.test)] == [5000, 5000]
     assert data.val.labels.bincount().tolist() == [500] * 10

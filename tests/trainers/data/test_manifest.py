@@ -3,7 +3,7 @@ import os
 import pytest
 
 from layers.errors import UsageError
-from trainers.data.manifest import content_of, list_files, sizes_of
+from trainers.data.manifest import content_of, read_manifest, sizes_of
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def folder(tmp_path):
 
 
 def names(kind, folder):
-    return [name for name, _, _ in list_files(kind, str(folder))]
+    return [name for name, _, _ in read_manifest(kind, str(folder))]
 
 
 def test_an_imagefolder_is_all_below_train_and_val(folder):
@@ -36,13 +36,13 @@ def test_a_parquet_set_is_its_shards(folder):
     (folder / "test-00000.parquet").write_bytes(b"12")
     (folder / "README.md").write_text("no data")
     assert names("parquet", folder) == ["test-00000.parquet", "train-0.parquet"]
-    assert list_files("parquet", str(folder))[0][1] == 2
+    assert read_manifest("parquet", str(folder))[0][1] == 2
 
 
 @pytest.mark.parametrize("change", ["size", "time", "new", "gone", "renamed", "class"])
 def test_every_change_of_a_file_shows(folder, change):
-    before, path = list_files("imagefolder", str(folder)), folder / "train" / "dog" / "b.png"
-    assert list_files("imagefolder", str(folder)) == before
+    before, path = read_manifest("imagefolder", str(folder)), folder / "train" / "dog" / "b.png"
+    assert read_manifest("imagefolder", str(folder)) == before
     found = path.stat()
     if change == "size":
         path.write_bytes(b"longer than before")
@@ -57,13 +57,13 @@ def test_every_change_of_a_file_shows(folder, change):
         path.rename(path.with_name("bb.png"))
     else:
         (folder / "train" / "emu").mkdir()
-    assert list_files("imagefolder", str(folder)) != before
+    assert read_manifest("imagefolder", str(folder)) != before
 
 
 def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
     for kind in ("parquet", "imagefolder"):
         with pytest.raises(UsageError, match=r"^the folder 'aaa.*' cannot be read \(File name too long\)\.$"):
-            list_files(kind, "a" * 300)
+            read_manifest(kind, "a" * 300)
     scan = os.scandir
 
     def locked(path):
@@ -73,11 +73,11 @@ def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", locked)
     with pytest.raises(UsageError, match=r"^the folder '.*/train/dog' cannot be read \(Permission denied\)\.$"):
-        list_files("imagefolder", str(folder))
+        read_manifest("imagefolder", str(folder))
 
 
 def test_sizes_and_content_are_of_one_part_and_know_no_time(folder):
-    files = list_files("imagefolder", str(folder))
+    files = read_manifest("imagefolder", str(folder))
     assert sizes_of(files, "val") == (("val/dog/", 0), ("val/dog/c.png", 13), ("val/empty/", 0))
     later = [(name, size, time + 1) for name, size, time in files]
     assert content_of(later, "train") == content_of(files, "train") != content_of(files, "val")
@@ -86,6 +86,6 @@ def test_sizes_and_content_are_of_one_part_and_know_no_time(folder):
 
 
 def test_what_is_not_there_is_no_error(folder):
-    assert list_files("parquet", "/no/such") == list_files("imagefolder", "/no/such") == []
+    assert read_manifest("parquet", "/no/such") == read_manifest("imagefolder", "/no/such") == []
     (folder / "train" / "dog" / "link.png").symlink_to("/no/such")
-    assert ("train/dog/link.png", -1, -1) in list_files("imagefolder", str(folder))
+    assert ("train/dog/link.png", -1, -1) in read_manifest("imagefolder", str(folder))

@@ -39,7 +39,7 @@ def test_an_unknown_name_is_answered_with_the_allowed_forms(name):
         ({"seed": 2**32}, r"data seed \(=4294967296\) must be a whole number of at least 0 and below 2\*\*32"),
         ({"train_limit": 1}, r"train_limit \(=1\) must be a whole number of at least 2"),
         ({"train_limit": 10.5}, r"train_limit \(=10.5\) must be a whole number"),
-        ({"validation_from": "val"}, r"validation_from \(='val'\) must be 'train' or 'test'"),
+        ({"val_from": "val"}, r"val_from \(='val'\) must be 'train' or 'test'"),
         ({"image_size": 32}, r"image_size \(=32\) is for 'imagefolder:DIR' alone, not for 'digits'"),
         ({"stream": True}, r"stream is for 'parquet:DIR' and 'imagefolder:DIR' alone, not for 'digits'"),
         ({"stream": True, "name": "cifar10"}, r"stream is for .* alone, not for 'cifar10'"),

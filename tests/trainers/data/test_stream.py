@@ -17,7 +17,7 @@ from trainers.data.stream import StreamedImages
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images of one colour, the row's; those in bad are not there."""
+    """Images of one color, the row's; those in bad are not there."""
 
     bad: tuple[int, ...] = ()
     pause: float = 0.0

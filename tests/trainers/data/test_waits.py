@@ -12,15 +12,15 @@ from layers import LayerForm, compress_model
 from layers.blockfloat import ROUNDINGS
 from layers.templates.transforms import TRANSFORMS
 from trainers.data import Data, Split
-from trainers.training.loop import Finetuning, Schedule
+from trainers.training.loop import TrainingLoop, TrainingRecipe
 
 aten = torch.ops.aten
-SCHEDULES = {
+RECIPES = {
     "sgd": {},
     "bf16": {"precision": "bf16"},
     "distilled": {"distillation": 0.5, "label_smoothing": 0.1},
-    "averaged": {"ema": 0.9, "optimiser": "adamw"},
-    "rotated, in pieces": {"rotation": 10.0, "accumulate": 2},
+    "averaged": {"ema_decay": 0.9, "optimizer": "adamw"},
+    "rotated, in pieces": {"rotation": 10.0, "grad_accum_steps": 2},
 }
 FORMS = {
     "series": LayerForm(basis="cosine", harmonics=(2, 1)),
@@ -63,18 +63,18 @@ def data(count: int) -> Data:
     return Data(train=train, val=val, test=val, classes=3, augment="crop-flip", **whitened)
 
 
-def waits(model: nn.Module, count: int, schedule: Schedule) -> Counter[str]:
-    training = Finetuning(model, data(count), schedule, epochs=1, seed=0, device="cpu", teacher=network())
+def waits(model: nn.Module, count: int, recipe: TrainingRecipe) -> Counter[str]:
+    training = TrainingLoop(model, data(count), recipe, epochs=1, seed=0, device="cpu", teacher=network())
     with Waits() as found:
         list(training)
     return found.seen
 
 
-@pytest.mark.parametrize("settings", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
 def test_no_step_waits(settings):
-    schedule = Schedule(**{"batch_size": 16, "precision": "fp32", **settings})
-    waits(network(), 32, schedule)  # what is made once is made
-    few, many = waits(network(), 32, schedule), waits(network(), 32 * 8, schedule)
+    recipe = TrainingRecipe(**{"batch_size": 16, "precision": "fp32", **settings})
+    waits(network(), 32, recipe)  # what is made once is made
+    few, many = waits(network(), 32, recipe), waits(network(), 32 * 8, recipe)
     assert few == many
     assert few["aten.lift_fresh.default"] > 0  # the epoch's own: it is seen
 
@@ -82,19 +82,19 @@ def test_no_step_waits(settings):
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_no_step_of_a_compressed_network_waits(form, rounding):
-    schedule, model = Schedule(batch_size=16, rounding=rounding), compress_model(network(), {"3": form})
-    waits(model, 32, schedule)
-    assert waits(model, 32, schedule) == waits(model, 32 * 8, schedule)
+    recipe, model = TrainingRecipe(batch_size=16, rounding=rounding), compress_model(network(), {"3": form})
+    waits(model, 32, recipe)
+    assert waits(model, 32, recipe) == waits(model, 32 * 8, recipe)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("settings", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
 def test_cuda_says_so_too(settings):
-    schedule = Schedule(**{"batch_size": 16, **settings})
+    recipe = TrainingRecipe(**{"batch_size": 16, **settings})
 
     def told(count: int) -> int:
-        training = Finetuning(network(), data(count), schedule, epochs=1, seed=0, device="cuda", teacher=network())
+        training = TrainingLoop(network(), data(count), recipe, epochs=1, seed=0, device="cuda", teacher=network())
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as found:

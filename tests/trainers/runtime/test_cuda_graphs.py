@@ -16,9 +16,9 @@ from layers.templates.transforms import TRANSFORMS
 from trainers.data import Data, Split
 from trainers.estimate import estimate_trial
 from trainers.runtime import cuda_graphs
-from trainers.runtime.cuda_graphs import graph_bytes, graphed
+from trainers.runtime.cuda_graphs import graph_bytes, maybe_cuda_graph
 from trainers.training import loop
-from trainers.training.loop import Finetuning, Schedule
+from trainers.training.loop import TrainingLoop, TrainingRecipe
 from trainers.training.loss import Loss
 
 CPU = torch.device("cpu")
@@ -97,39 +97,39 @@ def data() -> Data:
     return Data(train=split, val=split, test=split, classes=3, mean=(0.5,), std=(0.25,), augment="shift")
 
 
-def trained(schedule: Schedule, dropout: float = 0.0):
+def trained(recipe: TrainingRecipe, dropout: float = 0.0):
     model = network(dropout)
-    teacher = network() if schedule.distillation else None
-    curve = list(Finetuning(model, data(), schedule, epochs=3, seed=0, device="cpu", teacher=teacher))
-    return [replace(epoch, seconds=0) for epoch in curve], model.state_dict()
+    teacher = network() if recipe.distillation else None
+    history = list(TrainingLoop(model, data(), recipe, epochs=3, seed=0, device="cpu", teacher=teacher))
+    return [replace(epoch, seconds=0) for epoch in history], model.state_dict()
 
 
-SCHEDULES = {
-    "fp32": Schedule(batch_size=16, precision="fp32"),
-    "bf16": Schedule(batch_size=16, precision="bf16"),
-    "distilled": Schedule(batch_size=16, precision="bf16", distillation=0.5),
-    "averaged": Schedule(batch_size=16, precision="fp32", ema=0.9, optimiser="adamw"),
+RECIPES = {
+    "fp32": TrainingRecipe(batch_size=16, precision="fp32"),
+    "bf16": TrainingRecipe(batch_size=16, precision="bf16"),
+    "distilled": TrainingRecipe(batch_size=16, precision="bf16", distillation=0.5),
+    "averaged": TrainingRecipe(batch_size=16, precision="fp32", ema_decay=0.9, optimizer="adamw"),
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_training_by_replay_is_training(recorder, monkeypatch, tmp_path, schedule):
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_training_by_replay_is_training(recorder, monkeypatch, tmp_path, recipe):
     monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "recorded"))
-    curve, state = trained(schedule)
-    assert recorder.recorded == (2 if schedule.distillation else 1)
+    history, state = trained(recipe)
+    assert recorder.recorded == (2 if recipe.distillation else 1)
     batches = 3 * 3 - 1  # of 50 images three batches of 16; the first runs as ever, and so do the two left over
     assert recorder.replayed == batches * recorder.recorded
     monkeypatch.setattr(cuda_graphs, "_DEVICES", ("cuda",))
     for cache in ("plain", "recorded"):  # where a teacher's outputs are kept
         monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / cache))
-        plainly, plain_state = trained(schedule)
-        assert curve == plainly
+        plainly, plain_state = trained(recipe)
+        assert history == plainly
         assert all(torch.equal(value, plain_state[name]) for name, value in state.items())
 
 
 def test_recording_leaves_norms_and_draws_as_they_were(recorder):
     model, images = network(dropout=0.5), torch.rand(4, 1, 6, 6)
-    passes = graphed(model, CPU)
+    passes = maybe_cuda_graph(model, CPU)
     passes(images)
     before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     passes(images).sum().backward()
@@ -145,7 +145,7 @@ def test_recording_leaves_norms_and_draws_as_they_were(recorder):
 
 def test_a_network_that_is_not_small_is_not_recorded(recorder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30 + 1)
-    passes = graphed(network(), CPU)
+    passes = maybe_cuda_graph(network(), CPU)
     for _ in range(3):
         passes(torch.rand(4, 1, 6, 6))
     assert recorder.recorded == 0
@@ -154,7 +154,7 @@ def test_a_network_that_is_not_small_is_not_recorded(recorder, monkeypatch):
 
 
 def test_gradients_that_add_up_are_not_replayed(recorder):
-    trained(Schedule(batch_size=16, precision="fp32", accumulate=2))
+    trained(TrainingRecipe(batch_size=16, precision="fp32", grad_accum_steps=2))
     assert recorder.recorded == 0
 
 
@@ -168,7 +168,7 @@ def test_memory_that_runs_out_ends_replay(recorder, monkeypatch):
             return super().__call__(*given)
 
     monkeypatch.setattr(loop, "Loss", Short)
-    tuning = Finetuning(network(), data(), SCHEDULES["fp32"], epochs=1, seed=0, device="cpu")
+    tuning = TrainingLoop(network(), data(), RECIPES["fp32"], epochs=1, seed=0, device="cpu")
     replay = weakref.ref(tuning._graphed)
     list(tuning)
     assert (recorder.recorded, recorder.replayed, tuning.pieces) == (1, 1, 2)
@@ -178,36 +178,36 @@ def test_memory_that_runs_out_ends_replay(recorder, monkeypatch):
 def test_where_recording_fails_training_goes_on_as_ever(recorder, monkeypatch):
     recorder.fails = True
     with pytest.warns(OvertoneWarning, match="goes on without CUDA graphs: operation not permitted") as warned:
-        curve, _ = trained(SCHEDULES["fp32"])
+        history, _ = trained(RECIPES["fp32"])
     assert len(warned) == 1
     monkeypatch.setattr(cuda_graphs, "_DEVICES", ("cuda",))
-    assert curve == trained(SCHEDULES["fp32"])[0]
+    assert history == trained(RECIPES["fp32"])[0]
 
 
 def test_estimates_count_and_time_what_is_recorded(recorder, monkeypatch):
     asked = {"epochs": 1, "train_images": 16, "val_images": 16, "device": "cpu"}
 
     def estimated(**settings):
-        return estimate_trial(network(), (1, 6, 6), schedule=Schedule(precision="fp32", **settings), **asked)
+        return estimate_trial(network(), (1, 6, 6), recipe=TrainingRecipe(precision="fp32", **settings), **asked)
 
     recorded = estimated(distillation=0.5)
     whole = [count for count in recorder.shapes if count == 16]
     assert len(whole) == 2  # the network and its teacher
     recorder.shapes.clear()
-    in_pieces = estimated(accumulate=2)
+    in_pieces = estimated(grad_accum_steps=2)
     assert recorder.shapes == []
     monkeypatch.setattr(cuda_graphs, "_DEVICES", ("cuda",))
     assert recorded.activations_bytes == 2 * estimated(distillation=0.5).activations_bytes
-    assert in_pieces.activations_bytes == estimated(accumulate=2).activations_bytes
+    assert in_pieces.activations_bytes == estimated(grad_accum_steps=2).activations_bytes
 
 
 def test_a_cpu_records_nothing(monkeypatch):
     model = network()
-    assert graphed(model, CPU) is model
+    assert maybe_cuda_graph(model, CPU) is model
     assert graph_bytes(1, CPU) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trained(SCHEDULES["fp32"])
+        trained(RECIPES["fp32"])
 
 
 FORMS = {
@@ -257,7 +257,7 @@ def test_cuda_trains_by_replay_as_ever(form, monkeypatch):
                 nn.Linear(288, 3),
             )
         model = compress_model(model, {"3": form})
-        list(Finetuning(model, data(), SCHEDULES["fp32"], epochs=3, seed=0, device="cuda"))
+        list(TrainingLoop(model, data(), RECIPES["fp32"], epochs=3, seed=0, device="cuda"))
         return model.state_dict()
 
     with warnings.catch_warnings():

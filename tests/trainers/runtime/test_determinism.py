@@ -1,6 +1,6 @@
 import torch
 
-from trainers.runtime.determinism import epoch_generator, repeatable_kernels, seeded_dropout
+from trainers.runtime.determinism import deterministic_cudnn, epoch_generator, seeded_dropout
 
 CPU = torch.device("cpu")
 
@@ -29,6 +29,6 @@ def test_dropout_follows_the_generator_and_the_callers_state_is_given_back():
 def test_kernel_settings_are_put_back():
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
-    with repeatable_kernels():
+    with deterministic_cudnn():
         assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
     assert (cudnn.benchmark, cudnn.deterministic) == before

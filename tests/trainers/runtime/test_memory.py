@@ -1,13 +1,13 @@
 import torch
 from torch import nn
 
-from trainers.runtime.memory import held_bytes, peak_bytes, saved_bytes
+from trainers.runtime.memory import peak_bytes, saved_bytes, storage_bytes
 
 
 def test_memory_that_tensors_share_counts_once():
     whole, other = torch.zeros(6, 4), torch.zeros(3, dtype=torch.int64)
-    assert held_bytes([whole[1], whole.T, whole.view(-1), other, other]) == 6 * 4 * 4 + 3 * 8
-    assert held_bytes([]) == 0
+    assert storage_bytes([whole[1], whole.T, whole.view(-1), other, other]) == 6 * 4 * 4 + 3 * 8
+    assert storage_bytes([]) == 0
 
 
 def test_what_a_backward_pass_waits_for_is_counted_once_and_without_the_weights():

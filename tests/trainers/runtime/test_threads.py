@@ -11,9 +11,9 @@ from torch import nn
 from layers import LayerForm, UsageError, compress_model
 from spaces import Network, NetworkConfig, build_model
 from trainers.data import Data, DataSpec, load_data
-from trainers.runtime.threads import step_threads, threads
-from trainers.training.loop import Finetuning
-from trainers.training.recipe import Schedule
+from trainers.runtime.threads import num_threads, threads_for_step
+from trainers.training.loop import TrainingLoop
+from trainers.training.recipe import TrainingRecipe
 
 CPU = torch.device("cpu")
 
@@ -21,13 +21,13 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _many() -> None:
     """As a process on a larger machine has them; what comes after finds its own number."""
-    with threads(64):
+    with num_threads(64):
         yield
 
 
-def _taken(model: nn.Module, image: tuple[int, int, int], batch: int, accumulate: int = 1) -> int:
-    schedule = Schedule(lr=0.1, batch_size=batch, accumulate=accumulate)
-    return step_threads(model, image, schedule, CPU, streamed=False)
+def _taken(model: nn.Module, image: tuple[int, int, int], batch: int, grad_accum_steps: int = 1) -> int:
+    recipe = TrainingRecipe(lr=0.1, batch_size=batch, grad_accum_steps=grad_accum_steps)
+    return threads_for_step(model, image, recipe, CPU, streamed=False)
 
 
 def test_threads_grow_with_the_work_of_a_layer() -> None:
@@ -36,7 +36,7 @@ def test_threads_grow_with_the_work_of_a_layer() -> None:
     for _ in range(10):
         channels, side = int(rng.integers(1, 4)), int(rng.choice([8, 16, 32]))
         model = build_model("resnet8", classes=10, channels=channels)
-        network = Network.of(model, (channels, side, side))
+        network = Network.from_module(model, (channels, side, side))
         mean = network.cost(NetworkConfig()).macs / len(network.shapes)
         batches = np.sort(rng.integers(2, 2000, 5))
         taken = [_taken(model, (channels, side, side), int(batch)) for batch in batches]
@@ -47,7 +47,7 @@ def test_threads_grow_with_the_work_of_a_layer() -> None:
 
 def test_compressed_networks_take_as_many_as_the_one_they_are_made_from() -> None:
     model = build_model("resnet8", classes=10, channels=3)
-    shapes = Network.of(model, (3, 32, 32)).shapes
+    shapes = Network.from_module(model, (3, 32, 32)).shapes
     for form in (LayerForm(basis="cosine", harmonics=(2, 2)), LayerForm(templates=4, transform="scalar")):
         names = [name for name, shape in shapes.items() if shape.kernel == (3, 3) and shape.in_channels > 3]
         compressed = compress_model(model, dict.fromkeys(names, form))
@@ -57,7 +57,7 @@ def test_compressed_networks_take_as_many_as_the_one_they_are_made_from() -> Non
 def test_batches_in_pieces_take_as_many_as_a_piece() -> None:
     model = build_model("resnet8", classes=10, channels=3)
     assert (
-        _taken(model, (3, 32, 32), 128, accumulate=4)
+        _taken(model, (3, 32, 32), 128, grad_accum_steps=4)
         == _taken(model, (3, 32, 32), 32)
         < _taken(model, (3, 32, 32), 128)
     )
@@ -70,10 +70,10 @@ def test_networks_without_layers_that_multiply_take_one() -> None:
 def test_nothing_is_looked_at_where_there_is_no_choice() -> None:
     """On other devices than the CPU threads hardly matter, and of one there is none to spare."""
     model = build_model("resnet20", classes=10, channels=3).to("meta")
-    schedule = Schedule(lr=0.1, batch_size=128)
-    assert step_threads(model, (3, 32, 32), schedule, torch.device("meta"), streamed=False) == 64
-    with threads(1):
-        assert step_threads(model, (3, 32, 32), schedule, CPU, streamed=False) == 1
+    recipe = TrainingRecipe(lr=0.1, batch_size=128)
+    assert threads_for_step(model, (3, 32, 32), recipe, torch.device("meta"), streamed=False) == 64
+    with num_threads(1):
+        assert threads_for_step(model, (3, 32, 32), recipe, CPU, streamed=False) == 1
 
 
 def _seen(data: Data) -> set[tuple[bool, int]]:
@@ -81,8 +81,8 @@ def _seen(data: Data) -> set[tuple[bool, int]]:
     seen, (_, channels, *_) = set(), data.train.images.shape
     model = build_model("resnet8", classes=data.classes, channels=channels)
     model.register_forward_hook(lambda *_: seen.add((model.training, torch.get_num_threads())))
-    with threads(4):
-        for _ in Finetuning(model, data, Schedule(lr=0.01, batch_size=64), epochs=1, seed=0, device="cpu"):
+    with num_threads(4):
+        for _ in TrainingLoop(model, data, TrainingRecipe(lr=0.01, batch_size=64), epochs=1, seed=0, device="cpu"):
             assert torch.get_num_threads() == 4
     return seen - {(False, 1)}  # the look at one image
 
@@ -92,26 +92,26 @@ def test_only_training_steps_of_small_networks_run_on_fewer() -> None:
 
 
 def test_where_images_are_decoded_as_they_are_needed_all_threads_stay(parquet_set: Path) -> None:
-    spec = DataSpec(name=f"parquet:{parquet_set}", validation_from="test")
+    spec = DataSpec(name=f"parquet:{parquet_set}", val_from="test")
     assert _seen(load_data(spec)) == {(True, 1), (False, 4)}
     assert _seen(load_data(replace(spec, stream=True))) == {(True, 4), (False, 4)}
 
 
 def test_a_small_network_learns_the_same_whatever_threads_there_are() -> None:
-    data, learnt = load_data(DataSpec(train_limit=300)), []
+    data, learned = load_data(DataSpec(train_limit=300)), []
     for count in (1, 2, 3):
-        with threads(count):
+        with num_threads(count):
             torch.manual_seed(0)
             model = build_model("resnet8", classes=10, channels=1)
-            training = Finetuning(model, data, Schedule(lr=0.01, batch_size=64), epochs=2, seed=0, device="cpu")
+            training = TrainingLoop(model, data, TrainingRecipe(lr=0.01, batch_size=64), epochs=2, seed=0, device="cpu")
             *_, last = training
-            learnt.append((last.train_loss, model.state_dict()))
-    for loss, state in learnt[1:]:
-        assert loss == learnt[0][0]
-        assert all(torch.equal(state[name], value) for name, value in learnt[0][1].items())
+            learned.append((last.train_loss, model.state_dict()))
+    for loss, state in learned[1:]:
+        assert loss == learned[0][0]
+        assert all(torch.equal(state[name], value) for name, value in learned[0][1].items())
 
 
 def test_threads_come_back_after_an_error() -> None:
-    with pytest.raises(UsageError, match="must be at least 1"), threads(3):
-        Finetuning(nn.Flatten(), None, None, epochs=0, seed=0, device="cpu")
+    with pytest.raises(UsageError, match="must be at least 1"), num_threads(3):
+        TrainingLoop(nn.Flatten(), None, None, epochs=0, seed=0, device="cpu")
     assert torch.get_num_threads() == 64

@@ -96,7 +96,7 @@ def by_hand(baseline: nn.Module, x: Tensor) -> nn.Module:
         else:
             regression = OutputRegression(part)
             regression.add(inputs, original[name][1])
-            part.begin_at(regression.solve(), baseline.get_parameter(f"{name}.weight"))
+            part.set_coefficients(regression.solve(), baseline.get_parameter(f"{name}.weight"))
     return model
 
 
@@ -201,13 +201,13 @@ def test_templates_of_grouped_convolutions_give_nearer_outputs_too(baseline, x):
     calibrate(model, baseline, x)
     inputs, outputs = record(baseline, x)["inner.second"]
     fitted, nearest = model.inner["second"], copy.deepcopy(model.inner["second"])
-    nearest.begin_at(fitted.kept_coefficients(), baseline.inner["second"].weight, fitted.assignment())
+    nearest.set_coefficients(fitted.kept_coefficients(), baseline.inner["second"].weight, fitted.assignment())
 
     def error(layer: nn.Module, filters: Tensor) -> float:
         return (layer(inputs) - outputs)[:, filters].square().sum().item()
 
-    assert error(fitted, fitted.kept) < error(plain.inner["second"], fitted.kept)
-    assert error(fitted, ~fitted.kept) < error(nearest, ~fitted.kept), "with the same templates"
+    assert error(fitted, fitted.template_mask) < error(plain.inner["second"], fitted.template_mask)
+    assert error(fitted, ~fitted.template_mask) < error(nearest, ~fitted.template_mask), "with the same templates"
     assert not torch.equal(model.inner["norm"].running_var, baseline.inner["norm"].running_var)
 
 
@@ -220,8 +220,8 @@ def test_coefficients_are_spent_where_the_norm_behind_lets_errors_through(baseli
     inputs, outputs = record(baseline, x)["first"]
     regression.add(inputs, outputs)
     scale = baseline.norm.weight.detach().square() / (baseline.norm.running_var + baseline.norm.eps)
-    layer.begin_at(regression.solve(scale.double()), baseline.first.weight)
-    assert torch.equal(model.first.supports, layer.supports)
+    layer.set_coefficients(regression.solve(scale.double()), baseline.first.weight)
+    assert torch.equal(model.first.frequency_support, layer.frequency_support)
     assert torch.allclose(model.first.coefficients, layer.coefficients, atol=1e-4)
 
 

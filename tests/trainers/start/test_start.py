@@ -5,7 +5,7 @@ from torch import nn
 from layers import UsageError, compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model
 from trainers.data import Data, DataSpec, load_data
-from trainers.start.start import CALIBRATION_IMAGES, STARTS, begin
+from trainers.start.start import CALIBRATION_IMAGES, INITS, initialize
 
 CPU = torch.device("cpu")
 CONFIG = NetworkConfig(
@@ -34,8 +34,8 @@ def baseline() -> nn.Module:
 @pytest.fixture
 def started(data: Data, baseline: nn.Module):
     def start(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
-        model = compress_model(baseline, Network.of(baseline, (1, 8, 8)).forms(CONFIG))
-        begin(name, model, baseline, data, seed=seed, device=CPU)
+        model = compress_model(baseline, Network.from_module(baseline, (1, 8, 8)).forms(CONFIG))
+        initialize(name, model, baseline, data, seed=seed, device=CPU)
         return model.state_dict()
 
     return start
@@ -47,7 +47,7 @@ def test_gradient_descent_finds_what_least_squares_says(started):
 
 
 def test_least_squares_is_how_compression_leaves_the_model(started, baseline):
-    plain = compress_model(baseline, Network.of(baseline, (1, 8, 8)).forms(CONFIG)).state_dict()
+    plain = compress_model(baseline, Network.from_module(baseline, (1, 8, 8)).forms(CONFIG)).state_dict()
     assert all(torch.equal(value, plain[name]) for name, value in started("least_squares").items())
 
 
@@ -62,8 +62,8 @@ def test_the_calibrated_start_depends_on_the_seed_alone(started):
 def test_calibration_reads_training_images_and_no_labels(data, baseline, monkeypatch):
     seen = []
     monkeypatch.setattr("trainers.start.start.calibrate", lambda model, base, images: seen.append(images))
-    model = compress_model(baseline, Network.of(baseline, (1, 8, 8)).forms(CONFIG))
-    begin("calibrated", model, baseline, data, seed=0, device=CPU)
+    model = compress_model(baseline, Network.from_module(baseline, (1, 8, 8)).forms(CONFIG))
+    initialize("calibrated", model, baseline, data, seed=0, device=CPU)
     (images,) = seen
     assert images.shape == (CALIBRATION_IMAGES, 1, 8, 8)
     known = {image.numpy().tobytes() for image in data.train.images}
@@ -72,5 +72,5 @@ def test_calibration_reads_training_images_and_no_labels(data, baseline, monkeyp
 
 
 def test_an_unknown_start_is_refused(data, baseline):
-    with pytest.raises(UsageError, match=rf"start \(='warm'\) must be one of {', '.join(STARTS)}\."):
-        begin("warm", baseline, baseline, data, seed=0, device=CPU)
+    with pytest.raises(UsageError, match=rf"init \(='warm'\) must be one of {', '.join(INITS)}\."):
+        initialize("warm", baseline, baseline, data, seed=0, device=CPU)

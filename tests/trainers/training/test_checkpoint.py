@@ -8,10 +8,10 @@ import torch
 from layers.errors import OvertoneError, UsageError
 from trainers.training.checkpoint import read_checkpoint, write_checkpoint
 
-IDENTITY = {"model": "resnet8", "step_at": (3.0,), "seed": 0}
+IDENTITY = {"model": "resnet8", "milestones": (3.0,), "seed": 0}
 STATE = {
     "done": 2,
-    "curve": [{"epoch": 1, "val_top1": 0.1}],
+    "history": [{"epoch": 1, "val_top1": 0.1}],
     "model": {"a/b.weight": torch.arange(6.0).view(2, 3).t(), "count": torch.tensor(7)},
     "average": {},
     "half": {"x": torch.tensor([1.5], dtype=torch.bfloat16)},
@@ -22,7 +22,7 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     write_checkpoint(tmp_path / "new" / "c.safetensors", IDENTITY, STATE)
     found = read_checkpoint(tmp_path / "new" / "c.safetensors", IDENTITY)
     assert found.keys() == STATE.keys()
-    assert (found["done"], found["curve"], found["average"]) == (2, STATE["curve"], {})
+    assert (found["done"], found["history"], found["average"]) == (2, STATE["history"], {})
     for group in ("model", "half"):
         assert found[group].keys() == STATE[group].keys()
         for name, value in STATE[group].items():
@@ -44,7 +44,7 @@ def test_another_trainings_checkpoint_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"with lr None, 0.1 was given"):
         read_checkpoint(tmp_path / "c", {**IDENTITY, "lr": 0.1})
     with pytest.raises(UsageError, match=r"with seed 0, None was given"):
-        read_checkpoint(tmp_path / "c", {name: IDENTITY[name] for name in ("model", "step_at")})
+        read_checkpoint(tmp_path / "c", {name: IDENTITY[name] for name in ("model", "milestones")})
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "no json", "no identity", "missing"])

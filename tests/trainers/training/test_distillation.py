@@ -12,9 +12,9 @@ from layers import LayerForm, compress_model
 from trainers.data import Data, Split
 from trainers.training import loop
 from trainers.training.distillation import Teacher
-from trainers.training.loop import Finetuning, Schedule
+from trainers.training.loop import TrainingLoop, TrainingRecipe
 
-SCHEDULE = Schedule(batch_size=16, distillation=0.5, rotation=5.0, precision="fp32")
+RECIPE = TrainingRecipe(batch_size=16, distillation=0.5, rotation=5.0, precision="fp32")
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +60,13 @@ def student(*, dropout: float = 0.0, compressed: bool = False) -> nn.Module:
 
 
 def trained(
-    teacher: nn.Module | None = None, *, found: Data | None = None, schedule: Schedule = SCHEDULE, seed: int = 0, **of
+    teacher: nn.Module | None = None, *, found: Data | None = None, recipe: TrainingRecipe = RECIPE, seed: int = 0, **of
 ) -> tuple[int, dict[str, torch.Tensor]]:
     """How many batches a teacher was asked for in two epochs of five batches each, and what was learned."""
     asked: list[int] = []
     model = student(**of)
     teacher = Counting(asked) if teacher is None else teacher
-    list(Finetuning(model, found or data(), schedule, epochs=2, seed=seed, device="cpu", teacher=teacher))
+    list(TrainingLoop(model, found or data(), recipe, epochs=2, seed=seed, device="cpu", teacher=teacher))
     return len(asked), model.state_dict()
 
 
@@ -83,12 +83,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_first_training_asks_a_teacher_and_others_its_outputs(monkeypatch, precision):
-    schedule = replace(SCHEDULE, precision=precision)
-    first, learned = trained(schedule=schedule)
-    again, once_more = trained(schedule=schedule)
+    recipe = replace(RECIPE, precision=precision)
+    first, learned = trained(recipe=recipe)
+    again, once_more = trained(recipe=recipe)
     assert (first, again) == (10, 2)
     assert same(learned, once_more)
-    assert same(learned, alone(monkeypatch, schedule=schedule))
+    assert same(learned, alone(monkeypatch, recipe=recipe))
 
 
 @pytest.mark.parametrize("of", [{"dropout": 0.5}, {"compressed": True}])
@@ -105,7 +105,7 @@ def test_other_networks_see_the_same_images(monkeypatch, of):
         {"seed": 1},
         {"found": data(1)},
         {"found": replace(data(), augment="shift")},
-        *({"schedule": replace(SCHEDULE, **change)} for change in ({"batch_size": 12}, {"rotation": 9.0})),
+        *({"recipe": replace(RECIPE, **change)} for change in ({"batch_size": 12}, {"rotation": 9.0})),
     ],
 )
 def test_other_images_are_asked_for(monkeypatch, other):
@@ -138,11 +138,11 @@ def test_what_another_network_of_the_same_weights_said_does_not_count(monkeypatc
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("change", [{"mixup": 0.2}, {"cutmix": 0.2}, {"accumulate": 2}])
+@pytest.mark.parametrize("change", [{"mixup_alpha": 0.2}, {"cutmix_alpha": 0.2}, {"grad_accum_steps": 2}])
 def test_images_of_one_network_alone_are_not_kept(cache, change):
     for _ in range(2):
-        asked, _ = trained(schedule=replace(SCHEDULE, **change))
-        assert asked == 10 * change.get("accumulate", 1)
+        asked, _ = trained(recipe=replace(RECIPE, **change))
+        assert asked == 10 * change.get("grad_accum_steps", 1)
     assert list(cache.iterdir()) == []
 
 
@@ -202,6 +202,6 @@ def test_a_teacher_whose_memory_is_needed_keeps_nothing(cache):
     expected = copy.deepcopy(teacher)(images)
     with teacher.epoch("a" * 64, 16):
         teacher(images)
-        teacher.forget()
+        teacher.release()
         torch.testing.assert_close(torch.cat([teacher(images[:4]), teacher(images[4:])]), expected)
     assert list(cache.iterdir()) == []

@@ -10,12 +10,12 @@ from layers import LayerForm, compress_model
 from trainers.data import Data, DataSpec, load_data
 from trainers.evaluation import evaluate
 from trainers.training.checkpoint import read_checkpoint, write_checkpoint
-from trainers.training.gradual_pruning import keep_pruned, prune, remaining
-from trainers.training.loop import Finetuning
-from trainers.training.recipe import PRESETS, Schedule
+from trainers.training.gradual_pruning import advance_pruning, defer_pruning, deferred_params
+from trainers.training.loop import TrainingLoop
+from trainers.training.recipe import RECIPES, TrainingRecipe
 
 FORM = LayerForm(templates=3, transform="scalar", assignment="residual")
-SCHEDULE = Schedule(lr=0.05, batch_size=16, precision="fp32", gradual_pruning=0.5)
+RECIPE = TrainingRecipe(lr=0.05, batch_size=16, precision="fp32", gradual_pruning=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,16 @@ def dense(channels: int = 1) -> nn.Module:
 def leaving(settings: dict[str, LayerForm] | None = None) -> nn.Module:
     original = dense()
     model = compress_model(original, settings or {"0": FORM, "3": FORM})
-    keep_pruned(model, original)
+    defer_pruning(model, original)
     return model
 
 
-def training(model: nn.Module, data: Data, schedule: Schedule = SCHEDULE, epochs: int = 4) -> Finetuning:
-    return Finetuning(model, data, schedule, epochs=epochs, seed=0, device="cpu", teacher=dense())
+def training(model: nn.Module, data: Data, recipe: TrainingRecipe = RECIPE, epochs: int = 4) -> TrainingLoop:
+    return TrainingLoop(model, data, recipe, epochs=epochs, seed=0, device="cpu", teacher=dense())
 
 
 def present(model: nn.Module) -> list[int]:
-    return [0 if layer.remainders is None else int(layer.remainders.present.sum()) for layer in (model[0], model[3])]
+    return [0 if layer.residuals is None else int(layer.residuals.present.sum()) for layer in (model[0], model[3])]
 
 
 def test_filters_leave_linearly_over_the_share_of_the_epochs(data: Data) -> None:
@@ -62,41 +62,41 @@ def test_filters_leave_linearly_over_the_share_of_the_epochs(data: Data) -> None
     steps = 4  # an epoch
     expected = [[n - round(n * min(1.0, step / (2 * steps))) for n in (6, 9)] for step in range(4 * steps)]
     assert counts == expected
-    assert remaining(model) == []
+    assert deferred_params(model) == []
 
 
 def test_at_first_the_network_trains_as_it_was(data: Data) -> None:
     images = data.val.images[:8].float() / 255
     model, original = leaving().train(), dense().train()
     torch.testing.assert_close(model(images), original(images))
-    prune(model, 1.0)
+    advance_pruning(model, 1.0)
     assert not torch.allclose(model(images), original(images), atol=1e-2)
 
 
 def test_validation_is_of_the_network_that_remains(data: Data) -> None:
     model = leaving()
-    epoch = next(iter(training(model, data, replace(SCHEDULE, gradual_pruning=0.9))))
+    epoch = next(iter(training(model, data, replace(RECIPE, gradual_pruning=0.9))))
     assert present(model) > [0, 0]
     pruned = copy.deepcopy(model)
-    prune(pruned, 1.0)
+    advance_pruning(pruned, 1.0)
     expected = evaluate(pruned, data.val, mean=data.mean, std=data.std, device="cpu")
     assert (epoch.val_top1, epoch.val_loss) == (expected.top1, expected.loss)
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"optimiser": "adamw", "lr": 1e-3, "distillation": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9}, {"optimizer": "adamw", "lr": 1e-3, "distillation": 0.5}])
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_interrupted_and_resumed_equals_uninterrupted(settings, stop, data: Data, tmp_path) -> None:
-    schedule = replace(SCHEDULE, **settings)
+    recipe = replace(RECIPE, **settings)
     expected = leaving()
-    curve = list(training(expected, data, schedule))
-    first = training(leaving(), data, schedule)
+    history = list(training(expected, data, recipe))
+    first = training(leaving(), data, recipe)
     begun = list(itertools.islice(first, stop))
     write_checkpoint(tmp_path / "c", {}, first.state_dict())
     model = leaving()
-    second = training(model, data, schedule)
+    second = training(model, data, recipe)
     second.load_state_dict(read_checkpoint(tmp_path / "c", {}))
     found = [replace(epoch, seconds=0.0) for epoch in [*begun, *second]]
-    assert found == [replace(epoch, seconds=0.0) for epoch in curve]
+    assert found == [replace(epoch, seconds=0.0) for epoch in history]
     assert model.state_dict().keys() == expected.state_dict().keys()
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True)
@@ -106,24 +106,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(settings, stop, data: Data
 def test_the_optimiser_forgets_what_has_left(data: Data) -> None:
     model = leaving()
     run = training(model, data)
-    weights = {id(weight) for weight in remaining(model)}
-    moments = len(run.state_dict()["optimiser"])
+    weights = {id(weight) for weight in deferred_params(model)}
+    moments = len(run.state_dict()["optimizer"])
     list(run)
     known = {id(weight) for group in run._optimiser.param_groups for weight in group["params"]}
     assert len(weights) == 2
     assert not known & weights
     assert known == {id(weight) for weight in model.parameters()}
     assert moments == 0
-    assert len(run.state_dict()["optimiser"]) == len(known)
+    assert len(run.state_dict()["optimizer"]) == len(known)
 
 
 def test_without_a_schedule_they_leave_before_the_first_step(data: Data) -> None:
-    schedule = replace(SCHEDULE, gradual_pruning=0.0)
+    recipe = replace(RECIPE, gradual_pruning=0.0)
     original, model = compress_model(dense(), {"0": FORM, "3": FORM}), leaving()
     for one in (original, model):
-        list(training(one, data, schedule, epochs=1))
+        list(training(one, data, recipe, epochs=1))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
 
 
 def test_the_papers_schedule_is_the_presets() -> None:
-    assert PRESETS["templates"].gradual_pruning == 40 / 300
+    assert RECIPES["templates"].gradual_pruning == 40 / 300

@@ -2,14 +2,14 @@ import torchvision
 
 from layers import compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model
-from trainers.training.optimizer import make_optimiser
-from trainers.training.recipe import Schedule
+from trainers.training.optimizer import make_optimizer
+from trainers.training.recipe import TrainingRecipe
 
 
 def decayed(model) -> set[str]:
-    optimiser = make_optimiser(model, Schedule(weight_decay=0.1))
-    found = {w for group in optimiser.param_groups if group["weight_decay"] for w in group["params"]}
-    trained = {w for group in optimiser.param_groups for w in group["params"]}
+    optimizer = make_optimizer(model, TrainingRecipe(weight_decay=0.1))
+    found = {w for group in optimizer.param_groups if group["weight_decay"] for w in group["params"]}
+    trained = {w for group in optimizer.param_groups for w in group["params"]}
     assert trained == set(model.parameters())
     return {name for name, weight in model.named_parameters() if weight in found}
 
@@ -26,7 +26,7 @@ def test_scales_norms_and_biases_of_a_convnext_are_not_decayed():
 
 def test_coefficients_are_decayed_and_transforms_are_not():
     model = build_model("resnet8", classes=4, channels=3)
-    network = Network.of(model, (3, 16, 16))
+    network = Network.from_module(model, (3, 16, 16))
     blocks = {"layer2": BlockConfig(pruning_rate=0.5), "layer3": BlockConfig(basis="cosine", harmonics=(2, 2))}
     found = decayed(compress_model(model, network.forms(NetworkConfig(blocks=blocks))))
     kinds = {name.rpartition(".")[2] for name in found}

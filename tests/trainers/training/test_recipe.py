@@ -5,63 +5,67 @@ import math
 import pytest
 
 from layers.errors import UsageError
-from trainers.training.recipe import PRESETS, Schedule
+from trainers.training.recipe import RECIPES, TrainingRecipe
 
 
 def test_the_papers_schedule_is_the_papers():
-    paper = PRESETS["approxconv"]
-    assert (paper.lr, paper.momentum, paper.weight_decay, paper.shape) == (1e-4, 0.9, 5e-4, "step")
+    paper = RECIPES["approxconv"]
+    assert (paper.lr, paper.momentum, paper.weight_decay, paper.lr_schedule) == (1e-4, 0.9, 5e-4, "step")
     assert [paper.lr_at(epoch, 5) for epoch in range(5)] == pytest.approx([1e-4, 1e-4, 1e-4, 1e-5, 1e-5])
     assert paper.lr_at(2.999, 5) == pytest.approx(1e-4)
 
 
 def test_he_et_als_schedule_steps_at_half_and_three_quarters():
-    resnet = PRESETS["resnet"]
+    resnet = RECIPES["resnet"]
     assert [resnet.lr_at(epoch, 164) for epoch in (0, 81, 82, 122, 123, 163)] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     )
 
 
 def test_warm_up_rises_linearly_and_then_lets_go():
-    cosine = Schedule(lr=0.8, shape="cosine", warm_up=2.0)
-    plain = Schedule(lr=0.8, shape="cosine")
+    cosine = TrainingRecipe(lr=0.8, lr_schedule="cosine", warmup_epochs=2.0)
+    plain = TrainingRecipe(lr=0.8, lr_schedule="cosine")
     ratios = [cosine.lr_at(done, 8) / plain.lr_at(done, 8) for done in (0, 0.5, 1, 2, 5)]
     assert ratios == pytest.approx([0, 0.25, 0.5, 1, 1])
 
 
 def test_a_schedule_survives_json():
-    for schedule in PRESETS.values():
-        assert Schedule(**json.loads(json.dumps(dataclasses.asdict(schedule)))) == schedule
+    for recipe in RECIPES.values():
+        assert TrainingRecipe(**json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
 
 
 def test_newer_settings_are_in_the_identity_where_they_are_made_use_of():
-    assert Schedule().identity().keys() == {
-        *("lr", "momentum", "nesterov", "weight_decay", "batch_size", "shape", "precision", "label_smoothing")
+    assert TrainingRecipe().identity().keys() == {
+        *("lr", "momentum", "nesterov", "weight_decay", "batch_size", "lr_schedule", "precision", "label_smoothing")
     }
-    assert Schedule(ema=0.9, mixup=0.1).identity() == {**Schedule().identity(), "ema": 0.9, "mixup": 0.1}
-    assert Schedule(rounding="stochastic").identity() == {**Schedule().identity(), "rounding": "stochastic"}
+    assert TrainingRecipe(ema_decay=0.9, mixup_alpha=0.1).identity() == {
+        **TrainingRecipe().identity(),
+        "ema_decay": 0.9,
+        "mixup_alpha": 0.1,
+    }
+    assert TrainingRecipe(rounding="stochastic").identity() == {**TrainingRecipe().identity(), "rounding": "stochastic"}
 
 
 def test_the_step_comes_after_epoch_three_however_many_there_are():
-    step = Schedule(lr=1.0, shape="step")
+    step = TrainingRecipe(lr=1.0, lr_schedule="step")
     assert [step.lr_at(epoch, 2) for epoch in range(2)] == [1.0, 1.0]
     assert [step.lr_at(epoch, 9) for epoch in (2, 3, 8)] == pytest.approx([1.0, 0.1, 0.1])
 
 
 def test_cosine_falls_from_the_whole_rate_to_nothing():
-    cosine = Schedule(lr=0.8, shape="cosine")
+    cosine = TrainingRecipe(lr=0.8, lr_schedule="cosine")
     assert [cosine.lr_at(done, 4) for done in (0, 1, 2, 3, 4)] == pytest.approx(
         [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.4 * (1 - math.sqrt(0.5)), 0], abs=1e-12
     )
 
 
 def test_one_cycle_rises_for_a_quarter_and_falls_for_the_rest():
-    cycle = Schedule(lr=1.0, shape="one-cycle")
+    cycle = TrainingRecipe(lr=1.0, lr_schedule="one-cycle")
     assert [cycle.lr_at(done, 8) for done in (0, 1, 2, 5, 8)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
 
 
 def test_constant_is_constant():
-    assert {Schedule(lr=0.3, shape="constant").lr_at(done, 7) for done in (0, 3.5, 6.9)} == {0.3}
+    assert {TrainingRecipe(lr=0.3, lr_schedule="constant").lr_at(done, 7) for done in (0, 3.5, 6.9)} == {0.3}
 
 
 @pytest.mark.parametrize(
@@ -73,55 +77,64 @@ def test_constant_is_constant():
         ({"weight_decay": -0.1}, r"weight_decay \(=-0.1\) must be 0 or more"),
         ({"batch_size": 1}, r"batch_size \(=1\) must be a whole number of at least 2"),
         ({"batch_size": 64.0}, r"batch_size \(=64.0\) must be a whole number"),
-        ({"shape": "linear"}, r"shape \(='linear'\) must be one of step, cosine, one-cycle, constant"),
+        ({"lr_schedule": "linear"}, r"lr_schedule \(='linear'\) must be one of step, cosine, one-cycle, constant"),
         ({"precision": "fp16"}, r"precision \(='fp16'\) must be one of auto, fp32, bf16"),
         ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\) must be at least 0 and below 1"),
         ({"distillation": 1.5}, r"distillation \(=1.5\) must be from 0 to 1"),
         ({"distillation": math.nan}, r"distillation \(=nan\) must be from 0 to 1"),
-        ({"optimiser": "adam"}, r"optimiser \(='adam'\) must be one of sgd, adamw"),
-        ({"ema": 1.0}, r"ema \(=1.0\) must be at least 0 and below 1"),
-        ({"drop_path": -0.1}, r"drop_path \(=-0.1\) must be at least 0 and below 1"),
-        ({"mixup": -1.0}, r"mixup \(=-1.0\) must be 0 or more"),
+        ({"optimizer": "adam"}, r"optimizer \(='adam'\) must be one of sgd, adamw"),
+        ({"ema_decay": 1.0}, r"ema_decay \(=1.0\) must be at least 0 and below 1"),
+        ({"drop_path_rate": -0.1}, r"drop_path_rate \(=-0.1\) must be at least 0 and below 1"),
+        ({"mixup_alpha": -1.0}, r"mixup_alpha \(=-1.0\) must be 0 or more"),
         ({"rotation": 181.0}, r"rotation \(=181.0\) must be from 0 to 180 degrees"),
-        ({"accumulate": 33}, r"accumulate \(=33\) must be a whole number from 1 to half the batch_size \(=64\)"),
+        ({"grad_accum_steps": 33}, r"accumulate \(=33\) must be a whole number from 1 to half the batch_size \(=64\)"),
         ({"rounding": "up"}, r"rounding \(='up'\) must be one of nearest, stochastic"),
-        ({"step_at": (3.0, 2.0)}, r"step_at \(=\[3.0, 2.0\]\) must be rising epochs above 0"),
-        ({"step_at": (0.0,)}, r"step_at \(=\[0.0\]\) must be rising epochs above 0"),
-        ({"warm_up": 1.0}, r"warm_up \(=1.0\) is for step, cosine and constant"),
-        ({"optimiser": "adamw", "momentum": 1.0}, r"momentum \(=1.0\) must be below 1 for adamw"),
-        ({"optimiser": "adamw", "nesterov": True}, r"nesterov \(=True\) needs sgd"),
+        ({"milestones": (3.0, 2.0)}, r"milestones \(=\[3.0, 2.0\]\) must be rising epochs above 0"),
+        ({"milestones": (0.0,)}, r"milestones \(=\[0.0\]\) must be rising epochs above 0"),
+        ({"warmup_epochs": 1.0}, r"warmup_epochs \(=1.0\) is for step, cosine and constant"),
+        ({"optimizer": "adamw", "momentum": 1.0}, r"momentum \(=1.0\) must be below 1 for adamw"),
+        ({"optimizer": "adamw", "nesterov": True}, r"nesterov \(=True\) needs sgd"),
         ({"momentum": 0.0, "nesterov": True}, r"nesterov \(=True\) needs sgd with a momentum above 0"),
     ],
 )
 def test_wrong_values_are_named(wrong, match):
     with pytest.raises(UsageError, match=match):
-        Schedule(**wrong)
+        TrainingRecipe(**wrong)
 
 
 def test_the_presets_are_what_their_sources_and_the_readme_say():
     """Costain & Prisacariu's appendix; Miles & Mikolajczyk, section 4; the rest is ours."""
     convnext, templates, imagenet = (
-        PRESETS[name] for name in ("approxconv-convnext", "templates", "templates-imagenet")
+        RECIPES[name] for name in ("approxconv-convnext", "templates", "templates-imagenet")
     )
-    assert (PRESETS["approxconv"].batch_size, PRESETS["approxconv"].optimiser) == (128, "sgd")
-    assert (convnext.lr, convnext.batch_size, convnext.shape, convnext.step_at) == (5e-5, 128, "step", (3.0,))
-    assert convnext.drop_path == 0.1
-    assert (templates.lr, templates.batch_size, templates.optimiser, templates.rotation) == (0.1, 128, "sgd", 15.0)
+    assert (RECIPES["approxconv"].batch_size, RECIPES["approxconv"].optimizer) == (128, "sgd")
+    assert (convnext.lr, convnext.batch_size, convnext.lr_schedule, convnext.milestones) == (5e-5, 128, "step", (3.0,))
+    assert convnext.drop_path_rate == 0.1
+    assert (templates.lr, templates.batch_size, templates.optimizer, templates.rotation) == (0.1, 128, "sgd", 15.0)
     assert [templates.lr_at(epoch, 300) for epoch in (149, 150, 225)] == pytest.approx([0.1, 0.01, 0.001])
-    assert (imagenet.optimiser, imagenet.mixup, imagenet.cutmix, imagenet.warm_up) == ("adamw", 0.1, 1.0, 5.0)
-    assert (PRESETS["baseline"].lr, PRESETS["baseline"].nesterov, PRESETS["baseline"].shape) == (0.1, True, "one-cycle")
+    assert (imagenet.optimizer, imagenet.mixup_alpha, imagenet.cutmix_alpha, imagenet.warmup_epochs) == (
+        "adamw",
+        0.1,
+        1.0,
+        5.0,
+    )
+    assert (RECIPES["baseline"].lr, RECIPES["baseline"].nesterov, RECIPES["baseline"].lr_schedule) == (
+        0.1,
+        True,
+        "one-cycle",
+    )
 
 
 def test_a_warm_up_that_leaves_no_epoch_is_refused():
-    imagenet = PRESETS["templates-imagenet"]
+    imagenet = RECIPES["templates-imagenet"]
     for epochs in (0, 6, 300):
         imagenet.check_length(epochs)
-    with pytest.raises(UsageError, match=r"warm_up \(=5\) must be below the 5 epochs\."):
+    with pytest.raises(UsageError, match=r"warmup_epochs \(=5\) must be below the 5 epochs\."):
         imagenet.check_length(5)
 
 
 def test_a_rate_whose_first_step_is_beyond_the_end_never_falls():
-    resnet = PRESETS["resnet"]
+    resnet = RECIPES["resnet"]
     assert [resnet.never_falls(epochs) for epochs in (0, 1, 82, 83, 164)] == [False, True, True, False, False]
-    assert not Schedule(shape="step", step_at=()).never_falls(3)
-    assert not Schedule(step_at=(9.0,)).never_falls(3)
+    assert not TrainingRecipe(lr_schedule="step", milestones=()).never_falls(3)
+    assert not TrainingRecipe(milestones=(9.0,)).never_falls(3)

@@ -66,7 +66,9 @@ def test_rate_nought_and_evaluation_change_nothing():
 
 def test_a_network_without_branches_is_refused():
     with (
-        pytest.raises(UsageError, match=r"drop_path \(=0.1\) needs a network with residual branches; Sequential has"),
+        pytest.raises(
+            UsageError, match=r"drop_path_rate \(=0.1\) needs a network with residual branches; Sequential has"
+        ),
         stochastic_depth(nn.Sequential(nn.Conv2d(3, 3, 3)), 0.1),
     ):
         pass

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from layers.errors import OvertoneError
-from trainers.data.decode import Told
-from trainers.data.manifest import FileList
+from trainers.data.decode import ProgressFn
+from trainers.data.manifest import Manifest
 from trainers.data.splitting import balanced_order
 from trainers.data.stream import StreamedImages
 
@@ -30,10 +30,10 @@ class Source:
     classes: int
     image_bytes: int
     """Of one decoded image, C x H x W."""
-    read: Callable[[str, torch.Tensor, Told], tuple[torch.Tensor, dict[int, str]]]
+    read: Callable[[str, torch.Tensor, ProgressFn], tuple[torch.Tensor, dict[int, str]]]
     """From a part and rows (k,) of it, in any order, to uint8 images (k, C, H, W) and, by their place among the k,
     what is wrong with those that cannot be used ('FILE is empty'). Images that were encoded are told of."""
-    stream: Callable[[torch.Tensor, FileList], StreamedImages] | None = None
+    stream: Callable[[torch.Tensor, Manifest], StreamedImages] | None = None
     """From rows (n,) of the training part, and the files of the set, to images that stay encoded until they are read;
     None for a set that is in memory anyway."""
     holdout: float = 0.1
@@ -58,7 +58,7 @@ def check_labels(name: str, source: Source) -> None:
 
 
 def digits_source(generator: torch.Generator) -> Source:
-    """scikit-learn's 1,797 grey 8x8 digits, 0..16 scaled to 0..255; a fifth, class-balanced, is the test part."""
+    """scikit-learn's 1,797 gray 8x8 digits, 0..16 scaled to 0..255; a fifth, class-balanced, is the test part."""
     from sklearn.datasets import load_digits  # here, because importing it takes a second
 
     pixels, classes = load_digits(return_X_y=True)

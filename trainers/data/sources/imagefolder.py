@@ -1,7 +1,7 @@
 """Images in ImageNet's folder layout: DIR/train/<class>/*, and DIR/val/<class>/* for the test part.
 
 Each is resized so that its shorter side is 8/7 of the wanted size (256 for 224: torchvision's published accuracies are
-measured so) and the centre is kept.
+measured so) and the center is kept.
 """
 
 import os
@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 
 from layers.errors import UsageError
-from trainers.data.decode import Told, decode_all
-from trainers.data.manifest import FileList, content_of
+from trainers.data.decode import ProgressFn, decode_all
+from trainers.data.manifest import Manifest, content_of
 from trainers.data.sources.builtin import Source
 from trainers.data.stream import StreamedImages
 
@@ -66,12 +66,14 @@ def imagefolder_source(folder: str, image_size: int) -> Source:
     files = {part: ImageFiles.below(parts[part], [path for path, _ in some]) for part, some in found.items()}
     shape, fit = (3, image_size, image_size), partial(_fit, size=image_size)
 
-    def read(part: str, rows: torch.Tensor, told: Told = lambda count: None) -> tuple[torch.Tensor, dict[int, str]]:
+    def read(
+        part: str, rows: torch.Tensor, told: ProgressFn = lambda count: None
+    ) -> tuple[torch.Tensor, dict[int, str]]:
         out, wanted = torch.empty((len(rows), *shape), dtype=torch.uint8), rows.tolist()
         faults = decode_all(out, range(len(rows)), lambda place: files[part].read(wanted[place]), fit, told)
         return out, {place: f"{files[part].name(wanted[place])} {fault}" for place, fault in faults.items()}
 
-    def stream(rows: torch.Tensor, listing: FileList) -> StreamedImages:
+    def stream(rows: torch.Tensor, listing: Manifest) -> StreamedImages:
         content = content_of(listing, "train")
         return StreamedImages(encoded=files["train"], rows=rows, image_shape=shape, fit=fit, content=content)
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import torch
 
 from layers.errors import OvertoneError, UsageError
-from trainers.data.decode import Told, decode_all, decode_one
-from trainers.data.manifest import FileList, content_of, list_files, sizes_of
+from trainers.data.decode import ProgressFn, decode_all, decode_one
+from trainers.data.manifest import Manifest, content_of, read_manifest, sizes_of
 from trainers.data.sources.builtin import Source
 from trainers.data.sources.encoded_rows import ArrowRows, open_rows, write_rows
 from trainers.data.sources.parquet_shards import (
@@ -70,7 +70,7 @@ _OPENING = Lock()
 
 @lru_cache(maxsize=8)
 def _open(images: ParquetImages) -> _Opened:
-    listing = [entry for entry in list_files("parquet", images.folder) if entry[0].startswith("train")]
+    listing = [entry for entry in read_manifest("parquet", images.folder) if entry[0].startswith("train")]
     if sizes_of(listing, "train") != images.shards:
         raise OvertoneError(f"the files of 'parquet:{images.folder}' are not those that were found there at first.")
     shards = list(open_shards(Path(images.folder), "train"))
@@ -106,11 +106,13 @@ def parquet_source(folder: str) -> Source:
     classes = declared_classes(shards["train"][0]) or max(labels["train"].tolist(), default=-1) + 1
     first = _first_image(folder, shards["train"])
 
-    def read(part: str, rows: torch.Tensor, told: Told = lambda count: None) -> tuple[torch.Tensor, dict[int, str]]:
+    def read(
+        part: str, rows: torch.Tensor, told: ProgressFn = lambda count: None
+    ) -> tuple[torch.Tensor, dict[int, str]]:
         out = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
         return out, dict(fault for shard in shards[part] for fault in _fill(out, shard, rows, told))
 
-    def stream(rows: torch.Tensor, listing: FileList) -> StreamedImages:
+    def stream(rows: torch.Tensor, listing: Manifest) -> StreamedImages:
         encoded = ParquetImages(folder=os.path.abspath(folder), shards=sizes_of(listing, "train"))
         encoded.open()  # written here, once, before several trials ask for it
         _, height, width = first.shape
@@ -130,7 +132,7 @@ def _first_image(folder: str, shards: list[Shard]) -> torch.Tensor:
     raise OvertoneError(f"none of the training images of 'parquet:{folder}' can be decoded.")
 
 
-def _fill(out: torch.Tensor, shard: Shard, rows: torch.Tensor, told: Told) -> Iterator[tuple[int, str]]:
+def _fill(out: torch.Tensor, shard: Shard, rows: torch.Tensor, told: ProgressFn) -> Iterator[tuple[int, str]]:
     """Decode into out those of the rows that this file holds; yields places and what is wrong, with file and row."""
     for group, first, count in shard.groups():
         places = ((rows >= first) & (rows < first + count)).nonzero().squeeze(1)

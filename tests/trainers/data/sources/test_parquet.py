@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from layers.errors import OvertoneError, UsageError
-from trainers.data.manifest import list_files
+from trainers.data.manifest import read_manifest
 from trainers.data.sources import parquet as parquet_module
 from trainers.data.sources.parquet import parquet_source
 
@@ -129,7 +129,7 @@ def test_no_training_rows_are_refused(folder):
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
+def template_mask(tmp_path, monkeypatch):
     """The folder that encoded rows are kept in; no set is open yet."""
     monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "cache"))
     parquet_module._open.cache_clear()
@@ -137,7 +137,7 @@ def kept(tmp_path, monkeypatch):
 
 
 def streamed(path, rows):
-    return parquet_source(str(path)).stream(torch.as_tensor(rows), list_files("parquet", str(path)))
+    return parquet_source(str(path)).stream(torch.as_tensor(rows), read_manifest("parquet", str(path)))
 
 
 def test_streamed_rows_are_those_read_whatever_their_order(folder, kept, generator):
