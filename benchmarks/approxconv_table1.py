@@ -7,15 +7,15 @@ over all 50,000 training images in bfloat16, in a process of its own with `--thr
 `approxconv_table1.parquet` at once; the command goes on from there, and writes `approxconv_table1.md` after each.
 
 The weights have seen all training images, so validation images are 5,000 of the test images and the other 5,000 the
-test images; our schedule was chosen on the validation images. Arms:
+test images; our recipe was chosen on the validation images. Arms:
 
 - `paper`: coefficients by gradient descent (eq. 5), basis functions as the paper writes them, not scaled to unit
   length, SGD at 1e-4, a tenth of it after epoch 3;
-- `calibrated`: our start, then the paper's schedule;
+- `calibrated`: our start, then the paper's recipe;
 - `ours`: our start, one cycle of SGD to 1e-2, the uncompressed network's outputs as targets;
 - `ours per filter`: the same, as many coefficients spent across each layer's filters (`allocation: filter`).
 
-The control row is the uncompressed network in the same schedule.
+The control row is the uncompressed network by the same recipe.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def _load(arguments: argparse.Namespace) -> None:
 
 def _run(run: dict[str, Any]) -> dict[str, Any]:
     data, network, arguments = _shared["data"], _shared["network"], _shared["arguments"]
-    start, recipe, allocation = _ARMS[run["arm"]]
+    init, recipe, allocation = _ARMS[run["arm"]]
     spec = TrialSpec(
         model="resnet20",
         weights=arguments.weights,
@@ -128,7 +128,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         data_fingerprint=data.fingerprint,
         config=_config(run["harmonics"], run["family"], allocation),
         recipe=recipe,
-        init=start,
+        init=init,
         epochs=arguments.epochs,
         seed=run["seed"],
     )
@@ -144,7 +144,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         **run,
         "pre_val": 100 * result.init_score,
         "pre_test": 100 * before,
-        "post_val": 100 * result.val_top1,
+        "post_val": 100 * result.score,
         "post_test": 100 * top1_of_test(trial),
         "percent_parameters": 100 * _paper_count(result.cost) / _paper_count(whole),
         "size_bytes": result.cost.size_bytes,
@@ -155,7 +155,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         "val_images": len(data.val),
         "test_images": len(data.test),
         "epochs": arguments.epochs,
-        "start": start,
+        "init": init,
         "recipe": str(asdict(recipe)),
         "threads": arguments.threads,
         "jobs": arguments.jobs,
@@ -230,7 +230,7 @@ def _markdown(runs: pd.DataFrame) -> str:
                 found = runs[(runs.harmonics == row) & (runs.arm == arm) & (runs.family == family)]
                 if len(found):
                     lines.append(_line(row, arm, family, found, best))
-    base = f"Drops are from {best:.2f}, the better of the uncompressed network as it came and after each schedule."
+    base = f"Drops are from {best:.2f}, the better of the uncompressed network as it came and after each recipe."
     known = set(zip(runs.harmonics, runs.arm, strict=True))
     wanted = [(_CONTROL, "paper"), (_CONTROL, "ours"), *((row, arm) for row in _ROWS for arm in _ARMS)]
     missing = [f"{row} {arm}" for row, arm in wanted if (row, arm) not in known]

@@ -4,7 +4,7 @@
 
 DIR holds images as Parquet in the Hugging Face layout (CIFAR-10, say). 10 % of the training images are held out for
 validation, which chooses nothing here; test images are read once, at the end. A training that was stopped goes on from
-its checkpoint. Rows are kept in `baselines.parquet`, one for each network, schedule and seed, and shown in
+its checkpoint. Rows are kept in `baselines.parquet`, one for each network, recipe and seed, and shown in
 `baselines.md`.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of train-*.parquet and test-*.parquet")
     parser.add_argument("--models", nargs="+", default=["resnet8", "resnet20"], choices=_MODELS)
-    parser.add_argument("--schedule", default="baseline", choices=list(RECIPES))
+    parser.add_argument("--recipe", default="baseline", choices=list(RECIPES))
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-limit", type=int, help="use fewer training images, for a look")
@@ -48,20 +48,20 @@ def main() -> None:
 
 def _train(model: str, data: Data, arguments: argparse.Namespace) -> dict[str, object]:
     network, recipe = random_network(model, data, seed=arguments.seed), RECIPES[arguments.recipe]
-    weights = arguments.weights / f"{model}-{arguments.schedule}-{arguments.epochs}-{arguments.seed}.safetensors"
-    curve = train_model(
+    weights = arguments.weights / f"{model}-{arguments.recipe}-{arguments.epochs}-{arguments.seed}.safetensors"
+    history = train_model(
         network,
         data,
         recipe,
         epochs=arguments.epochs,
         seed=arguments.seed,
         device=arguments.device,
-        on_epoch=lambda e: print(f"{model} epoch {e.epoch}: val_top1 {e.val_top1:.4f}, {e.seconds:.0f} s", flush=True),
+        on_epoch=lambda e: print(f"{model} epoch {e.epoch}: val_top1 {e.score:.4f}, {e.seconds:.0f} s", flush=True),
         checkpoint=weights.with_suffix(".checkpoint"),
         about={"model": model},
     )
     test = evaluate(network, data.test, mean=data.mean, std=data.std, device=arguments.device)
-    save_trained(network, weights, model, data, {"recipe": asdict(recipe), "val_top1": curve[-1].val_top1})
+    save_trained(network, weights, model, data, {"recipe": asdict(recipe), "val_top1": history[-1].score})
     weights.with_suffix(".checkpoint").unlink(missing_ok=True)
     return {
         "model": model,
@@ -69,10 +69,10 @@ def _train(model: str, data: Data, arguments: argparse.Namespace) -> dict[str, o
         "epochs": arguments.epochs,
         "seed": arguments.seed,
         "train_images": len(data.train),
-        "val_top1": 100 * curve[-1].val_top1,
+        "val_top1": 100 * history[-1].score,
         "test_top1": 100 * test.top1,
         "test_images": test.n,
-        "minutes": sum(epoch.seconds for epoch in curve) / 60,
+        "minutes": sum(epoch.seconds for epoch in history) / 60,
         "threads": torch.get_num_threads(),
         "device": platform.processor() or arguments.device,
         "torch": version("torch"),
@@ -85,13 +85,13 @@ def _write(row: pd.DataFrame, out: Path) -> None:
     found = pd.concat([known[~known.index.isin(row.index)], row]).reset_index()
     found.to_parquet(path, index=False)
     lines = ["# Networks trained from their random start", ""]
-    lines += ["`overtone train`'s schedules; minutes depend on what else the machine did.", ""]
+    lines += ["`overtone train`'s recipes; minutes depend on what else the machine did.", ""]
     lines += [
-        "| network | schedule | epochs | training images | seed | validation % | test % | minutes | threads | torch |"
+        "| network | recipe | epochs | training images | seed | validation % | test % | minutes | threads | torch |"
     ]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     lines += [
-        f"| {r.model} | {r.schedule} | {r.epochs} | {r.train_images:,} | {r.seed} | {r.val_top1:.2f} | "
+        f"| {r.model} | {r.recipe} | {r.epochs} | {r.train_images:,} | {r.seed} | {r.val_top1:.2f} | "
         f"{r.test_top1:.2f} | {r.minutes:.0f} | {r.threads} | {r.torch} |"
         for r in found.itertuples()
     ]

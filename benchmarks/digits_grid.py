@@ -141,7 +141,7 @@ def _run(point: Mapping[str, Value], config: NetworkConfig, fold: int) -> dict[s
         "fold": fold,
         "val_images": len(data.val),
         "init_score": result.init_score,
-        **{f"val_top1_{epoch.epoch}": epoch.val_top1 for epoch in result.history},
+        **{f"val_top1_{epoch.epoch}": epoch.score for epoch in result.history},
         "compress_s": result.compress_s,
         "evaluate_s": result.evaluate_s,
         **{f"epoch_s_{epoch.epoch}": epoch.seconds for epoch in result.history},

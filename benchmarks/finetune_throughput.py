@@ -206,7 +206,7 @@ def _others(since: tuple[float, float, float]) -> float:
 
 def _timed(arm: str, model: nn.Module, data: Data, arguments: argparse.Namespace, *, epochs: int) -> dict[str, Any]:
     device, model, loop = arguments.device, copy.deepcopy(model), _loop(arm, arguments)
-    prepared = loop(model, data, _schedule(arm, arguments), epochs, 0)  # what nobody waits for in each trial
+    prepared = loop(model, data, _recipe(arm, arguments), epochs, 0)  # what nobody waits for in each trial
     _wait(device)
     since = _taken()
     found = prepared()
@@ -221,7 +221,7 @@ _Run = Callable[[], dict[str, Any]]
 
 
 def _loop(arm: str, arguments: argparse.Namespace) -> Callable[[nn.Module, Data, TrainingRecipe, int, int], _Run]:
-    """From a network, its data, a schedule, epochs and a seed to the run; the run says what it measured itself."""
+    """From a network, its data, a recipe, epochs and a seed to the run; the run says what it measured itself."""
     device, workers = arguments.device, arguments.workers
 
     def usual(model: nn.Module, data: Data, recipe: TrainingRecipe, epochs: int, seed: int) -> _Run:
@@ -246,7 +246,7 @@ def _loop(arm: str, arguments: argparse.Namespace) -> Callable[[nn.Module, Data,
     return {"usual": usual, "ours": ours, "ceiling": ceiling}[arm.split()[0]]
 
 
-def _schedule(arm: str, arguments: argparse.Namespace) -> TrainingRecipe:
+def _recipe(arm: str, arguments: argparse.Namespace) -> TrainingRecipe:
     return TrainingRecipe(lr=1e-2, batch_size=arguments.batch_size, precision=arm.split()[1])
 
 
@@ -336,7 +336,7 @@ def _parity(arguments: argparse.Namespace, data: Data) -> Iterator[dict[str, Any
         model = copy.deepcopy(damaged)
         with _steps() as steps:
             start = time.perf_counter()
-            _loop(arm, arguments)(model, data, _schedule(arm, arguments), _EPOCHS, seed)()
+            _loop(arm, arguments)(model, data, _recipe(arm, arguments), _EPOCHS, seed)()
             seconds = time.perf_counter() - start
         wanted = wanted or steps[0]
         if steps[0] != wanted:

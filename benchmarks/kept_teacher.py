@@ -3,7 +3,7 @@
     python benchmarks/kept_teacher.py [--device cuda] [--model resnet20] [--rounds 12]
 
 All trials of a study see the same images, so the first one keeps its teacher's outputs and the others read them
-(`trainers.training.distillation`). A ResNet-20 is trained on random images of CIFAR-10's size by the default schedule:
+(`trainers.training.distillation`). A ResNet-20 is trained on random images of CIFAR-10's size by the default recipe:
 from labels alone, from a teacher that is asked in each step (as the first trial's is), and from outputs that are kept.
 A side is a whole epoch of a training of its own, validation on 64 images included; sides take turns within a round.
 Rows of other devices and models are kept in `kept_teacher.parquet`; writes `kept_teacher.md` too.

@@ -4,7 +4,7 @@
 
 Writes `ledger_scale.parquet` (one row a measurement) and `ledger_scale.md`. Trials are synthetic: accuracy saturates
 with size, noise on top, 8 blocks and 5 epochs each; generated as Arrow columns and appended as segments. Above
-`--blocks-up-to` trials (10^6) the lists `blocks` and `curve` are left empty, and the row says so. Every measurement
+`--blocks-up-to` trials (10^6) the lists `blocks` and `history` are left empty, and the row says so. Every measurement
 runs in a fresh process, so that its peak memory is its own. `cold` is a new process that opens the files for the
 first time; the operating system's page cache is dropped before it where `posix_fadvise` can do that.
 
@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -37,10 +37,13 @@ import pyarrow.parquet as pq
 
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
-from results.objectives import OBJECTIVES
-from results.schema import SCHEMA, TrialRow, TrialStatus
+from results.objectives import parse_objectives
+from results.pareto.front import front as pareto_front
+from results.schema import SCHEMA, TrialRow, TrialStatus, to_table
 
-_NAMES = ["val_top1", "size_bytes", "flops"]
+_RECORD = {"score_name": "val_top1", "objectives": ["val_top1", "size_bytes", "flops"]}
+_OBJECTIVES = parse_objectives(_RECORD["objectives"], score_name="val_top1")
+_NAMES = [objective.column for objective in _OBJECTIVES]
 _BATCH = 250_000
 _LEAST = 10**4
 _START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -74,7 +77,7 @@ def _everything(folder: Path, sizes: list[int], arguments: argparse.Namespace) -
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--max", type=int, default=10**7, help="the largest number of trials")
-    parser.add_argument("--blocks-up-to", type=int, default=10**6, help="above, no blocks and curves are written")
+    parser.add_argument("--blocks-up-to", type=int, default=10**6, help="above, no blocks and histories are written")
     parser.add_argument("--optuna", type=int, default=10**4, help="the number of trials given to Optuna; 0 for none")
     parser.add_argument("--scratch", default=None, help="a folder on the disk to measure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the results go")
@@ -88,14 +91,14 @@ def _measured(folder: Path, n: int, arguments: argparse.Namespace) -> Iterator[d
     """All measurements at one size, each in a process of its own."""
     uri = str(folder / f"n{n}")
     lists = n <= arguments.blocks_up_to
-    Ledger(Store(uri)).create_study("s", {"objectives": _NAMES})
+    Ledger(Store(uri)).create_study("s", _RECORD)
     yield _alone(_fill, uri, n, lists)
     if n == 10**4:
         yield _alone(_append_singles, uri)
         yield _alone(_compact, uri)
         yield _alone(_disk_alone, uri)
     yield _alone(_front_cold, uri)
-    yield _alone(_front_one_more, uri, n)
+    yield _alone(_one_more_trial, uri, n)
     yield _alone(_query, uri)
     yield _alone(_frame_front, uri, "pandas + moocore")
     if n <= 10**6:
@@ -134,8 +137,8 @@ def synthetic(first: int, count: int, rng: np.random.Generator, *, lists: bool) 
         "seed": np.zeros(count, dtype=np.int64),
         "epochs": np.full(count, 5),
         "epochs_run": np.where(failed, 1, 5),
-        "val_top1": pa.array((np.clip(top1, 0.1, 1) * 5000).round() / 5000, mask=failed),
-        "val_loss": pa.array(2.5 - 2.4 * top1, mask=failed),
+        "score": pa.array((np.clip(top1, 0.1, 1) * 5000).round() / 5000, mask=failed),
+        "metrics": _metrics(count, {"val_loss": 2.5 - 2.4 * top1}),
         "train_loss": pa.array(2.4 - 2.4 * top1, mask=failed),
         "parameters": (size / 1.1).astype(np.int64),
         "size_bytes": size.astype(np.int64),
@@ -148,10 +151,15 @@ def synthetic(first: int, count: int, rng: np.random.Generator, *, lists: bool) 
         "total_s": np.round(rng.uniform(60, 120, count), 3),
     }
     same = {"study": "s", "model": "resnet20", "dataset": "cifar10", "init": "least-squares", "device": "NVIDIA H100"}
-    same |= {"host": "node-17", "environment": '{"overtone": "0.1.0", "torch": "2.14.1"}', "spec": '{"epochs": 5}'}
+    same |= {
+        "score_name": "val_top1",
+        "host": "node-17",
+        "environment": '{"overtone": "0.1.0", "torch": "2.14.1"}',
+        "spec": '{"epochs": 5}',
+    }
     values |= {name: pa.repeat(value, count) for name, value in same.items()}
     if lists:
-        values |= {"blocks": _blocks(count, rng), "history": _curves(count, rng)}
+        values |= {"blocks": _blocks(count, rng), "history": _histories(count, rng)}
     columns = []
     for field in SCHEMA:
         given = values.get(field.name)
@@ -171,10 +179,18 @@ def _blocks(count: int, rng: np.random.Generator) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.arange(0, 8 * count + 1, 8, dtype=np.int32)), entries)
 
 
-def _curves(count: int, rng: np.random.Generator) -> pa.Array:
+def _metrics(count: int, values: Mapping[str, np.ndarray]) -> pa.Array:
+    keys = pa.array(list(values) * count)
+    items = pa.array(np.stack(list(values.values()), 1).ravel())
+    offsets = pa.array(np.arange(0, len(values) * count + 1, len(values), dtype=np.int32))
+    return pa.MapArray.from_arrays(offsets, keys, items)
+
+
+def _histories(count: int, rng: np.random.Generator) -> pa.Array:
     kind = SCHEMA.field("history").type.value_type
-    columns = [pa.array(np.tile(np.arange(5), count))]
-    columns += [pa.array(rng.random(5 * count).round(4)) for _ in range(kind.num_fields - 1)]
+    numbers = {"epoch": pa.array(np.tile(np.arange(5), count))}
+    numbers["metrics"] = _metrics(5 * count, {"val_loss": rng.random(5 * count).round(4)})
+    columns = [numbers.get(field.name, pa.array(rng.random(5 * count).round(4))) for field in kind]
     entries = pa.StructArray.from_arrays(columns, fields=list(kind))
     return pa.ListArray.from_arrays(pa.array(np.arange(0, 5 * count + 1, 5, dtype=np.int32)), entries)
 
@@ -193,7 +209,7 @@ def _fill(uri: str, n: int, lists: bool) -> dict[str, Any]:
 
 def _append_singles(uri: str) -> dict[str, Any]:
     """Eight processes, a durable file a trial; counted again afterwards."""
-    Ledger(Store(uri)).create_study("singles", {"objectives": _NAMES})
+    Ledger(Store(uri)).create_study("singles", _RECORD)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(_WRITERS, mp_context=context) as pool, context.Manager() as manager:
         barrier = manager.Barrier(_WRITERS)
@@ -265,31 +281,35 @@ def _front_cold(uri: str) -> dict[str, Any]:
     }
 
 
-def _front_one_more(uri: str, n: int) -> dict[str, Any]:
-    """The front kept, then one trial more that enters it: by the process that kept it, and by a new one."""
+def _one_more_trial(uri: str, n: int) -> dict[str, Any]:
+    """What a trial more costs a search's driver, which holds the front in memory: appended, and the front written.
+
+    The median of 20; each trial enters the front.
+    """
     ledger = Ledger(Store(uri))
-    ledger.write_front("s")
-    _append_one(ledger, n, size=4_000)
-    with _timed() as same:
-        ledger.write_front("s")
-    _append_one(ledger, n + 1, size=3_999)
+    members, seconds = ledger.front("s"), []
+    for extra in range(20):
+        row = _small_trial(n + extra, size=4_000 - extra)
+        with _timed() as took:
+            ledger.append(row)
+            members = pareto_front(pa.concat_tables([members, to_table([row])]), _OBJECTIVES)
+            ledger.write_front("s", members)
+        seconds.append(took[0])
     with _timed() as new:
-        entered = "more" + str(n + 1) in Ledger(Store(uri)).write_front("s").column("trial").to_pylist()
-    if not entered:
-        raise RuntimeError(f"the trial that was added to {n} is not in their front")
-    return {"what": "front brought up to date", "seconds": same[0], "new_process_s": new[0]}
+        computed = Ledger(Store(uri)).front("s")
+    if not computed.equals(members):
+        raise RuntimeError(f"the front of {n} trials and 20 more is not the one that the driver holds")
+    return {"what": "a trial more, in the driver", "seconds": float(np.median(seconds)), "new_process_s": new[0]}
 
 
-def _append_one(ledger: Ledger, number: int, *, size: int) -> None:
+def _small_trial(number: int, *, size: int) -> TrialRow:
     """A trial that is smaller than all others, so that it enters the front."""
     ended = _START + timedelta(days=10_000, seconds=number)
-    ledger.append(
-        TrialRow(
-            study="s", trial=f"more{number}", number=number, status=TrialStatus.FINISHED, model="resnet20",
-            dataset="cifar10", init="least-squares", seed=0, epochs=5, epochs_run=5, config_digest="c",
-            spec_digest=f"s{number}", spec="{}", started_at=ended, finished_at=ended, val_top1=0.5, parameters=size,
-            size_bytes=size, macs=size, flops=2 * size,
-        )
+    return TrialRow(
+        study="s", trial=f"more{number}", number=number, status=TrialStatus.FINISHED, model="resnet20",
+        dataset="cifar10", init="least-squares", seed=0, epochs=5, epochs_run=5, config_digest="c",
+        spec_digest=f"s{number}", spec="{}", started_at=ended, finished_at=ended, score=0.5, score_name="val_top1",
+        parameters=size, size_bytes=size, macs=size, flops=2 * size,
     )  # fmt: skip
 
 
@@ -298,8 +318,8 @@ def _query(uri: str) -> dict[str, Any]:
     dropped = _drop_cache(uri)
     files = f"{uri}/trials/study=s/*.parquet"
     question = (
-        f"select trial, number, val_top1, size_bytes, flops from read_parquet('{files}', union_by_name = true) "
-        f"where {_WHERE} order by val_top1 desc, size_bytes limit 10"
+        f"select trial, number, score, size_bytes, flops from read_parquet('{files}', union_by_name = true) "
+        f"where {_WHERE} order by score desc, size_bytes limit 10"
     )
     with _timed() as cold, duckdb.connect() as connection:
         connection.sql(question).fetchall()
@@ -318,12 +338,12 @@ def _frame_front(uri: str, how: str) -> dict[str, Any]:
     """Pandas reads the same columns of the same files, a library finds the front; same page cache as `warm`."""
     with _timed() as reading:
         frame = pd.read_parquet(f"{uri}/trials/study=s", columns=["trial", "status", *_NAMES], partitioning=None)
-        frame = frame[(frame["status"] == TrialStatus.FINISHED.value) & frame["val_top1"].notna()]
+        frame = frame[(frame["status"] == TrialStatus.FINISHED.value) & frame["score"].notna()]
     points = frame[_NAMES].astype(float)
     if how.endswith("moocore"):
         import moocore
 
-        signs = [-1.0 if OBJECTIVES[name].direction == "max" else 1.0 for name in _NAMES]
+        signs = [-1.0 if objective.direction == "max" else 1.0 for objective in _OBJECTIVES]
         with _timed() as computing:
             kept = moocore.is_nondominated(points.to_numpy() * signs, keep_weakly=True)
     else:
@@ -332,7 +352,7 @@ def _frame_front(uri: str, how: str) -> dict[str, Any]:
         except ModuleNotFoundError:
             return {"what": f"front, {how}", "note": "paretoset is not installed"}
         with _timed() as computing:
-            kept = paretoset(points, sense=[OBJECTIVES[name].direction for name in _NAMES], distinct=False)
+            kept = paretoset(points, sense=[objective.direction for objective in _OBJECTIVES], distinct=False)
     spent = reading[0] + computing[0]
     return {"what": f"front, {how}", "warm_s": spent, "read_s": reading[0], "members": int(np.sum(kept))}
 
@@ -396,7 +416,7 @@ def _timed() -> Iterator[list[float]]:
 
 def _write(measured: list[dict[str, Any]], out: Path) -> None:
     table = pa.Table.from_pylist(measured, schema=pa.schema(_columns(measured)))
-    about = {"device": _device(), "environment": _versions(), "measured_at": datetime.now(UTC).isoformat()}
+    about = {"device": _device(), "versions": _versions(), "measured_at": datetime.now(UTC).isoformat()}
     pq.write_table(table.replace_schema_metadata(about), out / "ledger_scale.parquet")
     (out / "ledger_scale.md").write_text(_page(measured, about))
 
@@ -448,11 +468,11 @@ page cache (for pandas and Optuna the whole: reading and computing); `read_s` th
 memory of the process, of which `import_mib` is taken by imports; `load` the machine's one-minute load average after the
 measurement: above the number of cores, others were working, and times are longer than they need be.
 
-`lists` false: the trials have no `blocks` and `curve`. The front is exact, over val_top1, size_bytes and flops, with
+`lists` false: the trials have no `blocks` and `history`. The front is exact, over score, size_bytes and flops, with
 every trial id checked for superseded rows. pandas + moocore and pandas + paretoset read the same columns of the same
-files, but take every row to be the only one of its trial, and give row numbers rather than whole rows; they see the two
-trials that "brought up to date" added, so that their count of members differs by a few. paretoset is left out above
-10^6. Optuna's SQLite holds three values and eight parameters a trial, without curves, and only at 10^4.
+files, but take every row to be the only one of its trial, and give row numbers rather than whole rows; they see the 20
+trials that "a trial more" added, so that their count of members differs by a few. paretoset is left out above
+10^6. Optuna's SQLite holds three values and eight parameters a trial, without histories, and only at 10^4.
 
 ## 10^10 trials
 

@@ -143,7 +143,7 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         **run,
         "pre_val": 100 * before["val"],
         "pre_test": 100 * before["test"],
-        "post_val": 100 * result.val_top1,
+        "post_val": 100 * result.score,
         "post_test": 100 * top1_of_test(trial),
         "size_bytes": result.cost.size_bytes,
         "flops": result.cost.flops,

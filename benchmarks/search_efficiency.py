@@ -11,7 +11,7 @@ run one trial at a time; what a sampler itself takes is not counted here, `searc
   what is drawn twice is trained twice, as Ray Tune would.
 - `TPE, our searcher`: the sampler in `overtone search --sampler tpe`: it begins with the uncompressed network and the
   extremes, and trains nothing twice.
-- `front`: our sampler, `overtone search --miss-rate 0`; `front, stopping`: our default, which stops trials early.
+- `ehvi`: our sampler, `overtone search --miss-rate 0`; `ehvi, stopping`: our default, which stops trials early.
 
 The last runs on for twice as many trials, since seconds are compared.
 
@@ -47,11 +47,11 @@ from search.study.budget import Budget, extremes
 from spaces import Network, NetworkConfig, Space
 from trainers.spec import TrialSpec
 
-_OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"))
+_OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"), score_name="val_top1")
 _ACCURACIES = ("init_score", *(f"val_top1_{epoch}" for epoch in range(1, EPOCHS + 1)))
 _FLOOR = 0.9
 _BEST_OF_OTHERS = ("random", "NSGA-II", "TPE")
-_OURS = "front, stopping"
+_OURS = "ehvi, stopping"
 _KINDS = {"harmonics": ("harmonics_y", "harmonics_x"), "templates": ("pruning_rate",), "bits": ("bits",)}
 
 
@@ -123,7 +123,7 @@ def _alone(make: Callable[[int], optuna.samplers.BaseSampler], seed: int, trials
         yield Spent(sum(measured.seconds), _losses(measured, network))
 
 
-def _ours(sampler: str, miss_rate: float | None, seed: int, trials: int, table: Path) -> Replay:
+def _ours(sampler: str, miss_rate: float, seed: int, trials: int, table: Path) -> Replay:
     """What `overtone search` does, with the grid's answers."""
     network, space, grid = _grid(table)
     candidates, limits = Candidates(space), extremes(space, Budget())
@@ -146,11 +146,11 @@ def _ours(sampler: str, miss_rate: float | None, seed: int, trials: int, table: 
             return
         measured = grid[network.digest(NetworkConfig.from_json(suggestion["spec"]["config"]))]
         for run in range(1, len(measured.accuracies) + 1):
-            report: dict[str, Any] = {**measured.costs, "accuracies": measured.accuracies[:run]}
+            report: dict[str, Any] = {**measured.costs, "scores": list(measured.accuracies[:run])}
             if run < len(measured.accuracies) and searcher.should_stop(str(number), report):
                 break
         stopped = str(number) in searcher.stopped
-        searcher.on_trial_complete(str(number), report | {"status": "finished", "val_top1": measured.accuracies[-1]})
+        searcher.on_trial_complete(str(number), report | {"status": "finished", "score": measured.accuracies[-1]})
         yield Spent(sum(measured.seconds[:run]), _losses(measured, network), stopped)
 
 
@@ -162,9 +162,9 @@ _SEARCHES: dict[str, Callable[[int, int, Path], Replay]] = {
     "random": lambda *given: _alone(lambda seed: optuna.samplers.RandomSampler(seed=seed), *given),
     "NSGA-II": lambda *given: _alone(lambda seed: optuna.samplers.NSGAIISampler(seed=seed), *given),
     "TPE": lambda *given: _alone(lambda seed: optuna.samplers.TPESampler(seed=seed), *given),
-    "TPE, our searcher": lambda *given: _ours("tpe", None, *given),
-    "front": lambda *given: _ours("front", None, *given),
-    "front, stopping": lambda *given: _ours("front", 0.1, *given),
+    "TPE, our searcher": lambda *given: _ours("tpe", 0.0, *given),
+    "ehvi": lambda *given: _ours("ehvi", 0.0, *given),
+    "ehvi, stopping": lambda *given: _ours("ehvi", 0.1, *given),
 }
 
 

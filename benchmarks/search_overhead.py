@@ -52,6 +52,7 @@ from search.runner.study_callback import StudyCallback
 from search.runner.trainable import TrialActor
 from search.study.plan import StudyPlan
 from spaces import build_model, save_weights
+from trainers.evaluation import SCORE_NAME
 from trainers.spec import TrialSpec
 
 _STEPS = 6
@@ -98,7 +99,7 @@ class _Idle(tune.Trainable):
 
 
 class _IdleTrial(TrialActor):
-    """A trial of a search that measures nothing: its accuracies are made up from its config."""
+    """A trial of a search that measures nothing: its scores are made up from its config."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._step, self._identity = 0, dict[str, Any]()
@@ -108,17 +109,17 @@ class _IdleTrial(TrialActor):
         self._step += 1
         self._identity = self._identity or self._identify()
         noise = int(hashlib.sha256(self._config["trial"].encode()).hexdigest()[:6], 16) / 16**6
-        accuracies = [0.9 + 0.05 * noise + 0.004 * step for step in range(self._step)]
-        epoch = {"train_loss": 0.1, "val_top5": 1.0, "val_loss": 0.1, "lr": 0.01, "seconds": 0.0}
-        curve = [{"epoch": n + 1, "val_top1": top1, **epoch} for n, top1 in enumerate(accuracies[1:])]
-        names = ("val_top5", "val_loss", "latency_ms", "latency_b64_ms", "compress_s", "finetune_s", "evaluate_s")
-        measured = {"val_top1": accuracies[-1], "init_score": accuracies[0], **dict.fromkeys(names)}
-        result = json.dumps({**self._identity, **measured, "history": curve})
-        known = {"result": result, "accuracies": accuracies, **self._identity["cost"]}
+        scores = [0.9 + 0.05 * noise + 0.004 * step for step in range(self._step)]
+        epoch = {"train_loss": 0.1, "metrics": {"val_top5": 1.0, "val_loss": 0.1}, "lr": 0.01, "seconds": 0.0}
+        history = [{"epoch": n + 1, "score": score, **epoch} for n, score in enumerate(scores[1:])]
+        names = ("latency_ms", "latency_b64_ms", "compress_s", "finetune_s", "evaluate_s")
+        measured = {"score": scores[-1], "init_score": scores[0], "score_name": SCORE_NAME, "metrics": {}}
+        result = json.dumps({**self._identity, **measured, **dict.fromkeys(names), "history": history})
+        known = {"result": result, "scores": scores, **self._identity["cost"]}
         if self._step < _STEPS:
             return {**self._about("running"), **known}
         packed = {"model_sha256": self._leave(self._write)}
-        return {**self._about("finished"), **known, "val_top1": accuracies[-1], **packed, DONE: True}
+        return {**self._about("finished"), **known, "score": scores[-1], **packed, DONE: True}
 
     def _write(self, path: Path) -> None:
         path.write_bytes(self._config["trial"].encode() * 1000)

@@ -14,6 +14,7 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from search.commands.cli import app
+from search.optimize.retries import RetryPolicy
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
@@ -173,3 +174,24 @@ def test_the_readme_links_to_files_that_are_there() -> None:
     named = [(ROOT / "deploy" / name) if "/" not in name else ROOT / name for name in linked]
     assert len(named) >= 4
     assert all(path.exists() for path in named)
+
+
+def test_the_readme_asks_for_the_version_of_ray_that_the_package_does() -> None:
+    readme = re.search(r"Ray \(([\d.]+) or later\)", (ROOT / "deploy" / "README.md").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["cluster"]]
+    bounds = [name.partition(">=")[2] for name in wanted if name.startswith("ray[")]
+    assert readme is not None
+    assert bounds == [readme[1]] * 2
+
+
+def test_the_readme_says_how_often_a_trial_is_run() -> None:
+    """A suggestion whose worker dies is made again as often as the README says."""
+    policy, again = RetryPolicy(), 0
+    while policy.should_retry(f"run-{again}", {"trial": "a"}):
+        again += 1
+    text = " ".join((ROOT / "deploy" / "README.md").read_text().split())
+    assert again == 2
+    assert (
+        "runs again from its last checkpoint, up to twice; if its node dies a third time, it is kept as failed" in text
+    )
