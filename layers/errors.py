@@ -1,7 +1,7 @@
 """Errors and warnings that users see, and how the errors of other libraries become them.
 
-The form of an error about a given value is `name (=value) must be ...`; any other is one lower-case clause. Neither ends
-with a period.
+The form of an error about a given value is `name (=value) must be ...`; any other is one lower-case clause. Neither
+ends with a period.
 """
 
 from __future__ import annotations

@@ -126,5 +126,5 @@ def _widths(model: nn.Module) -> dict[str, int]:
 
 def _kept_state(model: nn.Module) -> dict[str, Tensor]:
     """What is stored: neither the batch counters of norms nor what filters have until they leave."""
-    passing = (".num_batches_tracked", ".remainders.values")
+    passing = (".num_batches_tracked", ".residuals.values")
     return {k: v for k, v in model.state_dict().items() if not f".{k}".endswith(passing)}

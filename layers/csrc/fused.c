@@ -17,13 +17,13 @@ enum { PAIRED = 0 };
 #endif
 
 #if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 9, NORMS_AND_BIASES = 3, OUTPUTS = 8 };
+enum { LANES = 16, ROWS = 9, VECTORS = 3, OUTPUTS = 8 };
 #elif defined(__AVX__)
-enum { LANES = 8, ROWS = 5, NORMS_AND_BIASES = 2, OUTPUTS = 4 };
+enum { LANES = 8, ROWS = 5, VECTORS = 2, OUTPUTS = 4 };
 #else
-enum { LANES = 4, ROWS = 5, NORMS_AND_BIASES = 3, OUTPUTS = 4 };
+enum { LANES = 4, ROWS = 5, VECTORS = 3, OUTPUTS = 4 };
 #endif
-enum { PANEL = LANES * NORMS_AND_BIASES, AHEAD = 2, LEAST_ROWS = 16 };
+enum { PANEL = LANES * VECTORS, AHEAD = 2, LEAST_ROWS = 16 };
 enum { CACHED = 1 << 17 }; /* values of a tile's inputs, which the second-level cache should hold */
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -185,13 +185,13 @@ INLINE Vector added(int pairs, Vector sum, const float *tap, Vector input) {
 /* `rows` maps at `vectors` vectors of places: a product (rows, depth) x (depth, places). */
 INLINE void product(int pairs, int rows, int vectors, const float *taps, int64_t step, const float *panel,
                     int64_t depth, float *maps, int64_t stride) {
-    Vector sum[ROWS][NORMS_AND_BIASES];
+    Vector sum[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) sum[r][v] = (Vector){0};
     for (int64_t c = 0; c < depth; c++) {
-        Vector input[NORMS_AND_BIASES];
+        Vector input[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) input[v] = *(const Vector *)(panel + c * PANEL + v * LANES);
 #pragma GCC unroll 16

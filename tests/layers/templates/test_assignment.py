@@ -80,7 +80,7 @@ def test_an_index_takes_as_many_bits_as_the_last_template_has(templates, bits):
     added = (bits * (16 - templates) + 7) // 8
     shape = LayerShape.from_module(conv)
     assert layer_cost(shape, form).size_bytes - layer_cost(shape, plain).size_bytes == added
-    assert pack_state(nn.Sequential(compress_layer(conv, form)))["0.assigned"].numel() == added
+    assert pack_state(nn.Sequential(compress_layer(conv, form)))["0.template_index"].numel() == added
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_order_is_that_of_a_given_saliency(normal):
 def test_nothing_is_left_of_filters_that_have_left(case):
     layer, conv = case
     fresh = compress_layer(conv, layer.form)
-    assert layer.state_dict().keys() - fresh.state_dict().keys() == {"remainders.values"}
+    assert layer.state_dict().keys() - fresh.state_dict().keys() == {"residuals.values"}
     assert len(list(layer.parameters())) == len(list(fresh.parameters())) + 1
     layer.advance_pruning(1.0)
     assert layer.residuals is None
@@ -67,7 +67,7 @@ def test_nothing_is_left_of_filters_that_have_left(case):
     layer.advance_pruning(1.0)
 
 
-def test_remainders_and_templates_train_and_what_has_left_does_not(case, normal):
+def test_residuals_and_templates_train_and_what_has_left_does_not(case, normal):
     layer, _ = case
     layer.advance_pruning(0.5)
     layer(normal(2, 4, 6, 6)).square().sum().backward()
