@@ -12,7 +12,7 @@ from results.analysis.convergence import anytime_hypervolume
 from results.analysis.summary import Summary
 from results.formatting import cost_axis, unit_name
 from results.report.encoding import encode_configs
-from spaces.published import published_rows
+from spaces.papers import published_rows
 
 __all__ = ["report_data"]
 
@@ -94,12 +94,12 @@ def _published(model: str, dataset: str, baseline: Mapping[str, float]) -> list[
             "paper": row.paper,
             "name": row.name,
             "data": row.data,
-            "top1": row.top1,
-            "baseline": row.baseline_top1,
+            "top1": row.score,
+            "baseline": row.baseline_score,
             "size": row.size,
             "flops": row.flops,
             "counted": row.counted,
-            "here": row.on(baseline),
+            "here": row.relative_to(baseline),
         }
         for row in published_rows(model, dataset)
     ]

@@ -1,49 +1,45 @@
 """The front as a still picture for papers and pages: accuracy against size and against compute, side by side."""
 
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from layers.errors import OvertoneError, UsageError
+from layers.errors import OvertoneError
 from results.analysis.summary import Summary, confidence_by_trial, summarize
+from results.figures.saving import check_picture_path, save_figure
 from results.formatting import cost_axis
 from results.ledger.ledger import Ledger
-from results.ledger.store import Store
 from results.objectives import OBJECTIVES
 from results.pareto.front import front
-from spaces.published import published_rows
+from spaces.papers import published_rows
 
 __all__ = ["plot_front"]
 
 _FRONT, _OTHER, _BASELINE, _KNEE, _PUBLISHED = "#2563eb", "#b4b4b4", "#e08a00", "#d6336c", "#0f766e"
 
 
-def plot_front(ledger: Ledger, study: str, out: str | os.PathLike[str]) -> Path:
-    """Draws a study's front into a `.png` or `.svg` file, whole or not at all; gives back its path.
+def plot_front(ledger: Ledger, study: str, path: str | os.PathLike[str]) -> Path:
+    """Draw a study's front into a `.png` or `.svg` file, whole or not at all; return its path.
 
-    The same trials give the same bytes with the same libraries.
+    The same trials give the same bytes with the same libraries. Raises `UsageError` for any other kind of file, and
+    `OvertoneError` if no trial has finished or the file cannot be written.
     """
-    path = Path(out)
-    if path.suffix not in (".png", ".svg"):
-        raise UsageError(f"out (={os.fspath(out)!r}) must end in .png or .svg")
+    path = check_picture_path(path)
     summary = summarize(ledger, study)
     if not summary.finished.num_rows:
         raise OvertoneError(f"study {study!r} has no finished trial to draw")
     seeds = {trial: row for trial, row in confidence_by_trial(ledger, summary).items() if row["seeds"] > 1}
-    Store(path.parent).write_bytes(path.name, _drawn(summary, seeds, path.suffix.removeprefix(".")))
-    return path
+    return save_figure(_front_figure(summary, seeds), path, salt=study)
 
 
-def _drawn(summary: Summary, seeds: Mapping[str, Mapping[str, Any]], kind: str) -> bytes:
+def _front_figure(summary: Summary, seeds: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, cost in ((left, "size_bytes"), (right, "flops")):
@@ -55,10 +51,7 @@ def _drawn(summary: Summary, seeds: Mapping[str, Mapping[str, Any]], kind: str) 
     figure.suptitle(f"{model} on {dataset}: {summary.finished.num_rows} trials", parse_math=False, fontsize=12)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
-    sink = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": summary.study, "svg.fonttype": "path"}):
-        figure.savefig(sink, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
-    return sink.getvalue()
+    return figure
 
 
 def _draw(axes: Axes, summary: Summary, seeds: Mapping[str, Any], cost: str) -> None:
@@ -107,7 +100,7 @@ def _sure(summary: Summary, seeds: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _draw_published(axes: Axes, summary: Summary, cost: str) -> None:
     rows = published_rows(str(summary.record.get("model", "")), str(summary.record.get("dataset", "")))
-    placed = [here for row in rows if {"val_top1", cost} <= (here := row.on(summary.baseline)).keys()]
+    placed = [here for row in rows if {"val_top1", cost} <= (here := row.relative_to(summary.baseline)).keys()]
     if placed:
         x, y = [here[cost] / cost_axis(cost)[1] for here in placed], [100 * here["val_top1"] for here in placed]
         label = "published elsewhere, off this baseline"

@@ -1,4 +1,4 @@
-"""The papers' rows: their counts against what is printed, and that every network can take its own."""
+"""The papers' rows: counts as printed, networks that can take their own rows, and where a report places them."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, build_model, presets
+from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, build_model, presets, published_rows
 
 SMALL = ("resnet8", "resnet20", "resnet32", "resnet56", "vgg16")
 LARGE = ("resnet18", "convnext_tiny", "mobilenet_v2", "efficientnet_b0")
@@ -51,6 +51,21 @@ def test_the_tables_are_whole(model: str, count: int, networks: dict[str, Networ
     rows = presets(model, networks[model])
     assert len(rows) == count
     assert all(row.published_top1 is not None and "Costain & Prisacariu, Table" in row.source for row in rows)
+
+
+def test_counts_of_whole_networks(networks: dict[str, Network]) -> None:
+    """Every parameter except those of norms."""
+    assert counted(networks["resnet18"], NetworkConfig()) == 11_679_912
+    assert counted(networks["resnet32"], NetworkConfig()) == 461_882
+
+
+def test_compressible_parameters_of_table_3(networks: dict[str, Network]) -> None:
+    """The weights of the 18 depthwise layers and of the patches' layer."""
+    network = networks["convnext_tiny"]
+    shapes = {name: shape for name, shape in network.shapes.items() if shape.kernel in ((7, 7), (4, 4))}
+    assert sum(shape.kernel == (7, 7) for shape in shapes.values()) == 18
+    weights = (network.block_cost(name, BlockConfig(), 8).parameters - shapes[name].out_channels for name in shapes)
+    assert sum(weights) == 324_576 + 4_608
 
 
 @pytest.mark.parametrize("short", ["cos", "cheb"])
@@ -197,3 +212,51 @@ def test_generic_rows_take_one_harmonic_from_every_kernel(wide: nn.Module, wide_
 def test_generic_rows_leave_small_kernels_alone() -> None:
     network = Network.from_module(nn.Sequential(nn.Conv2d(3, 8, 2), nn.Flatten(), nn.Linear(8 * 49, 4)), (3, 8, 8))
     assert presets("tiny", network) == ()
+
+
+def test_series_rows_keep_what_their_configuration_keeps() -> None:
+    """ResNet-18 as the paper counts it (Table 2 and its erratum); norms, which stay, add less than 0.1 points."""
+    printed = {"6,3,3,3,3": 99.98, "6,3,3,3,2": 60.70, "6,3,3,2,2": 50.88, "6,3,2,2,2": 48.43, "5,3,3,3,3": 99.96}
+    printed |= {"5,3,3,3,2": 60.68, "5,3,3,2,2": 50.86, "4,3,3,3,2": 60.67, "4,3,3,2,2": 50.85}
+    rows = {row.name: row for row in published_rows("resnet18", "imagefolder:data")}
+    assert {name: 100 * row.size for name, row in rows.items()} == pytest.approx(printed, abs=0.1)
+    assert all(row.counted and row.data == "ImageNet" for row in rows.values())
+
+
+def test_convnext_rows_reach_single_layers() -> None:
+    """Whole-network shares follow from Table 3's shares of the 329,184 compressible parameters."""
+    compressible = {"7x3,7x3,7x9,6x3": 90.90, "7x3,7x3,4x9,4x3": 42.26, "5x3,5x3,5x9,5x3": 51.71}
+    whole = Network.from_module(build_model("convnext_tiny", classes=1000, channels=3), (3, 32, 32)).cost(
+        NetworkConfig()
+    )
+    rows = {row.name: row for row in published_rows("convnext_tiny", "imagefolder:data")}
+    for name, share in compressible.items():
+        saved = 4 * 329_184 * (1 - share / 100)
+        assert (1 - rows[name].size) * whole.size_bytes == pytest.approx(saved, rel=2e-3)
+
+
+def test_row_lies_where_its_loss_and_shares_put_it() -> None:
+    row = next(row for row in published_rows("resnet20", "cifar10") if row.name == "3,3,2,2")
+    network = Network.from_module(build_model("resnet20", classes=10, channels=3), (3, 32, 32))
+    blocks = {name: BlockConfig(basis="cosine", harmonics=(2, 2)) for name in ("layer2", "layer3")}
+    whole, cost = network.cost(NetworkConfig()), network.cost(NetworkConfig(blocks=blocks))
+    placed = row.relative_to({"score": 0.885, "size_bytes": whole.size_bytes, "flops": whole.flops, "parameters": 1.0})
+    expected = {"score": 0.885 - 0.0218, "size_bytes": cost.size_bytes, "flops": cost.flops}
+    assert placed == pytest.approx(expected)
+    assert row.relative_to({"flops": 10.0}).keys() == {"flops"}
+
+
+def test_template_rows_are_as_printed() -> None:
+    rows = published_rows("resnet56", "cifar10")
+    assert [(row.score, round(1 - row.flops, 4), round(1 - row.size, 4)) for row in rows] == [
+        (94.18, 0.3591, 0.5164),
+        (93.35, 0.4827, 0.7124),
+        (92.81, 0.5636, 0.8005),
+    ]
+    assert not any(row.counted for row in rows)
+    assert rows[0].relative_to({"score": 0.999}) == {"score": 1.0}
+
+
+@pytest.mark.parametrize(("model", "dataset"), [("resnet8", "cifar10"), ("resnet20", "digits"), ("my.net:make", "x")])
+def test_nothing_is_shown_beside_other_networks_or_digits(model: str, dataset: str) -> None:
+    assert published_rows(model, dataset) == []
