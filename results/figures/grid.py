@@ -1,23 +1,21 @@
-"""The picture of a layer's filters, row after row, beside what compression makes of them.
+"""The picture of a layer's filters, row after row, beside their compressed forms.
 
-Each stands on its row's color scale below its L2 error and that error's share of the filter's norm; above each column
-is the error of all filters that it is about.
+Each image is drawn in its row's color scale, below its L2 error and that error's share of the filter's norm. Above each
+column stands the error over all the filters that the column is about.
 """
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-__all__ = ["MINUS", "TIMES", "Panel", "FilterGrid", "render_grid"]
+__all__ = ["MINUS", "TIMES", "FilterGrid", "Panel", "render_grid"]
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 _INK, _GREY, _FRAME, _COLORMAP = "#111827", "#6b7280", "#9ca3af", "RdBu_r"
@@ -30,35 +28,37 @@ _HEADS, _ROWS, _ABOVE = 1.05, 1.8, 0.42
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """What filters become in one way, column by column."""
+    """The same filters compressed in one way, more strongly from column to column."""
 
     title: str
     images: Tensor
     """(rows, columns, K_y, K_x)."""
     errors: Sequence[float]
-    """Relative error of each column over all filters that it is about."""
+    """Relative error of each column, over all the filters that it is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterGrid:
-    """What is on a picture."""
+    """Everything that the picture shows."""
 
     name: str
+    """The picture's title."""
     about: str
-    """A line below the name."""
+    """The line below the title."""
     filters: Tensor
     """The originals, (rows, K_y, K_x)."""
     labels: Sequence[str]
+    """A label for each row."""
     header: tuple[str, str, str]
-    """What the three lines above the columns are."""
+    """Labels of the three lines above the columns."""
     columns: Sequence[tuple[str, str]]
-    """The first two of these lines, of the originals and of each column of a panel."""
+    """The first two of these lines: for the originals, then for each column of a panel."""
     panels: Sequence[Panel]
     caption: str
 
 
-def render_grid(grid: FilterGrid, kind: str) -> bytes:
-    """The picture as `png` or `svg`; the same sheet gives the same bytes with the same libraries."""
+def render_grid(grid: FilterGrid) -> Figure:
+    """Draw the picture, in the size that its text and images need."""
     figure = Figure()
     drawing = _Drawing(axes=figure.add_axes((0, 0, 1, 1)), grid=grid)
     _draw_text(drawing)
@@ -67,22 +67,19 @@ def render_grid(grid: FilterGrid, kind: str) -> bytes:
     drawing.axes.set(xlim=(0, drawing.width), ylim=(height, 0))
     drawing.axes.set_axis_off()
     figure.set_size_inches(drawing.width, height)
-    sink = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": grid.name, "svg.fonttype": "path"}):
-        figure.savefig(sink, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
-    return sink.getvalue()
+    return figure
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawing:
-    """Where things are, in inches from the top left corner."""
+    """Positions on the picture, in inches from the top left corner."""
 
     axes: Axes
     grid: FilterGrid
 
     @property
     def image(self) -> tuple[float, float]:
-        """Width and height of a filter; thin ones are thickened to be seen."""
+        """Width and height of a filter's image; thin filters are drawn thicker, so that they can be seen."""
         height, width = self.grid.filters.shape[1:]
         scale = _IMAGE / max(height, width)
         return max(width * scale, _LINE), max(height * scale, _LINE)
@@ -93,25 +90,25 @@ class _Drawing:
         return max(self.left(len(self.grid.panels)) - _GAP - (_PITCH - _IMAGE) + _EDGE, 6.2)
 
     def left(self, panel: int, column: int = 0) -> float:
-        """Where a column begins, as wide as a square filter; column 0 holds the originals."""
+        """Return the left edge of a column, which is as wide as a square filter; column 0 holds the originals."""
         return _EDGE + _LABELS + panel * (_PITCH * len(self.grid.columns) + _GAP) + column * _PITCH
 
     def top(self, row: int) -> float:
-        """Where a row's images begin; one past the last row, where one more would."""
+        """Return the top edge of a row's images; `row` may be one past the last."""
         return _ROWS + row * (self.image[1] + _ABOVE) + _ABOVE - 0.08
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
-        """Text on the baseline y."""
+        """Write text on the baseline y."""
         self.axes.text(x, y, text, **{"fontsize": 8, "color": _INK, "parse_math": False, **style})
 
     def lines(self, x: float, y: float, texts: Sequence[str], **style: Any) -> None:
-        """Lines of text, the first on the baseline y."""
+        """Write lines of text, the first on the baseline y."""
         for number, text in enumerate(texts):
             self.text(x, y + number * _LINE, text, **style)
 
 
 def _draw_text(drawing: _Drawing) -> None:
-    """The title, and above each column what it is and the error of all filters."""
+    """Draw the title, and above each column its head and the error over all filters."""
     grid = drawing.grid
     size = min(12, 115 * (drawing.width - 2 * _EDGE) / max(len(grid.name), 1))
     drawing.text(_EDGE, 0.38, grid.name, fontsize=size, weight="bold")
@@ -126,7 +123,7 @@ def _draw_text(drawing: _Drawing) -> None:
 
 
 def _draw_rows(drawing: _Drawing) -> None:
-    """Each filter and what it becomes on one color scale, every one below its own error."""
+    """Draw each filter and its compressed forms in one color scale, each image below its own error."""
     grid = drawing.grid
     for row, (filter_, label) in enumerate(zip(grid.filters, grid.labels, strict=True)):
         images = [panel.images[row] for panel in grid.panels]
@@ -144,10 +141,12 @@ def _draw_rows(drawing: _Drawing) -> None:
 
 
 def _draw_filter(
-    drawing: _Drawing, row: int, place: tuple[int, int], image: Tensor, limit: float, texts: tuple[str, str]
+    drawing: _Drawing, row: int, cell: tuple[int, int], image: Tensor, limit: float, texts: tuple[str, str]
 ) -> None:
-    middle, top, (width, height) = drawing.left(*place) + _IMAGE / 2, drawing.top(row), drawing.image
-    left = middle - width / 2
+    """Draw one image; `cell` is (panel, column), and `limit` the value at the ends of the color scale."""
+    width, height = drawing.image
+    middle = drawing.left(*cell) + _IMAGE / 2
+    left, top = middle - width / 2, drawing.top(row)
     x, y = (torch.linspace(0, 1, taps + 1).numpy() for taps in (image.shape[1], image.shape[0]))
     x, y = left + width * x, top + height * y
     mesh = drawing.axes.pcolormesh(x, y, image.numpy(), cmap=_COLORMAP, vmin=-limit, vmax=limit)
@@ -158,7 +157,7 @@ def _draw_filter(
 
 
 def _draw_caption(drawing: _Drawing) -> float:
-    """What is to be seen, below the last row; gives back the height of the picture."""
+    """Draw the caption below the last row; return the height of the picture."""
     lines = textwrap.wrap(drawing.grid.caption, int((drawing.width - 2 * _EDGE) / 0.0575))
     first = drawing.top(len(drawing.grid.labels)) - _ABOVE + 0.34
     drawing.lines(_EDGE, first, lines, color=_GREY)

@@ -186,34 +186,17 @@ def _overlap(one, other) -> bool:
 
 def test_misuse_is_named(layer, tmp_path: Path) -> None:
     conv = layer(2, 2, (3, 3))
-    with pytest.raises(UsageError, match=r"path \(='.*a\.jpg'\) must end in \.png or \.svg\."):
+    with pytest.raises(UsageError, match=r"path \(='.*a\.jpg'\) must end in \.png or \.svg$"):
         plot_filters(conv, tmp_path / "a.jpg", name="conv")
-    with pytest.raises(UsageError, match=r"count \(=0\) must be at least 1\."):
+    with pytest.raises(UsageError, match=r"count \(=0\) must be at least 1$"):
         plot_filters(conv, tmp_path / "a.png", name="conv", count=0)
     with pytest.raises(UsageError, match=r"layer \(='point'\) must have filters of more than one tap"):
         plot_filters(layer(2, 2, (1, 1)), tmp_path / "a.png", name="point")
     with torch.no_grad():
         conv.weight[1, 1, 0, 2] = float("nan")
-    with pytest.raises(OvertoneError, match="Filters of 'conv' cannot be drawn: some are not finite"):
+    with pytest.raises(OvertoneError, match=r"^cannot draw the filters of 'conv': some are not finite$"):
         plot_filters(conv, tmp_path / "a.png", name="conv")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_drawing_that_fails_leaves_nothing_or_what_was_there(layer, tmp_path: Path, monkeypatch) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"before")
-    monkeypatch.setattr(grid.Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
-    for target in (path, tmp_path / "b.png"):
-        with pytest.raises(MemoryError, match="no room"):
-            plot_filters(layer(2, 2, (3, 3)), target, name="conv")
-    assert path.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence(layer, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OvertoneError, match=r"the store '.*file' is a file"):
-        plot_filters(layer(2, 2, (3, 3)), tmp_path / "file" / "a.png", name="conv")
 
 
 def test_layers_are_found_by_name() -> None:
@@ -222,15 +205,15 @@ def test_layers_are_found_by_name() -> None:
     assert get_conv(net, "stem") is net.stem
     assert get_conv(net, "body.1") is net.body[1]
     for name, message in [
-        ("sten", r"layer \(='sten'\) must be a convolution of more than one tap, such as stem\."),
-        ("x", r"layer \(='x'\) must be a convolution of more than one tap, such as stem, body\.1\."),
-        ("body", r"layer \(='body'\) \(a Sequential\) must be .*, such as body\.1\."),
+        ("sten", r"layer \(='sten'\) must be a convolution of more than one tap, such as stem$"),
+        ("x", r"layer \(='x'\) must be a convolution of more than one tap, such as stem, body\.1$"),
+        ("body", r"layer \(='body'\) \(a Sequential\) must be .*, such as body\.1$"),
         ("body.0", r"layer \(='body\.0'\) \(a 1x1 convolution\) must be a convolution of more than one tap"),
         ("body.2", r"layer \(='body\.2'\) \(a Linear\) must be a convolution of more than one tap"),
     ]:
         with pytest.raises(UsageError, match=message):
             get_conv(net, name)
-    with pytest.raises(UsageError, match="and this network has none"):
+    with pytest.raises(UsageError, match=r"tap, but this network has none$"):
         get_conv(nn.Sequential(nn.Linear(2, 2)), "0")
 
 
@@ -274,8 +257,8 @@ def test_a_filter_that_a_template_gives_exactly_is_found(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
-        (1.0, r"pruning_rate \(=1\.0\) must be in \[0, 1\)\."),
-        (0.1, r"At pruning rate 0\.1 all 3 filters are templates: none is rebuilt\."),
+        (1.0, r"pruning_rate \(=1\.0\) must be in \[0, 1\)"),
+        (0.1, r"^pruning_rate \(=0\.1\) must be high enough to prune at least one of the 3 filters$"),
     ],
 )
 def test_rates_at_which_nothing_can_be_rebuilt_are_refused(layer, tmp_path: Path, rate, message) -> None:

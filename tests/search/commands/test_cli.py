@@ -164,7 +164,7 @@ def test_inspect_draws_the_rates_of_one_threshold(tmp_path: Path, capsys: pytest
         assert list(found["rates"]["magnitude"]) == ["conv1", "layer1", "layer2", "layer3"]
         assert path.read_bytes().startswith(b"\x89PNG")
     code, _, err = _said(capsys, *base, str(tmp_path / "rates.gif"))
-    assert (code, err.endswith("rates.gif') must end in .png or .svg.\n")) == (2, True)
+    assert (code, err.endswith("rates.gif') must end in .png or .svg\n")) == (2, True)
     (tmp_path / "space.yaml").write_text("all: {pruning_rate: [none, global 0.5]}\n")
     asked = ("inspect", "--model", "resnet8", "--image", "1x8x8", "--space", str(tmp_path / "space.yaml"), "--json")
     code, out, _ = _said(capsys, *asked)
