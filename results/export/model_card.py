@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from results.analysis.intervals import wilson_interval
-from results.formatting_network import block_records, format_block
+from results.formatting import format_block, format_flops, format_kilobytes
+from results.schema import block_records
 
 __all__ = ["model_card"]
 
@@ -32,7 +33,7 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     model; `same_file`, where the trial was trained again, whether to the same bits; where `seeds` is above 1, the
     columns of `results.analysis.confidence` over them; `size_bytes`, `flops`, `parameters`, `latency_ms` and
     `latency_b64_ms` with `device`; the blocks (`blocks`, as the ledger has them, or `config`); `image_size`,
-    `channels`, `mean`, `std`, `classes`; `format` of the file of `file_bytes` bytes.
+    `channels`, `mean`, `std`, `classes`; `file_format` of the file of `file_bytes` bytes.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -90,16 +91,16 @@ def _share(fraction: float, n: int | None) -> str:
 def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
     yield from ("", "## Size and compute", "")
     if facts.get("size_bytes") is not None:
-        yield f"- packed size: {facts['size_bytes'] / 1e3:,.2f} kB (kB = 1,000 bytes)"
+        yield f"- packed size: {format_kilobytes(facts['size_bytes'], ',.2f')} (kB = 1,000 bytes)"
     if facts.get("flops") is not None:
-        yield f"- compute: {facts['flops'] / 1e6:,.3f} MFLOPs an image (2 x multiply-accumulates)"
+        yield f"- compute: {format_flops(facts['flops'], ',.3f')} an image (2 x multiply-accumulates)"
     if facts.get("parameters") is not None:
         yield f"- parameters: {facts['parameters']:,}"
     for key, batch in (("latency_ms", 1), ("latency_b64_ms", 64)):
         if facts.get(key) is not None:
             yield f"- latency at batch {batch}: {facts[key]:.3g} ms on {_text(facts.get('device') or 'its device')}"
-    yield f"- this file: {file_bytes / 1e3:,.2f} kB"
-    if facts["format"] != "safetensors":
+    yield f"- this file: {format_kilobytes(file_bytes, ',.2f')}"
+    if facts["file_format"] != "safetensors":
         yield ""
         yield "This format holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
 
@@ -122,7 +123,7 @@ def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
     if facts.get("mean") and facts.get("std"):
         mean, std = ([round(float(value), 6) for value in facts[key]] for key in ("mean", "std"))
         yield f"Scale pixels to [0, 1], then subtract the mean {mean} and divide by the deviation {std}, by channel."
-    yield from ("", "```python", _LOADING[facts["format"]], "```")
+    yield from ("", "```python", _LOADING[facts["file_format"]], "```")
 
 
 def _text(value: Any) -> str:

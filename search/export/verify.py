@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 from layers import OvertoneError, UsageError
-from results.export.export import check_format, export_model
+from results.export.export import export_model
 from results.ledger.ledger import Ledger
 from results.queries.query import pick
 from search.export.facts import MAX_DISAGREEMENT, card_facts
 from search.export.reader import check_reader, factory_of, predict_in_subprocess
 from search.export.rerun import rerun_trial
 from spaces import load_model
+from spaces.portable import check_format
 from trainers.data import Data, load_data
 from trainers.evaluation import predict
 from trainers.spec import TrialSpec

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from layers import OvertoneError, UsageError
-from results.export.export import FORMATS
 from results.ledger.ledger import Ledger
 from results.schema import TrialRow
 from search.commands.display import export_line
@@ -15,6 +14,7 @@ from search.export import verify
 from search.export.verify import export_trial
 from search.study.plan import StudyPlan
 from spaces import load_model, read_card, save_model
+from spaces.portable import FORMATS
 from trainers.data import load_data
 from trainers.evaluation import predict
 
@@ -164,7 +164,7 @@ def test_a_model_that_was_not_kept_is_not_exported(
     ("arguments", "message"),
     [
         ({"which": "nope"}, "pick 'nope' names none of its trials"),
-        ({"format": "tflite"}, "format 'tflite' is unknown; allowed are safetensors, onnx, pt2"),
+        ({"format": "tflite"}, "must be one of safetensors, onnx, pt2"),
         ({"where": "size_bytes < "}, "is refused"),
     ],
 )

@@ -9,13 +9,6 @@ from layers.blockfloat import BlockFormat, quantize
 from spaces.portable.network import PortableRounding, portable_model
 
 
-@pytest.fixture
-def generator() -> torch.Generator:
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
-
 @pytest.mark.parametrize("bits", [2, 5, 8, 16])
 @pytest.mark.parametrize("exponent_bits", [2, 3, 7])
 def test_rounding_is_bit_for_bit_that_of_the_layers(generator, bits, exponent_bits):

@@ -1,0 +1,93 @@
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from layers import OvertoneError, UsageError, compress_model
+from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_model
+from spaces.portable import FORMATS, check_format, write
+
+CARD = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed ResNet-8 with every kind of compression, on 8x8 images of one channel."""
+    model = build_model("resnet8", classes=10, channels=1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 1.5)
+    both = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, bits=8)
+    config = NetworkConfig(
+        blocks={"layer1": both, "layer2": BlockConfig(bits=5, activation_block=12), "layer3": BlockConfig(bits=4)}
+    )
+    compressed = compress_model(model, Network.from_module(model, (1, 8, 8)).forms(config)).eval()
+    path = tmp_path_factory.mktemp("packed") / "trial.safetensors"
+    save_model(compressed, path, card=CARD)
+    return path
+
+
+def test_safetensors_is_the_packed_file_itself(packed: Path, tmp_path: Path) -> None:
+    write(packed, tmp_path / "m", format="safetensors", card=CARD)
+    assert (tmp_path / "m").read_bytes() == packed.read_bytes()
+
+
+def test_pt2_runs_without_our_layers_on_any_batch(packed: Path, tmp_path: Path, images: Callable[..., Tensor]) -> None:
+    write(packed, tmp_path / "model.pt2", format="pt2", card=CARD)
+    module, model, x = torch.export.load(tmp_path / "model.pt2").module(), load_model(packed), images(7, 1, 8, 8)
+    with torch.no_grad():
+        for count in (1, 7):  # each against a batch of its own size: sums of another order may round otherwise
+            torch.testing.assert_close(module(x[:count]), model(x[:count]), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_runs_on_any_batch(packed: Path, tmp_path: Path, images: Callable[..., Tensor]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    write(packed, tmp_path / "model.onnx", format="onnx", card=CARD)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    session, x = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")), images(64, 1, 8, 8)
+    with torch.no_grad():
+        expected = load_model(packed)(x)
+    batches = x.split([1] * 8 + [56])
+    logits = torch.cat([torch.from_numpy(session.run(None, {"images": batch.numpy()})[0]) for batch in batches])
+    # A runtime adds in another order, which turns the rounding of a 4-bit activation for about one image in 400.
+    close = torch.isclose(logits, expected, rtol=1e-3, atol=1e-3).all(1)
+    assert close.float().mean() >= 0.95
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_failures_of_the_exporters_are_one_sentence(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator\nand much more")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(OvertoneError, match=f"^cannot write the network 'resnet8' as {format}: no such operator$"):
+        write(packed, tmp_path / "m", format=format, card=CARD)
+
+
+def test_unknown_formats_are_refused(packed: Path, tmp_path: Path) -> None:
+    for call in (check_format, lambda format: write(packed, tmp_path / "m", format=format, card=CARD)):
+        with pytest.raises(UsageError, match=r"^format \(='tflite'\) must be one of safetensors, onnx, pt2$"):
+            call("tflite")
+    for format in FORMATS:
+        check_format(format)
+
+
+def test_missing_onnx_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(UsageError, match=r"needs the package onnxscript: pip install 'overtone\[onnx\]'$"):
+        check_format("onnx")
+
+
+@pytest.mark.parametrize("size", [None, 0, [8, 0]])
+def test_a_network_without_an_image_size_cannot_be_traced(packed: Path, tmp_path: Path, size: object) -> None:
+    for format in ("onnx", "pt2"):
+        with pytest.raises(OvertoneError, match=r"^image_size \(=.*\) of the packed model's card must be a size"):
+            write(packed, tmp_path / "m", format=format, card=CARD | {"image_size": size})
