@@ -209,7 +209,7 @@ def _stages(model: nn.Module, x: torch.Tensor, rate: float) -> dict[tuple[str, f
         first, second = [], []
         for layer, inputs in given:
             taps = layer.templates().permute(0, 3, 4, 1, 2).flatten(0, 3)[..., None, None].contiguous()
-            operators, source = layer._operators()
+            operators, source = layer.operators()
             first.append((inputs, taps))
             second.append((F.conv2d(inputs, taps), operators.to(inputs.dtype), source, [3, 3], [1, 1], [1, 1], [1, 1]))
     for hook in hooks:

@@ -5,11 +5,11 @@ from layers.constructors import ChebConv2d, CosConv2d, TemplateConv2d
 from layers.conv import CompressedConv1d, CompressedConv2d
 from layers.cost import Cost, layer_cost, network_cost, remaining_cost
 from layers.errors import OvertoneError, OvertoneWarning, UsageError
-from layers.execution import autotune
 from layers.form import LayerForm, LayerShape
 from layers.linear import CompressedLinear
 from layers.norm import CompressedNorm
 from layers.pack import join_state, pack_state, split_state, unpack_state
+from layers.tuning import autotune
 
 __all__ = [
     "ChebConv2d",

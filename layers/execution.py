@@ -1,92 +1,96 @@
-"""Which exact form of each layer runs fastest on this device, found by timing it once.
+"""The exact forms in which a compressed convolution runs. They differ in cost, not in what they compute.
 
-A series layer can build its filters (kept in evaluation) or convolve with its basis functions and mix; a template layer
-can build them or work in two stages. Which is faster depends on shapes and device, so it is measured; the cost model's
-`flops` do not depend on it.
+`dense` builds the filters and convolves with them. `factored`, for series without templates, convolves with the basis
+functions and mixes the responses. `two_stage` and `fused`, for templates in an ungrouped convolution, make maps of the
+templates and gather the outputs from them; `fused` does both in one pass, for inference on the CPU, and runs as
+`two_stage` elsewhere. Which form is fastest depends on the device: `layers.tuning` measures it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from layers.compress import compressed_layers
-from layers.conv import CompressedConv2d, Execution
-from layers.timing import median_ms
+from layers.filters import FilterLayer
+from layers.series.allocation import allocated_mix
+from layers.series.harmonic import basis_responses, factored_conv2d, padded
+from layers.templates.fused import FusedTemplates, fused_conv2d
+from layers.templates.rebuild import two_stage_conv2d
+from layers.templates.reference import ConvGeometry
 
-__all__ = ["autotune", "autotuned"]
+__all__ = ["Execution", "convolve", "executions_of", "responses"]
 
-_RUNS, _WARM_UP = 10, 3
-_BUDGET_S = 0.5
-"""A form that takes longer for all its runs gets fewer of them."""
-_GAIN = 0.95
-"""Another form than `dense` must take at most this share of its time: timings are noisy."""
-
-_chosen: dict[Any, Execution] = {}
+Execution = Literal["dense", "factored", "two_stage", "fused"]
 
 
-def autotune(model: nn.Module, images: Tensor) -> dict[str, Execution]:
-    """Set `execution` of every compressed convolution to its fastest for such images; gives back what was chosen.
-
-    Images are (B, C, H, W) on the model's device; the model runs once, in evaluation mode and without gradients. What
-    was once timed for a layer's shape, form, input and device is known for the rest of the process.
-    """
-    layers = {name: layer for name, layer in compressed_layers(model).items() if isinstance(layer, CompressedConv2d)}
-    if all(len(layer.executions) == 1 for layer in layers.values()):
-        return {name: layer.execution for name, layer in layers.items()}
-    modes = [(module, module.training) for module in model.modules()]
-    hooks = [layer.register_forward_pre_hook(_choose) for layer in layers.values()]
-    try:
-        with torch.no_grad():
-            model.eval()(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
-    return {name: layer.execution for name, layer in layers.items()}
+def executions_of(layer: FilterLayer) -> tuple[Execution, ...]:
+    """Return the forms that a layer can run in, `dense` first."""
+    if layer.template_mask is not None:
+        if layer.shape.groups > 1:
+            return ("dense",)
+        return ("dense", "two_stage", "fused") if _has_one_pass(layer) else ("dense", "two_stage")
+    allocated_in_groups = layer.form.allocation is not None and layer.shape.groups > 1
+    return ("dense",) if layer.form.basis is None or allocated_in_groups else ("dense", "factored")
 
 
-@contextmanager
-def autotuned(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """`autotune` for the time of a block."""
-    layers = [layer for layer in compressed_layers(model).values() if isinstance(layer, CompressedConv2d)]
-    before = [layer.execution for layer in layers]
-    try:
-        autotune(model, images)
-        yield
-    finally:
-        for layer, execution in zip(layers, before, strict=True):
-            layer.execution = execution
+def convolve(layer: FilterLayer, x: Tensor, execution: Execution) -> Tensor:
+    """Convolve inputs (B, C, H, W), already rounded, to outputs (B, N, H_out, W_out) with the bias added."""
+    bias = layer.rounded_bias()
+    if execution == "dense":
+        x, padding = padded(x, layer.margins, layer.padding_mode)
+        return F.conv2d(x, layer.filters(), bias, layer.stride, padding, layer.dilation, layer.shape.groups)
+    if execution == "fused" and (fused := _fused(layer, x, bias)) is not None:
+        return fused
+    y = _factored(layer, x) if execution == "factored" else _two_stage(layer, x)
+    return y if bias is None else y + bias[:, None, None].to(y.dtype)
 
 
-def _choose(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-    """Before a layer runs: time its forms on what it is about to get, unless that is known."""
-    assert isinstance(layer, CompressedConv2d)
-    key = _key(layer, inputs[0])
-    if key not in _chosen:
-        _chosen[key] = _fastest({form: _form_ms(layer, inputs[0], form) for form in layer.executions})
-    layer.execution = _chosen[key]
+def responses(layer: FilterLayer, x: Tensor) -> Tensor:
+    """Convolve rounded inputs with the layer's basis functions (`layers.series.harmonic.basis_responses`)."""
+    return basis_responses(x, *layer.bases(), **_placement(layer))
 
 
-def _fastest(times: dict[Execution, float]) -> Execution:
-    best = min(times, key=lambda form: times[form])
-    return best if times[best] < _GAIN * times["dense"] else "dense"
+def _factored(layer: FilterLayer, x: Tensor) -> Tensor:
+    coefficients = layer.stored_coefficients()
+    if layer.support_index is not None:
+        return allocated_mix(responses(layer, x), coefficients, layer.frequency_support)
+    return factored_conv2d(x, coefficients, *layer.bases(), groups=layer.shape.groups, **_placement(layer))
 
 
-def _key(layer: CompressedConv2d, x: Tensor) -> Any:
-    places = (layer.shape, layer.form, layer.stride, layer.margins, layer.padding_mode, layer.dilation)
-    device = torch.cuda.get_device_name(x.device) if x.is_cuda else (x.device.type, torch.get_num_threads())
-    return type(layer), places, x.shape, x.stride(), x.dtype, device
+def _two_stage(layer: FilterLayer, x: Tensor) -> Tensor:
+    x, padding = padded(x, layer.margins, layer.padding_mode)
+    return two_stage_conv2d(
+        x, layer.templates(), *layer.operators(), stride=layer.stride, padding=padding, dilation=layer.dilation
+    )
 
 
-def _form_ms(layer: CompressedConv2d, x: Tensor, execution: Execution) -> float:
-    if len(layer.executions) == 1:
-        return 0.0  # nothing to choose
-    layer.execution = execution
-    return median_ms(partial(layer.forward, x), x.device, runs=_RUNS, warm_up=_WARM_UP, budget_s=_BUDGET_S)
+def _fused(layer: FilterLayer, x: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Convolve in one pass, or return `None` if that cannot be done here."""
+
+    def build() -> FusedTemplates:
+        return FusedTemplates.from_operators(layer.templates(), *layer.operators())
+
+    templates = layer.cache.get("fused", layer, build)
+    left, _, top, _ = layer.margins
+    return fused_conv2d(x, templates, bias, stride=layer.stride, padding=(top, left), dilation=layer.dilation)
+
+
+def _has_one_pass(layer: FilterLayer) -> bool:
+    """Return whether outputs lie amid their taps and zeros around the image; transforms that mix taps need stride 1."""
+    left, right, top, bottom = layer.margins
+    geometry = ConvGeometry(layer.shape.kernel, layer.stride, (top, left), layer.dilation)
+    mixes = layer.form.transform not in ("scalar", "zero") and layer.stride != (1, 1)
+    is_even = layer.padding_mode == "zeros" and (left, top) == (right, bottom)
+    return geometry.is_centered and is_even and not mixes
+
+
+def _placement(layer: FilterLayer) -> dict[str, Any]:
+    """Return where filters are applied, as `layers.series.harmonic` takes it."""
+    return {
+        "stride": layer.stride,
+        "margins": layer.margins,
+        "padding_mode": layer.padding_mode,
+        "dilation": layer.dilation,
+    }

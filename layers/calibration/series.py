@@ -39,7 +39,7 @@ class OutputRegression:
         if layer.form.basis is None or layer.template_mask is not None:
             raise UsageError(f"A layer in the form {layer.form} cannot be calibrated: it needs a series, no templates.")
         self.layer, self.ridge = layer, ridge
-        groups, start = layer.shape.groups, layer.kept_coefficients()
+        groups, start = layer.shape.groups, layer.get_coefficients()
         self._start = start.detach().double().flatten(1).unflatten(0, (groups, -1))
         size = self._start.shape[2]
         self._gram = self._start.new_zeros(groups, size, size)
@@ -97,7 +97,7 @@ class OutputRegression:
         return ((found @ self._gram - 2 * self._cross) * found).sum(2)
 
     def _shaped(self, found: Tensor) -> Tensor:
-        return found.reshape(self.layer.kept_coefficients().shape).to(self.layer.coefficients.dtype)
+        return found.reshape(self.layer.get_coefficients().shape).to(self.layer.coefficients.dtype)
 
     def _by_group(self, x: Tensor) -> Tensor:
         """(B, groups c, H, W) as (groups, c, B H W)."""

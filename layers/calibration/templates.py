@@ -78,7 +78,7 @@ class TemplateRegression:
 
     def _kept_coefficients(self) -> Tensor:
         """Coefficients (M, C / P, n_y, n_x) of the kept filters."""
-        start, found = self.layer.kept_coefficients(), []
+        start, found = self.layer.get_coefficients(), []
         begun = start.double().flatten(1).split([len(part) for part in self._of_parts(self._cross, self.template_mask)])
         for gram, cross, part in zip(self._gram, self._of_parts(self._cross, self.template_mask), begun, strict=True):
             gram, cross = _by_tap(gram, self.layer), cross.unflatten(1, (self.layer.shape.filter_channels, -1))

@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-import itertools
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from layers import (
 )
 from layers.blockfloat import BlockFormat, quantize
 from layers.series.basis import basis_matrix
-from layers.templates.transforms import tap_operators
+from tests.layers.oracle import oracle_filters, rounded_inputs
 
 SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))
 TEMPLATES = LayerForm(templates=3, groups=2, transform="scalar")
@@ -39,59 +38,6 @@ def conv(fill):
 @pytest.fixture
 def x(normal):
     return normal(2, 4, 9, 8, dtype=torch.float32)
-
-
-def oracle_filters(layer: CompressedConv2d) -> Tensor:
-    """Filter by filter, tap by tap, from the stored tensors of a layer."""
-    form, kernel = layer.form, layer.shape.kernel
-
-    def stored(tensor: Tensor) -> Tensor:
-        return tensor.detach() if form.weight_format is None else quantize(tensor.detach(), form.weight_format)
-
-    templates = stored(layer.coefficients).double()
-    if form.allocation is not None:
-        rows, templates = iter(templates), torch.zeros(layer.shape.out_channels, templates.shape[1], *kernel).double()
-        for filter, support in zip(templates, layer.frequency_support.tolist(), strict=True):
-            n_y, n_x = support // kernel[1] + 1, support % kernel[1] + 1
-            for y, x in itertools.product(range(n_y), range(n_x)):
-                filter[:, y, x] = next(rows)
-        assert next(rows, None) is None
-    if form.basis is not None:
-        sizes = zip(kernel, kernel if form.allocation else form.harmonics, strict=True)
-        phi_y, phi_x = (basis_matrix(form.basis, k, n) for k, n in sizes)
-        templates = torch.einsum("yi,mcij,xj->mcyx", phi_y, templates, phi_x)
-    if form.templates is None:
-        return templates
-    filters, used, rebuilt = [], 0, 0
-    for kept in layer.template_mask.tolist():
-        index = used if kept else int(layer.assignment()[rebuilt])
-        parts = [templates[g * form.templates + index] for g in range(form.groups)]
-        if not kept:
-            parts = [transformed(layer, part, stored, rebuilt, group) for group, part in enumerate(parts)]
-        filters.append(torch.cat(parts))
-        used, rebuilt = used + kept, rebuilt + (not kept)
-    return torch.stack(filters)
-
-
-def transformed(layer: CompressedConv2d, part: Tensor, stored: Any, rebuilt: int, group: int) -> Tensor:
-    parameters = layer.transforms()
-    if parameters is None:
-        return 0 * part
-    own = stored(parameters).double()[rebuilt, group]
-    if layer.form.transform == "scalar":
-        return part * own
-    operator = tap_operators(layer.form.transform, own, layer.shape.kernel)
-    return (part.flatten(1) @ operator.T).view(part.shape)
-
-
-def rounded_inputs(x: Tensor, form: LayerForm) -> Tensor:
-    """Pixel by pixel, in blocks of consecutive channels."""
-    if form.bits is None:
-        return x
-    own = BlockFormat(bits=form.bits, block=form.activation_block, exponent_bits=form.exponent_bits)
-    pixels = x.movedim(1, -1)
-    rows = [quantize(row, own) for row in pixels.reshape(-1, x.shape[1])]
-    return torch.stack(rows).view(pixels.shape).movedim(-1, 1)
 
 
 @pytest.mark.parametrize("_", range(40))
@@ -142,81 +88,6 @@ def test_kept_filters_stay_exactly_and_the_rest_is_nearer_than_zero(_, random_co
     assert int(layer.template_mask.sum()) == form.templates
     assert torch.equal(layer.filters()[layer.template_mask], conv.weight[layer.template_mask])
     assert (layer.filters() - conv.weight).square().sum() < conv.weight[~layer.template_mask].square().sum()
-
-
-@pytest.mark.parametrize("family", ["cosine", "chebyshev"])
-def test_coefficients_that_round_to_zero_leave_finite_gains(family, fill):
-    """A constant term of zero makes the middle tap of a two-harmonic template cancel to 1e-17."""
-    form = LayerForm(basis=family, harmonics=(2, 2), templates=8, transform="scalar", bits=4, exponent_block=16)
-    for _ in range(50):
-        conv = fill(nn.Conv2d(1, 16, 3))
-        layer = CompressedConv2d(conv, form)
-        assert layer.gains.abs().max() < 1e10
-        assert layer.filters().isfinite().all()
-
-
-PADDINGS: list[tuple[Any, str]] = [
-    ("same", "zeros"),
-    ("valid", "zeros"),
-    (2, "zeros"),
-    ((1, 3), "zeros"),
-    ((1, 3), "reflect"),
-    (2, "replicate"),
-    ((2, 1), "circular"),
-    ("same", "reflect"),
-    ("same", "circular"),
-    ("valid", "replicate"),
-]
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@pytest.mark.parametrize(("padding", "mode"), PADDINGS)
-@pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (1, 5), (2, 1)])
-def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, rng, normal):
-    stride = 1 if padding == "same" else (rng.randint(1, 2), rng.randint(1, 2))
-    conv = random_conv(kernel_size=kernel, padding=padding, padding_mode=mode, stride=stride, dtype=torch.float32)
-    x = normal(2, conv.in_channels, 11, 10, dtype=torch.float32)
-    assert torch.equal(CompressedConv2d(conv, LayerForm())(x), conv(x))
-    form = random_form(conv)
-    layer = CompressedConv2d(conv.double(), form)
-    with torch.no_grad():
-        conv.weight.copy_(oracle_filters(layer))
-    x = x.double()
-    expected = conv(rounded_inputs(x, form))
-    executions = ["dense"]
-    factored = form.basis is not None and form.templates is None and (conv.groups == 1 or not form.allocation)
-    executions += ["factored"] if factored else []
-    two_stages = form.templates is not None and conv.groups == 1
-    executions += ["two_stage"] if two_stages else []
-    left, right, top, bottom = conv._reversed_padding_repeated_twice
-    reach = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-    amid = (top, left) == (bottom, right) and [2 * top, 2 * left] == reach
-    strides = conv.stride == (1, 1) or form.transform in ("scalar", "zero")
-    executions += ["fused"] if two_stages and conv.padding_mode == "zeros" and amid and strides else []
-    assert list(layer.executions) == executions
-    for execution in executions:
-        layer.execution = execution
-        assert torch.allclose(layer(x), expected, atol=1e-9)
-        assert torch.allclose(layer(x[0]), expected[0], atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("form", "groups", "execution"),
-    [
-        (LayerForm(), 1, "factored"),
-        (LayerForm(), 1, "two_stage"),
-        (SERIES, 1, "two_stage"),
-        (TEMPLATES, 1, "factored"),
-        (TEMPLATES, 1, "fused"),
-        (LayerForm(templates=3, transform="scalar"), 4, "two_stage"),
-        (LayerForm(), 1, "fastest"),
-    ],
-)
-def test_executions_that_a_form_does_not_have_are_refused(form, groups, execution, x):
-    layer = CompressedConv2d(nn.Conv2d(4, 8, 3, groups=groups), form)
-    layer.execution = execution
-    with pytest.raises(UsageError, match=rf"execution \(='{execution}'\) does not exist for a layer in the form"):
-        layer(x)
 
 
 @pytest.mark.parametrize(("kind", "family"), [(CosConv2d, "cosine"), (ChebConv2d, "chebyshev")])
@@ -342,15 +213,6 @@ def test_autocast_to_bfloat16(form, execution, conv, x):
     assert found.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("form", [SERIES, SPENT, TEMPLATES, ALL])
-def test_filters_are_the_same_under_autocast(form, conv):
-    layer = CompressedConv2d(conv, form)
-    for mode in (True, False):
-        expected = layer.train(mode).filters()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(layer.filters(), expected)
-
-
 def test_layers_of_other_precisions_keep_theirs(random_conv, random_form, images):
     for dtype in (torch.float64, torch.bfloat16):
         conv = random_conv(dtype=torch.float32).to(dtype)
@@ -407,62 +269,6 @@ def test_1d_convolutions(form, padding, mode, fill, normal):
     for execution in layer.executions:
         layer.execution = execution
         assert torch.allclose(layer(x), conv(rounded), atol=1e-9)
-
-
-class TestFiltersKeptInEvaluation:
-    @pytest.fixture
-    def layer(self, conv):
-        return CompressedConv2d(conv, ALL).eval()
-
-    @torch.no_grad()
-    def test_they_are_built_once(self, layer):
-        assert layer.filters() is layer.filters()
-        assert layer(torch.zeros(1, 4, 5, 5)).isfinite().all()
-
-    @torch.no_grad()
-    @pytest.mark.parametrize("tensor", ["coefficients", "gains"])
-    def test_a_change_in_place_is_seen(self, layer, tensor):
-        before = layer.filters()
-        getattr(layer, tensor).mul_(2.0)
-        assert not torch.equal(layer.filters(), before)
-        assert torch.allclose(layer.filters(), oracle_filters(layer).float(), atol=1e-5)
-
-    @torch.no_grad()
-    def test_loading_and_moving_are_seen(self, layer):
-        before = layer.filters()
-        layer.load_state_dict({name: 2 * value.float() for name, value in layer.state_dict().items()})
-        assert not torch.equal(layer.filters(), before)
-        assert layer.double().filters().dtype == torch.float64
-
-    def test_an_optimiser_step_is_seen(self, layer, x):
-        with torch.no_grad():
-            before = layer.filters()
-        layer(x).square().sum().backward()
-        torch.optim.SGD(layer.parameters(), lr=0.1).step()
-        with torch.no_grad():
-            assert not torch.equal(layer.filters(), before)
-
-    def test_gradients_and_training_build_them_anew_and_autocast_does_not(self, layer):
-        assert layer.filters().requires_grad
-        with torch.no_grad():
-            kept = layer.filters()
-            assert layer.train().filters() is not kept
-            kept = layer.eval().filters()
-            with torch.autocast("cpu", torch.bfloat16):
-                assert layer.filters() is kept
-
-    def test_inference_mode_leaves_nothing_that_later_use_cannot_take(self, layer, x):
-        with torch.inference_mode():
-            expected = layer(x)
-        with torch.no_grad():
-            assert torch.equal(layer(x), expected)
-        layer(x.clone().requires_grad_()).sum().backward()
-
-    @torch.no_grad()
-    def test_copies_and_pickles_do_not_carry_them(self, layer):
-        layer.filters()
-        assert not copy.deepcopy(layer)._known
-        assert torch.equal(copy.deepcopy(layer).filters(), layer.filters())
 
 
 def test_linear_layer_rounds_weights_and_inputs(fill, rng, normal):

@@ -1,99 +1,90 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from layers import LayerForm, autotune, compress_model, execution
-from layers.execution import autotuned
+from layers import CompressedConv2d, LayerForm, UsageError
+from layers.templates.fused import FusedTemplates
+from tests.layers.oracle import oracle_filters, rounded_inputs
 
-FORMS = {
-    "0": LayerForm(basis="cosine", harmonics=(2, 2)),
-    "2": LayerForm(templates=4, transform="scalar"),
-    "3": LayerForm(bits=8),
-    "6": LayerForm(bits=4),
-}
+SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))
+TEMPLATES = LayerForm(templates=3, groups=2, transform="scalar")
 
 
-@pytest.fixture
-def model(fill):
-    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1))
-    dense = fill(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
-    return compress_model(dense, FORMS)
+PADDINGS: list[tuple[Any, str]] = [
+    ("same", "zeros"),
+    ("valid", "zeros"),
+    (2, "zeros"),
+    ((1, 3), "zeros"),
+    ((1, 3), "reflect"),
+    (2, "replicate"),
+    ((2, 1), "circular"),
+    ("same", "reflect"),
+    ("same", "circular"),
+    ("valid", "replicate"),
+]
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """Times by form that the clock will say, and how often it was asked."""
-    times, asked = {"dense": 1.0, "factored": 1.0, "two_stage": 1.0, "fused": 1.0}, []
-
-    def form_ms(layer, x, form):
-        asked.append((layer.shape.out_channels, form, tuple(x.shape)))
-        return times[form]
-
-    monkeypatch.setattr(execution, "_form_ms", form_ms)
-    monkeypatch.setattr(execution, "_chosen", {})
-    return times, asked
-
-
-def test_each_layer_gets_its_fastest_form(model, timed, normal):
-    times, _ = timed
-    times.update(factored=0.5, two_stage=2.0)
-    assert autotune(model, normal(2, 3, 9, 9, dtype=torch.float32)) == {
-        "0": "factored",
-        "2": "dense",
-        "3": "dense",
-    }
-    assert model[0].execution == "factored"
-
-
-def test_a_gain_within_the_noise_is_none(model, timed, normal):
-    times, _ = timed
-    times.update(factored=0.97, two_stage=0.9)
-    assert autotune(model, normal(2, 3, 9, 9, dtype=torch.float32))["0"] == "dense"
-    assert model[2].execution == "two_stage"
-
-
-def test_what_was_timed_is_known_for_equal_layers_and_inputs(model, timed, normal):
-    _, asked = timed
-    x = normal(2, 3, 9, 9, dtype=torch.float32)
-    autotune(model, x)
-    first = len(asked)
-    assert {form for _, form, _ in asked} == {"dense", "factored", "two_stage", "fused"}
-    autotune(model, x + 1)
-    assert len(asked) == first
-    autotune(model, x[:1])
-    assert len(asked) == 2 * first
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize(("padding", "mode"), PADDINGS)
+@pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (1, 5), (2, 1)])
+def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, rng, normal):
+    stride = 1 if padding == "same" else (rng.randint(1, 2), rng.randint(1, 2))
+    conv = random_conv(kernel_size=kernel, padding=padding, padding_mode=mode, stride=stride, dtype=torch.float32)
+    x = normal(2, conv.in_channels, 11, 10, dtype=torch.float32)
+    assert torch.equal(CompressedConv2d(conv, LayerForm())(x), conv(x))
+    form = random_form(conv)
+    layer = CompressedConv2d(conv.double(), form)
+    with torch.no_grad():
+        conv.weight.copy_(oracle_filters(layer))
+    x = x.double()
+    expected = conv(rounded_inputs(x, form))
+    executions = ["dense"]
+    factored = form.basis is not None and form.templates is None and (conv.groups == 1 or not form.allocation)
+    executions += ["factored"] if factored else []
+    two_stages = form.templates is not None and conv.groups == 1
+    executions += ["two_stage"] if two_stages else []
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    reach = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    amid = (top, left) == (bottom, right) and [2 * top, 2 * left] == reach
+    strides = conv.stride == (1, 1) or form.transform in ("scalar", "zero")
+    executions += ["fused"] if two_stages and conv.padding_mode == "zeros" and amid and strides else []
+    assert list(layer.executions) == executions
+    for execution in executions:
+        layer.execution = execution
+        assert torch.allclose(layer(x), expected, atol=1e-9)
+        assert torch.allclose(layer(x[0]), expected[0], atol=1e-9)
 
 
-def test_outputs_modes_and_gradients_stay(model, normal, monkeypatch):
-    monkeypatch.setattr(execution, "_chosen", {})
-    x = normal(2, 3, 9, 9, dtype=torch.float32)
-    model.train()
-    model[1].eval()
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    autotune(model, x)
-    assert model.training
-    assert not model[1].training
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    expected = model.eval()(x)
-    for module, form in ((model[0], "factored"), (model[2], "fused")):
-        module.execution = form
-    assert torch.allclose(model(x), expected, atol=1e-4)
-    assert model(x).requires_grad
+@pytest.mark.parametrize(
+    ("form", "groups", "execution"),
+    [
+        (LayerForm(), 1, "factored"),
+        (LayerForm(), 1, "two_stage"),
+        (SERIES, 1, "two_stage"),
+        (TEMPLATES, 1, "factored"),
+        (TEMPLATES, 1, "fused"),
+        (LayerForm(templates=3, transform="scalar"), 4, "two_stage"),
+        (LayerForm(), 1, "fastest"),
+    ],
+)
+def test_executions_that_a_form_does_not_have_are_refused(form, groups, execution):
+    layer = CompressedConv2d(nn.Conv2d(4, 8, 3, groups=groups), form)
+    layer.execution = execution
+    message = rf"^execution \(='{execution}'\) must be one of {', '.join(layer.executions)} in the form LayerForm"
+    with pytest.raises(UsageError, match=message):
+        layer(torch.zeros(2, 4, 9, 8))
 
 
-def test_forms_come_back_after_a_block(model, timed, normal):
-    times, _ = timed
-    times.update(factored=0.1)
-    with autotuned(model, normal(2, 3, 9, 9, dtype=torch.float32)):
-        assert model[0].execution == "factored"
-    assert model[0].execution == "dense"
-
-
-def test_a_real_clock_runs_every_form(model, normal, monkeypatch):
-    seen = []
-    real = execution._form_ms
-    monkeypatch.setattr(execution, "_chosen", {})
-    monkeypatch.setattr(execution, "_form_ms", lambda layer, x, form: seen.append(form) or real(layer, x, form))
-    chosen = autotune(model, normal(1, 3, 9, 9, dtype=torch.float32))
-    assert sorted(seen) == ["dense", "dense", "dense", "factored", "fused", "two_stage"]
-    assert all(chosen[name] in model.get_submodule(name).executions for name in chosen)
+@torch.no_grad()
+def test_what_the_single_pass_reads_is_built_once(fill, normal, monkeypatch):
+    layer = CompressedConv2d(fill(nn.Conv2d(4, 8, 3, padding=1)), TEMPLATES).eval()
+    layer.execution = "fused"
+    x, built, build = normal(2, 4, 9, 8, dtype=torch.float32), [], FusedTemplates.from_operators
+    monkeypatch.setattr(FusedTemplates, "from_operators", lambda *tensors: built.append(1) or build(*tensors))
+    assert torch.equal(layer(x), layer(x))
+    assert built == [1]
+    layer.gains.mul_(2.0)
+    layer(x)
+    assert built == [1, 1]

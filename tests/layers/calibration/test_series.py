@@ -126,7 +126,7 @@ def test_allocated_coefficients_go_where_least_error_is_left(weighted, groups, f
     regression.add(x, outputs)
     found = regression.solve(importance)
     layer.set_coefficients(found, conv.weight)
-    assert torch.allclose(layer.kept_coefficients(), found)
+    assert torch.allclose(layer.get_coefficients(), found)
 
     def errors(support: tuple[int, int]) -> Tensor:
         """Of every filter with this support, by a plain series layer."""

@@ -201,7 +201,7 @@ def test_templates_of_grouped_convolutions_give_nearer_outputs_too(baseline, x):
     calibrate(model, baseline, x)
     inputs, outputs = record(baseline, x)["inner.second"]
     fitted, nearest = model.inner["second"], copy.deepcopy(model.inner["second"])
-    nearest.set_coefficients(fitted.kept_coefficients(), baseline.inner["second"].weight, fitted.assignment())
+    nearest.set_coefficients(fitted.get_coefficients(), baseline.inner["second"].weight, fitted.assignment())
 
     def error(layer: nn.Module, filters: Tensor) -> float:
         return (layer(inputs) - outputs)[:, filters].square().sum().item()
