@@ -124,7 +124,7 @@ class Network:
 
     def digest(self, config: NetworkConfig) -> str:
         """Identity of the network that the config builds: equal for two spellings of one network."""
-        forms = {name: _identity(form) for name, form in self.forms(config).items()}
+        forms = {name: _fields(form) for name, form in self.forms(config).items()}
         return hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
 
     def canonical(self, config: NetworkConfig) -> NetworkConfig:
@@ -179,16 +179,8 @@ _SIMPLER: tuple[Mapping[str, Any], ...] = (
 
 
 @lru_cache(maxsize=1 << 12)
-def _identity(form: LayerForm) -> dict[str, object]:
-    """A form as its network's digest holds it; without what was not there at first, where that is at its default."""
-    later = {
-        "allocation": None,
-        "assignment": None,
-        "exponent_axis": "flat",
-        "activation_block": 1,
-        "vector_bits": None,
-    }
-    return {k: v for k, v in dataclasses.asdict(form).items() if k not in later or v != later[k]}
+def _fields(form: LayerForm) -> dict[str, object]:
+    return dataclasses.asdict(form)
 
 
 @lru_cache(maxsize=1 << 16)

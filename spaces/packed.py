@@ -1,9 +1,9 @@
 """Packed models: one safetensors file that holds a compressed network and says how to build it again.
 
-The file's payload is one tensor, `packed`, of the bytes of `layers.pack`'s, exactly `size_bytes` long (until version 2
-each had its own entry); its metadata has one key, `overtone`, with a JSON card: `version`, `model`, `classes`,
-`channels`, `forms` and whatever the writer adds. `docs/packed-format.md` has
-it all. Reading runs no code from the file, and takes memory in proportion to the file, whatever the file says.
+The payload is one tensor, `packed`: the bytes of `layers.pack`'s tensors, exactly `size_bytes` of them. The metadata
+have one key, `overtone`, with a JSON card: `format`, `model`, `classes`, `channels`, `forms` and whatever the writer
+adds. `docs/packed-format.md` describes it all. Reading runs no code from the file, and takes memory in proportion to
+the file, whatever the file says.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ from layers import (
     split_state,
     unpack_state,
 )
+from layers.errors import first_line, translate_errors
 from layers.files import atomic_write
-from spaces.card import PACKED_VERSION, decode_card, decode_forms, encode_card
+from spaces.card import PACKED_FORMAT, decode_card, decode_forms, encode_card
 from spaces.meta_device import build_on_meta, convert_layers, materialize, packed_bytes
 from spaces.models import is_factory
 
-__all__ = ["PACKED_VERSION", "load_model", "read_card", "save_model"]
+__all__ = ["PACKED_FORMAT", "load_model", "read_card", "save_model"]
+
+_MAX_REASON = 500
+"""Characters of the reason in an error about a file, which can quote what the file says."""
 
 
 def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -> None:
@@ -45,83 +49,82 @@ def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -
 
     The card names `model`, `classes` and `channels` as `build_model` takes them; the forms are read off the model.
     """
-    path = Path(path)
     text = encode_card(card, {name: layer.form for name, layer in compressed_layers(model).items()})
     content = safetensors.torch.save({"packed": join_state(pack_state(model))}, {"overtone": text})
-    try:
-        atomic_write(path, lambda scratch: scratch.write_bytes(content))
-    except OSError as error:
-        raise OvertoneError(f"The packed model cannot be written to {path}: {error}.") from error
+    with translate_errors(f"cannot write the packed model {str(path)!r}", OSError):
+        atomic_write(Path(path), content)
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """The card of a packed model, `forms` by layer whatever the version.
+    """Return the card of a packed model, with `forms` by layer.
 
-    Raises `OvertoneError` where the file is not a packed model, or is newer than this version reads.
+    Raises `OvertoneError` if the file is not a packed model, or is of another format than this version reads.
     """
     return _read(path)[0]
 
 
 def load_model(path: str | Path, *, factory: Callable[..., nn.Module] | None = None) -> nn.Module:
-    """The compressed network of a packed file, in eval mode, giving the predictions that were measured.
+    """Return the compressed network of a packed file, in eval mode; it gives the predictions that were measured.
 
     A network that came from a user's own `package.module:factory` is built by `factory`, never by what the file says.
-    Raises `OvertoneError` where the file is not a packed model or does not hold the network that it names.
+    Raises `OvertoneError` if the file is not a packed model or does not hold the network that it names.
     """
-    card, tensors = _read(path)
+    card, joined = _read(path)
     if factory is None and is_factory(card["model"]):
-        raise UsageError(f"{path} holds the network {card['model']!r}: pass its factory to load_model.")
-    with _sentences(path, "does not describe a network"):
+        raise UsageError(f"{str(path)!r} holds the network {card['model']!r}: pass its factory to load_model")
+    with _file_errors(f"cannot build the network of {str(path)!r}"):
         forms = decode_forms(card)
         if factory is None:
-            model = _empty(card, forms, sum(tensor.nbytes for tensor in tensors.values()))
+            model = _empty_network(card, forms, joined.nbytes)
         else:
             model = compress_model(factory(classes=card["classes"], channels=card["channels"]), forms)
-        packed = split_state(model, _only(tensors)) if card["version"] > 2 else tensors
+        packed = split_state(model, joined)
         if factory is None:
-            _check_indices(model, packed)
+            _check_computed_indices(model, packed)
             materialize(model)
         unpack_state(model, packed)
-        _check_kept(model)
+        _check_templates(model)
     return model.eval()
 
 
-def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The card, and the tensors as they lie in the file."""
-    with _sentences(path, "is not a packed model of Overtone"):
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "overtone" not in metadata:
-                raise ValueError("its metadata have no card")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return decode_card(metadata["overtone"], most=8 * os.path.getsize(path)), tensors
+def _read(path: str | Path) -> tuple[dict[str, Any], Tensor]:
+    """Return the card and the payload."""
+    with (
+        _file_errors(f"cannot read the packed model {str(path)!r}"),
+        safetensors.safe_open(str(path), framework="pt") as file,
+    ):
+        metadata = file.metadata() or {}
+        if "overtone" not in metadata:
+            raise ValueError("its metadata have no card")
+        card = decode_card(metadata["overtone"], limit=8 * os.path.getsize(path))
+        names = list(file.keys())
+        if names != ["packed"]:
+            raise ValueError(f"its tensors are {', '.join(map(repr, names)) or 'none'}, and not 'packed' alone")
+        return card, file.get_tensor("packed")
 
 
-def _only(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The one tensor of a file since version 3."""
-    if tensors.keys() != {"packed"}:
-        raise OvertoneError(f"its tensors are {', '.join(map(repr, tensors)) or 'none'}, and not 'packed' alone")
-    return tensors["packed"]
+def _empty_network(card: Mapping[str, Any], forms: Mapping[str, LayerForm], payload: int) -> nn.Module:
+    """Return the named network in its forms, still without memory.
 
-
-def _empty(card: Mapping[str, Any], forms: Mapping[str, LayerForm], held: int) -> nn.Module:
-    """The named network in its forms, still without memory; `OvertoneError` where it is not of as many bytes."""
+    Raises `OvertoneError` if its packed size is not `payload` bytes.
+    """
     model = build_on_meta(card["model"], classes=card["classes"], channels=card["channels"])
     needed = packed_bytes(model, forms)
-    if needed != held:
-        raise OvertoneError(f"the network that its card describes takes {needed} bytes, its tensors have {held}")
+    if needed != payload:
+        raise OvertoneError(f"the network that its card describes takes {needed} bytes, its payload has {payload}")
     convert_layers(model, forms)
     return model
 
 
-def _check_indices(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
-    """Indices that a network computes when it is built are never another's."""
+def _check_computed_indices(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
+    """Check that indices which a network computes when it is built are not replaced by others."""
     for name, value in model.state_dict().items():
         if value.dtype == torch.int64 and name in packed and not torch.equal(value, packed[name]):
             raise OvertoneError(f"the tensor {name!r} is not that of the network")
 
 
-def _check_kept(model: nn.Module) -> None:
+def _check_templates(model: nn.Module) -> None:
+    """Check that as many filters are templates as the form says, and that no filter is made from one beyond them."""
     for name, layer in compressed_layers(model).items():
         if not isinstance(layer, CompressedConv2d) or layer.template_mask is None:
             continue
@@ -134,13 +137,17 @@ def _check_kept(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _sentences(path: str | Path, what: str) -> Iterator[None]:
-    """Whatever a file brings about as one sentence that names it."""
+def _file_errors(failure: str) -> Iterator[None]:
+    """Raise `OvertoneError` with `failure` and the reason for whatever the content of a file makes fail.
+
+    Unlike `translate_errors` this covers our own errors too, also those about values that a file gives: the user gave
+    none of them.
+    """
     try:
         yield
     except (
         *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
         *(MemoryError, OvertoneError, safetensors.SafetensorError),
     ) as error:
-        reason = textwrap.shorten(str(error) or type(error).__name__, 500, placeholder=" ...").rstrip(".")
-        raise OvertoneError(f"{path} {what}: {reason}.") from error
+        reason = textwrap.shorten(first_line(error), _MAX_REASON)
+        raise OvertoneError(f"{failure}: {reason}") from error

@@ -171,7 +171,7 @@ MUTATIONS = [flip, cut, splice, change_header, change_card, change_card, change_
 
 @pytest.fixture(scope="module")
 def files() -> Iterator[tuple[list[bytes], Path]]:
-    """Small packed files of every kind of form and of each version, and a place for a changed one."""
+    """Small packed files of every kind of form, and a place for a changed one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.safetensors"
         whole = [path.read_bytes() for path in sorted((Path(__file__).parent / "assets").glob("packed-v*"))]
@@ -188,8 +188,10 @@ def judge(path: Path) -> bool:
         model = load_model(path)
     except OvertoneError as error:
         text = str(error)
-        assert text.startswith(f"{path} ")
-        assert text.endswith(".")
+        assert text.startswith(
+            (f"cannot read the packed model '{path}': ", f"cannot build the network of '{path}': ", f"'{path}' ")
+        )
+        assert not text.endswith(".")
         assert text.isprintable()
         assert len(text) < 800
         assert "Allocator" not in text
@@ -304,7 +306,7 @@ def test_a_small_file_cannot_ask_for_much_memory(files, tmp_path):
     *refused, loaded = load_in_little_memory(*(tmp_path / name for name in cases), tmp_path / "dense")
     assert loaded == "loads"
     for said in refused:
-        assert re.search(r"describes takes \d+ bytes|classes \(=1000000000\)|not a packed model", said)
+        assert re.search(r"describes takes \d+ bytes|classes \(=1000000000\)|cannot read the packed model", said)
         assert "Allocator" not in said
 
 
@@ -319,7 +321,7 @@ def test_a_file_cannot_bring_its_own_code(files, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imported {name}"))
     for model in ("os:system", "spaces.models:build_model", ":", "a:b:c"):
         (tmp_path / "m").write_bytes(change_to(files[0][-1], {"model": model}))
-        with pytest.raises(OvertoneError, match=rf"^{tmp_path}/m holds the network '{model}': pass its factory"):
+        with pytest.raises(OvertoneError, match=rf"^'{tmp_path}/m' holds the network '{model}': pass its factory"):
             load_model(tmp_path / "m")
 
 
@@ -327,5 +329,5 @@ def test_metadata_without_a_card(tmp_path):
     tensors = pack_state(build_model("resnet8", classes=2, channels=1))
     for metadata in (None, {"format": "pt"}, {"overtone": ""}, {"Overtone": "{}"}):
         safetensors.torch.save_file(tensors, tmp_path / "m", metadata)
-        with pytest.raises(OvertoneError, match=rf"^{tmp_path}/m is not a packed model of Overtone: [^\n]+\.$"):
+        with pytest.raises(OvertoneError, match=rf"^cannot read the packed model '{tmp_path}/m': [^\n]+$"):
             read_card(tmp_path / "m")

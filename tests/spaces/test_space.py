@@ -89,13 +89,13 @@ def test_choices_are_what_the_layers_can_take(wide_space):
     assert knobs["norms_and_biases"] == {"bits": (8, None)}
 
 
-def test_vectors_are_limited_like_other_blocks(wide_space):
+def test_norms_and_biases_are_limited_like_other_blocks(wide_space):
     assert wide_space.restrict({"all": {"bits": [3], "groups": [1]}}).choices["norms_and_biases"] == {"bits": (3,)}
     limited = wide_space.restrict({"norms_and_biases": {"bits": [5, "none"]}})
     assert limited.choices == {**wide_space.choices, "norms_and_biases": {"bits": (5, None)}}
-    with pytest.raises(UsageError, match=r"space\.vectors\.bits has the value 1; .* from 2 to 16"):
+    with pytest.raises(UsageError, match=r"space\.norms_and_biases\.bits has the value 1; .* from 2 to 16"):
         wide_space.restrict({"norms_and_biases": {"bits": [1]}})
-    with pytest.raises(UsageError, match=r"space\.vectors has the knob 'groups', the block takes bits"):
+    with pytest.raises(UsageError, match=r"space\.norms_and_biases has the knob 'groups', the block takes bits"):
         wide_space.restrict({"norms_and_biases": {"groups": [1]}})
 
 

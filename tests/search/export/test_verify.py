@@ -80,7 +80,7 @@ def test_a_file_that_says_something_else_is_not_exported(
         model = load_model(source)
         with torch.no_grad():
             model.linear.bias[3] += 100.0
-        save_model(model, target, card={k: v for k, v in read_card(source).items() if k not in ("version", "forms")})
+        save_model(model, target, card={k: v for k, v in read_card(source).items() if k not in ("format", "forms")})
 
     monkeypatch.setitem(FORMATS, "safetensors", spoil)
     with pytest.raises(OvertoneError, match="The exported safetensors gives another class than trial abc for"):
