@@ -9,11 +9,14 @@ import warnings
 import typer
 
 from layers import OvertoneError, OvertoneWarning, UsageError
-from search.commands.networks import inspect, train
+from search.commands.help_panels import CommandWithPanels
+from search.commands.inspect import inspect
+from search.commands.plot import plot_app
 from search.commands.studies import confirm, resume, search, status
-from search.commands.trials import compact, export, insight, query, report
+from search.commands.train import train
+from search.commands.trials import compact, export, importance, query, report
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
 app = typer.Typer(
     help="Find the best trade-offs between accuracy, size and compute that a trained CNN can be compressed to.",
@@ -22,44 +25,46 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (inspect, train, search, resume, confirm, status, query, compact, report, insight, export):
-    app.command()(command)
+for _command in (inspect, train, search, resume, confirm, status, query, compact, importance, report):
+    app.command(cls=CommandWithPanels)(_command)
+app.add_typer(plot_app, name="plot")
+app.command(cls=CommandWithPanels)(export)
 
 _CTRL_C = 130
-"""What typer gives back where a command was interrupted."""
+"""What typer returns when a command was interrupted."""
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 failed or stopped early, 2 wrong use."""
+    """Run the command line and exit: 0 done, 1 failed or stopped early, 2 wrong use."""
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for `--model package.module:factory`; there it shadows nothing
-    sys.exit(_run(sys.argv[1:]))
+        sys.path.append(os.getcwd())  # for `--model package.module:factory`; at the end it shadows nothing
+    sys.exit(run(sys.argv[1:]))
 
 
-def _run(arguments: list[str]) -> int:
+def run(argv: list[str]) -> int:
+    """Run one command and return its exit code; errors and our warnings are printed as one line each."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", OvertoneWarning)
     warnings.showwarning = lambda message, *_, **__: print(f"overtone: {message}", file=sys.stderr)
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(argv, standalone_mode=False)
     except UsageError as error:
         return _fail(str(error), 2)
     except OvertoneError as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("Interrupted.", 1)
+        return _fail("interrupted", 1)
     except BrokenPipeError:
         return 1
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own errors; their class is private to it
             raise
-        message = error.format_message()
-        if not arguments:
-            print(message)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
             return 2
-        return _fail(message, 2)
+        return _fail(error.format_message(), 2)
     if code == _CTRL_C:
-        return _fail("Interrupted.", 1)
+        return _fail("interrupted", 1)
     return code if isinstance(code, int) else 0
 
 

@@ -1,337 +1,281 @@
-"""The command line's options: each declared once with its help, and how what was written is read."""
+"""The command line's options, each declared once: its name, its help, and the panel of the help page that shows it."""
 
 from __future__ import annotations
 
-import json
-import re
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-import yaml
 
-from layers import OvertoneWarning, UsageError
-from spaces import Network, NetworkConfig, presets
-from spaces.blocks import Granularity as BlockGranularity
-from trainers.training.recipe import RECIPES, TrainingRecipe
-
-if TYPE_CHECKING:
-    from search.runner.cluster import Resources
+from search.commands.parsing import SETTINGS
+from trainers.training.recipe import RECIPES
 
 __all__ = [
-    "Address",
-    "BatchSize",
-    "Granularity",
-    "Concurrency",
-    "CpusPerTrial",
-    "DataDir",
-    "Dataset",
-    "Distillation",
-    "Epochs",
-    "Filters",
-    "FiltersFile",
-    "GpusPerTrial",
-    "Json",
-    "Keep",
-    "LearningRate",
-    "Model",
-    "OptunaStorage",
-    "Precision",
-    "Rerun",
-    "Recipe",
-    "Seed",
-    "Settings",
-    "LrSchedule",
-    "SpaceFile",
-    "Store",
-    "Stream",
-    "Study",
-    "TensorBoardFolder",
-    "TrainLimit",
-    "ValidationFrom",
-    "Where",
-    "parse_amount",
-    "parse_gpus",
-    "parse_granularity",
-    "parse_image",
-    "read_config",
-    "read_resources",
-    "read_recipe",
-    "read_space",
+    *("Address", "AsJson", "BatchSize", "Channels", "Classes", "Concurrency", "Config", "CpusPerTrial", "DataDir"),
+    *("Dataset", "Distillation", "Epochs", "GpusPerTrial", "Granularity", "ImageSize", "Init", "Keep", "Layer"),
+    *("LearningRate", "LrSchedule", "MaxFlops", "MaxSize", "MinimumTemplates", "MissRate", "Model", "Objectives"),
+    *("OptionalDataset", "OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate", "Recipe", "Rerun"),
+    *("Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Store", "Stream", "Study", "TensorBoardFolder"),
+    *("TrainEpochs", "TrainLimit", "Trials", "ValFrom", "WarmStart", "Weights", "Where", "option"),
+    *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "DEFAULT_STORE", "PANELS"),
 ]
 
-_NAMED = ("lr", "batch_size", "lr_schedule", "precision", "distillation")
-SETTINGS = tuple(field.name for field in fields(TrainingRecipe) if field.name not in _NAMED)
-"""Settings of a schedule that have no option of their own."""
+NETWORK = "Network and data"
+SPACE = "Search space"
+TRAINING = "Training"
+SEARCH = "Search"
+STUDY = "Study"
+TRIALS = "Trials"
+CLUSTER = "Cluster"
+OUTPUT = "Output"
+PANELS = (NETWORK, SPACE, TRAINING, SEARCH, STUDY, TRIALS, CLUSTER, OUTPUT)
+"""Titles of groups of options, in the order of a help page."""
 
-_PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)\s*(b|bytes|flops?)?\s*", re.IGNORECASE)
+DEFAULT_STORE = "runs"
+
+
+def option(panel: str, help: str, *names: str, **more: Any) -> Any:
+    """Return the declaration of an option; its name is the parameter's unless `names` gives another."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+_DATASETS = (
+    "digits (part of scikit-learn, no download), cifar10, parquet:DIR (Hugging Face image layout) or imagefolder:DIR "
+    "(ImageNet's layout)."
+)
 
 Model = Annotated[
     str,
-    typer.Option(
-        help="resnet8, resnet20, resnet32, resnet44, resnet56 or vgg16 for small images, a torchvision classification "
-        "model by its name, or package.module:factory."
+    option(
+        NETWORK,
+        "resnet8, resnet20, resnet32, resnet44, resnet56 or vgg16 for small images, the name of a torchvision "
+        "classification model, or package.module:factory.",
     ),
 ]
-Dataset = Annotated[
+Weights = Annotated[
     str,
-    typer.Option(
-        help="digits (inside scikit-learn, no download), cifar10, parquet:DIR (Hugging Face image layout) or "
-        "imagefolder:DIR (ImageNet's layout)."
+    option(
+        NETWORK,
+        "Trained weights: a safetensors file, a state dict, or the name that torchvision gives its own, such as "
+        "DEFAULT.",
     ),
 ]
-DataDir = Annotated[str, typer.Option(help="Folder that cifar10 is kept in, or downloaded to.")]
-TrainLimit = Annotated[int | None, typer.Option(help="Use at most so many training images, for short runs.")]
+OptionalWeights = Annotated[
+    str | None,
+    option(
+        NETWORK,
+        "Trained weights, as `overtone search` takes them. Default: random ones. Weights for other images than the "
+        "network's usual ones need --dataset, or --channels and --classes.",
+    ),
+]
+Dataset = Annotated[str, option(NETWORK, _DATASETS)]
+OptionalDataset = Annotated[
+    str | None,
+    option(NETWORK, f"{_DATASETS} Default: no images, only the shape that the network is usually used with."),
+]
+DataDir = Annotated[str, option(NETWORK, "Folder of cifar10, which is downloaded if it is not there.")]
+TrainLimit = Annotated[
+    int | None, option(NETWORK, "Use at most this many training images, for short runs. Default: all.")
+]
+ValFrom = Annotated[
+    str,
+    option(
+        NETWORK,
+        "train: hold validation images out of the training images. test: take half of the test images for validation "
+        "and keep the other half as the test set, for weights that have seen all training images.",
+    ),
+]
 Stream = Annotated[
     bool,
-    typer.Option(
+    option(
+        NETWORK,
+        "Decode training images as they are needed, for a folder whose decoded images do not fit in memory.",
         "--stream",
-        help="Decode training images as they are needed, for a folder of images that do not fit in memory decoded.",
     ),
 ]
-ValidationFrom = Annotated[
-    str,
-    typer.Option(
-        help="train: hold validation images out of the training images. test: take half of the test images for "
-        "validation and keep the other half as the test set, for weights that have seen all training images."
+ImageSize = Annotated[
+    int | None,
+    option(NETWORK, "Side of the images in pixels. Default: 32 for small networks, else 224.", min=1),
+]
+Channels = Annotated[int | None, option(NETWORK, "Channels of the images. Default: 3.", min=1)]
+Classes = Annotated[
+    int | None,
+    option(NETWORK, "Number of classes. Default: 10 for small networks, else 1,000.", min=1, max=10**6),
+]
+Layer = Annotated[str, option(NETWORK, "Convolution of more than one tap, by its name in the network.")]
+Config = Annotated[
+    str | None,
+    option(
+        NETWORK,
+        "Train a compressed network instead, from random weights: the name of a preset that `overtone inspect` lists, "
+        "or a JSON file of its blocks, such as the config.json of an export.",
     ),
 ]
+
 SpaceFile = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        SPACE,
+        "YAML file of the values that knobs may take, such as `all: {bits: [8, 4]}` or `layer3: {harmonics: [1, 2]}`; "
+        "`overtone inspect` shows blocks and knobs. A pruning_rate of `global 0.5` becomes the rate of each block when "
+        "half of the whole network's filters are pruned, least salient first.",
         "--space",
-        help="YAML file that says what knobs may be, such as `all: {bits: [8, 4]}` or `layer3: {harmonics: [1, 2]}`; "
-        "`overtone inspect` shows blocks and knobs. A pruning_rate of `global 0.5` is the rate that a block has where "
-        "half of all the network's filters, the least salient ones, are pruned.",
     ),
 ]
-Granularity = Annotated[str, typer.Option(help="What is one block of the space: stage, or layer for single layers.")]
+Granularity = Annotated[str, option(SPACE, "What one block of the space is: a stage, or a single layer.")]
+MinimumTemplates = Annotated[
+    int, option(SPACE, "Fewest templates that a layer keeps, at whatever pruning rate; 32 suits ImageNet.")
+]
 Saliency = Annotated[
     str,
-    typer.Option(
-        help="By what filters stay as templates: magnitude, or gradient (what the loss would lose with the filter, to "
-        "first order, on labeled training images)."
+    option(
+        SPACE,
+        "How filters are ranked that may stay as templates: magnitude, or gradient (how much the loss would rise "
+        "without the filter, to first order, on labeled training images).",
     ),
 ]
-Filters = Annotated[
+PruningRate = Annotated[float, option(SPACE, "Share of filters to prune, between 0 and 1.")]
+
+Epochs = Annotated[int, option(TRAINING, "Epochs of fine-tuning in a trial.")]
+TrainEpochs = Annotated[int, option(TRAINING, "Epochs of training.")]
+Recipe = Annotated[
+    str, option(TRAINING, f"Settings to begin with, which the options below change: {', '.join(RECIPES)}.")
+]
+LearningRate = Annotated[float | None, option(TRAINING, "Highest learning rate. Default: the recipe's.", "--lr")]
+BatchSize = Annotated[int | None, option(TRAINING, "Images in each step. Default: the recipe's.")]
+LrSchedule = Annotated[
     str | None,
-    typer.Option(
-        "--filters",
-        help="Instead, draw filters of this convolution beside their cosine and Chebyshev series at falling harmonics, "
-        "with the L2 error of each; goes with --png.",
-    ),
+    option(TRAINING, "Learning rate over time: one-cycle, cosine, step or constant. Default: the recipe's."),
 ]
-RebuiltRate = Annotated[
-    float | None,
-    typer.Option(
-        "--pruning-rate",
-        help="With --filters: draw what is rebuilt from templates at this pruning rate, by each family of transforms, "
-        "beside plain pruning, instead of series. Without: draw the rate that each block has where this share of all "
-        "filters is pruned.",
-    ),
-]
-FiltersFile = Annotated[Path | None, typer.Option("--png", help="File to draw into: .png, or .svg.")]
-Epochs = Annotated[int, typer.Option(help="Epochs of fine-tuning in a trial.")]
-Recipe = Annotated[str, typer.Option("--recipe", help=f"Settings to begin with: {', '.join(RECIPES)}.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
-LrSchedule = Annotated[str | None, typer.Option(help="Learning rate over time: one-cycle, cosine, step or constant.")]
 Precision = Annotated[
-    str | None, typer.Option(help="What training computes in: auto (bf16 where the device has it), bf16 or fp32.")
+    str | None,
+    option(
+        TRAINING,
+        "Number format of training: auto (bf16 if the device computes in it), bf16 or fp32. Default: the recipe's.",
+    ),
 ]
 Distillation = Annotated[
-    float | None, typer.Option(help="Share of the loss, 0 to 1, that asks for the uncompressed network's outputs.")
+    float | None,
+    option(
+        TRAINING,
+        "Share of the loss, 0 to 1, that compares with the uncompressed network's outputs instead of the labels. "
+        "Default: the recipe's.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        TRAINING,
+        "Any other setting of the recipe, such as ema_decay=0.999 or milestones=30,60; repeat it for each. Settings "
+        f"are {', '.join(SETTINGS)}.",
         "--set",
-        help=f"Repeat for each: any other setting of the schedule, such as ema_decay=0.999 or milestones=30,60; "
-        f"{', '.join(SETTINGS)}.",
+        metavar="NAME=VALUE",
     ),
 ]
-Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is drawn at random.", show_default=True)
+Init = Annotated[
+    str,
+    option(
+        TRAINING,
+        "How compressed weights begin: calibrated (fitted to the network's outputs on unlabeled training images), "
+        "least_squares (fitted to its filters) or gradient_descent (the same, found as the paper does).",
+    ),
 ]
-Store = Annotated[str, typer.Option(help="Where studies are kept: a folder, NFS, or s3://bucket/prefix.")]
-Study = Annotated[str, typer.Option(help="Name of the study.")]
+
+Objectives = Annotated[
+    list[str] | None,
+    option(
+        SEARCH,
+        "What to optimize, repeated for each: val_top1 (or score) and costs: size_bytes, flops, latency_ms, "
+        "latency_b64_ms, parameters, macs. Default: val_top1, size_bytes and flops.",
+        "--objective",
+    ),
+]
+MaxSize = Annotated[str | None, option(SEARCH, "Try no network above this size, such as 40kB. Default: no limit.")]
+MaxFlops = Annotated[str | None, option(SEARCH, "Try no network above this compute, such as 5M. Default: no limit.")]
+Sampler = Annotated[
+    str,
+    option(
+        SEARCH,
+        "How networks are chosen: ehvi (ours: exact costs, forecast accuracy, largest expected gain in hypervolume), "
+        "or Optuna's tpe, nsga2, nsga3, gp or random.",
+    ),
+]
+Trials = Annotated[int, option(SEARCH, "Trials to run in all.")]
+MissRate = Annotated[
+    float,
+    option(
+        SEARCH,
+        "Stop a trial once it cannot enter the front even at the upper bound of its forecast score; at most this share "
+        "of trials may exceed that bound. 0 runs every trial to its end.",
+    ),
+]
+WarmStart = Annotated[
+    list[str] | None,
+    option(
+        SEARCH,
+        "Begin with the finished trials of another study of the same network, data and recipe; repeat it for each.",
+    ),
+]
 Keep = Annotated[
     str,
-    typer.Option(
-        help="Whose packed models go into the store: front (trials that none before them dominates; what leaves the "
-        "front later stays) or all. Others can be trained again by `overtone export --rerun`."
+    option(
+        SEARCH,
+        "Which packed models the store keeps: front (of trials that no earlier one dominates) or all. Others can be "
+        "trained again by `overtone export --rerun`.",
+    ),
+]
+Seed = Annotated[int, option(SEARCH, "Seed of all random numbers.", min=0, max=2**32 - 1)]
+
+Study = Annotated[str, option(STUDY, "Name of the study.")]
+Store = Annotated[str, option(STUDY, "Where studies are kept: a folder, NFS, or s3://bucket/prefix.")]
+Where = Annotated[
+    str | None,
+    option(
+        TRIALS,
+        'SQL condition on the columns of the ledger, such as "size_bytes < 20000 and val_top1 > 0.9". Default: all '
+        "trials.",
     ),
 ]
 Rerun = Annotated[
     bool,
-    typer.Option(
+    option(
+        TRIALS,
+        "Train the trial again if its model was not kept. After Ctrl-C the same command continues.",
         "--rerun",
-        help="Train the trial again where its model was not kept; stopped by Ctrl-C, the same command goes on.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
-Where = Annotated[
-    str | None,
-    typer.Option(help='Condition on columns of the ledger, in SQL: "size_bytes < 20000 and val_top1 > 0.9".'),
-]
+
 Address = Annotated[
     str | None,
-    typer.Option(
-        help="Ray cluster to use, auto or host:port; without it Ray starts on this machine.", show_default=False
-    ),
+    option(CLUSTER, "Ray cluster to use: auto or host:port. Default: a new one on this machine."),
 ]
-CpusPerTrial = Annotated[float, typer.Option(help="CPUs that each trial takes.")]
+CpusPerTrial = Annotated[float, option(CLUSTER, "CPUs that each trial takes.")]
 GpusPerTrial = Annotated[
     str | None,
-    typer.Option(
-        help="GPUs that each trial takes; 0.25 packs four on one, auto as many as its memory has room for. Default: 1 "
-        "where the cluster has GPUs, else 0.",
-        show_default=False,
+    option(
+        CLUSTER,
+        "GPUs that each trial takes: 0.25 runs four on one, auto as many as its memory has room for. Default: 1 if the "
+        "cluster has GPUs, else 0.",
     ),
 ]
 Concurrency = Annotated[
     int | None,
-    typer.Option(
-        help="Most trials at once; 1 makes a study reproducible from its seed. Default: as many as fit.",
-        show_default=False,
+    option(
+        CLUSTER,
+        "Most trials at once; 1 makes a study reproducible from its seed. Default: as many as fit.",
     ),
 ]
 
-
 TensorBoardFolder = Annotated[
-    Path | None, typer.Option("--tensorboard", help="Folder to write curves to, for TensorBoard.", show_default=False)
+    Path | None, option(OUTPUT, "Folder for TensorBoard's curves. Default: none are written.", "--tensorboard")
 ]
 OptunaStorage = Annotated[
     str | None,
-    typer.Option(
-        help="Where optuna-dashboard may look on: journal:FILE, sqlite:///FILE or a database's URL. It is written "
-        "anew from the ledger by each run.",
-        show_default=False,
+    option(
+        OUTPUT,
+        "Storage for optuna-dashboard: journal:FILE, sqlite:///FILE or the URL of a database. Each run writes it anew "
+        "from the ledger. Default: none.",
     ),
 ]
-
-
-def parse_gpus(text: str | None) -> float | Literal["auto"] | None:
-    """A number, `auto`, or nothing."""
-    if text is None:
-        return None
-    if text == "auto":
-        return "auto"
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(f"gpus_per_trial (={text!r}) must be a number of at least 0, or auto.") from error
-
-
-def read_resources(cpus: float, gpus: str | None, concurrency: int | None, address: str | None) -> Resources:
-    """What each trial takes, and how many run at once."""
-    from search.runner.cluster import Resources
-
-    return Resources(cpus_per_trial=cpus, gpus_per_trial=parse_gpus(gpus), concurrency=concurrency, address=address)
-
-
-def parse_amount(text: str, *, name: str) -> int:
-    """The whole number that `text` says, with decimal prefixes (1 kB = 1,000 bytes); `UsageError` names the option."""
-    match = _AMOUNT.fullmatch(text)
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"{name} (={text!r}) must be an amount above 0 such as 40kB, 1.5MB, 5M or 250000.")
-    return round(float(match[1]) * _PREFIXES[match[2].lower()])
-
-
-def parse_granularity(text: str) -> BlockGranularity:
-    """`stage` or `layer`."""
-    if text not in ("stage", "layer"):
-        raise UsageError(f"granularity (={text!r}) must be stage or layer.")
-    return "stage" if text == "stage" else "layer"
-
-
-def parse_image(text: str) -> tuple[int, int, int]:
-    """(channels, height, width) of `3x32x32`."""
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"image (={text!r}) must be CHANNELSxHEIGHTxWIDTH, such as 3x32x32.")
-    channels, height, width = map(int, parts)
-    return channels, height, width
-
-
-def read_recipe(preset: str, settings: Sequence[str] | None, *, epochs: int, **given: Any) -> TrainingRecipe:
-    """The preset with what was given in its place (`None` was not), and the settings, each `NAME=VALUE`.
-
-    Warns of one that does not do within so many epochs what it is for.
-    """
-    if preset not in RECIPES:
-        raise UsageError(f"schedule (={preset!r}) must be one of {', '.join(RECIPES)}.")
-    changes = {name: value for name, value in given.items() if value is not None}
-    for setting in settings or ():
-        name, _, text = setting.partition("=")
-        if name not in SETTINGS:
-            raise UsageError(f"setting (={setting!r}) must be NAME=VALUE, with a name of {', '.join(SETTINGS)}.")
-        changes[name] = _parse_setting(name, text, getattr(TrainingRecipe(), name))
-    recipe = replace(RECIPES[preset], **changes)
-    recipe.check_length(epochs)
-    if recipe.never_falls(epochs):
-        said = (
-            f"the learning rate would first fall after epoch {recipe.milestones[0]:g}; within {epochs} it never does."
-        )
-        warnings.warn(said, OvertoneWarning, stacklevel=2)
-    return recipe
-
-
-def _parse_setting(name: str, text: str, like: Any) -> Any:
-    """The value of a setting in the type of its default."""
-    try:
-        if isinstance(like, bool):
-            return {"true": True, "false": False}[text.lower()]
-        if isinstance(like, tuple):
-            return tuple(float(part) for part in text.split(",") if part)
-        return type(like)(text)
-    except (KeyError, ValueError) as error:
-        kind = {bool: "true or false", int: "a whole number", tuple: "numbers with commas"}.get(type(like), "a number")
-        raise UsageError(f"setting {name} (={text!r}) must be {kind}.") from error
-
-
-def read_config(text: str, model: str, network: Network) -> NetworkConfig:
-    """The preset of that name, or what a JSON file holds: a config, or something with one in it, such as an export's
-    `config.json`.
-    """
-    named = {preset.name: preset.config for preset in presets(model, network)}
-    if text in named:
-        return named[text]
-    try:
-        found = json.loads(Path(text).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"config (={text!r}) must be a readable JSON file or a preset of {model}: {', '.join(named)}."
-        ) from error
-    for part in ("spec", "config"):
-        found = found.get(part, found) if isinstance(found, Mapping) else found
-    return network.canonical(NetworkConfig.from_json(found))
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which the last one would count."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"found {key!r} twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_space(path: Path | None) -> Mapping[str, Any]:
-    """The limits in a space file, none without a file."""
-    if path is None:
-        return {}
-    try:
-        limits = yaml.load(path.read_text(), _UniqueKeys)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"space (={str(path)!r}) must be a readable YAML file; {reason}.") from error
-    if not isinstance(limits, Mapping):
-        raise UsageError(f"space (={str(path)!r}) must map blocks, or `all`, to knobs and their values.")
-    return limits
+Picture = Annotated[Path, option(OUTPUT, "File to draw into: .png or .svg.")]
+AsJson = Annotated[bool, option(OUTPUT, "Print JSON for a script to read.", "--json")]

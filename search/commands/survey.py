@@ -8,11 +8,10 @@ from typing import Any
 
 from layers import Cost
 from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, presets
-from spaces.models import RESNET_DEPTHS
 from spaces.network import NORMS_AND_BIASES
 from trainers.estimate import TrialEstimate
 
-__all__ = ["Survey", "survey", "usual_shape"]
+__all__ = ["Survey", "survey"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +104,3 @@ def _preset(network: Network, preset: Preset, whole: Cost) -> dict[str, Any]:
         "published_top1": preset.published_top1,
         "published_base": preset.published_base,
     }
-
-
-def usual_shape(model: str) -> tuple[tuple[int, int, int], int]:
-    """Image (channels, height, width) and classes that a network is usually used with: CIFAR's or ImageNet's."""
-    small = model in ("vgg16", *(f"resnet{depth}" for depth in RESNET_DEPTHS))
-    return ((3, 32, 32), 10) if small else ((3, 224, 224), 1000)

@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from layers import UsageError
-from results.analysis.importance import insight as study_insight
+from results.analysis.importance import importance as study_importance
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store as OpenStore
 from results.queries.formats import serialize
@@ -18,23 +16,40 @@ from results.queries.query import sql as query_sql
 from results.queries.tables import TABLES
 from results.report.report import write_report
 from search.commands import options
-from search.commands.display import err_console, export_line, out_console, print_json, say, show_trials
-from search.commands.importance_table import show_insight
+from search.commands.display import err_console, export_line, out_console, print_answer, print_json, print_line
+from search.commands.importance_table import show_importance
+from search.commands.trial_table import show_trials
 from trainers.runtime.device import default_device, parse_device
 
-__all__ = ["compact", "export", "insight", "query", "report"]
+__all__ = ["compact", "export", "importance", "query", "report"]
 
 
 def query(
     study: options.Study,
-    front: Annotated[bool, typer.Option("--front", help="Only trials that no other beats in every objective.")] = False,
+    front: Annotated[
+        bool, options.option(options.TRIALS, "Only trials that no other beats in every objective.", "--front")
+    ] = False,
     where: options.Where = None,
-    sort: Annotated[str | None, typer.Option(help="Column to sort by; accuracies come highest first.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Show at most so many.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns to show, such as trial,val_top1,size_bytes.")] = None,
-    sql: Annotated[str | None, typer.Option(help=f"One SELECT over the tables {', '.join(TABLES)}, instead.")] = None,
-    format: Annotated[str, typer.Option(help="table, json, csv or parquet.")] = "table",
-    store: options.Store = "runs",
+    sort: Annotated[
+        str | None,
+        options.option(
+            options.TRIALS, "Column to sort by; scores come highest first. Default: by number, a front by size."
+        ),
+    ] = None,
+    limit: Annotated[int | None, options.option(options.TRIALS, "Show at most this many. Default: all.")] = None,
+    columns: Annotated[
+        str | None,
+        options.option(
+            options.TRIALS,
+            "Columns to show, such as trial,val_top1,size_bytes. Default: a selection in a table, else all.",
+        ),
+    ] = None,
+    sql: Annotated[
+        str | None,
+        options.option(options.TRIALS, f"One SELECT over the tables {', '.join(TABLES)}, instead of the above."),
+    ] = None,
+    format: Annotated[str, options.option(options.OUTPUT, "table, json, csv or parquet.")] = "table",
+    store: options.Store = options.DEFAULT_STORE,
 ) -> None:
     """Ask a study for its trials.
 
@@ -42,7 +57,7 @@ def query(
     """
     ledger = Ledger(OpenStore(store))
     if sql is not None and (front or where or sort or limit is not None or columns is not None):
-        raise UsageError(f"sql (={sql!r}) stands alone: front, where, sort, columns and limit belong in the SELECT.")
+        raise UsageError(f"sql (={sql!r}) must stand alone: front, where, sort, columns and limit belong in the SELECT")
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     if sql is None:
         frame = query_trials(ledger, study, front=front, where=where, sort=sort, limit=limit, columns=names)
@@ -52,68 +67,83 @@ def query(
         sys.stdout.buffer.write(serialize(frame, format))
         sys.stdout.buffer.flush()
     elif sql is None:
-        show_trials(out_console, frame, f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}", names)
+        title = f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}"
+        show_trials(out_console, frame, title, ledger.score_name(study), names)
     else:
         out_console.print(frame.to_string(index=False), markup=False, highlight=False)
 
 
-def compact(study: options.Study, store: options.Store = "runs", as_json: options.Json = False) -> None:
-    """Merge the many small files of a study into few. A finished search does it itself; others may read and write.
+def compact(
+    study: options.Study, store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False
+) -> None:
+    """Merge the many small files of a study into few.
+
+    A search does so at its end. Others may read and write meanwhile.
 
     Example: overtone compact --study demo
     """
-    done = Ledger(OpenStore(store)).compact(study).to_json()
-    line = f"{study}: {done['files_before']} files became {done['files_after']}, {done['rows_written']} rows rewritten"
-    say({"study": study, **done}, line, as_json)
+    result = Ledger(OpenStore(store)).compact(study).to_json()
+    counts = f"{result['files_before']} files became {result['files_after']}"
+    print_answer({"study": study, **result}, f"{study}: {counts}, {result['rows_written']} rows rewritten", as_json)
 
 
 def report(
     study: options.Study,
-    out: Annotated[Path, typer.Option(help="File to write: .html (one file, opens offline), .png or .svg.")],
-    store: options.Store = "runs",
+    out: Annotated[Path, options.option(options.OUTPUT, "HTML file to write; it opens offline.")],
+    store: options.Store = options.DEFAULT_STORE,
 ) -> None:
-    """Write the study's front as a page to look at, or as a picture.
+    """Write a study's report as one HTML page.
+
+    It shows the front to explore, how the search went, which knobs matter, and every trial.
 
     Example: overtone report --study demo --out report.html
     """
-    ledger = Ledger(OpenStore(store))
-    path = write_report(ledger, study, out, insight=study_insight(ledger, study))
-    out_console.print(f"{path}", highlight=False, soft_wrap=True)
+    if out.suffix in (".png", ".svg"):
+        raise UsageError(f"out (={str(out)!r}) must end in .html; `overtone plot front` draws pictures")
+    print_line(str(write_report(Ledger(OpenStore(store)), study, out)))
 
 
-def insight(
+def importance(
     study: options.Study,
-    limit: Annotated[int, typer.Option(help="Show the most important knobs, at most so many.")] = 8,
-    store: options.Store = "runs",
-    as_json: options.Json = False,
+    limit: Annotated[int, options.option(options.OUTPUT, "Show at most this many knobs, the most important ones.")] = 8,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Say which knobs matter, what their values go with, and what the front's members have in common.
+    """Show which knobs matter and what the front has in common.
+
+    Beside each value of a knob stand the means of the trials that had it.
 
     Example: overtone importance --study demo
     """
     if limit < 1:
-        raise UsageError(f"limit (={limit}) must be at least 1.")
-    found = study_insight(Ledger(OpenStore(store)), study)
+        raise UsageError(f"limit (={limit}) must be at least 1")
+    ledger = Ledger(OpenStore(store))
+    result = study_importance(ledger, study)
     if as_json:
-        print_json(found)
+        print_json(result)
     else:
-        show_insight(out_console, found, study, limit)
+        show_importance(out_console, result, study, ledger.score_name(study), limit)
 
 
 def export(
     study: options.Study,
-    out: Annotated[Path, typer.Option(help="New folder to write to.")],
-    pick: Annotated[str, typer.Option(help="best (highest val_top1), knee (of the front), or a trial's id.")] = "knee",
+    out: Annotated[Path, options.option(options.OUTPUT, "New folder to write to.")],
+    pick: Annotated[
+        str, options.option(options.TRIALS, "best (highest score), knee (of the front), or the id of a trial.")
+    ] = "knee",
     where: options.Where = None,
-    format: Annotated[str, typer.Option(help="safetensors (packed), onnx or pt2.")] = "safetensors",
+    format: Annotated[str, options.option(options.OUTPUT, "safetensors (packed), onnx or pt2.")] = "safetensors",
     rerun: options.Rerun = False,
-    device: Annotated[str, typer.Option(help="Where --rerun trains: cpu, cuda or cuda:1.")] = default_device(),
-    store: options.Store = "runs",
-    as_json: options.Json = False,
+    device: Annotated[
+        str, options.option(options.TRIALS, "Where --rerun trains: cpu, cuda or cuda:1.")
+    ] = default_device(),
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Write a trial's model to a folder, after proving that the file gives the trial's predictions.
+    """Write a trial's model to a folder, and verify it.
 
-    The file is read in a process of its own; onnx and pt2 may say another class for up to 0.5 % of validation images.
+    The file is read in a process of its own and must give the trial's predictions. onnx and pt2 may give another
+    class for up to 0.5 % of the validation images.
 
     Example: overtone export --study demo --pick best --where "size_bytes < 20000" --out model
     """
@@ -129,4 +159,4 @@ def export(
         rerun_on=parse_device(device) if rerun else None,
         say=lambda line: err_console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
-    say({"out": str(out), **card}, export_line(out, card), as_json)
+    print_answer({"out": str(out), **card}, export_line(out, card), as_json)

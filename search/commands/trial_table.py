@@ -1,0 +1,94 @@
+"""Rows of the ledger as a table on a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from results.formatting import format_flops, format_kilobytes, format_network
+
+__all__ = ["format_score", "show_trials"]
+
+_HEADERS = {
+    "probability_dominated": "P(dominated)",
+    "size_bytes": "size",
+    "flops": "compute",
+    "latency_ms": "latency",
+    "latency_b64_ms": "latency (64)",
+    "blocks": "network",
+}
+_SHARES = re.compile(r"(score|\w+_score|\w+_top\d+)(_mean|_low|_high|_repeats)?")
+"""Columns that are shown in percent, beside those named after the score."""
+
+
+def show_trials(
+    console: Console, trials: pd.DataFrame, title: str, score_name: str, columns: Sequence[str] | None = None
+) -> None:
+    """Print rows of a study: these columns, or those that people look at first, with the score under its own name.
+
+    Without `columns`, rows that know over how many `seeds` they were measured show the mean as their score.
+    """
+    if trials.empty:
+        console.print(title, markup=False, highlight=False)
+        return
+    names = _default_columns(trials, score_name) if columns is None else list(dict.fromkeys(columns))
+    table = Table(title=title, title_justify="left", show_lines="blocks" in names)
+    for name in names:
+        left = name in ("trial", "status", "blocks")
+        table.add_column(_HEADERS.get(name, name), justify="left" if left else "right", no_wrap=name == score_name)
+    for record in trials.to_dict("records"):
+        row = {str(name): value for name, value in record.items()}
+        if columns is None and "seeds" in row:
+            row[score_name] = format_score(row)
+        table.add_row(*(Text(_cell(name, row[name], score_name)) for name in names))
+    console.print(table)
+
+
+def format_score(row: Mapping[str, Any]) -> str:
+    """Return the mean over a row's seeds with its 95 % interval: `97.50% ±0.41 (n=4)`, or `97.50% (1 seed)`."""
+    if row["seeds"] < 2:
+        return f"{row['score_mean']:.2%} (1 seed)"
+    half = max(row["score_high"] - row["score_mean"], row["score_mean"] - row["score_low"])
+    return f"{row['score_mean']:.2%} ±{100 * half:.2f} (n={row['seeds']:.0f})"
+
+
+def _default_columns(trials: pd.DataFrame, score_name: str) -> list[str]:
+    """Return the columns that tell trials apart, of those that people look at first."""
+    first = ("trial", "status", score_name, "probability_dominated", "size_bytes", "flops")
+    then = ("latency_ms", "latency_b64_ms", "epochs_run", "blocks")
+    names = [name for name in (*first, *then) if name in trials and not trials[name].isna().all()]
+    if "status" in names and (trials["status"] == "finished").all():
+        names.remove("status")
+    if "epochs_run" in names and trials["epochs_run"].nunique() == 1:
+        names.remove("epochs_run")
+    return names
+
+
+def _cell(name: str, value: Any, score_name: str) -> str:
+    if name == "blocks":
+        return format_network([dict(block) for block in value], "\n")
+    if name == "history":
+        return f"{len(value)} epochs"
+    if name == "metrics":
+        return ", ".join(f"{metric} {number:.4g}" for metric, number in sorted(dict(value).items()))
+    if value is None or value != value:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if name == "size_bytes":
+        return format_kilobytes(value)
+    if name == "flops":
+        return format_flops(value)
+    if name in ("latency_ms", "latency_b64_ms"):
+        return f"{value:.3g} ms"
+    if name == "probability_dominated":
+        return f"{value:.1%}"
+    if name.startswith(score_name) or _SHARES.fullmatch(name):
+        return f"{value:.2%}"
+    return str(value)
