@@ -1,10 +1,11 @@
 """The model card of an exported network: where it came from, how good it is and how sure that is, how to load it."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from results.analysis.intervals import wilson_interval
-from results.formatting import format_block, format_flops, format_kilobytes
+from results.formatting import format_block, format_flops, format_kilobytes, percent
 from results.schema import block_records
 
 __all__ = ["model_card"]
@@ -26,14 +27,16 @@ logits = model(images)""",
 
 
 def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
-    """Markdown from what is known; what is not known is left out.
+    """Return a model card in Markdown; facts that are missing are left out.
 
-    Told: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `val_top1` and `val_top5` with `val_n` images,
-    `test_top1` and `test_top5` with `test_n`; for how many validation images the file was `differing` from the packed
-    model; `same_file`, where the trial was trained again, whether to the same bits; where `seeds` is above 1, the
-    columns of `results.analysis.confidence` over them; `size_bytes`, `flops`, `parameters`, `latency_ms` and
-    `latency_b64_ms` with `device`; the blocks (`blocks`, as the ledger has them, or `config`); `image_size`,
-    `channels`, `mean`, `std`, `classes`; `file_format` of the file of `file_bytes` bytes.
+    These facts are printed: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `score` under its own name,
+    `score_name`, and `metrics` (name to value), of `val_n` images; `test_metrics`, of `test_n`; `differing`, the number
+    of validation images for which the file gives another class than the packed model; `same_file`, whether a trial that
+    was trained again gave the same bits; `seeds` and, if there are several, the columns of
+    `results.analysis.confidence` over them; `size_bytes`, `flops`, `parameters`, `latency_ms` and `latency_b64_ms` with
+    `device`; the blocks (`blocks` as the ledger has them, or `config`); `image_size`, `channels`, `mean`, `std`,
+    `classes`; `file_format` of the file of `file_bytes` bytes. A metric is a share of the images, except one whose name
+    ends with `_loss`.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -42,50 +45,63 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
 def _title(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {_text(facts['model'])}, compressed by Overtone"
     yield ""
-    known = [(name, facts[name]) for name in ("model", "dataset", "study", "trial", "seed", "epochs") if name in facts]
-    yield from (f"- {name}: {_code(value)}" for name, value in known)
+    names = ("model", "dataset", "study", "trial", "seed", "epochs")
+    yield from (f"- {name}: {_code(facts[name])}" for name in names if name in facts)
 
 
 def _accuracy(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Accuracy", "")
-    for key, name in (("val", "validation"), ("test", "test")):
-        if facts.get(f"{key}_top1") is not None:
-            yield f"- {name} top-1: {_share(facts[f'{key}_top1'], facts.get(f'{key}_n'))}"
-        if facts.get(f"{key}_top5") is not None and facts["classes"] > 5:
-            yield f"- {name} top-5: {_share(facts[f'{key}_top5'], facts.get(f'{key}_n'))}"
+    validation = dict(facts.get("metrics") or {})
+    if facts.get("score") is not None:
+        validation = {facts["score_name"]: facts["score"], **validation}
+    for metrics, n in ((validation, facts.get("val_n")), (facts.get("test_metrics") or {}, facts.get("test_n"))):
+        for name, value in metrics.items():
+            if value is not None and not _is_certain(name, facts["classes"]):
+                yield f"- {_code(name)}: {f'{value:.4f}' if name.endswith('_loss') else _share(value, n)}"
     yield ""
     if facts.get("differing") is not None:
-        yield _proven(facts["differing"], facts["val_n"])
+        yield _agreement(facts["differing"], facts["val_n"])
     if facts.get("same_file") is False:
         yield "This is the trial trained again: another file than the search measured, with figures of its own."
     if facts.get("seeds", 1) > 1:
         yield from _over_seeds(facts)
     else:
-        yield "One training run of a single seed. The search chose by validation accuracy, so that figure is"
+        yield f"One training run of a single seed. The search chose by {_score_name(facts)}, so that figure is"
         yield "optimistic; the intervals are about the number of images alone."
 
 
-def _proven(differing: int, n: int) -> str:
-    shown = "Read in a process of its own, this file gave the packed model's class for"
+def _is_certain(name: str, classes: int) -> bool:
+    """Return whether a metric is of the best K classes, out of no more than K."""
+    best = re.search(r"_top(\d+)$", name)
+    return best is not None and 1 < classes <= int(best[1])
+
+
+def _score_name(facts: Mapping[str, Any]) -> str:
+    return _code(facts.get("score_name", "score"))
+
+
+def _agreement(differing: int, n: int) -> str:
+    start = "Read in a process of its own, this file gave the packed model's class for"
     if not differing:
-        return f"{shown} all {n:,} validation images."
+        return f"{start} all {n:,} validation images."
     order = "other runtimes add in another order, which can turn the rounding of an activation held in few bits"
-    return f"{shown} {n - differing:,} of {n:,} validation images: {order}."
+    return f"{start} {n - differing:,} of {n:,} validation images: {order}."
 
 
 def _over_seeds(facts: Mapping[str, Any]) -> Iterator[str]:
-    mean, low, high, repeats = (f"{100 * facts[f'val_top1_{name}']:.2f}" for name in ("mean", "low", "high", "repeats"))
-    yield f"Trained with {facts['seeds']} seeds, of which this is the first, the network has a mean validation top-1 of"
+    name = _score_name(facts)
+    mean, low, high, repeats = (f"{100 * facts[f'score_{key}']:.2f}" for key in ("mean", "low", "high", "repeats"))
+    yield f"Trained with {facts['seeds']} seeds, of which this is the first, the network has a mean {name} of"
     yield f"{mean} % (95 % interval of Student's t over the seeds, {low} to {high} %). The search chose this run by its"
-    yield f"validation accuracy, which favors lucky runs; the mean over the other seeds alone is {repeats} %."
+    yield f"{name}, which favors lucky runs; the mean over the other seeds alone is {repeats} %."
     yield "The Wilson intervals are about the number of images alone."
 
 
 def _share(fraction: float, n: int | None) -> str:
     if not n:
-        return f"{100 * fraction:.2f} %"
+        return percent(fraction)
     low, high = wilson_interval(fraction, n)
-    return f"{100 * fraction:.2f} % of n = {n:,} images (95 % Wilson interval {100 * low:.2f} to {100 * high:.2f} %)"
+    return f"{percent(fraction)} of n = {n:,} images (95 % Wilson interval {100 * low:.2f} to {100 * high:.2f} %)"
 
 
 def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
@@ -127,7 +143,7 @@ def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    """Plain text on one line: nothing in a name can become Markdown or HTML."""
+    """Return plain text on one line, in which nothing can become Markdown or HTML."""
     escaped = "".join(f"\\{char}" if char in r"\`*_[]#|!~" else char for char in " ".join(str(value).split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

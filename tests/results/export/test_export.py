@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -14,7 +15,16 @@ from spaces.network import Network
 from spaces.packed import load_model, save_model
 from spaces.portable import FORMATS
 
-CARD = {"study": "demo", "trial": "0a1b2c3d4e", "val_top1": 0.95, "val_n": 360, "test_top1": 0.94, "test_n": 360}
+CARD = {
+    "study": "demo",
+    "trial": "0a1b2c3d4e",
+    "score_name": "val_top1",
+    "score": 0.95,
+    "val_n": 360,
+    "test_n": 360,
+    "metrics": {"val_top5": 0.99, "val_loss": 0.21, "val_top1": 0.95},
+    "test_metrics": {"test_top1": 0.94, "test_loss": 0.25},
+}
 COSTS = {"size_bytes": 12_345, "flops": 1_234_567, "parameters": 999}
 
 
@@ -45,8 +55,8 @@ def exported(packed, tmp_path_factory):
 
 
 @pytest.fixture
-def images(generator):
-    return torch.randn(64, 1, 8, 8, generator=generator)
+def images(rng):
+    return torch.from_numpy(rng.standard_normal((64, 1, 8, 8), dtype="float32"))
 
 
 def test_safetensors_is_the_packed_file_itself(packed, exported, images):
@@ -81,12 +91,17 @@ def test_what_proves_the_file_adds_to_the_card_and_leaves_nothing_where_it_fails
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_readme_tells_what_people_need(exported):
+def test_readme_has_what_people_need(exported):
     for format, out in exported.items():
         text = (out / "README.md").read_text()
         assert "- study: `demo`" in text
-        assert "validation top-1: 95.00 % of n = 360 images (95 % Wilson interval 92.24 to 96.81 %)" in text
-        assert "test top-1: 94.00 % of n = 360" in text
+        score, top5, loss = re.findall(r"^- (`val_.*)$", text, re.MULTILINE)
+        assert score == "`val_top1`: 95.00 % of n = 360 images (95 % Wilson interval 92.24 to 96.81 %)"
+        assert top5.startswith("`val_top5`: 99.00 % of n = 360 images (95 % Wilson interval ")
+        assert loss == "`val_loss`: 0.2100"
+        assert "- `test_top1`: 94.00 % of n = 360" in text
+        assert "- `test_loss`: 0.2500\n" in text
+        assert "The search chose by `val_top1`, so that figure is\noptimistic" in text
         assert "packed size: 12.35 kB" in text
         assert "compute: 1.235 MFLOPs" in text
         assert "- layer1: cosine 2x3, 50 % templates, G=2, 8 bits" in text
@@ -94,19 +109,30 @@ def test_readme_tells_what_people_need(exported):
         assert f"{(out / f'model.{format}').stat().st_size / 1e3:,.2f} kB" in text
 
 
-@pytest.mark.parametrize(("classes", "told"), [(10, True), (5, False)])
-def test_readme_tells_both_latencies_and_top5_of_more_than_five_classes(classes, told):
+@pytest.mark.parametrize(("classes", "shown"), [(10, True), (5, False)])
+def test_readme_has_both_latencies_and_top5_of_more_than_five_classes(classes, shown):
     facts = {"model": "m", "classes": classes, "channels": 3, "file_format": "safetensors", "device": "NVIDIA H100"}
-    measured = {"val_top1": 0.5, "val_top5": 0.75, "val_n": 400, "latency_ms": 1.234, "latency_b64_ms": 20.56}
+    measured = {"metrics": {"val_top5": 0.75}, "val_n": 400, "latency_ms": 1.234, "latency_b64_ms": 20.56}
     text = model_card(facts | measured, 1000)
     assert "- latency at batch 1: 1.23 ms on NVIDIA H100\n- latency at batch 64: 20.6 ms on NVIDIA H100\n" in text
-    assert ("- validation top-5: 75.00 % of n = 400 images" in text) == told
+    assert ("- `val_top5`: 75.00 % of n = 400 images" in text) == shown
+
+
+def test_a_card_over_several_seeds_gives_their_mean():
+    facts = {"model": "m", "classes": 10, "channels": 3, "file_format": "safetensors", "seeds": 3, "score_name": "miou"}
+    over = {"score": 0.6, "score_mean": 0.5, "score_low": 0.4, "score_high": 0.6, "score_repeats": 0.45}
+    text = model_card(facts | over, 1000)
+    assert "Trained with 3 seeds, of which this is the first, the network has a mean `miou` of\n50.00 %" in text
+    assert "(95 % interval of Student's t over the seeds, 40.00 to 60.00 %)" in text
+    assert "`miou`, which favors lucky runs; the mean over the other seeds alone is 45.00 %." in text
+    assert "single seed" not in text
 
 
 def test_unknown_figures_are_left_out_and_names_cannot_be_markup(packed, tmp_path):
-    card = {"study": "`<script>`\n# x", "model": "<b>[net](x)</b>", "val_top1": 0.5}
+    card = {"study": "`<script>`\n# x", "model": "<b>[net](x)</b>", "score_name": "val_top1", "score": 0.5}
     text = (export_model(packed, tmp_path / "out", format="safetensors", card=card) / "README.md").read_text()
-    assert "test top-1" not in text
+    assert "- `val_top1`: 50.00 %\n" in text
+    assert "- `test_" not in text
     assert "packed size" not in text
     assert "Wilson interval" not in text
     assert "# &lt;b&gt;\\[net\\](x)&lt;/b&gt;, compressed by Overtone" in text
