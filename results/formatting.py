@@ -1,11 +1,27 @@
-"""Figures as people read them: kB of 1,000 bytes, MFLOPs, percent."""
+"""Numbers and networks as short text for people.
 
-from collections.abc import Mapping
+Units are kB of 1,000 bytes, MB, MFLOPs and percent. A network is written block by block, such as
+`layer1: cosine 2x3, 50 % templates, G=2, 8 bits`. `cosine 2x3 per filter` spends as many coefficients as 2x3 for each
+filter where they help most within a layer. `8 bits in blocks of 16 of a filter, inputs in blocks of 32` tells how many
+values share an exponent, and what the blocks are cut from.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layers.errors import UsageError
 
-__all__ = ["cost_axis", "format_metrics", "percent", "unit_name"]
+__all__ = [
+    "cost_axis",
+    "format_block",
+    "format_flops",
+    "format_kilobytes",
+    "format_megabytes",
+    "format_metrics",
+    "format_network",
+    "percent",
+    "unit_name",
+]
 
 _AXES = {
     "size_bytes": ("size (kB)", 1e3),
@@ -26,33 +42,92 @@ _SHORT = {
 
 
 def cost_axis(cost: str) -> tuple[str, float]:
-    """An axis's title, and how much of the ledger's unit one of the axis's units is."""
+    """Return the title of a cost's axis, and the size of the axis's unit in the ledger's unit."""
     if cost not in _AXES:
-        raise UsageError(f"cost {cost!r} is unknown; allowed are {', '.join(_AXES)}")
+        raise UsageError(f"cost (={cost!r}) must be one of {', '.join(_AXES)}")
     return _AXES[cost]
 
 
 def unit_name(cost: str) -> str:
-    """The axis's unit as it follows a number: `kB`, `MFLOPs`, `ms`, `ms for 64` (images)."""
+    """Return the axis's unit as it follows a number: `kB`, `MFLOPs`, `ms`, `ms for 64` (images)."""
     cost_axis(cost)
     return _SHORT[cost]
 
 
 def percent(fraction: float | None) -> str:
-    """`92.31 %`, or a dash where nothing was measured."""
+    """Return `92.31 %`, or a dash for None."""
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
+def format_kilobytes(size: float, number: str = ",.1f") -> str:
+    """Return bytes as kB of 1,000; `number` is the format of the figure."""
+    return f"{size / 1e3:{number}} kB"
+
+
+def format_megabytes(size: float) -> str:
+    """Return bytes as MB of 1,000,000, from 1,000 MB on as GB."""
+    if size >= 1e9:
+        return f"{size / 1e9:,.1f} GB"
+    return f"{size / 1e6:,.1f} MB" if size < 1e7 else f"{size / 1e6:,.0f} MB"
+
+
+def format_flops(flops: float, number: str = ",.2f") -> str:
+    """Return floating-point operations in millions; `number` is the format of the figure."""
+    return f"{flops / 1e6:{number}} MFLOPs"
+
+
 def format_metrics(row: Mapping[str, Any]) -> str:
-    """Accuracy, size, compute and latencies of a row in one short line; what is not known is left out."""
+    """Return score, size, compute and latencies of a row in one short line, without those that are unknown."""
     parts = []
-    if row.get("val_top1") is not None:
-        parts.append(percent(row["val_top1"]))
+    if row.get("score") is not None:
+        parts.append(percent(row["score"]))
     if row.get("size_bytes") is not None:
-        parts.append(f"{row['size_bytes'] / 1e3:,.1f} kB")
+        parts.append(format_kilobytes(row["size_bytes"]))
     if row.get("flops") is not None:
-        parts.append(f"{row['flops'] / 1e6:,.2f} MFLOPs")
+        parts.append(format_flops(row["flops"]))
     for name in ("latency_ms", "latency_b64_ms"):
         if row.get(name) is not None:
             parts.append(f"{row[name]:.3g} {_SHORT[name]}")
     return " · ".join(parts)
+
+
+def format_network(blocks: Sequence[Mapping[str, Any]], separator: str = "; ") -> str:
+    """Return all blocks of a ledger row (its column `blocks`), first to last; templates as the share that is kept."""
+    texts = [format_block(block) for block in blocks]
+    return separator.join(texts) if any(not text.endswith("uncompressed") for text in texts) else "uncompressed"
+
+
+def format_block(block: Mapping[str, Any]) -> str:
+    """Return one block without the knobs that are null; a block without any knob is `uncompressed`."""
+    parts = (_basis(block), _templates(block), _groups(block), _bits(block))
+    return f"{block['block']}: {', '.join(part for part in parts if part) or 'uncompressed'}"
+
+
+def _basis(block: Mapping[str, Any]) -> str:
+    if block.get("basis") is None:
+        return ""
+    allocation = block.get("allocation")
+    unit = "" if allocation is None else f" per {allocation}"
+    return f"{block['basis']} {int(block['harmonics_y'])}x{int(block['harmonics_x'])}{unit}"
+
+
+def _templates(block: Mapping[str, Any]) -> str:
+    rate, transform = block.get("pruning_rate"), block.get("transform")
+    if rate is None:
+        return ""
+    kind = "" if transform in (None, "scalar") else f" ({transform})"
+    return f"{100 * (1 - rate):.3g} % templates{kind}"
+
+
+def _groups(block: Mapping[str, Any]) -> str:
+    groups = block.get("groups")
+    return "" if groups is None or groups == 1 else f"G={int(groups)}"
+
+
+def _bits(block: Mapping[str, Any]) -> str:
+    bits, shared, inputs = block.get("bits"), block.get("exponent_block"), block.get("activation_block")
+    if bits is None:
+        return ""
+    cut = {"filter": " of a filter", "channel": " of a filter's channels"}.get(block.get("exponent_axis") or "", "")
+    weights = "" if shared is None else f" in blocks of {int(shared)}{cut}"
+    return f"{int(bits)} bits{weights}" + ("" if inputs is None else f", inputs in blocks of {int(inputs)}")

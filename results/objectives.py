@@ -1,4 +1,8 @@
-"""Objectives by name, and the one place where every objective is turned into lower-is-better."""
+"""Objectives by name, and the one place where every objective becomes lower-is-better.
+
+Every study has a score, which it maximizes, under a name of its own (`val_top1` in classification); in the ledger it is
+the column `score`. Costs are columns of the ledger by their own names.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,52 +15,61 @@ import pyarrow.compute as pc
 
 from layers.errors import UsageError
 
-__all__ = ["OBJECTIVES", "Objective", "losses", "parse_objectives"]
+__all__ = ["COSTS", "SCORE", "Objective", "init_name", "losses", "parse_objectives"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A column of the ledger that a search improves, and which way is better."""
+    """A column of the ledger that a search improves, what people call it, and which way is better."""
 
     name: str
+    column: str
     direction: Literal["max", "min"]
 
 
-OBJECTIVES = {
-    objective.name: objective
-    for objective in (
-        Objective(name="val_top1", direction="max"),
-        Objective(name="size_bytes", direction="min"),
-        Objective(name="flops", direction="min"),
-        Objective(name="latency_ms", direction="min"),
-        Objective(name="latency_b64_ms", direction="min"),
-        Objective(name="parameters", direction="min"),
-        Objective(name="macs", direction="min"),
-    )
+SCORE = Objective(name="score", column="score", direction="max")
+"""The score of any study, before its own name is known."""
+
+COSTS = {
+    name: Objective(name=name, column=name, direction="min")
+    for name in ("size_bytes", "flops", "latency_ms", "latency_b64_ms", "parameters", "macs")
 }
+"""Costs by name."""
 
 
-def parse_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
-    """The known objectives of these names, in this order; at least two, each once, val_top1 among them."""
-    allowed = ", ".join(OBJECTIVES)
+def parse_objectives(names: Sequence[str], *, score_name: str) -> tuple[Objective, ...]:
+    """Return the objectives of these names, in this order.
+
+    The score may be called `score` or by its own name. Raises `UsageError` unless there are at least two, each once,
+    the score among them.
+    """
+    allowed = ", ".join([score_name, *COSTS])
+    score = Objective(name=score_name, column=SCORE.column, direction="max")
+    by_name = {SCORE.name: score, score_name: score, **COSTS}
     for name in names:
-        if name not in OBJECTIVES:
-            raise UsageError(f"objective {name!r} is unknown; allowed are {allowed}")
-    given = ", ".join(names) or "none"
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise UsageError(f"objectives (={given}) must be at least two different ones of {allowed}")
-    if "val_top1" not in names:
-        raise UsageError(f"objectives (={given}) must include val_top1: costs alone have no trade-off to search")
-    return tuple(OBJECTIVES[name] for name in names)
+        if name not in by_name:
+            raise UsageError(f"objective (={name!r}) must be one of {allowed}")
+    parsed = tuple(by_name[name] for name in names)
+    listed = ", ".join(names) or "none"
+    if len(parsed) < 2 or len(set(parsed)) < len(parsed):
+        raise UsageError(f"objectives (={listed}) must be at least two different ones of {allowed}")
+    if score not in parsed:
+        raise UsageError(f"objectives (={listed}) must include {score_name}: costs alone have no trade-off to search")
+    return parsed
+
+
+def init_name(score_name: str) -> str:
+    """Return what the score before fine-tuning is called: `init_top1` for `val_top1`."""
+    return f"init_{score_name.removeprefix('val_')}"
 
 
 def losses(table: pa.Table, objectives: Sequence[Objective]) -> npt.NDArray[np.float64]:
-    """The objectives of a table as float64 (rows, objectives), lower is better, null as NaN."""
-    columns = [_floats(table, objective.name) for objective in objectives]
+    """Return the objectives of a table as float64 (rows, objectives), lower is better, null as NaN."""
+    columns = [_floats(table, objective.column) for objective in objectives]
     signs = [-1.0 if objective.direction == "max" else 1.0 for objective in objectives]
     return np.column_stack(columns) * np.array(signs)
 
 
-def _floats(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
-    column = pc.fill_null(table.column(name).cast(pa.float64()), float("nan"))
-    return np.asarray(column.to_numpy(), dtype=np.float64)
+def _floats(table: pa.Table, column: str) -> npt.NDArray[np.float64]:
+    values = pc.fill_null(table.column(column).cast(pa.float64()), float("nan"))
+    return np.asarray(values.to_numpy(), dtype=np.float64)

@@ -1,15 +1,16 @@
 """The ledger row: what one finished, failed or pruned trial leaves behind, with types that never change silently.
 
-A row is flat but for two lists: `blocks` (the compressed form of each block; null in a knob means uncompressed)
-and `history` (one entry for each epoch that ran). A number that is not finite is kept as null, never as NaN.
+A row is flat except for `metrics` (a value by name), `blocks` (the compressed form of each block; null in a knob means
+uncompressed) and `history` (one entry for each epoch that ran). A number that is not finite is stored as null, never as
+NaN; in `metrics` too, where its name stays.
 
-Version 2 added `allocation` to `blocks`, version 3 `val_top5` (in `history` too), `latency_b64_ms`, and `exponent_axis`
-and `activation_block` to `blocks`, version 4 `reused_from`; rows of earlier versions are read with null there.
+A row knows no task: `score` is what a search maximizes, a fraction in [0, 1], and `score_name` is what people call it
+(`val_top1` in classification).
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -18,11 +19,13 @@ import pyarrow as pa
 
 from layers.errors import OvertoneError
 
-__all__ = ["SCHEMA", "LEDGER_VERSION", "TrialRow", "TrialStatus", "to_table"]
+__all__ = ["LEDGER_VERSION", "SCHEMA", "TrialRow", "TrialStatus", "block_records", "to_records", "to_table"]
 
-LEDGER_VERSION = 4
+LEDGER_VERSION = 1
 
 _TIME = pa.timestamp("us", tz="UTC")
+
+_METRICS = pa.map_(pa.string(), pa.float64())
 
 _BLOCK = pa.struct(
     {
@@ -45,9 +48,8 @@ _EPOCH = pa.struct(
     {
         "epoch": pa.int64(),
         "train_loss": pa.float64(),
-        "val_top1": pa.float64(),
-        "val_top5": pa.float64(),
-        "val_loss": pa.float64(),
+        "score": pa.float64(),
+        "metrics": _METRICS,
         "lr": pa.float64(),
         "seconds": pa.float64(),
     }
@@ -69,10 +71,10 @@ SCHEMA = pa.schema(
         "reused_from": pa.string(),
         "epochs": pa.int64(),
         "epochs_run": pa.int64(),
-        "val_top1": pa.float64(),
-        "val_top5": pa.float64(),
-        "val_loss": pa.float64(),
+        "score": pa.float64(),
         "init_score": pa.float64(),
+        "score_name": pa.string(),
+        "metrics": _METRICS,
         "train_loss": pa.float64(),
         "latency_ms": pa.float64(),
         "latency_b64_ms": pa.float64(),
@@ -98,6 +100,9 @@ SCHEMA = pa.schema(
     }
 )
 
+_HARMONICS = ("harmonics_y", "harmonics_x")
+_KNOBS = tuple(field.name for field in _BLOCK if field.name not in ("block", *_HARMONICS))
+
 
 class TrialStatus(StrEnum):
     """How a trial ended; a trial that still runs has no row."""
@@ -109,14 +114,14 @@ class TrialStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One trial as the ledger keeps it.
+    """One trial as the ledger stores it.
 
-    Accuracies are fractions in [0, 1], times are seconds, latencies of one image and of a batch of 64 milliseconds,
-    `spec` and `versions` JSON.
+    Scores are fractions in [0, 1], times are seconds, latencies of one image and of a batch of 64 are milliseconds,
+    `spec` and `environment` are JSON. `init_score` is the score before fine-tuning.
     `repeat_of` is the id of the trial that this one repeats with another seed, null for a trial of the search itself.
-    `reused_from` is the study that ran this trial, null where it was run for its own.
-    A finished row needs a finite `val_top1` and its four costs; a failed row needs the text of its error; a
-    pruned row, of a trial that was stopped early, has no `val_top1` but in its curve.
+    `reused_from` is the study that ran this trial, null if it was run for its own study.
+    A finished row needs a finite `score`, its `score_name` and its four costs; a failed row needs the text of its
+    error; a pruned row, of a trial that was stopped early, has scores in its history alone.
     """
 
     study: str
@@ -137,10 +142,10 @@ class TrialRow:
     error: str | None = None
     repeat_of: str | None = None
     reused_from: str | None = None
-    val_top1: float | None = None
-    val_top5: float | None = None
-    val_loss: float | None = None
+    score: float | None = None
     init_score: float | None = None
+    score_name: str | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     train_loss: float | None = None
     latency_ms: float | None = None
     latency_b64_ms: float | None = None
@@ -163,7 +168,7 @@ class TrialRow:
     def __post_init__(self) -> None:
         allowed = [status.value for status in TrialStatus]
         if self.status not in allowed:
-            raise OvertoneError(f"trial {self.trial!r} has status {self.status!r}; allowed are {', '.join(allowed)}")
+            raise OvertoneError(f"trial {self.trial!r}: status (={self.status!r}) must be one of {', '.join(allowed)}")
         if not self.trial:
             raise OvertoneError(f"trial number {self.number} of study {self.study!r} has no trial id")
         for name in ("started_at", "finished_at"):
@@ -172,45 +177,84 @@ class TrialRow:
         if self.status == TrialStatus.FINISHED:
             self._check_finished()
         if self.status == TrialStatus.FAILED and not self.error:
-            raise OvertoneError(f"trial {self.trial!r} failed: its error text must say why, got {self.error!r}")
+            raise OvertoneError(f"trial {self.trial!r} failed: error (={self.error!r}) must say why")
 
     def _check_finished(self) -> None:
-        top1 = self.val_top1
-        if top1 is None or not 0.0 <= top1 <= 1.0:  # NaN fails the comparison too
-            raise OvertoneError(f"trial {self.trial!r} is finished: val_top1 (={top1}) must be a number from 0 to 1")
+        where = f"trial {self.trial!r} is finished"
+        if self.score is None or not 0.0 <= self.score <= 1.0:  # NaN fails the comparison too
+            raise OvertoneError(f"{where}: score (={self.score}) must be a number from 0 to 1")
+        if not self.score_name:
+            raise OvertoneError(f"{where}: score_name (={self.score_name!r}) must say what its score is")
         for name in ("parameters", "size_bytes", "macs", "flops"):
             value = getattr(self, name)
             if value is None or value < 0:
-                raise OvertoneError(f"trial {self.trial!r} is finished: {name} (={value}) must be a count of 0 or more")
+                raise OvertoneError(f"{where}: {name} (={value}) must be a count of 0 or more")
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values by column, in the order of the schema; a float that is not finite becomes None."""
+        """Return plain values by column, in the order of the schema; a float that is not finite becomes None."""
         return {name: _plain(getattr(self, name)) for name in SCHEMA.names}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "TrialRow":
-        """The row a record of the ledger stands for; other columns are left out, missing ones are an error."""
-        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
-        missing = sorted(set(SCHEMA.names) - known.keys())
+        """Return the row of a ledger's record; raise `OvertoneError` if columns are missing, ignore foreign ones.
+
+        Maps may be dictionaries or, as `pa.Table.to_pylist` gives them, lists of pairs.
+        """
+        values = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        missing = sorted(set(SCHEMA.names) - values.keys())
         if missing:
             raise OvertoneError(f"the record of trial {record.get('trial')!r} lacks the columns {', '.join(missing)}")
-        for name in ("blocks", "history"):
-            known[name] = tuple(known[name] or ())
-        return cls(**{**known, "status": _status(known["status"])})
+        values = _with_dicts(values)
+        blocks, history = tuple(values["blocks"] or ()), tuple(values["history"] or ())
+        lists = {"blocks": blocks, "history": history, "metrics": values["metrics"] or {}}
+        return cls(**{**values, **lists, "status": _status(values["status"])})
 
 
 def to_table(rows: Sequence[TrialRow]) -> pa.Table:
-    """Rows as one Arrow table of the ledger's schema."""
+    """Return rows as one Arrow table of the ledger's schema."""
     return pa.Table.from_pylist([row.to_record() for row in rows], schema=SCHEMA)
 
 
+def to_records(table: pa.Table) -> list[dict[str, Any]]:
+    """Return some or all columns of the ledger as one dictionary a row, metrics as dictionaries too.
+
+    `pa.Table.to_pylist` gives maps as lists of pairs, and in pyarrow 18 has no option for anything else.
+    """
+    return [_with_dicts(record) for record in table.to_pylist()]
+
+
+def block_records(config: Mapping[str, Any], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return a `NetworkConfig`'s JSON as the column `blocks`: one record a block, null in the knobs that are not set.
+
+    `names` are all blocks of the network, in order; without them only the blocks that the config names are recorded.
+    """
+    blocks = config.get("blocks", {})
+    return [_block_record(name, blocks.get(name, {})) for name in dict.fromkeys([*(names or ()), *blocks])]
+
+
+def _block_record(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    harmonics = dict(zip(_HARMONICS, knobs.get("harmonics") or (None, None), strict=True))
+    values = {**{knob: knobs.get(knob) for knob in _KNOBS}, **harmonics, "block": name}
+    return {field.name: values[field.name] for field in _BLOCK}
+
+
+def _with_dicts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record with its maps, also those in its history, as dictionaries."""
+    record = dict(record)
+    if record.get("metrics") is not None:
+        record["metrics"] = dict(record["metrics"])
+    if record.get("history") is not None:
+        record["history"] = [_with_dicts(epoch) for epoch in record["history"]]
+    return record
+
+
 def _status(value: str) -> TrialStatus | str:
-    """The enum member where there is one; the row's own check names any other value."""
+    """Return the enum member if there is one; the row's own check refuses any other value."""
     return TrialStatus(value) if value in list(TrialStatus) else value
 
 
 def _plain(value: Any) -> Any:
-    """Enum to text, non-finite floats to None, nested sequences and mappings likewise."""
+    """Return enums as text and non-finite floats as None, in nested sequences and mappings too."""
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, float):

@@ -1,12 +1,24 @@
-"""Fresh random numbers for all tests, and one thread each: two cores are soon shared."""
+"""Fresh random numbers for all tests, and one thread each: two cores are soon shared.
+
+All draw from one seed a run, which each failing test shows; OVERTONE_TEST_SEED brings it back.
+"""
 
 import os
 import random
 import secrets
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+
+_SEED = int(os.environ.get("OVERTONE_TEST_SEED", secrets.randbits(32)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Show the seed before any fixture, so that it stands in the report of a failure in them too."""
+    print(f"OVERTONE_TEST_SEED={_SEED}")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,12 +37,20 @@ def _cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def session_seed() -> int:
+    """The seed of the run, for fixtures that several tests share."""
+    return _SEED
+
+
 @pytest.fixture
-def rng() -> random.Random:
-    """Fresh in every run; a failing test shows the seed, and OVERTONE_TEST_SEED brings it back."""
-    seed = int(os.environ.get("OVERTONE_TEST_SEED", secrets.randbits(32)))
-    print(f"OVERTONE_TEST_SEED={seed}")
-    return random.Random(seed)
+def rng(session_seed: int) -> random.Random:
+    return random.Random(session_seed)
+
+
+@pytest.fixture
+def np_rng(session_seed: int) -> np.random.Generator:
+    return np.random.default_rng(session_seed)
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""What the trials of a study say, with how sure that is."""
+"""Statistics of a study's trials, and how sure they are."""

@@ -1,4 +1,4 @@
-"""What a search found for what it spent: hypervolume after each trial, beside the time that had gone by then."""
+"""How fast a search converges: hypervolume after each trial, beside the time spent by then (anytime performance)."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ _Floats = npt.NDArray[np.float64]
 
 
 def anytime_hypervolume(summary: Summary) -> dict[str, list[Any]]:
-    """Columns `hypervolume`, `trials`, `busy_s` and `elapsed_s`, one entry where the hypervolume changes, and the last.
+    """Return columns `hypervolume`, `trials`, `busy_s` and `elapsed_s`: an entry a change of hypervolume, and the last.
 
-    `trials` counts finished trials. `busy_s` is what all trials up to then took, failed ones too, on all workers
+    `trials` counts finished trials. `busy_s` is the time of all trials up to then, failed ones too, on all workers
     together; `elapsed_s` runs from the start of the first trial, pauses of the study included.
     """
     history = summary.history
     volume: _Floats = np.asarray(history.column("hypervolume").to_numpy(), dtype=np.float64)
-    begun = pc.min(summary.trials.column("started_at").cast(pa.int64())).as_py() or 0
-    elapsed = (history.column("finished_at").cast(pa.int64()).to_numpy() - begun) / 1e6
-    kept = _steps(volume)
+    started = pc.min(summary.trials.column("started_at").cast(pa.int64())).as_py() or 0
+    elapsed = (history.column("finished_at").cast(pa.int64()).to_numpy() - started) / 1e6
+    steps = _steps(volume)
     return {
-        "hypervolume": volume[kept].round(6).tolist(),
-        "trials": (kept + 1).tolist(),
-        "busy_s": history.column("seconds").to_numpy()[kept].round(1).tolist(),
-        "elapsed_s": elapsed[kept].round(1).tolist(),
+        "hypervolume": volume[steps].round(6).tolist(),
+        "trials": (steps + 1).tolist(),
+        "busy_s": history.column("seconds").to_numpy()[steps].round(1).tolist(),
+        "elapsed_s": elapsed[steps].round(1).tolist(),
     }
 
 

@@ -1,22 +1,26 @@
-"""What a study teaches: which knobs matter, what their values go with, and what the front's members share.
+"""Which knobs matter in a study, what their values go with, and what the front's members share.
 
 Importance is PED-ANOVA (Watanabe, Bansal, Hutter, *PED-ANOVA*, IJCAI 2023), with the inactive knobs of its conditional
-form (a group count says something only where filters are pruned). It asks how differently a knob's values are spread
-among the best trials and among all trials, by Pearson's divergence
+form (a group count only means something if filters are pruned). It measures how differently a knob's values are
+distributed among the best trials and among all trials, by Pearson's divergence
 
     D = sum_v p_all(v) (p_best(v) / p_all(v) - 1)^2.
 
 The best trials are whole fronts: the front, then what would be the front without it, and so on, until they are a tenth
-of the finished trials and at least 10 (or a third of fewer than 30), so that no objective is preferred. What the
-sampler preferred by itself is in both spreads and cancels.
+of the finished trials and at least 10 (or a third of fewer than 30), so that no objective is preferred. The sampler's
+own preferences are in both distributions and cancel.
 
-Our deviations. Knobs here have few values, so shares are counted where the paper (and Optuna's evaluator) smooths with
-kernels. And a sample is never spread like its population: what so many trials drawn blindly would give,
-E[D] = (K - 1) (N - n) / (n (N - 1)) for n of N trials and K values, is taken off, and what remains below zero is zero.
-Without that, many knobs of no effect add up to most of the importance; in a study of few trials they still add up to
-much, so beside each share stands `chance`: how often a blind draw would give as large a divergence (the chi-squared
-approximation). Knobs that the sampler moved together take a part of each other's share, and effects are plain means
-over the trials that had the value: what goes with it, which need not be what it does.
+Our deviations. Knobs here have few values, so shares are counted. The paper, and `PedAnovaImportanceEvaluator` of
+Optuna, smooth them with a Parzen estimator, which serves continuous parameters. And a sample is never distributed like
+its population: n of N trials with K values, drawn blindly, would already give
+
+    E[D] = (K - 1) (N - n) / (n (N - 1)).
+
+That is subtracted, and a negative rest is zero. Without it, many knobs of no effect add up to most of the importance;
+in a study of few trials they still add up to much, so beside each share stands `chance`: how often a blind draw would
+give a divergence as large (the chi-squared approximation). On large studies the ranking of knobs agrees with Optuna's,
+which a test holds. Knobs that the sampler moved together take a part of each other's share, and effects are plain means
+over the trials with a value: they tell what goes with it, which need not be what it causes.
 """
 
 from __future__ import annotations
@@ -33,10 +37,10 @@ import pyarrow.compute as pc
 from scipy import stats
 
 from results.ledger.ledger import Ledger
-from results.pareto.front import ranks
+from results.pareto.dominance import ranks
 from results.schema import TrialStatus
 
-__all__ = ["insight"]
+__all__ = ["importance"]
 
 _DEFAULTS = {
     "exponent_block": ("bits", 1),
@@ -44,24 +48,27 @@ _DEFAULTS = {
     "activation_block": ("bits", 1),
     "transform": ("pruning_rate", "scalar"),
 }
-"""Knobs whose null stands for a default beside another knob: beside which, and for what."""
+"""Knobs whose null means a default if another knob is set: that knob, and the default."""
 _CONDITIONAL = frozenset({"basis", "allocation", "groups", *_DEFAULTS})
-"""Knobs that say something only beside harmonics, a pruning rate or bits; null where there is nothing to say."""
-_BEST_SHARE, _BEST_LEAST, _BEST_MOST = 0.1, 10, 1 / 3
+"""Knobs that mean something only beside harmonics, a pruning rate or bits; null otherwise."""
+_BEST_SHARE = 0.1
+_BEST_LEAST = 10
+_BEST_MOST = 1 / 3
+"""The best trials as a share of all, at least how many they are, and at most which share."""
 
 _Bools = npt.NDArray[np.bool_]
 _Knobs = Mapping[str, "pd.Series[Any]"]
 
 
-def insight(ledger: Ledger, study: str) -> dict[str, Any]:
-    """Plain JSON: `importance`, `blocks`, `effects`, `shared`, and how many `trials` and `best` ones they rest on.
+def importance(ledger: Ledger, study: str) -> dict[str, Any]:
+    """Return plain JSON: `importance`, `blocks`, `effects`, `shared`, and the numbers of `trials` and of `best` ones.
 
-    `importance` has `knob` (BLOCK.KNOB), `share` (they sum to 1, largest first; none where no knob stands out from
-    chance) and `chance`; `blocks` the same summed over a block's knobs. `effects` has for each value of a knob (null:
-    uncompressed) `n` trials, their mean `val_top1`, and geometric means of `size_bytes` and `flops`. `shared` has the
+    `importance` has `knob` (BLOCK.KNOB), `share` (they sum to 1, largest first; none if no knob stands out from chance)
+    and `chance`; `blocks` the same summed over a block's knobs. `effects` has, for each value of a knob (null:
+    uncompressed), `n` trials, their mean `score`, and geometric means of `size_bytes` and `flops`. `shared` has the
     share of the front's members, and of all finished trials, that have the value. Knobs that never varied are left out.
-    `allocation` is `uniform` where a block could have one and has not; beside bits, exponents are at their defaults, as
-    transforms are beside a pruning rate.
+    `allocation` is `uniform` in a block that could have another one and does not; with bits set, null exponent knobs
+    are at their defaults, and so are null transforms with a pruning rate set.
     """
     trials = ledger.trials(study)
     finished = trials.filter(pc.equal(trials.column("status"), TrialStatus.FINISHED.value))
@@ -69,22 +76,22 @@ def insight(ledger: Ledger, study: str) -> dict[str, Any]:
     finished, rank = finished.filter(pa.array(rank >= 0)), rank[rank >= 0]
     knobs = _knobs(finished, ledger.study(study).get("choices") or {})
     best = _best(rank)
-    importance = _importance(knobs, best)
+    shares = _shares(knobs, best)
     return {
         "trials": finished.num_rows,
         "best": int(best.sum()),
-        "importance": importance,
-        "blocks": _by_block(importance),
+        "importance": shares,
+        "blocks": _by_block(shares),
         "effects": _effects(knobs, finished),
         "shared": _shared(knobs, rank == 0),
     }
 
 
 def _knobs(trials: pa.Table, choices: Mapping[str, Mapping[str, Sequence[Any]]]) -> _Knobs:
-    """The value in each trial (None: uncompressed) of each knob that varied, by `BLOCK.KNOB`, in network order.
+    """Return the value in each trial (None: uncompressed) of each knob that varied, by `BLOCK.KNOB`, in network order.
 
-    As many harmonics as taps are kept as null by the ledger, unless the other axis has fewer; the study's `choices`
-    tell how many taps there are, and both count as one value.
+    The ledger stores as many harmonics as taps as null, unless the other axis has fewer; the study's `choices` tell how
+    many taps there are, and both count as one value.
     """
     lists = trials.column("blocks").combine_chunks()
     owners, entries = np.asarray(pc.list_parent_indices(lists)), pc.list_flatten(lists)
@@ -95,19 +102,19 @@ def _knobs(trials: pa.Table, choices: Mapping[str, Mapping[str, Sequence[Any]]])
         for field in entries.type:
             if field.name == "block":
                 continue
-            full = max(choices.get(block, {}).get(field.name, ())) if _tells_taps(choices, block, field.name) else None
-            values = np.full(trials.num_rows, full, dtype=object)
-            values[owners[here]] = [full if v is None else v for v in _values_of(entries.filter(here), field.name)]
+            taps = _taps(choices, block, field.name)
+            values = np.full(trials.num_rows, taps, dtype=object)
+            values[owners[here]] = [taps if v is None else v for v in _values_of(entries.filter(here), field.name)]
             if len({v for v in values if v is not None or field.name not in _CONDITIONAL}) > 1:
                 knobs[f"{block}.{field.name}"] = pd.Series(values, dtype=object)
     return knobs
 
 
 def _values_of(entries: pa.StructArray, knob: str) -> list[Any]:
-    """A knob's value in each entry; where an allocation could be and is not, it is uniform, which is a value too.
+    """Return a knob's value in each entry, with the defaults that null stands for.
 
-    It can be in a series of more than one coefficient without templates; elsewhere it says nothing. In the knobs of
-    bits, null where there are bits is a value too, the default.
+    A null allocation is uniform in a series of more than one coefficient without templates; elsewhere it means nothing.
+    A null knob of `_DEFAULTS` is at its default if the knob beside it is set.
     """
     column = entries.field(knob)
     if knob == "allocation":
@@ -118,38 +125,39 @@ def _values_of(entries: pa.StructArray, knob: str) -> list[Any]:
     if knob in _DEFAULTS:
         beside, default = _DEFAULTS[knob]
         column = pc.if_else(entries.field(beside).is_valid(), pc.fill_null(column, default), column)
-    found: list[Any] = column.to_pylist()
-    return found
+    values: list[Any] = column.to_pylist()
+    return values
 
 
-def _tells_taps(choices: Mapping[str, Mapping[str, Sequence[Any]]], block: str, knob: str) -> bool:
-    return knob.startswith("harmonics") and bool(choices.get(block, {}).get(knob))
+def _taps(choices: Mapping[str, Mapping[str, Sequence[Any]]], block: str, knob: str) -> Any:
+    """Return the number of taps that null harmonics of a block stand for; None for other knobs or without choices."""
+    return max(choices.get(block, {}).get(knob) or (None,)) if knob.startswith("harmonics") else None
 
 
 def _best(rank: npt.NDArray[np.int64]) -> _Bools:
-    """Whole fronts from the first on, until they hold enough trials."""
-    wanted = min(max(_BEST_LEAST, round(_BEST_SHARE * len(rank))), ceil(_BEST_MOST * len(rank)))
-    last = np.sort(rank)[wanted - 1] if wanted else 0
+    """Return the trials of whole fronts, from the first on until they hold enough."""
+    count = min(max(_BEST_LEAST, round(_BEST_SHARE * len(rank))), ceil(_BEST_MOST * len(rank)))
+    last = np.sort(rank)[count - 1] if count else 0
     return rank <= last
 
 
-def _importance(knobs: _Knobs, best: _Bools) -> list[dict[str, Any]]:
-    found = {knob: _divergence(knobs[knob], best, _active(knobs, knob)) for knob in knobs}
-    total = sum(value for value, _ in found.values())
+def _shares(knobs: _Knobs, best: _Bools) -> list[dict[str, Any]]:
+    divergences = {knob: _divergence(knobs[knob], best, _active(knobs, knob)) for knob in knobs}
+    total = sum(value for value, _ in divergences.values())
     if not total:
         return []
-    rows = [{"knob": knob, "share": value / total, "chance": chance} for knob, (value, chance) in found.items()]
+    rows = [{"knob": knob, "share": value / total, "chance": chance} for knob, (value, chance) in divergences.items()]
     return sorted(rows, key=lambda row: -row["share"])
 
 
 def _active(knobs: _Knobs, knob: str) -> _Bools:
-    """The trials in which a knob says something: those with a value, where others can be without one."""
+    """Return the trials in which a knob means something: of a conditional knob, those with a value."""
     column, conditional = knobs[knob], knob.rpartition(".")[2] in _CONDITIONAL
     return np.asarray(column.notna()) if conditional else np.ones(len(column), dtype=bool)
 
 
 def _divergence(values: pd.Series[Any], best: _Bools, active: _Bools) -> tuple[float, float]:
-    """Pearson's divergence of the best among the active trials above chance, and the chance of one as large."""
+    """Return Pearson's divergence of the best among the active trials, less chance, and the chance of one as large."""
     inside, count = best & active, int(active.sum())
     drawn = int(inside.sum())
     codes, kinds = pd.factorize(values[active], use_na_sentinel=False)
@@ -164,23 +172,23 @@ def _divergence(values: pd.Series[Any], best: _Bools, active: _Bools) -> tuple[f
     return max(0.0, divergence - blind) * float(weight), chance
 
 
-def _by_block(importance: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _by_block(knob_shares: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     shares: dict[str, float] = {}
-    for row in importance:
+    for row in knob_shares:
         block = row["knob"].rpartition(".")[0]
         shares[block] = shares.get(block, 0.0) + row["share"]
     return [{"block": block, "share": share} for block, share in sorted(shares.items(), key=lambda item: -item[1])]
 
 
 def _effects(knobs: _Knobs, trials: pa.Table) -> list[dict[str, Any]]:
-    accuracy = trials.column("val_top1").to_numpy()
+    score = trials.column("score").to_numpy()
     size, flops = (np.log(np.maximum(trials.column(name).to_numpy(), 1)) for name in ("size_bytes", "flops"))
     return [
         {
             "knob": knob,
             "value": value,
             "n": int(has.sum()),
-            "val_top1": float(accuracy[has].mean()),
+            "score": float(score[has].mean()),
             "size_bytes": float(np.exp(size[has].mean())),
             "flops": float(np.exp(flops[has].mean())),
         }
@@ -198,9 +206,8 @@ def _shared(knobs: _Knobs, front: _Bools) -> list[dict[str, Any]]:
 
 
 def _values(knobs: _Knobs, knob: str) -> list[tuple[Any, _Bools]]:
-    """Each value of a knob, smallest first and null last, and the trials that have it; where inactive, none."""
+    """Return each value of a knob with its trials, smallest first and null last; inactive trials have no value."""
     column, active = knobs[knob], _active(knobs, knob)
-    known = sorted(column.dropna().unique())
-    found = [(value, np.asarray(column == value)) for value in known]
+    values = [(value, np.asarray(column == value)) for value in sorted(column.dropna().unique())]
     rest = np.asarray(column.isna()) & active
-    return [*found, (None, rest)] if rest.any() else found
+    return [*values, (None, rest)] if rest.any() else values

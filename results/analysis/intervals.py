@@ -1,4 +1,4 @@
-"""How sure a measured accuracy is: the Wilson score interval of a share of n images."""
+"""The uncertainty of a measured share of n images: the Wilson score interval."""
 
 from math import sqrt
 
@@ -10,12 +10,14 @@ _Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
 def wilson_interval(fraction: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy that was measured on `n` images, within [0, 1].
+    """Return the 95 % interval of a share that was measured on `n` images, within [0, 1].
 
-    It covers the images' chance alone: not the seed of the training, nor the choice of the best of many trials.
+    It covers only the sampling of the images, not the seed of the training or the choice of the best of many trials.
     """
-    if not 0 <= fraction <= 1 or n < 1:
-        raise UsageError(f"an interval needs a fraction from 0 to 1 and n of at least 1, got {fraction} and {n}")
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"fraction (={fraction}) must be from 0 to 1")
+    if n < 1:
+        raise UsageError(f"n (={n}) must be at least 1")
     spread = _Z * _Z / n
     center = (fraction + spread / 2) / (1 + spread)
     half = _Z * sqrt(fraction * (1 - fraction) / n + spread / (4 * n)) / (1 + spread)

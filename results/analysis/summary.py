@@ -1,4 +1,4 @@
-"""A study at a glance: its trials, front, hypervolume, knee and baseline, computed once for whoever shows them."""
+"""A study at a glance: its trials, front, hypervolume, knee and baseline, computed once for all that show them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from results.analysis.confidence import confidence
+from results.analysis.confidence import study_confidence
 from results.ledger.ledger import Ledger
 from results.objectives import Objective
-from results.pareto.front import front, knee, reference_point
-from results.pareto.hypervolume import hypervolume_trace
+from results.pareto.front import front, knee
+from results.pareto.hypervolume import hypervolume_trace, reference_point
 from results.schema import TrialStatus
 
 __all__ = ["Summary", "confidence_by_trial", "summarize"]
@@ -20,7 +20,7 @@ __all__ = ["Summary", "confidence_by_trial", "summarize"]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a report, a picture or a status line says about one study."""
+    """The contents of a report, a plot or a status line about one study."""
 
     study: str
     store: str
@@ -34,13 +34,18 @@ class Summary:
     knee: Mapping[str, Any] | None
     """The front's knee as a record, None while no trial has finished."""
     baseline: Mapping[str, float]
-    """The uncompressed network's figures as far as they are known and finite."""
+    """The uncompressed network's figures that are known and finite: its score under `score`, costs, `val_images`."""
     reference: Mapping[str, float]
     history: pa.Table
     """Hypervolume after each finished trial, as `results.pareto.hypervolume` gives it."""
 
+    @property
+    def score_name(self) -> str:
+        """What people call the score: `val_top1` in classification."""
+        return str(self.record["score_name"])
+
     def count(self, status: TrialStatus) -> int:
-        """How many trials ended like this."""
+        """Return how many trials ended like this."""
         return int(pc.sum(pc.equal(self.trials.column("status"), status.value)).as_py() or 0)
 
     @property
@@ -50,7 +55,7 @@ class Summary:
 
 
 def summarize(ledger: Ledger, study: str) -> Summary:
-    """Reads a study and computes what people ask of it first."""
+    """Read a study and compute what people ask for first."""
     record, objectives, trials = ledger.study(study), ledger.objectives(study), ledger.trials(study)
     finished = trials.filter(pc.equal(trials.column("status"), TrialStatus.FINISHED.value))
     members = front(trials, objectives)
@@ -72,13 +77,11 @@ def summarize(ledger: Ledger, study: str) -> Summary:
 
 
 def confidence_by_trial(ledger: Ledger, summary: Summary) -> dict[str, dict[str, Any]]:
-    """How sure each member of the front is, by trial: the columns of `results.analysis.confidence`, without the id.
+    """Return the columns of `results.analysis.confidence` of each member of the front, by trial.
 
-    A trial that it does not name, or with `seeds` of 1, has been run once.
+    A trial that is not in it, or has `seeds` of 1, has been run once.
     """
-    images = (summary.record.get("uncompressed") or {}).get("val_images")
-    confirmations = ledger.repeats(summary.study)
-    rows = confidence(summary.trials, confirmations, summary.objectives, val_images=images).to_pylist()
+    rows = study_confidence(ledger, summary.study, summary.trials).to_pylist()
     return {row["trial"]: {name: _number(value) for name, value in row.items() if name != "trial"} for row in rows}
 
 

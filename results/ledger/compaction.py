@@ -1,12 +1,12 @@
 """Compaction: many small files of a study become few segments, while others append and read.
 
-One step at a time, each of which may be the last before a crash:
+A crash may follow any of the steps:
 1. The rows of some small files go into one new segment, whose metadata names them; it is durable, whole or absent.
-   From here on the named files count no more, whether or not they lie there.
-2. The named files are deleted; what a crash leaves of them the next compaction deletes first.
+   From here on the named files no longer count, deleted or not.
+2. The named files are deleted; the next compaction first deletes those that a crash left.
 
-Two compactions at once may both keep the same rows; readers see a trial once all the same, and the next compaction
-merges them. A file that is not a ledger's stops a compaction before anything was written.
+Two compactions at once may both write the same rows; readers still see each trial once, and the next compaction
+merges them. A file that is not a ledger's stops a compaction before it writes anything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from results.ledger.segments import encode_segment, segment_name
+from results.ledger.segments import Segment, encode_segment, segment_name
 from results.ledger.snapshot import Snapshot, TrialFiles, trials_folder
 from results.ledger.store import Store
 from results.objectives import Objective
@@ -28,7 +28,7 @@ _MOST_FILES = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class Compaction:
-    """What a compaction did to a study's files."""
+    """The changes that a compaction made to a study's files."""
 
     files_before: int
     files_after: int
@@ -37,21 +37,24 @@ class Compaction:
     files_deleted: int
 
     def to_json(self) -> dict[str, int]:
-        """Plain numbers by name."""
+        """Return plain numbers by name."""
         return asdict(self)
 
 
 def compact(store: Store, files: TrialFiles, study: str, objectives: Sequence[Objective]) -> Compaction:
-    """Merges small files until only segments are left that are full, or too unequal in size to be worth it."""
+    """Merge small files until only segments are left that are full, or too unequal in size to be worth merging."""
     snapshot = files.snapshot(study)
-    before, written, rows = len(snapshot.names) + len(snapshot.replaced), 0, 0
+    before = len(snapshot.names) + len(snapshot.replaced)
+    written = 0
+    rows = 0
     deleted = _delete(store, snapshot.replaced)
     while small := _mergeable(snapshot):
         table = _rows(files, small, study)
         store.write_bytes(
             f"{trials_folder(study)}/{segment_name()}", encode_segment(table, objectives, sorted(small.names))
         )
-        written, rows = written + 1, rows + table.num_rows
+        written += 1
+        rows += table.num_rows
         deleted += _delete(store, sorted(small.names))
         snapshot = files.snapshot(study)
     return Compaction(
@@ -64,13 +67,14 @@ def compact(store: Store, files: TrialFiles, study: str, objectives: Sequence[Ob
 
 
 def _mergeable(snapshot: Snapshot) -> Snapshot | None:
-    """The smallest files, as many as make a full segment; None where fewer than two are worth it.
+    """Return the smallest files, enough for a full segment; None if fewer than two are worth merging.
 
-    A segment takes part where at most twice as many rows as in the smaller files have to be copied for it: so that a
-    row is copied a number of times that grows with the logarithm of the study, not with the number of compactions.
+    A segment takes part if it has at most twice as many rows as the smaller files together: so the number of times that
+    a row is copied grows with the logarithm of the study's size, not with the number of compactions.
     """
-    row_files, segments = snapshot.row_files[:_MOST_FILES], []
+    row_files = snapshot.row_files[:_MOST_FILES]
     rows = len(row_files)
+    segments: list[Segment] = []
     for segment in sorted(snapshot.segments, key=lambda s: (s.num_rows, s.name)):
         if rows >= _FULL_ROWS or segment.num_rows > _FULL_ROWS // 2 or (rows and segment.num_rows > 2 * rows):
             break

@@ -1,28 +1,32 @@
-"""Local copies of a remote store's models, kept by content in the machine's temporary folder."""
+"""Local copies of a remote store's models, named by their content, in the folder of cached files."""
 
 import hashlib
-import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from layers.errors import OvertoneError
+from layers.errors import OvertoneError, translate_errors
+from layers.files import atomic_write, cache_folder
 from results.ledger.store import Store
 
 __all__ = ["cached_file"]
 
 
 def cached_file(store: Store, name: str, sha256: str) -> Path:
-    """A local copy of a file of the store, fetched once; what does not match its SHA-256 is never handed out."""
-    folder = Path(tempfile.gettempdir()) / f"overtone-models-{os.getuid()}"
-    local = Store(folder)
-    path = folder / Path(name).name
-    if local.exists(path.name) and _digest(local.read_bytes(path.name)) == sha256:
+    """Return a local copy of a file of the store, fetched once.
+
+    The copy lies in `models` of `cache_folder()`. Content that does not match its SHA-256 is never returned: a damaged
+    copy is fetched again, a damaged original raises `OvertoneError`, and so does a folder that cannot be written.
+    """
+    with translate_errors(f"cannot cache {store.path_of(name)!r}", OSError):
+        path = cache_folder() / "models" / Path(name).name
+        with suppress(FileNotFoundError):
+            if _digest(path.read_bytes()) == sha256:
+                return path
+        data = store.read_bytes(name)
+        if _digest(data) != sha256:
+            raise OvertoneError(f"{store.path_of(name)!r} is damaged: its content does not match its name")
+        atomic_write(path, data, durable=False)
         return path
-    data = store.read_bytes(name)
-    if _digest(data) != sha256:
-        raise OvertoneError(f"{store.path_of(name)!r} is damaged: its content does not match its name")
-    local.write_bytes(path.name, data)
-    return path
 
 
 def _digest(data: bytes) -> str:

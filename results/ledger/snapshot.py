@@ -1,7 +1,7 @@
-"""The trial files of a study at one moment: single rows, segments, and which of them still count.
+"""The trial files of a study at one moment: row files, segments, and which of them still count.
 
-Files never change once they have a name, so what was read of one is kept. A file that a segment names as replaced
-counts no more, even while it lies there. One that vanishes between listing and reading was replaced: look again.
+Files never change once they have a name, so each is read once and remembered. A file that a segment names as replaced
+no longer counts, even before it is deleted. One that vanishes between listing and reading was replaced: list again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,17 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from results.ledger.codec import decode
 from results.ledger.segments import Segment, is_segment
 from results.ledger.store import MissingFile, Store
 from results.schema import SCHEMA
 
-__all__ = ["TableSource", "Snapshot", "Source", "TrialFiles", "retry_on_compaction", "trials_folder"]
+__all__ = ["Snapshot", "Source", "TableSource", "TrialFiles", "retry_on_compaction", "trials_folder"]
 
 _T = TypeVar("_T")
 _ATTEMPTS = 5
+_READERS = 8
 
 
 class Source(Protocol):
@@ -30,15 +30,11 @@ class Source(Protocol):
 
     num_rows: int
 
-    @property
-    def latest(self) -> int:
-        """A time (microseconds) after which no trial ended."""
-
-    def chunks(self, columns: Sequence[str], *, since: int | None = None) -> Iterator[pa.Table]:
-        """The rows in pieces, of the asked columns; with `since`, those that ended then or later, and maybe more."""
+    def chunks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the named columns of the rows, piece by piece."""
 
     def take(self, rows: npt.NDArray[np.int64]) -> pa.Table:
-        """Whole rows by their ascending positions."""
+        """Return whole rows by their ascending positions."""
 
 
 class TableSource:
@@ -48,31 +44,23 @@ class TableSource:
         self._table = table
         self.num_rows = table.num_rows
 
-    @property
-    def latest(self) -> int:
-        """When the last trial ended, in microseconds."""
-        return int(pc.max(self._table.column("finished_at").cast(pa.int64())).as_py() or 0)
-
-    def chunks(self, columns: Sequence[str], *, since: int | None = None) -> Iterator[pa.Table]:
-        """All rows, or those that ended at `since` (microseconds) or later."""
-        table = self._table
-        if since is not None:
-            table = table.filter(pc.greater_equal(table.column("finished_at").cast(pa.int64()), since))
-        yield table.select(list(columns))
+    def chunks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the named columns of all rows at once."""
+        yield self._table.select(list(columns))
 
     def take(self, rows: npt.NDArray[np.int64]) -> pa.Table:
-        """Whole rows by their positions."""
+        """Return whole rows by their positions."""
         return self._table.take(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Which files count, at the moment of listing."""
+    """The files that count, at the moment of listing."""
 
     row_files: tuple[str, ...]
     segments: tuple[Segment, ...]
     replaced: tuple[str, ...] = ()
-    """Files that a segment has replaced and that were not deleted yet."""
+    """Files that a segment has replaced and that are not deleted yet."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -80,35 +68,38 @@ class Snapshot:
         return frozenset(self.row_files) | {segment.name for segment in self.segments}
 
     def added_since(self, seen: frozenset[str]) -> "Snapshot | None":
-        """The files whose rows were not in `seen`; None where a seen file has gone without a segment in its place."""
+        """Return the files with rows that are not in the files `seen`.
+
+        None if a seen file has gone and no new segment replaces it: then all files must be read again.
+        """
         later = [segment for segment in self.segments if segment.name not in seen]
         if seen - self.names - frozenset[str]().union(*(segment.replaces for segment in later)):
             return None
         return Snapshot(
             row_files=tuple(name for name in self.row_files if name not in seen),
-            segments=tuple(s for s in later if not s.replaces or not s.replaces <= seen),
+            segments=tuple(segment for segment in later if not segment.replaces or not segment.replaces <= seen),
         )
 
 
 class TrialFiles:
-    """Lists and reads the trial files of a store's studies, each file once."""
+    """The trial files of a store's studies, each file read once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._singles: dict[str, pa.Table] = {}
+        self._row_files: dict[str, pa.Table] = {}
         self._segments: dict[str, Segment] = {}
 
     def remember(self, name: str, rows: pa.Table) -> None:
-        """What was just written need not be read."""
-        self._singles[name] = rows
+        """Remember the rows of a row file that was just written, so that it need not be read."""
+        self._row_files[name] = rows
 
     def snapshot(self, study: str) -> Snapshot:
-        """What is there now; reads the footers of segments that are new."""
+        """List the files that are there now; read the footers of new segments."""
         folder = trials_folder(study)
         names = self._store.list(folder, ".parquet")
-        for kept in (self._singles, self._segments):
-            for name in [name for name in kept.keys() - set(names) if name.startswith(f"{folder}/")]:
-                del kept[name]
+        for cache in (self._row_files, self._segments):
+            for name in [name for name in cache.keys() - set(names) if name.startswith(f"{folder}/")]:
+                del cache[name]
         segments = [self._segment(name, study) for name in names if is_segment(name)]
         replaced = frozenset[str]().union(*(segment.replaces for segment in segments))
         return Snapshot(
@@ -118,17 +109,18 @@ class TrialFiles:
         )
 
     def sources(self, snapshot: Snapshot, study: str) -> list[Source]:
-        """The rows of the files that count: the single ones as one source, then each segment."""
+        """Return the rows of the files that count: all row files as one source, then each segment."""
         row_files = [TableSource(self.row_files(snapshot.row_files, study))] if snapshot.row_files else []
         return [*row_files, *snapshot.segments]
 
     def row_files(self, names: Sequence[str], study: str) -> pa.Table:
-        """The rows of single files in the order of `names`; an unreadable one is an OvertoneError naming it."""
-        new = [name for name in names if name not in self._singles]
-        if new:
-            with ThreadPoolExecutor(max_workers=8) as pool:
-                self._singles.update(zip(new, pool.map(lambda name: self._read(name, study), new), strict=True))
-        return pa.concat_tables([SCHEMA.empty_table(), *(self._singles[name] for name in names)]).combine_chunks()
+        """Return the rows of row files in the order of `names`; raise `OvertoneError` naming one that is unreadable."""
+        unread = [name for name in names if name not in self._row_files]
+        if unread:
+            with ThreadPoolExecutor(max_workers=_READERS) as pool:
+                tables = pool.map(lambda name: self._read(name, study), unread)
+                self._row_files.update(zip(unread, tables, strict=True))
+        return pa.concat_tables([SCHEMA.empty_table(), *(self._row_files[name] for name in names)]).combine_chunks()
 
     def _segment(self, name: str, study: str) -> Segment:
         if name not in self._segments:
@@ -140,12 +132,12 @@ class TrialFiles:
 
 
 def trials_folder(study: str) -> str:
-    """The folder that holds a study's trial files."""
+    """Return the folder that holds a study's trial files."""
     return f"trials/study={study}"
 
 
 def retry_on_compaction(attempt: Callable[[], _T]) -> _T:
-    """What `attempt` gives, tried again while a compaction takes files away under it."""
+    """Return what `attempt` returns; try again while a compaction deletes the files that it is reading."""
     for _ in range(_ATTEMPTS - 1):
         try:
             return attempt()

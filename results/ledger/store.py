@@ -1,9 +1,8 @@
 """Where a study's files live: a local folder, NFS, or any file system that pyarrow opens by URI (`s3://bucket/prefix`).
 
-Every write is whole or absent. Locally that is a temporary name in the same folder, fsync, `os.replace`, fsync of the
-folder (a file that can be made again is not synced); an object store makes an object visible when its upload ends;
-other remote systems write and then rename.
-Every failure is one sentence naming the file, without the credentials that a URI may carry.
+Every write is whole or absent. Locally `layers.files.atomic_write` does that; an object store makes an object visible
+when its upload ends; other remote systems write and then rename.
+Every failure is an `OvertoneError` in one sentence that names the file, without the credentials that a URI may carry.
 """
 
 import os
@@ -17,7 +16,8 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from layers.errors import OvertoneError, UsageError
+from layers.errors import OvertoneError, UsageError, first_line, translate_errors
+from layers.files import atomic_write
 
 __all__ = ["MissingFile", "Store"]
 
@@ -25,7 +25,7 @@ _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 
 
 class MissingFile(OvertoneError):
-    """A file that was to be read is not there (any more)."""
+    """A file that does not exist, or no longer."""
 
 
 class Store:
@@ -34,13 +34,13 @@ class Store:
     def __init__(self, uri: str | os.PathLike[str] = "runs") -> None:
         self.uri = os.fspath(uri)
         if not self.uri:
-            raise UsageError("the store (='') must be a folder or a URI such as s3://bucket/prefix")
+            raise UsageError("store (='') must be a folder or a URI such as s3://bucket/prefix")
         self._files = _open(self.uri)
 
     @property
     def label(self) -> str:
         """The store as it may be shown: the URI without user, password and query."""
-        return _shown(self.uri)
+        return _without_credentials(self.uri)
 
     @property
     def local_root(self) -> Path | None:
@@ -48,51 +48,54 @@ class Store:
         return self._files.root if isinstance(self._files, _Local) else None
 
     def path_of(self, name: str) -> str:
-        """The full place of a file as a person would write it."""
+        """Return the full path or URI of a file as a person would write it."""
         return f"{self.label.rstrip('/')}/{name}"
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole file; a missing or unreadable one is an OvertoneError naming it."""
-        with _told("read", self.path_of(name)):
+        """Return the whole file; raise `MissingFile` if there is none."""
+        with _errors("read", self.path_of(name)):
             return self._files.read(name)
 
     def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Replaces or creates a file in one step: a reader sees the old content or the new, never a part.
+        """Create or replace a file in one step: a reader sees the old content or the new, never a part.
 
-        One that need not be `durable` costs no wait for the disk, and a power cut may leave it empty.
+        A file that need not be `durable` costs no wait for the disk, and a power cut may leave it empty.
         """
-        with _told("write", self.path_of(name)):
+        with _errors("write", self.path_of(name)):
             self._files.write(name, data, durable)
 
     def move(self, name: str, to: str) -> None:
-        """Gives a file another name, in one step on a file system, as a copy that is whole in an object store."""
-        with _told("move", self.path_of(name)):
+        """Rename a file, in one step on a file system; in an object store copy it whole, then delete it."""
+        with _errors("move", self.path_of(name)):
             self._files.move(name, to)
 
     def open(self, name: str) -> pa.NativeFile:
-        """The file, opened for reading any part of it: a Parquet file's footer and the columns that are wanted."""
-        with _told("read", self.path_of(name)):
+        """Open a file to read parts of it, such as a Parquet file's footer and some columns."""
+        with _errors("read", self.path_of(name)):
             return self._files.open(name)
 
     def delete(self, name: str) -> None:
-        """Takes a file away; one that is not there is let be."""
-        with _told("delete", self.path_of(name)), suppress(FileNotFoundError):
+        """Delete a file; do nothing if there is none."""
+        with _errors("delete", self.path_of(name)), suppress(FileNotFoundError):
             self._files.delete(name)
 
     def exists(self, name: str) -> bool:
-        """Whether a file of this name is there."""
-        with _told("read", self.path_of(name)):
+        """Return whether there is a file of this name."""
+        with _errors("read", self.path_of(name)):
             return self._files.exists(name)
 
     def list(self, prefix: str, suffix: str = "") -> list[str]:
-        """The sorted names of the files in folder `prefix` that end with `suffix`, without hidden, unfinished ones."""
-        with _told("list", self.path_of(prefix)):
-            found = self._files.names(prefix.strip("/"))
-        return sorted(f"{prefix.strip('/')}/{name}" for name in found if name.endswith(suffix) and name[0] != ".")
+        """Return the sorted names of the files in folder `prefix` that end with `suffix`, without hidden files.
+
+        Unfinished files are hidden.
+        """
+        with _errors("list", self.path_of(prefix)):
+            names = self._files.names(prefix.strip("/"))
+        return sorted(f"{prefix.strip('/')}/{name}" for name in names if name.endswith(suffix) and name[0] != ".")
 
 
 class _Files(Protocol):
-    """What a store needs of a file system; failures are OSError or ArrowException."""
+    """The operations that a store needs of a file system; failures are OSError or ArrowException."""
 
     def read(self, name: str) -> bytes: ...
     def write(self, name: str, data: bytes, durable: bool) -> None: ...
@@ -113,21 +116,7 @@ class _Local:
         return (self.root / name).read_bytes()
 
     def write(self, name: str, data: bytes, durable: bool) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        if durable:
-            _fsync_folder(path.parent)
+        atomic_write(self.root / name, data, durable=durable)
 
     def move(self, name: str, to: str) -> None:
         (self.root / to).parent.mkdir(parents=True, exist_ok=True)
@@ -202,22 +191,23 @@ def _open(uri: str) -> _Files:
         return _open_remote(uri)
     root = Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).expanduser()
     if root.exists() and not root.is_dir():
-        raise OvertoneError(f"the store {uri!r} is a file; a folder or a URI such as s3://bucket/prefix is allowed")
+        raise OvertoneError(f"store (={uri!r}) must be a folder or a URI such as s3://bucket/prefix, not a file")
     return _Local(root)
 
 
 def _open_remote(uri: str) -> _Files:
+    shown = _without_credentials(uri)
     try:
         files, root = pafs.FileSystem.from_uri(uri)
     except (OSError, pa.ArrowException) as error:
-        reason = _sentence(error).replace(uri, _shown(uri))
-        raise UsageError(f"the store {_shown(uri)!r} cannot be opened: {reason}") from None
+        reason = first_line(error).replace(uri, shown)
+        raise UsageError(f"cannot open store {shown!r}: {reason}") from None  # the cause may show the URI's password
     if not root:
-        raise UsageError(f"the store {_shown(uri)!r} names no place; s3://bucket/prefix is allowed")
+        raise UsageError(f"store (={shown!r}) must name a bucket or a folder, such as s3://bucket/prefix")
     return _Remote(files, root)
 
 
-def _shown(uri: str) -> str:
+def _without_credentials(uri: str) -> str:
     if "://" not in uri:
         return uri
     parts = urlsplit(uri)
@@ -225,24 +215,17 @@ def _shown(uri: str) -> str:
 
 
 @contextmanager
-def _told(verb: str, path: str) -> Iterator[None]:
-    """Any failure of the file system as one sentence that names the file."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise MissingFile(f"cannot {verb} {path!r}: it does not exist") from None
-    except (OSError, pa.ArrowException) as error:
-        raise OvertoneError(f"cannot {verb} {path!r}: {_sentence(error)}") from None
-
-
-def _sentence(error: BaseException) -> str:
-    """The system's own words for it, on one line."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+def _errors(verb: str, path: str) -> Iterator[None]:
+    """Raise a failure of the file system as an `OvertoneError` naming the file, a missing file as `MissingFile`."""
+    with translate_errors(f"cannot {verb} {path!r}", OSError, pa.ArrowException):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise MissingFile(f"cannot {verb} {path!r}: it does not exist") from error
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Makes the new name itself survive a power cut; file systems that cannot sync a folder are let be."""
+    """Make a new name survive a power cut; do nothing on file systems that cannot sync a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

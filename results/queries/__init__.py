@@ -1,1 +1,1 @@
-"""Questions to a study, and their answers in other formats."""
+"""Queries of a study, and their answers in other formats."""

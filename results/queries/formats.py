@@ -1,4 +1,4 @@
-"""A data frame of a query as bytes: JSON, CSV or Parquet."""
+"""A query's data frame as bytes: JSON, CSV or Parquet."""
 
 import io
 import json
@@ -18,13 +18,13 @@ __all__ = ["serialize"]
 
 
 def serialize(frame: pd.DataFrame, format: str) -> bytes:
-    """The frame as `json` (an array of objects; what is missing or not finite is null), `csv` or `parquet`.
+    """Return the frame as `json` (an array of objects; missing and non-finite values are null), `csv` or `parquet`.
 
-    Times are ISO 8601 in JSON and CSV; lists (blocks, curve) are JSON inside a CSV cell.
+    Times are ISO 8601 in JSON and CSV; lists and maps (blocks, history, metrics) are JSON inside a CSV cell.
     """
     writers = {"json": _json, "csv": _csv, "parquet": _parquet}
     if format not in writers:
-        raise UsageError(f"format {format!r} is unknown; allowed are {', '.join(writers)}")
+        raise UsageError(f"format (={format!r}) must be one of {', '.join(writers)}")
     return writers[format](frame)
 
 
@@ -45,8 +45,9 @@ def _parquet(frame: pd.DataFrame) -> bytes:
 
 
 def _arrow(column: "pd.Series[Any]", name: str) -> pa.Array | pa.ChunkedArray:
-    """The column as Arrow; lists keep the ledger's type, which pandas forgets when they are empty."""
-    kind = SCHEMA.field(name).type if name in ("blocks", "history") else None
+    """Return the column as Arrow; lists and maps keep the ledger's type, which pandas forgets."""
+    nested = column.dtype == object and name in ("blocks", "history", "metrics")
+    kind = SCHEMA.field(name).type if nested else None
     return pa.array(column, type=kind, from_pandas=True)
 
 
@@ -60,7 +61,7 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can say: no NaN, no NaT, no NumPy and no Arrow types."""
+    """Return the value as JSON can hold it: no NaN, no NaT, no NumPy and no Arrow types."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

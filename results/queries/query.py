@@ -1,7 +1,6 @@
-"""Questions to a study in one line: filter, sort, front, columns, limit, or one SELECT in DuckDB's SQL.
+"""Queries of a study: filter, sort, front, columns, limit, or one SELECT in DuckDB's SQL.
 
-The SQL sees the tables of `results.queries.tables` and nothing else. Files and settings are out of reach, and so are
-other statements.
+The SQL sees the tables of `results.queries.tables` and nothing else: no files, no settings, and no other statements.
 """
 
 import difflib
@@ -15,12 +14,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from layers.errors import OvertoneError, UsageError
+from layers.errors import OvertoneError, UsageError, first_line, translate_errors
 from results.ledger.ledger import Ledger
 from results.pareto.front import best, knee
-from results.pareto.front import front as pareto
-from results.queries.tables import TABLES, baseline_table, with_confidence
-from results.schema import SCHEMA
+from results.pareto.front import front as pareto_front
+from results.queries.tables import TABLES, baseline_table, larger_is_better, trials_table, with_confidence
+from results.schema import SCHEMA, to_records
 
 __all__ = ["pick", "picks", "query", "sql"]
 
@@ -31,7 +30,6 @@ _LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "allow_community_extensions": False,
 }
-_LARGER_IS_BETTER = frozenset({"val_top1", "val_top1_mean", "val_top5", "init_score", "finished_at", "started_at"})
 
 
 def query(
@@ -45,12 +43,12 @@ def query(
     limit: int | None = None,
     columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The trials that `where` (an SQL condition on their columns) leaves, sorted and cut; all columns unless named.
+    """Return the trials that meet `where` (an SQL condition on columns), sorted and cut; all columns unless named.
 
-    With `front`, the front of what `where` leaves, and beside the ledger's columns those of
-    `results.analysis.confidence`. `where` may ask the one-row table `baseline` too. Without `sort` trials come by
-    number and a front by size; sorted accuracies and times come highest first and all else lowest first, unless
-    `descending` says otherwise; nulls last. Raises UsageError for an unknown column (naming the closest), a bad
+    With `front`, return the front of what `where` leaves, and beside the ledger's columns those of
+    `results.analysis.confidence`. `where` may use the one-row table `baseline` too. Without `sort`, trials are ordered
+    by number and a front by size; scores, other good metrics and times sort highest first and all else lowest first,
+    unless `descending` is set; nulls last. Raises `UsageError` for an unknown column (naming the closest), a bad
     condition, or a limit below 0.
     """
     if limit is not None and limit < 0:
@@ -63,60 +61,74 @@ def query(
     for name in (*(columns or ()), *([sort] if sort is not None else ())):
         _check_column(name, table.column_names)
     if sort is not None:
-        down = descending if descending is not None else sort in _LARGER_IS_BETTER
-        order = "descending" if down else "ascending"
-        table = table.sort_by([(sort, order), ("number", "ascending")])
+        if descending is None:
+            descending = sort in larger_is_better(table, ledger.study(study))
+        table = table.sort_by([(sort, "descending" if descending else "ascending"), ("number", "ascending")])
     return _frame(table.slice(0, limit).select(list(dict.fromkeys(columns or table.column_names))))
 
 
 def sql(ledger: Ledger, study: str, statement: str) -> pd.DataFrame:
-    """Answer one SELECT over the tables of a study (`results.queries.tables`); only those that it names are read."""
-    with _explained(f"the SQL {statement!r}"):
+    """Return the answer to one SELECT over the tables of a study; only tables that it names are made.
+
+    They are those of `results.queries.tables`. Raises `UsageError` for any other statement and for a bad one.
+    """
+    with _query_errors(f"the SQL {statement!r}"):
         parsed = duckdb.extract_statements(statement)
     if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
         raise UsageError(f"the SQL {statement!r} is refused: exactly one SELECT is allowed")
     ledger.study(study)
     tables = {name: make(ledger, study) for name, make in TABLES.items() if name in statement.lower()}
-    with _connection(tables) as connection, _explained(f"the SQL {statement!r}", tables):
+    with _connection(tables) as connection, _query_errors(f"the SQL {statement!r}", tables):
         return _frame(connection.sql(parsed[0]).to_arrow_table())
 
 
 def picks(ledger: Ledger, study: str, which: str, *, where: str | None = None) -> list[dict[str, Any]]:
-    """The trials that `which` means, as records: the whole `front` of what `where` leaves, or what `pick` finds."""
+    """Return trials as records: all of the `front` of what `where` leaves, or the one that `pick` returns."""
     if which != "front":
         return [pick(ledger, study, which, where=where)]
-    rows: list[dict[str, Any]] = pareto(_filtered(ledger, study, where), ledger.objectives(study)).to_pylist()
+    rows = to_records(pareto_front(_stored(ledger, study, where), ledger.objectives(study)))
     if not rows:
         raise OvertoneError("no finished trial is left to pick from")
     return rows
 
 
 def pick(ledger: Ledger, study: str, which: str, *, where: str | None = None) -> dict[str, Any]:
-    """One finished trial as a record: `best`, `knee`, or a trial's id (the start of it, where that names one alone).
+    """Return one trial as a record: `best`, `knee`, or the trial of an id or of the unique start of an id.
 
-    `best` and `knee` look at what `where` leaves: the most accurate, and the knee of the front of what is left.
+    Only what `where` leaves is considered: `best` is its finished trial of the highest score, `knee` the knee of its
+    front.
     """
-    table = _filtered(ledger, study, where)
+    table = _stored(ledger, study, where)
     if which in ("best", "knee"):
         return best(table) if which == "best" else knee(table, ledger.objectives(study))
-    found = table.filter(pc.starts_with(table.column("trial"), which)).to_pylist() if which else []
-    exact = [row for row in found if row["trial"] == which] or found
+    matches = to_records(table.filter(pc.starts_with(table.column("trial"), which))) if which else []
+    exact = [row for row in matches if row["trial"] == which] or matches
     if len(exact) != 1:
-        names = [row["trial"] for row in found] or table.column("trial").to_pylist()
-        close = names if found else difflib.get_close_matches(which, names, n=3, cutoff=0.0)
-        reason = f"names {len(found)} of its trials" if found else "names none of its trials"
-        raise UsageError(f"pick {which!r} {reason}; allowed are best, knee or an id such as {', '.join(close[:3])}")
-    return dict(exact[0])
+        ids = [row["trial"] for row in matches] or table.column("trial").to_pylist()
+        close = ids if matches else difflib.get_close_matches(which, ids, n=3, cutoff=0.0)
+        raise UsageError(
+            f"pick (={which!r}) must be best, knee or an id such as {', '.join(close[:3])}; "
+            f"it names {len(matches) or 'none'} of the trials"
+        )
+    return exact[0]
+
+
+def _stored(ledger: Ledger, study: str, where: str | None) -> pa.Table:
+    """Return the trials for which `where` holds, with the ledger's columns alone."""
+    return _filtered(ledger, study, where).select(SCHEMA.names)
 
 
 def _filtered(ledger: Ledger, study: str, where: str | None) -> pa.Table:
-    """The trials for which one SQL expression holds; DuckDB parses it alone, so it cannot end early and say more."""
-    trials = ledger.trials(study)
+    """Return the trials for which one SQL expression holds.
+
+    DuckDB parses the expression by itself, so it cannot end early and go on with another statement.
+    """
+    trials = trials_table(ledger, study)
     if where is None:
         return trials
     tables = {"trials": trials, "baseline": baseline_table(ledger, study)}
-    with _connection(tables) as connection, _explained(f"the condition {where!r}", tables):
-        return connection.table("trials").filter(duckdb.SQLExpression(where)).to_arrow_table().cast(SCHEMA)
+    with _connection(tables) as connection, _query_errors(f"the condition {where!r}", tables):
+        return connection.table("trials").filter(duckdb.SQLExpression(where)).to_arrow_table().cast(trials.schema)
 
 
 @contextmanager
@@ -130,30 +142,29 @@ def _connection(tables: Mapping[str, pa.Table]) -> Iterator[duckdb.DuckDBPyConne
 
 
 @contextmanager
-def _explained(what: str, tables: Mapping[str, pa.Table] | None = None) -> Iterator[None]:
-    """DuckDB's complaint as one sentence; an unknown column with the closest ones there are."""
-    try:
-        yield
-    except duckdb.Error as error:
-        unknown = re.search(r'(?:Referenced|Values list) column "([^"]+)"|column named "([^"]+)"', str(error))
-        if tables and unknown:
-            _check_column(unknown[1] or unknown[2], [name for table in tables.values() for name in table.column_names])
-        missing = re.search(r"Table with name (\S+) does not exist", str(error))
-        if missing:
-            raise UsageError(f"{what} is refused: table {missing[1]!r} is none of {', '.join(TABLES)}") from None
-        text = str(error).splitlines()[0].rstrip(".!")
-        raise UsageError(f"{what} is refused: {text}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise OvertoneError(f"{what} failed: {str(error).splitlines()[0]}") from None
+def _query_errors(query: str, tables: Mapping[str, pa.Table] | None = None) -> Iterator[None]:
+    """Raise DuckDB's complaint as one sentence; for an unknown column with the closest ones there are."""
+    with translate_errors(f"{query} failed", OSError, pa.ArrowException):
+        try:
+            yield
+        except duckdb.Error as error:
+            unknown = re.search(r'(?:Referenced|Values list) column "([^"]+)"|column named "([^"]+)"', str(error))
+            if tables and unknown:
+                columns = [name for table in tables.values() for name in table.column_names]
+                _check_column(unknown[1] or unknown[2], columns)
+            missing = re.search(r"Table with name (\S+) does not exist", str(error))
+            if missing:
+                raise UsageError(f"{query} is refused: table {missing[1]!r} is none of {', '.join(TABLES)}") from None
+            raise UsageError(f"{query} is refused: {first_line(error).rstrip('.!')}") from None
 
 
-def _check_column(name: str, known: Sequence[str]) -> None:
-    columns = list(dict.fromkeys(known))
+def _check_column(name: str, columns: Sequence[str]) -> None:
+    columns = list(dict.fromkeys(columns))
     if name not in columns:
         close = difflib.get_close_matches(name, columns, n=3, cutoff=0.3) or columns
-        raise UsageError(f"column {name!r} is unknown; the closest are {', '.join(close)}")
+        raise UsageError(f"column (={name!r}) must be a column of the study; the closest are {', '.join(close)}")
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    frame: pd.DataFrame = table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas(maps_as_pydicts="strict")
     return frame

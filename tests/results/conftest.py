@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from results.ledger.ledger import Ledger
@@ -17,7 +16,8 @@ RowMaker = Callable[..., TrialRow]
 
 ASSETS = Path(__file__).parent / "ledger" / "assets"
 UNCOMPRESSED = {
-    "val_top1": 0.97,
+    "score": 0.97,
+    "metrics": {"val_top1": 0.97, "val_top5": 0.99, "val_loss": 0.1},
     "size_bytes": 312_000,
     "flops": 25_000_000,
     "macs": 12_500_000,
@@ -31,51 +31,17 @@ BLOCKS = (
     | {"allocation": None, "transform": "scalar", "bits": 8}
     | dict.fromkeys(("exponent_block", "exponent_axis", "activation_block")),
 )
-CURVE = (
-    {"epoch": 0, "train_loss": 1.2, "val_top1": 0.5, "val_top5": 0.9, "val_loss": 1.1, "lr": 0.1, "seconds": 0.4},
-    {"epoch": 1, "train_loss": 0.6, "val_top1": 0.8, "val_top5": 1.0, "val_loss": 0.7, "lr": 0.01, "seconds": 0.4},
+HISTORY = (
+    {"epoch": 0, "train_loss": 1.2, "score": 0.5, "metrics": {"val_top1": 0.5, "val_top5": 0.9, "val_loss": 1.1}}
+    | {"lr": 0.1, "seconds": 0.4},
+    {"epoch": 1, "train_loss": 0.6, "score": 0.8, "metrics": {"val_top1": 0.8, "val_top5": 1.0, "val_loss": 0.7}}
+    | {"lr": 0.01, "seconds": 0.4},
 )
-
-
-def version_1(table: pa.Table) -> pa.Table:
-    """Rows as version 1 of the schema held them, which had no `allocation`; written anew, they make an old file."""
-    return _stamped(_without(version_2(table), "blocks", {"allocation"}), 1)
-
-
-def version_2(table: pa.Table) -> pa.Table:
-    """Rows as version 2 held them: no top-5 accuracy, latency of a batch, axis of exponents, blocks of activations."""
-    table = _without(version_3(table).drop_columns(["val_top5", "latency_b64_ms"]), "history", {"val_top5"})
-    return _stamped(_without(table, "blocks", {"exponent_axis", "activation_block"}), 2)
-
-
-def version_3(table: pa.Table) -> pa.Table:
-    """Rows as version 3 held them, which did not say where a reused trial had been run."""
-    return _stamped(table.drop_columns(["reused_from"]), 3)
-
-
-def _without(table: pa.Table, column: str, fields: set[str]) -> pa.Table:
-    """The table without fields in the entries of a list column."""
-    lists = table.column(column).combine_chunks()
-    lists = lists if isinstance(lists, pa.Array) else pa.array([], type=table.schema.field(column).type)
-    names = [entry.name for entry in lists.type.value_type if entry.name not in fields]
-    structs = pa.StructArray.from_arrays([lists.values.field(name) for name in names], names)
-    old = pa.ListArray.from_arrays(lists.offsets, structs)
-    return table.set_column(table.schema.get_field_index(column), column, old)
-
-
-def _stamped(table: pa.Table, version: int) -> pa.Table:
-    stamps = pa.array([version] * table.num_rows, type=pa.int64())
-    return table.set_column(table.schema.get_field_index("ledger_version"), "ledger_version", stamps)
-
-
-@pytest.fixture(scope="session")
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
 
 
 @pytest.fixture(scope="session")
 def make_row() -> RowMaker:
-    """A finished row; the keywords replace its values."""
+    """A finished row; the keywords replace its values, and its metrics repeat its score."""
 
     def make(**changes: Any) -> TrialRow:
         number = changes.get("number", 0)
@@ -96,47 +62,51 @@ def make_row() -> RowMaker:
             "spec": "{}",
             "started_at": start,
             "finished_at": start + timedelta(seconds=30),
-            "val_top1": 0.9,
-            "val_loss": 0.3,
+            "score": 0.9,
+            "score_name": "val_top1",
             "parameters": 10_000,
             "size_bytes": 20_000,
             "macs": 1_000_000,
             "flops": 2_000_000,
             "blocks": BLOCKS,
-            "history": CURVE,
+            "history": HISTORY,
         }
-        return TrialRow(**{**values, **changes})
+        values |= changes
+        metrics = {} if values["score"] is None else {"val_top1": values["score"], "val_loss": 0.3}
+        return TrialRow(**{"metrics": metrics, **values})
 
     return make
 
 
-@pytest.fixture(scope="session")
-def random_rows(make_row: RowMaker, rng: np.random.Generator) -> Callable[[int], list[TrialRow]]:
+@pytest.fixture
+def random_rows(make_row: RowMaker, np_rng: np.random.Generator) -> Callable[[int], list[TrialRow]]:
     """Rows with ties and duplicates in every objective, some failed, shuffled."""
+    return lambda count: _random_rows(make_row, np_rng, count)
 
-    def make(count: int) -> list[TrialRow]:
-        rows = []
-        for number in rng.permutation(count):
-            flops = int(rng.integers(1, 12)) * 1_000_000
-            values = {
-                "number": int(number),
-                "val_top1": round(float(rng.uniform(0.3, 1.0)), 2),
-                "size_bytes": int(rng.integers(1, 40)) * 5_000,
-                "macs": flops // 2,
-                "flops": flops,
-                "latency_ms": float(rng.integers(1, 9)) if rng.random() < 0.8 else float("nan"),
-                "latency_b64_ms": float(rng.integers(10, 90)) if rng.random() < 0.8 else None,
-                "val_top5": round(float(rng.uniform(0.9, 1.0)), 3),
-            }
-            if rng.random() < 0.15:
-                values |= {"status": TrialStatus.FAILED, "error": "out of memory", "val_top1": None}
-            rows.append(make_row(**values))
-        return rows
 
-    return make
+def _random_rows(make_row: RowMaker, rng: np.random.Generator, count: int) -> list[TrialRow]:
+    rows = []
+    for number in rng.permutation(count):
+        flops = int(rng.integers(1, 12)) * 1_000_000
+        score = round(float(rng.uniform(0.3, 1.0)), 2)
+        values = {
+            "number": int(number),
+            "score": score,
+            "size_bytes": int(rng.integers(1, 40)) * 5_000,
+            "macs": flops // 2,
+            "flops": flops,
+            "latency_ms": float(rng.integers(1, 9)) if rng.random() < 0.8 else float("nan"),
+            "latency_b64_ms": float(rng.integers(10, 90)) if rng.random() < 0.8 else None,
+            "metrics": {"val_top1": score, "val_top5": round(float(rng.uniform(0.9, 1.0)), 3)},
+        }
+        if rng.random() < 0.15:
+            values |= {"status": TrialStatus.FAILED, "error": "out of memory", "score": None, "metrics": {}}
+        rows.append(make_row(**values))
+    return rows
 
 
 RECORD = {
+    "score_name": "val_top1",
     "objectives": ["val_top1", "size_bytes", "flops"],
     "uncompressed": UNCOMPRESSED,
     "model": "resnet8",
@@ -155,12 +125,12 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 @pytest.fixture(scope="session")
-def full_ledger(tmp_path_factory: pytest.TempPathFactory, random_rows: Callable[[int], list[TrialRow]]) -> Ledger:
+def full_ledger(tmp_path_factory: pytest.TempPathFactory, make_row: RowMaker, session_seed: int) -> Ledger:
     """A ledger whose study `demo` has 40 trials and a stored model; shared, so tests only read it."""
     ledger = Ledger(Store(tmp_path_factory.mktemp("full") / "runs"))
     ledger.create_study("demo", RECORD)
     digest = ledger.put_model(b"a packed model")
-    for row in random_rows(40):
+    for row in _random_rows(make_row, np.random.default_rng(session_seed), 40):
         ledger.append(TrialRow.from_record({**row.to_record(), "model_sha256": digest}))
     return ledger
 

@@ -4,7 +4,9 @@ from datetime import datetime
 import pytest
 
 from layers.errors import OvertoneError
-from results.schema import LEDGER_VERSION, SCHEMA, TrialRow, TrialStatus, to_table
+from results.schema import LEDGER_VERSION, SCHEMA, TrialRow, TrialStatus, block_records, to_records, to_table
+from spaces.config import BlockConfig, NetworkConfig
+from tests.results.conftest import BLOCKS
 
 
 def test_dataclass_and_schema_have_the_same_columns():
@@ -17,12 +19,20 @@ def test_rows_come_back_from_the_table_as_they_went_in(make_row, random_rows):
     table = to_table(rows)
     assert table.schema == SCHEMA
     assert [TrialRow.from_record(record) for record in table.to_pylist()] == rows
+    assert [TrialRow.from_record(record) for record in to_records(table)] == rows
+    assert to_records(table) == [row.to_record() for row in rows]
+    assert to_records(table.select(["flops"])) == [{"flops": row.flops} for row in rows]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, -0.1, 1.01])
-def test_finished_row_needs_a_true_accuracy(make_row, value):
-    with pytest.raises(OvertoneError, match=r"'t000000007' is finished: val_top1 \(="):
-        make_row(number=7, val_top1=value)
+def test_finished_row_needs_a_true_score(make_row, value):
+    with pytest.raises(OvertoneError, match=r"'t000000007' is finished: score \(="):
+        make_row(number=7, score=value)
+
+
+def test_finished_row_says_what_its_score_is(make_row):
+    with pytest.raises(OvertoneError, match=r"is finished: score_name \(=None\) must say"):
+        make_row(score_name=None)
 
 
 @pytest.mark.parametrize("name", ["parameters", "size_bytes", "macs", "flops"])
@@ -32,29 +42,32 @@ def test_finished_row_needs_its_costs(make_row, name):
 
 
 def test_failed_row_needs_an_error_text(make_row):
-    with pytest.raises(OvertoneError, match="error text must say why"):
-        make_row(status=TrialStatus.FAILED, val_top1=None)
-    assert make_row(status=TrialStatus.FAILED, val_top1=None, error="diverged").to_record()["status"] == "failed"
+    with pytest.raises(OvertoneError, match=r"error \(=None\) must say why"):
+        make_row(status=TrialStatus.FAILED, score=None)
+    assert make_row(status=TrialStatus.FAILED, score=None, error="diverged").to_record()["status"] == "failed"
 
 
 def test_pruned_row_needs_no_result(make_row):
-    row = make_row(status=TrialStatus.PRUNED, val_top1=None, size_bytes=None)
+    row = make_row(status=TrialStatus.PRUNED, score=None, size_bytes=None)
     assert to_table([row]).column("status").to_pylist() == ["pruned"]
 
 
 def test_other_status_and_naive_time_are_refused(make_row):
-    with pytest.raises(OvertoneError, match="status 'running'; allowed are finished, failed, pruned"):
+    with pytest.raises(OvertoneError, match=r"status \(='running'\) must be one of finished, failed, pruned"):
         make_row(status="running")
     with pytest.raises(OvertoneError, match=r"finished_at .* must carry a time zone"):
         make_row(finished_at=datetime(2025, 1, 1))
 
 
 def test_nan_is_kept_as_null_in_columns_and_curves(make_row):
-    row = make_row(val_loss=float("nan"), latency_ms=float("inf"), history=[{"epoch": 0, "train_loss": float("nan")}])
-    record = to_table([row]).to_pylist()[0]
-    assert record["val_loss"] is None
+    epoch = {"epoch": 0, "train_loss": float("nan"), "metrics": {"val_loss": float("inf")}}
+    metrics = {"val_top1": 0.9, "val_loss": float("nan")}
+    row = make_row(metrics=metrics, latency_ms=float("inf"), history=[epoch])
+    record = to_records(to_table([row]))[0]
+    assert record["metrics"] == {"val_top1": 0.9, "val_loss": None}
     assert record["latency_ms"] is None
     assert record["history"][0]["train_loss"] is None
+    assert record["history"][0]["metrics"] == {"val_loss": None}
     assert record["history"][0]["lr"] is None
 
 
@@ -65,5 +78,17 @@ def test_record_without_a_column_is_refused(make_row):
         TrialRow.from_record(record)
 
 
-def test_version_is_four():
-    assert LEDGER_VERSION == 4
+def test_version_is_one():
+    assert LEDGER_VERSION == 1
+
+
+def test_config_becomes_the_rows_of_the_ledger():
+    block = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, transform="scalar", bits=8)
+    config = NetworkConfig(blocks={"layer1": block}).to_json()
+    assert block_records(config, ["conv1", "layer1"]) == list(BLOCKS)
+    assert block_records(config) == [BLOCKS[1]]
+    assert [record["block"] for record in block_records(config, ["layer2"])] == ["layer2", "layer1"]
+    assert block_records({}) == []
+    exponents = {"exponent_block": 16, "exponent_axis": "channel", "activation_block": 8}
+    config = NetworkConfig(blocks={"layer1": dataclasses.replace(block, **exponents)}).to_json()
+    assert block_records(config) == [{**BLOCKS[1], **exponents}]

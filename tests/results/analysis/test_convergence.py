@@ -9,7 +9,7 @@ def test_history_counts_the_time_of_all_trials(ledger, make_row):
     """Trials start a minute apart and end after 30 s; a failed one takes time and adds nothing."""
     for number, top1 in enumerate((0.5, 0.4, None, 0.9, 0.8)):
         failed = {"status": TrialStatus.FAILED, "error": "diverged"} if top1 is None else {}
-        ledger.append(make_row(number=number, val_top1=top1, total_s=10.0 * (number + 1), **failed))
+        ledger.append(make_row(number=number, score=top1, total_s=10.0 * (number + 1), **failed))
     summary = summarize(ledger, "demo")
     found = anytime_hypervolume(summary)
     assert found["trials"] == [1, 3, 4]

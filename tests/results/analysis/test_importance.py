@@ -22,7 +22,12 @@ CHOICES = {
     "a": {"harmonics_y": [1, 2, 3], "harmonics_x": [1, 2, 3], "pruning_rate": [None, 0.5], "groups": [1, 2]},
     "b": {"bits": [4, 6, 8, None], "exponent_block": [16]},
 }
-RECORD = {"objectives": ["val_top1", "size_bytes", "flops"], "uncompressed": {}, "choices": CHOICES}
+RECORD = {
+    "score_name": "val_top1",
+    "objectives": ["val_top1", "size_bytes", "flops"],
+    "uncompressed": {},
+    "choices": CHOICES,
+}
 Rule = Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]
 
 
@@ -183,7 +188,7 @@ def test_effects_and_shares_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     for value, row in effects.items():
         has = (y == value).to_numpy()
         assert row["n"] == has.sum()
-        assert row["val_top1"] == pytest.approx(frame["val_top1"][has].mean())
+        assert row["score"] == pytest.approx(frame["val_top1"][has].mean())
         assert row["size_bytes"] == pytest.approx(np.prod(frame["size_bytes"][has] ** (1.0 / has.sum())))
         assert shared[value]["all"] == pytest.approx(has.mean())
         assert shared[value]["front"] == pytest.approx(has[on_front].mean())

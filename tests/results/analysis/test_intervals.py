@@ -5,17 +5,17 @@ from layers.errors import UsageError
 from results.analysis.intervals import wilson_interval
 
 
-def test_ends_solve_the_score_equation(rng):
+def test_ends_solve_the_score_equation(np_rng):
     for _ in range(50):
-        n = int(rng.integers(1, 5000))
-        fraction = int(rng.integers(0, n + 1)) / n
+        n = int(np_rng.integers(1, 5000))
+        fraction = int(np_rng.integers(0, n + 1)) / n
         for end in wilson_interval(fraction, n):
             assert abs(fraction - end) == pytest.approx(1.959963984540054 * np.sqrt(end * (1 - end) / n), abs=1e-6)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says(rng):
+def test_interval_covers_the_truth_about_as_often_as_it_says(np_rng):
     truth, n = 0.9, 360
-    hits = [low <= truth <= high for low, high in (wilson_interval(k / n, n) for k in rng.binomial(n, truth, 4000))]
+    hits = [low <= truth <= high for low, high in (wilson_interval(k / n, n) for k in np_rng.binomial(n, truth, 4000))]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
 
 

@@ -1,9 +1,8 @@
 import pytest
 
-from layers.errors import UsageError
 from results.analysis.summary import summarize
-from results.formatting import cost_axis, format_metrics, percent
-from results.pareto.front import front, hypervolume, knee
+from results.pareto.front import front, knee
+from results.pareto.hypervolume import hypervolume
 from results.schema import TrialStatus
 from tests.results.conftest import UNCOMPRESSED
 
@@ -27,15 +26,6 @@ def test_summary_of_nothing(ledger):
 
 def test_baseline_keeps_what_is_a_number(ledger):
     ledger.update_study("demo", {"uncompressed": {**UNCOMPRESSED, "latency_ms": None, "note": "measured"}})
-    assert summarize(ledger, "demo").baseline == UNCOMPRESSED
-
-
-def test_figures_are_said_in_units_people_read():
-    row = {"val_top1": 0.92345, "size_bytes": 12_345, "flops": 1_234_567, "latency_ms": 1.2345}
-    assert format_metrics(row) == "92.34 % · 12.3 kB · 1.23 MFLOPs · 1.23 ms"
-    assert format_metrics({"latency_ms": 1.2345, "latency_b64_ms": 30.04}) == "1.23 ms · 30 ms for 64"
-    assert cost_axis("latency_b64_ms") == ("latency at batch 64 (ms)", 1.0)
-    assert format_metrics({"val_top1": None, "size_bytes": 5_000_000}) == "5,000.0 kB"
-    assert percent(None) == "-"
-    with pytest.raises(UsageError, match="cost 'speed' is unknown; allowed are size_bytes, flops"):
-        cost_axis("speed")
+    numbers = {name: value for name, value in UNCOMPRESSED.items() if name != "metrics"}
+    assert summarize(ledger, "demo").baseline == numbers
+    assert summarize(ledger, "demo").score_name == "val_top1"

@@ -101,11 +101,11 @@ def test_columns_of_earlier_versions_are_read_alone(random_rows):
         )
 
 
-def test_blocks_of_version_1_gain_a_null_wherever_lists_begin(rng):
+def test_blocks_of_version_1_gain_a_null_wherever_lists_begin(np_rng):
     kind, old = SCHEMA.field("blocks").type, version_1(to_table([])).schema.field("blocks").type
     entry = {**dict.fromkeys(field.name for field in kind.value_type), "block": "fc"}
-    lists = [[{**entry, "bits": int(bits)} for bits in rng.integers(2, 9, n)] for n in rng.integers(0, 4, 40)]
-    lists = [None if rng.random() < 0.2 else one for one in lists] + [[None, entry], [], None]
+    lists = [[{**entry, "bits": int(bits)} for bits in np_rng.integers(2, 9, n)] for n in np_rng.integers(0, 4, 40)]
+    lists = [None if np_rng.random() < 0.2 else one for one in lists] + [[None, entry], [], None]
     for column in (lists, lists[-1:], [[]], []):
         table = pa.table({"blocks": pa.array(column, type=old)})
         for start in (0, len(column) // 2):
@@ -126,9 +126,9 @@ def test_blocks_that_lack_another_knob_are_refused():
         select_columns(pa.table({"blocks": column}), ["blocks"], study="demo", path="x")
 
 
-def test_bytes_that_are_not_parquet_are_refused_by_name(rng, make_row):
+def test_bytes_that_are_not_parquet_are_refused_by_name(np_rng, make_row):
     whole = encode(to_table([make_row()]))
-    for data in (b"", rng.bytes(200), whole[: len(whole) // 2]):
+    for data in (b"", np_rng.bytes(200), whole[: len(whole) // 2]):
         with pytest.raises(OvertoneError, match=r"^'runs/x.parquet' is not a readable Parquet file: [^\n]+$"):
             decode(data, study="demo", path="runs/x.parquet")
 

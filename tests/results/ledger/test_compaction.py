@@ -46,8 +46,8 @@ def test_compaction_keeps_every_row_in_one_file(ledger, random_rows):
 
 
 def test_compaction_drops_superseded_rows(ledger, make_row):
-    row = make_row(number=1, val_top1=0.9)
-    _fill(ledger, [row, replace(row, val_top1=0.2, finished_at=row.finished_at + timedelta(1)), make_row(number=2)])
+    row = make_row(number=1, score=0.9)
+    _fill(ledger, [row, replace(row, score=0.2, finished_at=row.finished_at + timedelta(1)), make_row(number=2)])
     ledger.compact("demo")
     folder = ledger.store.path_of(FOLDER)
     found = duckdb.connect().sql(f"select number, val_top1 from read_parquet('{folder}/*.parquet') order by 1")

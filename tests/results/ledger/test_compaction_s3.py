@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 
 def test_compaction_of_an_object_store_keeps_rows_and_front(s3_store, random_rows):
     writer, reader, rows = Ledger(s3_store), Ledger(s3_store), random_rows(30)
-    writer.create_study("demo", {"objectives": ["val_top1", "size_bytes"]})
+    writer.create_study("demo", {"score_name": "val_top1", "objectives": ["val_top1", "size_bytes"]})
     for row in rows[:20]:
         writer.append(row)
     before = reader.write_front("demo")

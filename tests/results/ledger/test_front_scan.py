@@ -16,7 +16,7 @@ NAMES = ["val_top1", "size_bytes", "latency_ms"]
 
 @pytest.fixture
 def study(ledger):
-    ledger.create_study("walk", {"objectives": NAMES})
+    ledger.create_study("walk", {"score_name": "val_top1", "objectives": NAMES})
     return ledger
 
 
@@ -26,14 +26,14 @@ def _random_row(make_row, rng, number):
         study="walk",
         trial=f"t{number}",
         number=number,
-        val_top1=int(rng.integers(1, 8)) / 8,
+        score=int(rng.integers(1, 8)) / 8,
         size_bytes=int(rng.integers(1, 8)),
         latency_ms=float(rng.integers(1, 5)) if rng.random() < 0.9 else float("nan"),
     )
     row = replace(row, finished_at=row.started_at + timedelta(minutes=int(rng.integers(0, 10_000))))
     if rng.random() < 0.2:
         status = TrialStatus.FAILED if rng.random() < 0.5 else TrialStatus.PRUNED
-        row = replace(row, status=status, val_top1=None, error="died")
+        row = replace(row, status=status, score=None, error="died")
     return replace(row, repeat_of="t0") if rng.random() < 0.05 else row
 
 
@@ -41,14 +41,14 @@ def _counting_rows(rows):
     """The documented rule, row by row."""
     best = {}
     for row in rows:
-        key = (row.status == "finished", row.finished_at, row.val_top1 or -1.0)
+        key = (row.status == "finished", row.finished_at, row.score or -1.0)
         if row.trial not in best or key > best[row.trial][0]:
             best[row.trial] = (key, row)
     return [row for _, row in best.values() if row.repeat_of is None]
 
 
 def _loss(row):
-    values = (-row.val_top1 if row.val_top1 is not None else np.nan, row.size_bytes, row.latency_ms)
+    values = (-row.score if row.score is not None else np.nan, row.size_bytes, row.latency_ms)
     return values if row.status == "finished" and np.isfinite(values).all() else None
 
 
@@ -62,26 +62,28 @@ def _slow_front(rows):
 
 
 def _found(table):
-    return {(r["trial"], (-r["val_top1"], r["size_bytes"], r["latency_ms"])) for r in table.to_pylist()}
+    return {(r["trial"], (-r["score"], r["size_bytes"], r["latency_ms"])) for r in table.to_pylist()}
 
 
 @pytest.mark.parametrize("repeats", [0.0, 0.05, 0.5])
-def test_front_brought_up_to_date_equals_the_front_of_all_rows(study, make_row, rng, repeats):
+def test_front_brought_up_to_date_equals_the_front_of_all_rows(study, make_row, np_rng, repeats):
     rows, ledger = [], study
     for step in range(60):
-        many = 1 if rng.random() < 0.8 else int(rng.integers(2, 6))
-        numbers = [int(rng.integers(0, step + 1)) if rng.random() < repeats else 10 * step + i for i in range(many)]
-        new = [_random_row(make_row, rng, number) for number in numbers]
+        many = 1 if np_rng.random() < 0.8 else int(np_rng.integers(2, 6))
+        numbers = [
+            int(np_rng.integers(0, step + 1)) if np_rng.random() < repeats else 10 * step + i for i in range(many)
+        ]
+        new = [_random_row(make_row, np_rng, number) for number in numbers]
         rows += new
         if many > 1:
             ledger.append_many(new)
         else:
             ledger.append(new[0])
-        if rng.random() < 0.1:
-            (ledger if rng.random() < 0.5 else Ledger(ledger.store)).compact("walk")
-        if rng.random() < 0.15:
+        if np_rng.random() < 0.1:
+            (ledger if np_rng.random() < 0.5 else Ledger(ledger.store)).compact("walk")
+        if np_rng.random() < 0.15:
             ledger = Ledger(ledger.store)
-        if rng.random() < 0.7:
+        if np_rng.random() < 0.7:
             assert _found(ledger.write_front("walk")) == _slow_front(rows)
             kept = pq.read_table(ledger.store.path_of("fronts/study=walk/front.parquet"), partitioning=None)
             assert _found(kept) == _slow_front(rows)
@@ -110,10 +112,10 @@ def test_new_trial_does_not_read_the_old_ones(study, make_row, monkeypatch):
 
 
 def test_retried_member_gives_back_what_it_dominated(study, make_row):
-    good = make_row(study="walk", number=1, val_top1=0.9, latency_ms=1.0)
-    study.append_many([good, make_row(study="walk", number=2, val_top1=0.5, latency_ms=1.0)])
+    good = make_row(study="walk", number=1, score=0.9, latency_ms=1.0)
+    study.append_many([good, make_row(study="walk", number=2, score=0.5, latency_ms=1.0)])
     assert study.write_front("walk").column("number").to_pylist() == [1]
-    study.append(replace(good, val_top1=0.1, finished_at=good.finished_at + timedelta(hours=1)))
+    study.append(replace(good, score=0.1, finished_at=good.finished_at + timedelta(hours=1)))
     assert study.write_front("walk").column("number").to_pylist() == [2]
     study.append(replace(good, status=TrialStatus.FAILED, error="x", finished_at=good.finished_at + timedelta(hours=2)))
     assert study.write_front("walk").column("number").to_pylist() == [2]
@@ -122,10 +124,10 @@ def test_retried_member_gives_back_what_it_dominated(study, make_row):
 
 
 def test_row_that_ended_before_the_one_that_counts_does_not_enter(study, make_row):
-    bad = make_row(study="walk", number=1, val_top1=0.1, latency_ms=1.0, size_bytes=9)
-    study.append_many([bad, make_row(study="walk", number=0, val_top1=0.5, latency_ms=1.0, size_bytes=5)])
+    bad = make_row(study="walk", number=1, score=0.1, latency_ms=1.0, size_bytes=9)
+    study.append_many([bad, make_row(study="walk", number=0, score=0.5, latency_ms=1.0, size_bytes=5)])
     assert study.write_front("walk").column("number").to_pylist() == [0]
-    study.append(replace(bad, val_top1=0.9, finished_at=bad.finished_at - timedelta(seconds=1)))
+    study.append(replace(bad, score=0.9, finished_at=bad.finished_at - timedelta(seconds=1)))
     assert study.write_front("walk").column("number").to_pylist() == [0]
 
 
@@ -134,7 +136,12 @@ def test_kept_front_that_cannot_be_trusted_is_computed_anew(study, make_row, spo
     study.append(make_row(study="walk", number=0, latency_ms=1.0))
     expected, name = study.write_front("walk"), "fronts/study=walk/front.parquet"
     wrong = to_table([make_row(study="walk", number=5, latency_ms=1.0)]).drop_columns(["study"])
-    said = {"objectives": ["val_top1", "macs"], "latest": 0, "files": study.store.list("trials/study=walk")}
+    said = {
+        "score_name": "val_top1",
+        "objectives": ["val_top1", "macs"],
+        "latest": 0,
+        "files": study.store.list("trials/study=walk"),
+    }
     metadata = {"overtone": json.dumps(said)} if spoil == "objectives" else None
     sink = pa.BufferOutputStream()
     pq.write_table(wrong.replace_schema_metadata(metadata), sink)
@@ -143,8 +150,8 @@ def test_kept_front_that_cannot_be_trusted_is_computed_anew(study, make_row, spo
 
 
 def test_trial_file_that_was_taken_away_by_hand_leaves_the_front(study, make_row):
-    study.append(make_row(study="walk", number=0, latency_ms=1.0, val_top1=0.5))
-    name = study.append(make_row(study="walk", number=1, latency_ms=1.0, val_top1=0.9))
+    study.append(make_row(study="walk", number=0, latency_ms=1.0, score=0.5))
+    name = study.append(make_row(study="walk", number=1, latency_ms=1.0, score=0.9))
     assert study.write_front("walk").column("number").to_pylist() == [1]
     study.store.delete(name)
     assert study.write_front("walk").column("number").to_pylist() == [0]

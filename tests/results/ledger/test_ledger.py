@@ -14,7 +14,7 @@ from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from results.schema import LEDGER_VERSION, SCHEMA, TrialStatus, to_table
 
-OBJECTIVES = {"objectives": ["val_top1", "size_bytes"]}
+OBJECTIVES = {"score_name": "val_top1", "objectives": ["val_top1", "size_bytes"]}
 
 
 def test_study_comes_back_with_its_record(ledger):
@@ -48,7 +48,7 @@ def test_study_is_created_once_and_with_known_objectives(ledger):
     with pytest.raises(UsageError, match="study 'demo' exists already"):
         ledger.create_study("demo", OBJECTIVES)
     with pytest.raises(UsageError, match="objective 'speed' is unknown"):
-        ledger.create_study("other", {"objectives": ["val_top1", "speed"]})
+        ledger.create_study("other", {"score_name": "val_top1", "objectives": ["val_top1", "speed"]})
     assert ledger.studies() == ["demo"]
 
 
@@ -66,7 +66,7 @@ def test_record_must_be_plain_json(ledger):
 
 
 def test_damaged_or_newer_record_is_named(ledger):
-    ledger.store.write_bytes("studies/torn.json", b'{"objectives": [')
+    ledger.store.write_bytes("studies/torn.json", b'{"score_name": "val_top1", "objectives": [')
     with pytest.raises(OvertoneError, match=r"torn\.json' is not readable JSON"):
         ledger.study("torn")
     ledger.store.write_bytes("studies/list.json", b"[]")
@@ -101,12 +101,12 @@ def test_trials_seen_by_a_reader_grow_with_the_writer(ledger, make_row):
         assert reader.trials("demo").num_rows == number + 1
 
 
-def test_repeated_trial_keeps_the_newest_finished_row(ledger, make_row, rng):
-    row = make_row(number=4, val_top1=0.5)
-    newest = replace(row, val_top1=0.7, finished_at=row.finished_at + timedelta(hours=1))
+def test_repeated_trial_keeps_the_newest_finished_row(ledger, make_row, np_rng):
+    row = make_row(number=4, score=0.5)
+    newest = replace(row, score=0.7, finished_at=row.finished_at + timedelta(hours=1))
     failed = replace(row, status=TrialStatus.FAILED, error="died", finished_at=row.finished_at + timedelta(hours=2))
     rows = [row, newest, failed, make_row(number=5)]
-    for index in rng.permutation(len(rows)):
+    for index in np_rng.permutation(len(rows)):
         ledger.append(rows[index])
     assert ledger.trials("demo").equals(to_table([newest, rows[3]]))
 
@@ -189,8 +189,8 @@ def test_front_is_kept_beside_the_trials(full_ledger):
     assert kept.column("trial").to_pylist() == front.column("trial").to_pylist()
 
 
-def test_models_are_kept_once_by_content(ledger, tmp_path, rng):
-    data = rng.bytes(1000)
+def test_models_are_kept_once_by_content(ledger, tmp_path, np_rng):
+    data = np_rng.bytes(1000)
     (tmp_path / "model.safetensors").write_bytes(data)
     assert not ledger.has_model(hashlib.sha256(data).hexdigest())
     digest = ledger.put_model(tmp_path / "model.safetensors")
@@ -201,9 +201,9 @@ def test_models_are_kept_once_by_content(ledger, tmp_path, rng):
     assert len(ledger.store.list("models")) == 1
 
 
-def test_models_of_a_remote_store_are_checked_copies(tmp_path, monkeypatch, rng):
+def test_models_of_a_remote_store_are_checked_copies(tmp_path, monkeypatch, np_rng):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    ledger, data = Ledger(Store("mock:///bucket")), rng.bytes(1000)
+    ledger, data = Ledger(Store("mock:///bucket")), np_rng.bytes(1000)
     digest = ledger.put_model(data)
     path = ledger.model_path(digest)
     assert path.is_relative_to(tmp_path)
@@ -225,8 +225,8 @@ def test_missing_model_is_named(ledger):
         ledger.put_model(ledger.store.path_of("none.safetensors"))
 
 
-def test_a_model_that_a_worker_left_is_taken_once(ledger, rng):
-    data = rng.bytes(100)
+def test_a_model_that_a_worker_left_is_taken_once(ledger, np_rng):
+    data = np_rng.bytes(100)
     digest = hashlib.sha256(data).hexdigest()
     for name in ("checkpoints/a", "checkpoints/b"):
         ledger.store.write_bytes(name, data)

@@ -12,7 +12,7 @@ from results.objectives import parse_objectives
 from results.pareto.dominance import front_mask
 from results.schema import LEDGER_VERSION, SCHEMA, to_table
 
-OBJECTIVES = parse_objectives(["val_top1", "size_bytes"])
+OBJECTIVES = parse_objectives(["val_top1", "size_bytes"], score_name="val_top1")
 
 
 @pytest.fixture
@@ -37,16 +37,16 @@ def test_front_comes_first_and_every_row_comes_back(store, random_rows):
     assert first == set(table.filter(pa.array(members)).column("trial").to_pylist())
 
 
-def test_rows_are_taken_by_their_positions(store, random_rows, rng):
+def test_rows_are_taken_by_their_positions(store, random_rows, np_rng):
     segment = Segment(store, _written(store, encode_segment(to_table(random_rows(60)), OBJECTIVES)), "demo")
     whole = pa.concat_tables(segment.chunks(SCHEMA.names))
-    positions = np.sort(rng.choice(60, 20, replace=False))
+    positions = np.sort(np_rng.choice(60, 20, replace=False))
     assert segment.take(positions).equals(whole.take(positions))
     assert segment.take(positions[:0]).num_rows == 0
 
 
 def test_row_groups_that_ended_before_are_left_out(store, make_row):
-    rows = [make_row(number=n, val_top1=0.5 + n / 100, size_bytes=10 - n) for n in (9, 1, 2)]
+    rows = [make_row(number=n, score=0.5 + n / 100, size_bytes=10 - n) for n in (9, 1, 2)]
     segment = Segment(store, _written(store, encode_segment(to_table(rows), OBJECTIVES)), "demo")
     at = {row.number: int(row.finished_at.timestamp() * 1e6) for row in rows}
     read = {since: sum(chunk.num_rows for chunk in segment.chunks(["trial"], since=since)) for since in at.values()}

@@ -11,8 +11,8 @@ from results.ledger.store import MissingFile, Store
 class ContractOfStores:
     """What every kind of store does alike."""
 
-    def test_reads_what_was_written_and_replaces_it(self, store, rng):
-        first, second = rng.bytes(10_000), rng.bytes(7)
+    def test_reads_what_was_written_and_replaces_it(self, store, np_rng):
+        first, second = np_rng.bytes(10_000), np_rng.bytes(7)
         store.write_bytes("a/b/file.bin", first)
         assert store.read_bytes("a/b/file.bin") == first
         store.write_bytes("a/b/file.bin", second)
@@ -31,8 +31,8 @@ class ContractOfStores:
         assert store.list("t", ".parquet") == ["t/a.parquet", "t/z.parquet"]
         assert store.list("t/") == ["t/a.json", "t/a.parquet", "t/z.parquet"]
 
-    def test_opens_a_file_to_read_a_part(self, store, rng):
-        data = rng.bytes(1000)
+    def test_opens_a_file_to_read_a_part(self, store, np_rng):
+        data = np_rng.bytes(1000)
         store.write_bytes("a/file.bin", data)
         with store.open("a/file.bin") as file:
             file.seek(100)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from results.formatting_network import format_network
+
 from results.ledger.codec import encode
 from results.ledger.ledger import Ledger
 from results.ledger.segments import segment_name
@@ -36,7 +36,7 @@ def mixed(ledger, make_row):
     """Trial 0 is the file of version 1, 1 and 2 are files of today, 3 and 4 a segment of version 1, 5 to 7 of today."""
     ledger.store.write_bytes("studies/demo.json", json.dumps({**RECORD, "ledger_version": 1}).encode())
     ledger.store.write_bytes(f"{FOLDER}/{OLD}-0.parquet", (ASSETS / "trial-v1.parquet").read_bytes())
-    rows = [make_row(number=n, size_bytes=20_000 - n, val_top1=0.5 + n / 100) for n in range(8)]
+    rows = [make_row(number=n, size_bytes=20_000 - n, score=0.5 + n / 100) for n in range(8)]
     today = [TrialRow.from_record({**row.to_record(), "blocks": [FILTER]}) for row in rows]
     for row in today[1:3]:
         ledger.append(row)
@@ -112,7 +112,7 @@ def test_compaction_makes_one_file_of_today(mixed):
 def test_what_version_3_added_is_null_in_earlier_rows(ledger, make_row, older):
     """Trial 0 is an old file, 1 and 2 an old segment, 3 a file of today, 4 and 5 a segment of today."""
     rows = [
-        make_row(number=n, val_top1=0.5 + n / 100, val_top5=0.9 + n / 100, latency_ms=1.0, latency_b64_ms=70.0 - n)
+        make_row(number=n, score=0.5 + n / 100, val_top5=0.9 + n / 100, latency_ms=1.0, latency_b64_ms=70.0 - n)
         for n in range(6)
     ]
     ledger.store.write_bytes(f"{FOLDER}/{OLD}-0.parquet", encode(older(to_table(rows[:1]))))
@@ -138,8 +138,8 @@ def test_what_version_3_added_is_null_in_earlier_rows(ledger, make_row, older):
 
 
 def test_front_by_latency_of_a_batch_leaves_out_rows_that_lack_it(ledger, make_row):
-    ledger.create_study("fast", {"objectives": ["val_top1", "latency_b64_ms"]})
-    rows = [make_row(study="fast", number=n, val_top1=0.9 - n / 100, latency_b64_ms=9.0 - n) for n in range(4)]
+    ledger.create_study("fast", {"score_name": "val_top1", "objectives": ["val_top1", "latency_b64_ms"]})
+    rows = [make_row(study="fast", number=n, score=0.9 - n / 100, latency_b64_ms=9.0 - n) for n in range(4)]
     ledger.store.write_bytes("trials/study=fast/old.parquet", encode(version_2(to_table(rows[:1]))))
     for row in rows[1:]:
         ledger.append(row)

@@ -35,32 +35,33 @@ def _slow_ranks(points):
 def _points(rows, names):
     """Lower is better, None where a row takes no part."""
     for row in rows:
-        values = [-row[name] if name == "val_top1" else row[name] for name in names if row[name] is not None]
+        columns = {name: "score" if name == "val_top1" else name for name in names}
+        values = [-row[c] if c == "score" else row[c] for c in columns.values() if row[c] is not None]
         usable = row["status"] == "finished" and len(values) == len(names) and all(map(math.isfinite, values))
         yield values if usable else None
 
 
 @pytest.mark.parametrize("names", SETS)
 @pytest.mark.parametrize("count", [0, 1, 80])
-def test_ranks_equal_the_slow_oracle_on_shuffled_rows(random_rows, rng, names, count):
+def test_ranks_equal_the_slow_oracle_on_shuffled_rows(random_rows, np_rng, names, count):
     rows = random_rows(count)
-    table = to_table([rows[i] for i in rng.permutation(count)])
+    table = to_table([rows[i] for i in np_rng.permutation(count)])
     points = list(_points(table.to_pylist(), names))
     taking_part = np.array([point is not None for point in points], dtype=bool)
     expected = np.full(count, -1)
     expected[taking_part] = _slow_ranks(np.array([point for point in points if point]).reshape(-1, len(names)))
-    found = ranks(table, parse_objectives(names))
+    found = ranks(table, parse_objectives(names, score_name="val_top1"))
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(found == 0, front_mask(table, parse_objectives(names)))
+    np.testing.assert_array_equal(found == 0, front_mask(table, parse_objectives(names, score_name="val_top1")))
 
 
 @pytest.mark.parametrize("objectives", [2, 3, 4])
 @pytest.mark.parametrize("levels", [3, 12, 10**6])
 @pytest.mark.parametrize("grid", [True, False])
-def test_points_beside_a_front_equal_the_slow_oracle(rng, monkeypatch, objectives, levels, grid):
+def test_points_beside_a_front_equal_the_slow_oracle(np_rng, monkeypatch, objectives, levels, grid):
     """Few levels for ties and duplicates on the edges of the grid; points and front share values."""
     monkeypatch.setattr(results.pareto.dominance, "_MANY", 0 if grid else 10**9)
-    first, second = rng.integers(0, levels, (2, 150, objectives)).astype(float)
+    first, second = np_rng.integers(0, levels, (2, 150, objectives)).astype(float)
     beside = first[_slow_mask(first)]
     expected = _slow_mask(np.vstack([beside, second]))[len(beside) :]
     np.testing.assert_array_equal(nondominated(second, beside), expected)
@@ -69,19 +70,24 @@ def test_points_beside_a_front_equal_the_slow_oracle(rng, monkeypatch, objective
 
 
 def test_limits_bound_who_takes_part(random_rows):
-    table, objectives = to_table(random_rows(200)), parse_objectives(["val_top1", "size_bytes", "flops"])
+    table, objectives = (
+        to_table(random_rows(200)),
+        parse_objectives(["val_top1", "size_bytes", "flops"], score_name="val_top1"),
+    )
     limits = {"size_bytes": 100_000, "val_top1": 0.5, "latency_ms": 4}
     rows = [
         row
         for row in table.to_pylist()
         if row["status"] == "finished"
         and row["size_bytes"] <= 100_000
-        and row["val_top1"] >= 0.5
+        and row["score"] >= 0.5
         and (row["latency_ms"] or 99) <= 4
     ]
     found = front(table, objectives, limits).column("trial").to_pylist()
     points = np.array(list(_points(rows, ["val_top1", "size_bytes", "flops"])))
     assert set(found) == {row["trial"] for row, kept in zip(rows, _slow_mask(points), strict=True) if kept}
     assert (ranks(table, objectives, limits) >= 0).sum() == len(rows)
-    with pytest.raises(UsageError, match="limit on 'speed' is unknown; allowed are val_top1, size_bytes"):
+    same = {"score" if name == "val_top1" else name: worst for name, worst in limits.items()}
+    assert front(table, objectives, same).column("trial").to_pylist() == found
+    with pytest.raises(UsageError, match=r"limit \(='speed'\) must be on one of score, size_bytes, .*, val_top1"):
         front(table, objectives, {"speed": 1.0})

@@ -27,8 +27,8 @@ def test_query_gives_all_columns_by_number(full_ledger):
 
 def test_where_sort_and_limit_match_a_plain_loop(full_ledger, rows):
     frame = query(full_ledger, "demo", where="size_bytes < 100000 and val_top1 > 0.4", sort="val_top1", limit=5)
-    kept = [row for row in rows if row["size_bytes"] < 100_000 and (row["val_top1"] or 0) > 0.4]
-    kept.sort(key=lambda row: (-row["val_top1"], row["number"]))
+    kept = [row for row in rows if row["size_bytes"] < 100_000 and (row["score"] or 0) > 0.4]
+    kept.sort(key=lambda row: (-row["score"], row["number"]))
     assert frame["trial"].tolist() == [row["trial"] for row in kept[:5]]
 
 
@@ -56,20 +56,20 @@ def test_columns_are_those_named_in_their_order_and_sorting_may_use_others(full_
 
 def test_a_condition_may_ask_for_the_baseline(full_ledger, rows):
     frame = query(full_ledger, "demo", where="val_top1 >= (select val_top1 from baseline) - 0.1")
-    near = [row["trial"] for row in rows if (row["val_top1"] or 0) >= UNCOMPRESSED["val_top1"] - 0.1]
+    near = [row["trial"] for row in rows if (row["score"] or 0) >= UNCOMPRESSED["val_top1"] - 0.1]
     assert frame["trial"].tolist() == near
 
 
 def test_a_front_says_over_how_many_seeds_it_was_measured(ledger, make_row):
-    ledger.append(make_row(number=0, val_top1=0.9))
-    ledger.append(make_row(number=1, val_top1=0.95, size_bytes=30_000))
+    ledger.append(make_row(number=0, score=0.9))
+    ledger.append(make_row(number=1, score=0.95, size_bytes=30_000))
     for seed, value in ((1, 0.92), (2, 0.91)):
-        ledger.append(make_row(number=1, trial=f"r{seed}", repeat_of="t000000001", seed=seed, val_top1=value))
+        ledger.append(make_row(number=1, trial=f"r{seed}", repeat_of="t000000001", seed=seed, score=value))
     frame = query(ledger, "demo", front=True)
     assert frame.columns.tolist() == [*SCHEMA.names, *CONFIDENCE_SCHEMA.names[1:]]
     assert frame["seeds"].tolist() == [1, 3]
-    assert frame["val_top1_mean"].tolist() == pytest.approx([0.9, (0.95 + 0.92 + 0.91) / 3])
-    assert frame["val_top1_low"].isna().tolist() == [True, False]
+    assert frame["score_mean"].tolist() == pytest.approx([0.9, (0.95 + 0.92 + 0.91) / 3])
+    assert frame["score_low"].isna().tolist() == [True, False]
     assert frame["val_top1"].tolist() == [0.9, 0.95]
     found = sql(
         ledger,
@@ -209,12 +209,12 @@ def test_an_unknown_table_names_those_there_are(full_ledger):
 
 def test_pick_finds_best_knee_and_trial(full_ledger, rows):
     finished = [row for row in rows if row["status"] == "finished"]
-    assert pick(full_ledger, "demo", "best")["val_top1"] == max(row["val_top1"] for row in finished)
+    assert pick(full_ledger, "demo", "best")["val_top1"] == max(row["score"] for row in finished)
     assert pick(full_ledger, "demo", "t000000012") == rows[12]
     assert pick(full_ledger, "demo", "t00000001", where="number = 12") == rows[12]
     small = [row for row in finished if row["size_bytes"] < 60_000]
     picked = pick(full_ledger, "demo", "best", where="size_bytes < 60000")
-    assert picked["val_top1"] == max(row["val_top1"] for row in small)
+    assert picked["val_top1"] == max(row["score"] for row in small)
     fronts = full_ledger.front("demo").column("trial").to_pylist()
     assert pick(full_ledger, "demo", "knee")["trial"] in fronts
 

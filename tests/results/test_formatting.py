@@ -1,6 +1,18 @@
-from dataclasses import replace
+import pytest
 
-from results.formatting_network import block_records, format_block, format_network
+from layers.errors import UsageError
+from results.formatting import (
+    cost_axis,
+    format_block,
+    format_flops,
+    format_kilobytes,
+    format_megabytes,
+    format_metrics,
+    format_network,
+    percent,
+    unit_name,
+)
+from results.schema import block_records
 from spaces.config import BlockConfig, NetworkConfig
 from tests.results.conftest import BLOCKS
 
@@ -36,13 +48,20 @@ def test_network_without_any_knob_is_uncompressed():
     assert format_network([]) == "uncompressed"
 
 
-def test_config_becomes_the_rows_of_the_ledger():
-    block = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, transform="scalar", bits=8)
-    config = NetworkConfig(blocks={"layer1": block}).to_json()
-    assert block_records(config, ["conv1", "layer1"]) == list(BLOCKS)
-    assert block_records(config) == [BLOCKS[1]]
-    assert [record["block"] for record in block_records(config, ["layer2"])] == ["layer2", "layer1"]
-    assert block_records({}) == []
-    exponents = {"exponent_block": 16, "exponent_axis": "channel", "activation_block": 8}
-    config = NetworkConfig(blocks={"layer1": replace(block, **exponents)}).to_json()
-    assert block_records(config) == [{**BLOCKS[1], **exponents}]
+def test_figures_are_said_in_units_people_read():
+    row = {"score": 0.92345, "size_bytes": 12_345, "flops": 1_234_567, "latency_ms": 1.2345}
+    assert format_metrics(row) == "92.34 % · 12.3 kB · 1.23 MFLOPs · 1.23 ms"
+    assert format_metrics({"latency_ms": 1.2345, "latency_b64_ms": 30.04}) == "1.23 ms · 30 ms for 64"
+    assert cost_axis("latency_b64_ms") == ("latency at batch 64 (ms)", 1.0)
+    assert format_metrics({"score": None, "size_bytes": 5_000_000}) == "5,000.0 kB"
+    assert percent(None) == "-"
+    with pytest.raises(UsageError, match=r"cost \(='speed'\) must be one of size_bytes, flops"):
+        cost_axis("speed")
+
+
+def test_bytes_and_operations_have_one_text():
+    assert [format_kilobytes(1_234_567), format_kilobytes(1_234_567, ".1f")] == ["1,234.6 kB", "1234.6 kB"]
+    sizes = (999_999, 9_949_000, 10_000_000, 1_500_000_000)
+    assert [format_megabytes(size) for size in sizes] == ["1.0 MB", "9.9 MB", "10 MB", "1.5 GB"]
+    assert [format_flops(1_234_567_890), format_flops(1_234_567, ".3f")] == ["1,234.57 MFLOPs", "1.235 MFLOPs"]
+    assert [unit_name(cost) for cost in ("size_bytes", "flops", "latency_b64_ms")] == ["kB", "MFLOPs", "ms for 64"]
