@@ -16,7 +16,7 @@ from trainers.training.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
     from search.runner.cluster import Resources
-    from search.runner.launch import DashboardOptions
+    from search.runner.dashboards import DashboardOptions
 
 __all__ = [
     *("BaselineRecipeOptions", "BoardOptions", "DataOptions", "ImageOptions", "RecipeOptions", "ResourceOptions"),
@@ -180,6 +180,6 @@ class BoardOptions:
 
     def dashboards(self) -> DashboardOptions:
         """Return the dashboards; imports Ray and Optuna."""
-        from search.runner.launch import DashboardOptions
+        from search.runner.dashboards import DashboardOptions
 
         return DashboardOptions(tensorboard=self.tensorboard, optuna_storage=self.optuna_storage)

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from results.objectives import COSTS
 from search.commands.parsing import SETTINGS
+from search.study.plan import StudyPlan
+from trainers.evaluation import SCORE_NAME
 from trainers.training.recipe import RECIPES
 
 __all__ = [
@@ -185,8 +188,8 @@ Objectives = Annotated[
     list[str] | None,
     option(
         SEARCH,
-        "What to optimize, repeated for each: val_top1 (or score) and costs: size_bytes, flops, latency_ms, "
-        "latency_b64_ms, parameters, macs. Default: val_top1, size_bytes and flops.",
+        f"What to optimize, repeated for each: {SCORE_NAME} (or score) and costs: {', '.join(COSTS)}. Default: "
+        f"{', '.join(StudyPlan.objectives)}.",
         "--objective",
     ),
 ]

@@ -157,6 +157,6 @@ def export(
         format=format,
         out=out,
         rerun_on=parse_device(device) if rerun else None,
-        say=lambda line: err_console.print(line, markup=False, highlight=False, soft_wrap=True),
+        log=lambda line: err_console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
     print_answer({"out": str(out), **card}, export_line(out, card), as_json)

@@ -15,10 +15,18 @@ from results.ledger.store import Store
 from results.queries.query import query, sql
 from results.queries.tables import TABLES
 from results.schema import TrialRow, TrialStatus
-from search.commands.cli import _run
+from search.commands.cli import run
 
 PAGE = (Path(__file__).parents[3] / "docs" / "queries.md").read_text()
-BASELINE = {"val_top1": 0.9, "val_images": 360, "size_bytes": 312_000, "flops": 9_000_000, "macs": 4_500_000}
+METRICS = {"val_top1": 0.9, "val_top5": 0.99, "val_loss": 0.4}
+BASELINE = {
+    "score": 0.9,
+    "metrics": METRICS,
+    "val_images": 360,
+    "size_bytes": 312_000,
+    "flops": 9_000_000,
+    "macs": 4_500_000,
+}
 KNOBS = ("basis", "harmonics_y", "harmonics_x", "pruning_rate", "groups", "transform", "bits", "exponent_block")
 
 
@@ -34,9 +42,9 @@ def _row(number: int, rng: np.random.Generator, **changes: Any) -> TrialRow:
         bits = {"bits": 4 + 2 * int(rng.integers(3)), "exponent_block": 16}
         blocks.append({"block": name, **dict.fromkeys(KNOBS), **series, **bits})
     top1 = np.sort(rng.uniform(0.85, 0.95, 3))
+    measured = [{"score": float(v), "metrics": {**METRICS, "val_top1": float(v)}} for v in top1]
     history = [
-        {"epoch": i + 1, "train_loss": 1.0 / (i + 1), "val_top1": float(v), "val_loss": 0.5, "lr": 0.01, "seconds": 1.0}
-        for i, v in enumerate(top1)
+        {"epoch": i + 1, "train_loss": 1.0 / (i + 1), **measured[i], "lr": 0.01, "seconds": 1.0} for i in range(3)
     ]
     values: dict[str, Any] = {
         **dict.fromkeys(("model", "dataset", "init", "config_digest", "spec_digest"), "x"),
@@ -50,7 +58,9 @@ def _row(number: int, rng: np.random.Generator, **changes: Any) -> TrialRow:
         "epochs_run": 3,
         "started_at": begun,
         "finished_at": begun,
-        "val_top1": float(top1[-1]),
+        **measured[-1],
+        "score_name": "val_top1",
+        "init_score": 0.2,
         "parameters": 10,
         "macs": 10,
         "blocks": blocks,
@@ -62,14 +72,15 @@ def _row(number: int, rng: np.random.Generator, **changes: Any) -> TrialRow:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, session_seed: int) -> Path:
     """A folder whose store `runs` has the study `demo`: 29 trials, one failed, and repeats of one."""
-    rng, folder = np.random.default_rng(), tmp_path_factory.mktemp("queries")
+    rng, folder = np.random.default_rng(session_seed), tmp_path_factory.mktemp("queries")
     ledger = Ledger(Store(folder / "runs"))
-    ledger.create_study("demo", {"objectives": ["val_top1", "size_bytes", "flops"], "uncompressed": BASELINE})
+    record = {"score_name": "val_top1", "objectives": ["val_top1", "size_bytes", "flops"], "uncompressed": BASELINE}
+    ledger.create_study("demo", record)
     for number in range(29):
         ledger.append(_row(number, rng))
-    ledger.append(_row(29, rng, status=TrialStatus.FAILED, error="out of memory", val_top1=None, history=()))
+    ledger.append(_row(29, rng, status=TrialStatus.FAILED, error="out of memory", score=None, metrics={}, history=()))
     best = ledger.front("demo").column("trial").to_pylist()[-1]
     for seed in (1, 2):
         ledger.append(_row(0, rng, trial=f"repeat{seed}", repeat_of=best, seed=seed))
@@ -89,7 +100,7 @@ def test_commands_run(
     monkeypatch.chdir(folder)
     program, *arguments = shlex.split(line)
     assert program == "overtone"
-    assert _run(arguments) == 0, capsys.readouterr().err
+    assert run(arguments) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "demo: 0 trials" not in out
     assert len(out.splitlines()) > 1
@@ -119,12 +130,12 @@ def test_answers_are_those_of_a_plain_loop(folder: Path) -> None:
     ledger = Ledger(Store(folder / "runs"))
     rows = [row for row in ledger.trials("demo").to_pylist() if row["status"] == "finished"]
     where = "val_top1 >= (select val_top1 from baseline) - 0.01"
-    near = [row for row in rows if row["val_top1"] >= BASELINE["val_top1"] - 0.01]
+    near = [row for row in rows if row["score"] >= METRICS["val_top1"] - 0.01]
     found = query(ledger, "demo", where=where, sort="size_bytes", limit=1)
     assert found["size_bytes"].tolist() == [min(row["size_bytes"] for row in near)]
     small = [row for row in rows if row["size_bytes"] <= 100e3 and row["flops"] <= 5e6]
     found = query(ledger, "demo", where="size_bytes <= 100e3 and flops <= 5e6", sort="val_top1", limit=1)
-    assert found["val_top1"].tolist() == [max(row["val_top1"] for row in small)]
+    assert found["val_top1"].tolist() == found["score"].tolist() == [max(row["score"] for row in small)]
     found = sql(ledger, "demo", next(s for s in _fenced("sql") if "layer3" in s))
     layer3 = [(row, next(b for b in row["blocks"] if b["block"] == "layer3")) for row in rows]
     for _, group in found.iterrows():
