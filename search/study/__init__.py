@@ -1,1 +1,1 @@
-"""What a study asks, what its trials share, and what becomes of them in the ledger."""
+"""A study: its settings, what its trials share, and its part of the ledger."""

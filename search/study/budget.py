@@ -1,4 +1,4 @@
-"""Costs that no trial may exceed: known before training, so that an over-budget config never takes a worker."""
+"""Costs that no trial may exceed. They are known before training, so a config over budget never takes a worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from layers import Cost, UsageError
 from spaces import BlockConfig, NetworkConfig, Space
 
-__all__ = ["Budget", "extremes"]
+__all__ = ["Budget", "extremes", "may_try"]
 
 T = TypeVar("T")
 
@@ -30,31 +30,40 @@ class Budget:
         for name in ("max_size", "max_flops"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name} (={value}) must be at least 1.")
+                raise UsageError(f"{name} (={value}) must be at least 1")
 
     def fits(self, cost: Cost) -> bool:
-        """Whether a network of this cost may be tried."""
+        """Return whether a network of this cost may be tried."""
         return (self.max_size is None or cost.size_bytes <= self.max_size) and (
             self.max_flops is None or cost.flops <= self.max_flops
         )
 
     def excess(self, cost: Cost) -> dict[str, float]:
-        """By how much each limit is broken, as a share of it; 0 or less where it is kept."""
+        """Return by how much each limit is broken, as a share of it; 0 or less if it is kept."""
         limits = {"max_size": (self.max_size, cost.size_bytes), "max_flops": (self.max_flops, cost.flops)}
         return {name: value / limit - 1 for name, (limit, value) in limits.items() if limit is not None}
 
-    def fit(self, costs: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
-        """The same as `fits`, for costs by name (m,)."""
+    def fits_each(self, costs: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
+        """Return which of m networks may be tried (m,), from their costs by name (m,)."""
         limits = {"size_bytes": self.max_size, "flops": self.max_flops}
-        kept = [costs[name] <= limit for name, limit in limits.items() if limit is not None]
-        return np.logical_and.reduce([np.ones(len(costs["flops"]), dtype=bool), *kept])
+        within = [costs[name] <= limit for name, limit in limits.items() if limit is not None]
+        return np.logical_and.reduce([np.ones(len(costs["flops"]), dtype=bool), *within])
+
+
+def may_try(config: NetworkConfig, space: Space, budget: Budget) -> bool:
+    """Return whether a config lies in the space and meets the budget."""
+    try:
+        space.encode(config)
+    except UsageError:
+        return False
+    return budget.fits(space.network.cost(config))
 
 
 def extremes(space: Space, budget: Budget) -> tuple[NetworkConfig, NetworkConfig]:
-    """Of the configs that meet the budget that of fewest bytes, and that of least compute.
+    """Return the config of fewest bytes, and that of least compute, among those that meet the budget.
 
     Costs add up over blocks, so the lower front of (bytes, macs) of the network is built block by block, exactly.
-    Raises `UsageError` where no config of the space meets the budget, with what is the least.
+    Raises `UsageError` if no config of the space meets the budget, and names the least costs of the space.
     """
     front: list[tuple[Cost, dict[str, BlockConfig]]] = [(space.network.rest, {})]
     for block in space.choices:
@@ -65,8 +74,8 @@ def extremes(space: Space, budget: Budget) -> tuple[NetworkConfig, NetworkConfig
     fitting = [blocks for cost, blocks in front if budget.fits(cost)]
     if not fitting:
         raise UsageError(
-            f"The budget (max_size={budget.max_size}, max_flops={budget.max_flops}) is met by no config of the space, "
-            f"whose least size is {front[0][0].size_bytes} bytes and least compute {front[-1][0].flops} flops."
+            f"no config of the space meets the budget (max_size={budget.max_size}, max_flops={budget.max_flops}): "
+            f"the least size is {front[0][0].size_bytes} bytes, the least compute {front[-1][0].flops} flops"
         )
     smallest, quickest = (
         NetworkConfig(blocks=blocks, minimum_templates=space.minimum_templates) for blocks in (fitting[0], fitting[-1])
@@ -75,7 +84,7 @@ def extremes(space: Space, budget: Budget) -> tuple[NetworkConfig, NetworkConfig
 
 
 def _lower_front(points: Iterable[tuple[Cost, T]]) -> list[tuple[Cost, T]]:
-    """The points of which none has both fewer bytes and fewer macs, by rising bytes."""
+    """Return the points that no other point beats in both bytes and macs, by rising bytes."""
     front: list[tuple[Cost, T]] = []
     for cost, value in sorted(points, key=lambda point: (point[0].size_bytes, point[0].macs)):
         if not front or cost.macs < front[-1][0].macs:

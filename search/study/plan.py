@@ -1,32 +1,38 @@
-"""A study as asked: plain settings that become the study's record, and come back from it to resume."""
+"""The settings of a study: plain data that become the study's record, and come back from it to resume."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from layers import UsageError
+from layers import OvertoneError, UsageError
+from results.ledger.ledger import RECORD_FORMAT
+from results.objectives import Objective, parse_objectives
 from search.study.budget import Budget
 from spaces import NetworkConfig
 from spaces.blocks import Granularity
 from trainers.data import DataSpec
+from trainers.evaluation import SCORE_NAME
 from trainers.spec import TrialSpec
 from trainers.start.saliency import SALIENCIES
 from trainers.start.start import INITS
 from trainers.training.recipe import TrainingRecipe
 
-__all__ = ["DEFAULT_OBJECTIVES", "StudyPlan"]
+__all__ = ["DEFAULT_OBJECTIVES", "StudyPlan", "check_same_settings"]
 
-DEFAULT_OBJECTIVES = ("val_top1", "size_bytes", "flops")
+DEFAULT_OBJECTIVES = (SCORE_NAME, "size_bytes", "flops")
 _LATENCIES = frozenset({"latency_ms", "latency_b64_ms"})
 """Objectives for which a trial measures latency, both of them at once."""
+_MAY_DIFFER = frozenset({"trials", "weights"})
+"""Settings that may change when a study is resumed: of the weights the content counts, not the path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """What a study asks: which network on which data, what to optimize, how a trial is run."""
+    """The settings of a study: which network on which data, what to optimize, how a trial is run."""
 
     model: str
     weights: str
@@ -44,14 +50,14 @@ class StudyPlan:
     init: str = "calibrated"
     """How compressed weights begin."""
     saliency: str = "magnitude"
-    """By what filters stay as templates."""
+    """What decides which filters stay as templates."""
     epochs: int = 5
     seed: int = 0
     """Seed of the sampler and of every trial."""
     sampler: str = "ehvi"
-    miss_rate: float | None = 0.1
-    """Share of trials that may end above their optimistic forecast, by which trials are stopped early; `None` runs
-    every trial to its end."""
+    miss_rate: float = 0.1
+    """Share of trials that may end above their optimistic forecast, by which trials are stopped early; 0 runs every
+    trial to its end."""
     warm_start: tuple[str, ...] = ()
     """Studies whose finished trials it begins with."""
     trials: int = 24
@@ -61,35 +67,58 @@ class StudyPlan:
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
-            raise UsageError(f"init (={self.init!r}) must be one of {', '.join(INITS)}.")
+            raise UsageError(f"init (={self.init!r}) must be one of {', '.join(INITS)}")
         if self.saliency not in SALIENCIES:
-            raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}.")
+            raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}")
         if self.trials < 1:
-            raise UsageError(f"trials (={self.trials}) must be at least 1.")
-        if self.miss_rate is not None and not 0 < self.miss_rate < 1:
-            raise UsageError(f"miss_rate (={self.miss_rate}) must be at least 0 and below 1.")
+            raise UsageError(f"trials (={self.trials}) must be at least 1")
+        if not 0 <= self.miss_rate < 1:
+            raise UsageError(f"miss_rate (={self.miss_rate}) must be at least 0 and below 1")
         if self.keep not in ("front", "all"):
-            raise UsageError(f"keep (={self.keep!r}) must be front or all.")
+            raise UsageError(f"keep (={self.keep!r}) must be front or all")
+
+    def parsed_objectives(self) -> tuple[Objective, ...]:
+        """Return the objectives; raise `UsageError` if one is unknown."""
+        return parse_objectives(self.objectives, score_name=SCORE_NAME)
+
+    def located(self) -> StudyPlan:
+        """Return the plan for processes with other working directories: paths of data and weights from the root.
+
+        Objectives are spelled by their own names. Raises `UsageError` if one is unknown.
+        """
+        weights = str(Path(self.weights).resolve()) if Path(self.weights).exists() else self.weights
+        names = tuple(objective.name for objective in self.parsed_objectives())
+        return replace(self, data=self.data.absolute(), weights=weights, objectives=names)
 
     def to_record(self) -> dict[str, Any]:
-        """Plain JSON data, the inverse of `from_record`."""
-        record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """Return plain JSON data, the inverse of `from_record`."""
+        settings = {**asdict(self), "recipe": self.recipe.to_json(), "format": RECORD_FORMAT, "score_name": SCORE_NAME}
+        record: dict[str, Any] = json.loads(json.dumps(settings))
         return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> StudyPlan:
-        """The plan in a study's record, which may hold more; one that does not say what it keeps has kept all, and
-        one that does not say whether it stops trials has stopped none.
+        """Return the plan in a study's record, which may hold more.
+
+        Raises `OvertoneError` if the record is of another format, or lacks a setting.
         """
-        record = {"keep": "all", "miss_rate": None, **record}
-        known = {name: record[name] for name in (f.name for f in fields(cls)) if name in record}
-        nested = {"data": DataSpec, "recipe": TrainingRecipe, "budget": Budget}
-        parsed = {name: parse(**known[name]) for name, parse in nested.items() if name in known}
-        lists = {name: tuple(known.get(name, ())) for name in ("objectives", "warm_start")}
-        return cls(**{**known, **parsed, **lists})
+        if record.get("format") != RECORD_FORMAT:
+            raise OvertoneError(f"study {record.get('name')!r} is from a pre-release of Overtone: start a new one")
+        missing = [setting.name for setting in fields(cls) if setting.name not in record]
+        if missing:
+            raise OvertoneError(f"the record of study {record.get('name')!r} lacks {', '.join(missing)}")
+        settings = {setting.name: record[setting.name] for setting in fields(cls)}
+        parsed = {
+            "data": DataSpec(**settings["data"]),
+            "objectives": tuple(settings["objectives"]),
+            "budget": Budget(**settings["budget"]),
+            "recipe": TrainingRecipe.from_json(settings["recipe"]),
+            "warm_start": tuple(settings["warm_start"]),
+        }
+        return cls(**{**settings, **parsed})
 
     def spec(self, config: NetworkConfig, *, weights_sha256: str, data_fingerprint: str) -> TrialSpec:
-        """The trial of one config."""
+        """Return the trial of one config."""
         return TrialSpec(
             model=self.model,
             weights=self.weights,
@@ -104,3 +133,19 @@ class StudyPlan:
             seed=self.seed,
             latency=not _LATENCIES.isdisjoint(self.objectives),
         )
+
+
+def check_same_settings(record: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise `UsageError` if a study's record differs from these settings, naming the first that does."""
+    for key, value in settings.items():
+        stored = record.get(key)
+        if stored == value or key in _MAY_DIFFER:
+            continue
+        if isinstance(stored, dict) and isinstance(value, dict):
+            key, stored, value = next(
+                (f"{key}.{part}", stored.get(part), value.get(part))
+                for part in {**stored, **value}
+                if stored.get(part) != value.get(part)
+            )
+        study = record.get("name")
+        raise UsageError(f"study {study!r} exists with {key} {stored!r}, {value!r} was given: take another name")

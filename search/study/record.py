@@ -1,4 +1,4 @@
-"""From what a trial reported to its row in the ledger."""
+"""From a trial's report to its row in the ledger."""
 
 from __future__ import annotations
 
@@ -11,55 +11,69 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from results.formatting_network import block_records
-from results.schema import TrialRow, TrialStatus
+from results.schema import TrialRow, TrialStatus, block_records
 from spaces import Network, NetworkConfig
+from trainers.evaluation import SCORE_NAME
 from trainers.spec import TrialSpec
 
-__all__ = ["failed_row", "finished_row", "network_config", "pruned_row", "reused_row", "row_accuracies"]
+__all__ = ["failed_row", "finished_row", "network_config", "pruned_row", "reused_row", "row_scores"]
 
-_FINAL = ("val_top1", "val_top5", "val_loss", "latency_ms", "latency_b64_ms")
+_FINAL = ("score", "metrics", "latency_ms", "latency_b64_ms")
+"""Columns that only a trial with all its epochs has."""
 _MEASURED = ("init_score", "config_digest", "spec_digest", "compress_s", "finetune_s", "evaluate_s")
+"""Columns that a trial has from its start on."""
 
 
 def finished_row(
     study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], model_sha256: str | None = None
 ) -> TrialRow:
-    """The row of a trial that ran to its end; `report` is the last one of its actor.
+    """Return the row of a trial that ran to its end; `report` is the last one of its actor.
 
     `model_sha256` is that of the packed file that was measured, whether or not it is kept.
     """
     return TrialRow(
-        **_common(study, suggestion, report),
-        **_measured(report, (*_FINAL, *_MEASURED)),
+        **_identity(study, suggestion, report),
+        **_measurements(report, (*_FINAL, *_MEASURED)),
         status=TrialStatus.FINISHED,
         model_sha256=model_sha256,
     )
 
 
 def pruned_row(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> TrialRow:
-    """The row of a trial that was stopped early: what it measured until then, no final accuracy among it."""
-    return TrialRow(**_common(study, suggestion, report), **_measured(report, _MEASURED), status=TrialStatus.PRUNED)
+    """Return the row of a trial that was stopped early: its measurements until then, without a final score."""
+    return TrialRow(
+        **_identity(study, suggestion, report), **_measurements(report, _MEASURED), status=TrialStatus.PRUNED
+    )
 
 
 def reused_row(study: str, suggestion: Mapping[str, Any], row: Mapping[str, Any]) -> TrialRow:
-    """The row of a trial of which another study's row tells everything: it took no time here."""
+    """Return the row of a trial that another study's row answers: it took no time here."""
     now = datetime.now(UTC)
-    here = {"study": study, "number": suggestion["number"], "trial": suggestion["trial"], "repeat_of": None}
-    spec = {"spec": json.dumps(suggestion["spec"]), "blocks": block_records(suggestion["spec"]["config"])}
-    took = {"started_at": now, "finished_at": now, "total_s": 0.0}
-    origin = {"reused_from": row["reused_from"] or row["study"]}
-    return TrialRow.from_record({**row, **here, **spec, **took, **origin})
+    return TrialRow.from_record(
+        {
+            **row,
+            "study": study,
+            "number": suggestion["number"],
+            "trial": suggestion["trial"],
+            "repeat_of": None,
+            "reused_from": row["reused_from"] or row["study"],
+            "spec": json.dumps(suggestion["spec"]),
+            "blocks": block_records(suggestion["spec"]["config"]),
+            "started_at": now,
+            "finished_at": now,
+            "total_s": 0.0,
+        }
+    )
 
 
 def failed_row(
     study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], error: str, network: Network
 ) -> TrialRow:
-    """The row of a trial that failed, or whose worker died; its costs are known all the same."""
+    """Return the row of a trial that failed, or whose worker died; its costs are known all the same."""
     spec = TrialSpec.from_json(suggestion["spec"])
     cost = network.cost(spec.config)
     return TrialRow(
-        **_common(study, suggestion, report),
+        **_identity(study, suggestion, report),
         status=TrialStatus.FAILED,
         error=error,
         epochs_run=report.get("epochs_run", 0),
@@ -76,19 +90,39 @@ def failed_row(
 
 
 def network_config(row: Mapping[str, Any]) -> NetworkConfig:
-    """The config that a row of the ledger was run with."""
+    """Return the config that a row of the ledger was run with."""
     return TrialSpec.from_json(json.loads(row["spec"])).config
 
 
-def row_accuracies(row: Mapping[str, Any]) -> list[float]:
-    """Validation accuracy before training and after each epoch; none where the row does not know the first."""
+def row_scores(row: Mapping[str, Any]) -> list[float]:
+    """Return a row's score before training and after each epoch; nothing if the row lacks the first."""
     if row["init_score"] is None:
         return []
-    return [row["init_score"], *(epoch["val_top1"] for epoch in row["history"] or ())]
+    return [row["init_score"], *(epoch["score"] for epoch in row["history"] or ())]
 
 
-def _measured(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The columns of what a trial has measured so far."""
+def _identity(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that say which trial it is and where it ran."""
+    spec = suggestion["spec"]
+    return {
+        "study": study,
+        "trial": suggestion["trial"],
+        "number": suggestion["number"],
+        "model": spec["model"],
+        "dataset": spec["data"]["name"],
+        "init": spec["init"],
+        "seed": spec["seed"],
+        "repeat_of": suggestion.get("repeat_of"),
+        "epochs": spec["epochs"],
+        "score_name": SCORE_NAME,
+        "spec": json.dumps(spec),
+        "blocks": tuple(block_records(spec["config"])),
+        "environment": json.dumps(_environment(report)),
+    }
+
+
+def _measurements(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the columns of these names from a trial's result so far, its costs, history and times."""
     result = json.loads(report["result"])
     history = result["history"]
     return {
@@ -103,32 +137,14 @@ def _measured(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _common(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
-    spec = suggestion["spec"]
-    return {
-        "study": study,
-        "trial": suggestion["trial"],
-        "number": suggestion["number"],
-        "model": spec["model"],
-        "dataset": spec["data"]["name"],
-        "init": spec["init"],
-        "seed": spec["seed"],
-        "repeat_of": suggestion.get("repeat_of"),
-        "epochs": spec["epochs"],
-        "spec": json.dumps(spec),
-        "blocks": tuple(block_records(spec["config"])),
-        "environment": json.dumps(_versions(report)),
-    }
-
-
 def _times(started: str | None) -> dict[str, Any]:
     now = datetime.now(UTC)
-    begin = datetime.fromisoformat(started) if started else now
-    return {"started_at": begin, "finished_at": now, "total_s": (now - begin).total_seconds()}
+    start = datetime.fromisoformat(started) if started else now
+    return {"started_at": start, "finished_at": now, "total_s": (now - start).total_seconds()}
 
 
-def _versions(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Whatever else the bits of a result depend on, such as the threads that share out a CPU's sums."""
+def _environment(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whatever else the bits of a result depend on, such as the threads that share out a CPU's sums."""
     threads = {"threads": report["threads"]} if "threads" in report else {}
     return {**_packages(), "python": platform.python_version(), "driver": socket.gethostname(), **threads}
 
