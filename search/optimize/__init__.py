@@ -1,1 +1,1 @@
-"""The search's judgement: which config to try next, and which trial need not be finished."""
+"""Which config to try next, and which trial need not be finished."""

@@ -1,7 +1,7 @@
-"""Points of a space as a sampler handles them, thousands at a time: choices by number, exact costs, and features.
+"""Points of a space as a sampler handles them, thousands at a time: indices of choices, exact costs, and features.
 
-A point is one number for each knob that has a choice, in the order of `Candidates.knobs`: the place of its value. Costs
-add up over blocks and forms are those of single blocks, so each choice of a block is looked at once.
+A point is one index for each knob that has a choice, in the order of `Candidates.knobs`: that of the knob's value.
+Costs add up over blocks and forms are those of single blocks, so each choice of a block is described only once.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """So many points, and what is known of them before any training."""
+    """Points of a space, and what is known of each before any training."""
 
-    numbers: Ints
+    indices: Ints
     """(m, knobs): the points."""
     identity: Ints
-    """(m, blocks): rows are equal where two points make one network."""
+    """(m, blocks): rows are equal if two points make one network."""
     costs: Mapping[str, Floats]
-    """By name, as the ledger has them, (m,)."""
+    """By the names of the ledger's columns, (m,)."""
     features: Floats
-    """(m, d): what accuracy may depend on, each about 0 to 1. Of each block, on average over its layers, the shares of
+    """(m, d): what the score may depend on, each about 0 to 1. Of each block, on average over its layers, the shares of
     harmonics and of filters that are left, and how large rounding errors are; the logarithms of size and compute in
     all."""
 
     def take(self, rows: npt.NDArray[np.bool_]) -> Points:
-        """Those where it is true."""
-        costs = {name: values[rows] for name, values in self.costs.items()}
+        """Return the points at which `rows` (m,) is true."""
         return Points(
-            numbers=self.numbers[rows], identity=self.identity[rows], costs=costs, features=self.features[rows]
+            indices=self.indices[rows],
+            identity=self.identity[rows],
+            costs={name: values[rows] for name, values in self.costs.items()},
+            features=self.features[rows],
         )
 
 
@@ -57,17 +59,17 @@ class Candidates:
         self.space = space
         self.knobs = {name: values for name, values in space.knobs.items() if len(values) > 1}
         names = list(self.knobs)
-        self.places = {
-            block: [place for place, name in enumerate(names) if name.rpartition(".")[0] == block]
+        self.columns = {
+            block: [column for column, name in enumerate(names) if name.rpartition(".")[0] == block]
             for block in space.choices
         }
-        """Of each block, where its knobs are in a point."""
+        """The columns of a point that are a block's, by block."""
         self._blocks = {
-            block: _Block(space, block, {names[place]: self.knobs[names[place]] for place in places})
-            for block, places in self.places.items()
+            block: _Block(space, block, {names[column]: self.knobs[names[column]] for column in columns})
+            for block, columns in self.columns.items()
         }
-        self.uncompressed = _named(space.network.cost(NetworkConfig()))
-        """Costs of the network as it was."""
+        self.uncompressed = _by_name(space.network.cost(NetworkConfig()))
+        """Costs of the uncompressed network."""
 
     @property
     def size(self) -> int:
@@ -75,85 +77,92 @@ class Candidates:
         return prod(len(values) for values in self.knobs.values())
 
     @cached_property
-    def everything(self) -> Points:
+    def all_points(self) -> Points:
         """All points, each network once; for a small space."""
         choices = itertools.product(*(range(len(values)) for values in self.knobs.values()))
-        found = self.look(np.array(list(choices), dtype=np.int64))
-        _, first = np.unique(found.identity, axis=0, return_index=True)
-        return found.take(np.isin(np.arange(len(found.numbers)), first))
+        points = self.describe(np.array(list(choices), dtype=np.int64))
+        _, first = np.unique(points.identity, axis=0, return_index=True)
+        return points.take(np.isin(np.arange(len(points.indices)), first))
 
     def config(self, point: Ints) -> NetworkConfig:
-        """The canonical config that a point (knobs,) stands for."""
-        asked = {name: block.canonical(point[self.places[name]]) for name, block in self._blocks.items()}
-        changed = {name: config for name, config in asked.items() if config != BlockConfig()}
-        return NetworkConfig(blocks=changed, minimum_templates=self.space.minimum_templates)
+        """Return the canonical config that a point (knobs,) stands for."""
+        blocks = {name: block.canonical(point[self.columns[name]]) for name, block in self._blocks.items()}
+        compressed = {name: config for name, config in blocks.items() if config != BlockConfig()}
+        return NetworkConfig(blocks=compressed, minimum_templates=self.space.minimum_templates)
 
     def point(self, config: NetworkConfig) -> Ints:
-        """A point that stands for the config; `UsageError` where it lies outside the space."""
+        """Return a point (knobs,) that stands for the config; raise `UsageError` if it lies outside the space."""
         values = self.space.encode(config)
         return np.array([choices.index(values[name]) for name, choices in self.knobs.items()], dtype=np.int64)
 
-    def look(self, numbers: Ints) -> Points:
-        """What is known of the points (m, knobs)."""
-        looked = [block.look(numbers[:, self.places[name]]) for name, block in self._blocks.items()]
-        rest = _named(self.space.network.rest)
-        sums = sum((found[:, 1 : 1 + len(rest)] for found in looked), np.array(list(rest.values()), dtype=np.float64))
+    def describe(self, indices: Ints) -> Points:
+        """Return the points (m, knobs) with their identity, costs and features."""
+        blocks = [block.describe(indices[:, self.columns[name]]) for name, block in self._blocks.items()]
+        rest = _by_name(self.space.network.rest)
+        sums = sum((block[:, 1 : 1 + len(rest)] for block in blocks), np.array(list(rest.values()), dtype=np.float64))
         costs = dict(zip(rest, sums.T, strict=True))
-        features = [found[:, 1 + len(rest) :] for found in looked]
-        whole = [np.log2(costs[name] / self.uncompressed[name])[:, None] / 8 for name in ("size_bytes", "flops")]
+        features = [block[:, 1 + len(rest) :] for block in blocks]
+        totals = [np.log2(costs[name] / self.uncompressed[name])[:, None] / 8 for name in ("size_bytes", "flops")]
         return Points(
-            numbers=numbers,
-            identity=np.column_stack([found[:, 0] for found in looked]).astype(np.int64),
+            indices=indices,
+            identity=np.column_stack([block[:, 0] for block in blocks]).astype(np.int64),
             costs=costs,
-            features=np.column_stack([*features, *whole]),
+            features=np.column_stack([*features, *totals]),
         )
 
 
 class _Block:
-    """The forms that a block can take, each looked at once: a row with its identity, its costs and its features."""
+    """The forms that a block can take, each described once: a row with its identity, its costs and its features.
+
+    A choice of the block's knobs has one code, its index in the product of the knobs' values.
+    """
 
     def __init__(self, space: Space, block: str, knobs: Mapping[str, tuple[Value, ...]]) -> None:
-        self._space, self._block, self._knobs = space, block, knobs
+        self._space = space
+        self._block = block
+        self._knobs = knobs
         lengths = [len(values) for values in knobs.values()]
-        self._strides = np.array([prod(lengths[place + 1 :]) for place in range(len(lengths))], dtype=np.int64)
+        self._strides = np.array([prod(lengths[column + 1 :]) for column in range(len(lengths))], dtype=np.int64)
         self._rows = dict[int, Floats]()
         self._identities = dict[frozenset[tuple[str, LayerForm]], int]()
         self._canonical = dict[int, BlockConfig]()
 
-    def look(self, choices: Ints) -> Floats:
-        """The rows of the choices (m, knobs): (m, columns)."""
+    def describe(self, choices: Ints) -> Floats:
+        """Return the rows of the choices (m, knobs): (m, columns)."""
         codes, rows = np.unique(choices @ self._strides, return_inverse=True)
         return np.array([self._row(code) for code in codes.tolist()]).reshape(len(codes), len(self._row(0)))[rows]
 
     def canonical(self, choice: Ints) -> BlockConfig:
-        """The config that the choice (knobs,) spells, without knobs that have no effect."""
+        """Return the config that the choice (knobs,) spells, without knobs that have no effect."""
         code = int(choice @ self._strides)
         if code not in self._canonical:
             spelled = NetworkConfig(
                 blocks={self._block: self._spelled(code)}, minimum_templates=self._space.minimum_templates
             )
-            found = self._space.network.canonical(spelled).blocks
-            self._canonical[code] = found.get(self._block, BlockConfig())
+            blocks = self._space.network.canonical(spelled).blocks
+            self._canonical[code] = blocks.get(self._block, BlockConfig())
         return self._canonical[code]
 
     def _spelled(self, code: int) -> BlockConfig:
-        places = (code // int(stride) % len(v) for stride, v in zip(self._strides, self._knobs.values(), strict=True))
-        values = {name: v[place] for (name, v), place in zip(self._knobs.items(), places, strict=True)}
+        indices = (code // int(stride) % len(v) for stride, v in zip(self._strides, self._knobs.values(), strict=True))
+        values = {name: v[index] for (name, v), index in zip(self._knobs.items(), indices, strict=True)}
         return self._space.block_config(self._block, values)
 
     def _row(self, code: int) -> Floats:
         if code not in self._rows:
-            network, least, config = self._space.network, self._space.minimum_templates, self._spelled(code)
-            forms = network.block_forms(self._block, config, least)
+            network = self._space.network
+            minimum_templates = self._space.minimum_templates
+            config = self._spelled(code)
+            forms = network.block_forms(self._block, config, minimum_templates)
             identity = self._identities.setdefault(frozenset(forms.items()), len(self._identities))
             shapes = {name: network.shapes.get(name) or network.norms[name] for name in network.layers_in(self._block)}
             features = np.mean([_features(shape, forms.get(n, LayerForm())) for n, shape in shapes.items()], axis=0)
-            cost = _named(network.block_cost(self._block, config, least))
-            self._rows[code] = np.array([identity, *cost.values(), *features])
+            costs = _by_name(network.block_cost(self._block, config, minimum_templates))
+            self._rows[code] = np.array([identity, *costs.values(), *features])
         return self._rows[code]
 
 
-def _named(cost: Cost) -> dict[str, int]:
+def _by_name(cost: Cost) -> dict[str, int]:
     return {**asdict(cost), "flops": cost.flops}
 
 

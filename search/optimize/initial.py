@@ -1,4 +1,4 @@
-"""What a search tries first: the network as it was, the extremes of the space, and the papers' rows."""
+"""The configs that a search tries first: the uncompressed network, the extremes of the space, and the papers' rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _PRESETS = 4
 
 
 def initial_configs(space: Space, model: str, extremes: Iterable[NetworkConfig]) -> Iterator[NetworkConfig]:
-    """The uncompressed network, the extremes, and up to four of the papers' rows, evenly over their sizes.
+    """Yield the uncompressed network, the extremes, and up to four of the papers' rows, evenly over their sizes.
 
     All are canonical. Some may lie outside the space or a budget, or be equal.
     """
     yield NetworkConfig(minimum_templates=space.minimum_templates)
     yield from map(space.network.canonical, extremes)
     rows = {space.network.digest(preset.config): preset.config for preset in presets(model, space.network)}
-    sized = sorted(rows.values(), key=lambda config: space.network.cost(config).size_bytes)
-    yield from sized[:: max(1, -(-len(sized) // _PRESETS))]
+    by_size = sorted(rows.values(), key=lambda config: space.network.cost(config).size_bytes)
+    yield from by_size[:: max(1, -(-len(by_size) // _PRESETS))]

@@ -1,11 +1,11 @@
-"""Optuna's part: which config to try next. The only place that knows Optuna, with the sampler of ours beside it.
+"""Optuna's part: which config to try next. Nothing else knows Optuna but our own sampler in `search.optimize.ehvi`.
 
-The Optuna study is rebuilt from the ledger's rows whenever a search begins; where a storage is named it is written
-there for others to look at, and is never read again, so nothing can disagree.
-Every knob with a choice is one distribution: an index into its values, ordered but for bases, transforms and exponent
-axes. Before each draw the sampler is made anew from the study's seed and the draw's number, so what is drawn depends on
-these and on what was told, not on how often the search was stopped in between. (Optuna's own may tell the difference:
-a draw may spell a network with knobs that have no effect, and what is read back from the ledger never does.)
+The Optuna study is rebuilt from the ledger's rows whenever a search begins. If a storage is named it is written there
+for others to look at; it is never read again, so nothing can disagree.
+Every knob with a choice is one distribution: an index into its values, ordered except for bases, transforms and
+exponent axes. Before each draw the sampler is made anew from the study's seed and the draw's number, so a draw depends
+on these and on the observations, not on how often the search was stopped in between. (Optuna's own samplers may tell
+the difference: a draw may spell a network with knobs that have no effect, and a row of the ledger never does.)
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ _UNORDERED = (".basis", ".transform", ".exponent_axis")
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What came of a draw."""
+    """The outcome of a draw."""
 
     values: Sequence[float] | None = None
-    """Measured, in the order of the objectives; `None` where there are none."""
+    """Measured values, in the order of the objectives; `None` if there are none."""
     forecast: float | None = None
-    """Of a trial that was stopped early: the accuracy that it was going to have."""
+    """The final score that was forecast for a trial that was stopped early."""
     excess: Mapping[str, float] | None = None
-    """Of a config over budget, which nobody tried: by how much of each limit, above 0 where it is broken."""
+    """By how much of each limit a config was over budget, above 0 if the limit is broken; it was not tried."""
 
     @property
     def state(self) -> TrialState:
-        """Stopped trials, and what was over budget, are pruned; what teaches nothing has failed."""
+        """Optuna's state: pruned if the trial was stopped or over budget, failed if it teaches nothing."""
         if self.values is not None:
             return TrialState.COMPLETE
         return TrialState.FAIL if self.forecast is None and self.excess is None else TrialState.PRUNED
 
 
 class ConfigSampler:
-    """Draws points of a space and learns from what their configs measured."""
+    """Draws points of a space, and learns from what their configs measured."""
 
     def __init__(
         self,
@@ -79,12 +79,10 @@ class ConfigSampler:
     ) -> None:
         check_sampler(sampler)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._candidates, self._seed = candidates, seed
-        self._distributions = {
-            name: _distribution(name, len(values)) for name, values in self._candidates.knobs.items()
-        }
-        self._make = SAMPLERS[sampler] or partial(
-            EHVISampler, self._candidates, tuple(objectives), budget or Budget(), self._distributions
+        self._seed = seed
+        self._distributions = {name: _distribution(name, len(values)) for name, values in candidates.knobs.items()}
+        self._make_sampler = SAMPLERS[sampler] or partial(
+            EHVISampler, candidates, tuple(objectives), budget or Budget(), self._distributions
         )
         if storage is not None and name is not None:
             with contextlib.suppress(KeyError):
@@ -95,41 +93,40 @@ class ConfigSampler:
             study_name=name,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna's warnings of what is experimental
+            warnings.simplefilter("ignore")  # Optuna's warnings about experimental features
             self._study.set_metric_names([objective.name for objective in objectives])
-        self._asked: dict[int, optuna.Trial] = {}
+        self._open: dict[int, optuna.Trial] = {}
 
     def ask(self, *draw: int) -> tuple[int, Ints]:
-        """A handle for `tell`, and the point drawn (knobs,); equal draws come from equal numbers and histories."""
+        """Return a handle for `tell` and the point drawn (knobs,); equal numbers and histories give equal draws."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._study.sampler = self._make(seed=_seed(self._seed, *draw))
+            self._study.sampler = self._make_sampler(seed=_seed(self._seed, *draw))
             trial = self._study.ask(self._distributions)
-        self._asked[trial.number] = trial
-        drawn = trial.params
-        return trial.number, np.array([drawn[name] for name in self._distributions], dtype=np.int64)
+        self._open[trial.number] = trial
+        return trial.number, np.array([trial.params[name] for name in self._distributions], dtype=np.int64)
 
     def enqueue(self, point: Ints) -> None:
-        """Make this point (knobs,) the next one that `ask` gives."""
+        """Make this point (knobs,) the next one that `ask` returns."""
         self._study.enqueue_trial(self._params(point))
 
-    def tell(self, handle: int, told: Observation) -> None:
-        """What came of a drawn config."""
-        trial = self._asked.pop(handle)
-        if told.forecast is not None:
-            trial.set_user_attr(FORECAST, told.forecast)
-        for name, value in (told.excess or {}).items():
+    def tell(self, handle: int, observation: Observation) -> None:
+        """Learn the outcome of a draw."""
+        trial = self._open.pop(handle)
+        if observation.forecast is not None:
+            trial.set_user_attr(FORECAST, observation.forecast)
+        for name, value in (observation.excess or {}).items():
             trial.set_constraint(name, value)
-        self._study.tell(trial, told.values, state=told.state)
+        self._study.tell(trial, observation.values, state=observation.state)
 
-    def replay(self, point: Ints, told: Observation) -> None:
-        """Learn from a trial of the past, which was at this point (knobs,)."""
+    def replay(self, point: Ints, observation: Observation) -> None:
+        """Learn from an earlier trial, which was at this point (knobs,)."""
         trial = create_trial(
-            state=told.state,
+            state=observation.state,
             params=self._params(point),
             distributions=self._distributions,
-            values=None if told.values is None else list(told.values),
-            user_attrs={} if told.forecast is None else {FORECAST: told.forecast},
+            values=None if observation.values is None else list(observation.values),
+            user_attrs={} if observation.forecast is None else {FORECAST: observation.forecast},
         )
         self._study.add_trial(trial)
 
@@ -138,9 +135,9 @@ class ConfigSampler:
 
 
 def check_sampler(name: str) -> None:
-    """Raise `UsageError` where there is no sampler of this name."""
+    """Raise `UsageError` if there is no sampler of this name."""
     if name not in SAMPLERS:
-        raise UsageError(f"sampler (={name!r}) must be one of {', '.join(SAMPLERS)}.")
+        raise UsageError(f"sampler (={name!r}) must be one of {', '.join(SAMPLERS)}")
 
 
 def _distribution(name: str, choices: int) -> BaseDistribution:

@@ -1,4 +1,4 @@
-"""What Ray Tune asks for the next trial: draws within the budget, each network once, nothing that was measured."""
+"""The searcher that Ray Tune asks for trials: draws within the budget, each network once, reusing earlier results."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from search.optimize.candidates import Candidates, Floats, Ints
 from search.optimize.pruner import ConformalPruner
 from search.optimize.retries import RetryPolicy
 from search.optimize.sampler import ConfigSampler, Observation
-from search.study.budget import Budget
-from search.study.record import network_config, row_accuracies
+from search.study.budget import Budget, may_try
+from search.study.record import network_config, row_scores
 from spaces import NetworkConfig
 from trainers.spec import TrialSpec
 
 __all__ = ["FrontSearcher"]
 
 _DRAWS = 50
-"""Draws of the sampler that may be over budget or known before other ways are tried."""
+"""Draws of the sampler that may be over budget or not new before other ways are tried."""
 _BLENDS = 2000
-"""Random configs, pulled into the budget, that may be known before the space counts as exhausted."""
+"""Random configs, pulled into the budget, that may be not new before the space counts as exhausted."""
 
-_Drawn = tuple[int, NetworkConfig, Floats]
-"""What the sampler calls a draw, the canonical config, its features."""
+_Draw = tuple[int, NetworkConfig, Floats]
+"""The sampler's handle of a draw, the canonical config, its features."""
 
-Answer = Callable[[dict[str, Any], Mapping[str, Any]], None]
+_OnReuse = Callable[[dict[str, Any], Mapping[str, Any]], None]
+"""Called with a suggestion that is not run, and the row that answers it."""
 
 
 class FrontSearcher(Searcher):
-    """Suggests trials until `wanted` are asked for or no new config is found; learns as they end.
+    """Suggests trials until there are as many as `begin` allows or no new config is left; learns as they end.
 
-    A suggestion is plain data: `number`, `trial` (its id in the ledger) and `spec`. It keeps no state of its own on
-    disk: a study is resumed from the ledger.
+    A suggestion is plain data: `number`, `trial` (its id in the ledger) and `spec`. The searcher keeps no state of its
+    own on disk: a study is resumed from the ledger.
     """
 
     def __init__(
@@ -52,81 +53,91 @@ class FrontSearcher(Searcher):
         make_spec: Callable[[NetworkConfig], TrialSpec],
         seed: int,
     ) -> None:
-        """`cheapest` meets the budget."""
+        """`cheapest` must meet the budget."""
         super().__init__()
-        self._candidates, self._space = candidates, candidates.space
-        self._sampler, self._pruner = sampler, pruner
-        self._budget, self._cheapest, self._objectives = budget, cheapest, tuple(objectives)
-        self._make_spec, self._seed = make_spec, seed
-        self._known: set[str] = set()
-        self._asked: dict[str, tuple[int, Floats, dict[str, Any]]] = {}
-        self._waiting: list[dict[str, Any]] = []
-        self._seeds: list[NetworkConfig] = []
+        self._candidates = candidates
+        self._space = candidates.space
+        self._sampler = sampler
+        self._pruner = pruner
+        self._budget = budget
+        self._cheapest = cheapest
+        self._objectives = tuple(objectives)
+        self._make_spec = make_spec
+        self._seed = seed
+        self._digests: set[str] = set()
+        """Of the networks that were suggested so far, in this run or before."""
+        self._running: dict[str, tuple[int, Floats, dict[str, Any]]] = {}
+        """Handle, features and suggestion of each running trial, by Ray Tune's id."""
+        self._unfinished: list[dict[str, Any]] = []
+        self._initial_configs: list[NetworkConfig] = []
         self._measured: Mapping[str, Mapping[str, Any]] = {}
-        self._answer: Answer | None = None
+        self._on_reuse: _OnReuse | None = None
         self._left = 0
         self._number = 0
         self.exhausted = False
         self.stopped: set[str] = set()
-        """Ray Tune's ids of the trials that were given up."""
-        self.attempts = RetryPolicy()
+        """Ray Tune's ids of the trials that were stopped early."""
+        self.retries = RetryPolicy()
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Learn from a row of the ledger; one outside the space or budget only counts as known."""
+        """Learn from a row of the ledger; of one outside the space or budget only that its config is not new."""
         config = network_config(row)
-        self._known.add(self._space.network.digest(config))
+        self._digests.add(self._space.network.digest(config))
         self._number = max(self._number, row["number"] + 1)
         try:
             point = self._candidates.point(config)
         except UsageError:
             return
-        self._sampler.replay(point, self._told(row, row["status"], row_accuracies(row), self._features(point)))
+        self._sampler.replay(point, self._observe(row, row["status"], row_scores(row), self._features(point)))
 
     def begin(
         self,
         trials: int,
         *,
-        seeds: Iterable[NetworkConfig] = (),
-        waiting: Sequence[dict[str, Any]] = (),
+        initial_configs: Iterable[NetworkConfig] = (),
+        unfinished: Sequence[dict[str, Any]] = (),
         measured: Mapping[str, Mapping[str, Any]] | None = None,
-        answer: Answer | None = None,
+        on_reuse: _OnReuse | None = None,
     ) -> None:
         """Allow this many more suggestions.
 
-        First come those `waiting`, which were suggested before and have not ended; then the `seeds` that space and
-        budget hold. What a row of `measured` (by spec digest) tells is not run: `answer` is given the suggestion and
-        the row.
+        First come those `unfinished`, which were suggested before and have not ended; then the `initial_configs` that
+        lie within space and budget. A trial with a row in `measured` (by spec digest) is not run: `on_reuse` is called
+        with the suggestion and the row.
         """
-        self._left, self._seeds, self._waiting = trials, list(seeds), list(waiting)
-        self._measured, self._answer = measured or {}, answer
-        self._number = max([self._number, *(suggestion["number"] + 1 for suggestion in self._waiting)])
+        self._left = trials
+        self._initial_configs = list(initial_configs)
+        self._unfinished = list(unfinished)
+        self._measured = measured or {}
+        self._on_reuse = on_reuse
+        self._number = max([self._number, *(suggestion["number"] + 1 for suggestion in self._unfinished)])
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next trial; none for now while others run, which may have to be begun again; or `FINISHED`."""
-        while self._left > 0 and (self._waiting or not self.exhausted):
-            waiting = self._waiting.pop(0) if self._waiting else None
-            drawn = self._draw() if waiting is None else self._taken(TrialSpec.from_json(waiting["spec"]).config)
-            if drawn is None:
+        """Return the next trial; None for now while others run, which may have to be run again; or `FINISHED`."""
+        while self._left > 0 and (self._unfinished or not self.exhausted):
+            begun = self._unfinished.pop(0) if self._unfinished else None
+            draw = self._draw() if begun is None else self._enqueue(TrialSpec.from_json(begun["spec"]).config)
+            if draw is None:
                 break
-            handle, config, features = drawn
+            handle, config, features = draw
             self._left -= 1
-            self._known.add(self._space.network.digest(config))
+            self._digests.add(self._space.network.digest(config))
             spec = self._make_spec(config)
             digest = spec.digest(self._space.network)
-            suggestion = waiting or {"number": self._number, "trial": digest[:10], "spec": spec.to_json()}
+            suggestion = begun or {"number": self._number, "trial": digest[:10], "spec": spec.to_json()}
             self._number = max(self._number, suggestion["number"] + 1)
             row = self._measured.get(digest)
-            if row is None or self._answer is None:
-                self._asked[trial_id] = handle, features, suggestion
+            if row is None or self._on_reuse is None:
+                self._running[trial_id] = handle, features, suggestion
                 return suggestion
-            self._sampler.tell(handle, self._told(row, row["status"], row_accuracies(row), features))
-            self._answer(suggestion, row)
-        return None if self._asked else Searcher.FINISHED
+            self._sampler.tell(handle, self._observe(row, row["status"], row_scores(row), features))
+            self._on_reuse(suggestion, row)
+        return None if self._running else Searcher.FINISHED
 
     def should_stop(self, trial_id: str, report: Mapping[str, Any]) -> bool:
-        """Whether the trial of this report cannot enter the front any more; it then counts as stopped."""
-        if trial_id in self._asked and self._pruner.should_prune(
-            report, report["accuracies"], self._asked[trial_id][1]
+        """Return whether the trial of this report cannot enter the front any more; it then counts as stopped."""
+        if trial_id in self._running and self._pruner.should_prune(
+            report, report["scores"], self._running[trial_id][1]
         ):
             self.stopped.add(trial_id)
         return trial_id in self.stopped
@@ -136,84 +147,84 @@ class FrontSearcher(Searcher):
 
         With `error` its worker has died.
         """
-        if trial_id not in self._asked:
+        if trial_id not in self._running:
             return
-        handle, features, suggestion = self._asked.pop(trial_id)
-        if error and self.attempts.should_retry(trial_id, suggestion):
-            self._waiting.append(suggestion)
+        handle, features, suggestion = self._running.pop(trial_id)
+        if error and self.retries.should_retry(trial_id, suggestion):
+            self._unfinished.append(suggestion)
             self._left += 1
         report = {} if result is None or error else result
         status = TrialStatus.PRUNED.value if trial_id in self.stopped else report.get("status")
-        self._sampler.tell(handle, self._told(report, status, report.get("accuracies", ()), features))
+        self._sampler.tell(handle, self._observe(report, status, report.get("scores", ()), features))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: the ledger is the truth."""
+        """Save nothing: the ledger is the truth."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing was kept: a study is resumed from the ledger."""
+        """Restore nothing: a study is resumed from the ledger."""
 
-    def _told(
-        self, values: Mapping[str, Any], status: str | None, accuracies: Sequence[float], features: Floats
+    def _observe(
+        self, values: Mapping[str, Any], status: str | None, scores: Sequence[float], features: Floats
     ) -> Observation:
-        """What the sampler learns of a trial; a finished one teaches the judge too."""
-        ordered = [values.get(objective.name) for objective in self._objectives]
+        """Return what the sampler learns from a trial; a finished one teaches the pruner too.
+
+        `values` is a row or a report, by column; `scores` are those before training and after each epoch.
+        """
+        ordered = [values.get(objective.column) for objective in self._objectives]
         if status == TrialStatus.FINISHED and all(value is not None for value in ordered):
-            self._pruner.observe(values, accuracies, features)
+            self._pruner.observe(values, scores, features)
             return Observation(values=[float(value or 0) for value in ordered])
-        if status == TrialStatus.PRUNED and accuracies:
-            forecast = self._pruner.forecast(accuracies, features)
-            return Observation(forecast=accuracies[-1] if forecast is None else forecast[0])
+        if status == TrialStatus.PRUNED and scores:
+            forecast = self._pruner.forecast(scores, features)
+            return Observation(forecast=scores[-1] if forecast is None else forecast[0])
         return Observation()
 
     def _features(self, point: Ints) -> Floats:
-        found: Floats = self._candidates.look(point[None]).features[0]
-        return found
+        features: Floats = self._candidates.describe(point[None]).features[0]
+        return features
 
     def _is_new(self, config: NetworkConfig) -> bool:
+        """Return whether a config meets the budget and was not suggested before."""
         network = self._space.network
-        return network.digest(config) not in self._known and self._budget.fits(network.cost(config))
+        return network.digest(config) not in self._digests and self._budget.fits(network.cost(config))
 
-    def _taken(self, config: NetworkConfig) -> _Drawn:
-        """What the sampler calls a config that it did not draw itself."""
+    def _enqueue(self, config: NetworkConfig) -> _Draw:
+        """Make the sampler draw this config."""
         point = self._candidates.point(config)
         self._sampler.enqueue(point)
         return self._sampler.ask(self._number, 0)[0], config, self._features(point)
 
-    def _draw(self) -> _Drawn | None:
-        while self._seeds:
-            config = self._seeds.pop(0)
-            if self._is_new(config) and self._holds(config):
-                return self._taken(config)
+    def _draw(self) -> _Draw | None:
+        """Return the next new config, None if none is left.
+
+        It is an initial config, else the sampler's, else one at random.
+        """
+        while self._initial_configs:
+            config = self._initial_configs.pop(0)
+            if self._is_new(config) and may_try(config, self._space, self._budget):
+                return self._enqueue(config)
         for attempt in range(_DRAWS):
             handle, point = self._sampler.ask(self._number, attempt)
             config = self._candidates.config(point)
             if self._is_new(config):
                 return handle, config, self._features(point)
             cost = self._space.network.cost(config)
-            self._sampler.tell(
-                handle, Observation(excess=None if self._budget.fits(cost) else self._budget.excess(cost))
-            )
-        draws = random.Random(f"{self._seed} {self._number}")
+            excess = None if self._budget.fits(cost) else self._budget.excess(cost)
+            self._sampler.tell(handle, Observation(excess=excess))
+        generator = random.Random(f"{self._seed} {self._number}")
         for _ in range(_BLENDS):
-            config = self._blend(draws)
+            config = self._blend(generator)
             if self._is_new(config):
-                return self._taken(config)
+                return self._enqueue(config)
         self.exhausted = True
         return None
 
-    def _holds(self, config: NetworkConfig) -> bool:
-        try:
-            self._space.encode(config)
-        except UsageError:
-            return False
-        return True
-
-    def _blend(self, draws: random.Random) -> NetworkConfig:
-        """A random config, its blocks replaced in random order by the cheapest until it meets the budget."""
+    def _blend(self, generator: random.Random) -> NetworkConfig:
+        """Return a random config, its blocks replaced in random order by the cheapest until it meets the budget."""
         network = self._space.network
-        drawn = {name: draws.choice(values) for name, values in self._space.knobs.items()}
-        config = self._space.decode(drawn)
-        for block in draws.sample(list(network.blocks), len(network.blocks)):
+        values = {name: generator.choice(choices) for name, choices in self._space.knobs.items()}
+        config = self._space.decode(values)
+        for block in generator.sample(list(network.blocks), len(network.blocks)):
             if self._budget.fits(network.cost(config)):
                 break
             blocks = {**config.blocks, block: self._cheapest.blocks[block]}

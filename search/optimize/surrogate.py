@@ -1,8 +1,8 @@
-"""What accuracy a network that was never trained will have, told by those that were.
+"""A forecast of the score that an untrained network will reach, from the networks that were trained.
 
 A Gaussian process over a config's features (`search.optimize.candidates`): a linear trend and a Matern 5/2 remainder of
-one length scale, on the logarithm of the error, where compression acts about additively. One length scale for all
-features is a choice by measurement: with a scale each, tens of trials are too few to tell them.
+one length scale, on the logarithm of the error (1 - score), where compression acts about additively. One length scale
+for all features is a choice by measurement: tens of trials are too few to tell one scale for each.
 """
 
 from __future__ import annotations
@@ -19,72 +19,78 @@ from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern,
 
 from search.optimize.candidates import Floats
 
-__all__ = ["Surrogate", "to_accuracy", "to_score"]
+__all__ = ["Surrogate", "to_log_error", "to_score"]
 
 _FLOOR = 0.002
 """Added to the error, so that no error at all is not infinitely better than a little."""
 _GROWTH = 1.5
-"""The kernel is chosen anew whenever the trials have grown by so much."""
+"""The kernel is fitted anew whenever the number of trials has grown by this factor."""
 
 
-def to_score(accuracy: Floats) -> Floats:
-    """From accuracy in [0, 1] to what the surrogate learns; lower is better."""
-    return np.log(1 - accuracy + _FLOOR)
+def to_log_error(scores: Floats) -> Floats:
+    """Return what the surrogate learns from scores in [0, 1]; lower is better."""
+    return np.log(1 - scores + _FLOOR)
 
 
-def to_accuracy(score: Floats) -> Floats:
-    """The inverse of `to_score`, held in [0, 1]."""
-    return np.clip(1 + _FLOOR - np.exp(score), 0.0, 1.0)
+def to_score(log_errors: Floats) -> Floats:
+    """Return the inverse of `to_log_error`, clipped to [0, 1]."""
+    return np.clip(1 + _FLOOR - np.exp(log_errors), 0.0, 1.0)
 
 
 class Surrogate:
-    """Fitted to features (n, d) and accuracies (n,); `variance` (n,) is what is unsure of each score, 0 if measured."""
+    """A process fitted to features (n, d) and scores (n,).
 
-    def __init__(self, features: Floats, accuracies: Floats, variance: Floats) -> None:
-        first = _milestone(len(accuracies))
-        scores = to_score(accuracies)
-        self._middle, spread = features[:first].mean(axis=0), features[:first].std(axis=0)
+    `variance` (n,) says how unsure each log error is: 0 if it was measured.
+    """
+
+    def __init__(self, features: Floats, scores: Floats, variance: Floats) -> None:
+        first = _milestone(len(scores))
+        log_errors = to_log_error(scores)
+        spread = features[:first].std(axis=0)
+        self._middle = features[:first].mean(axis=0)
         self._scale = np.where(spread > 1e-9, spread, 0.5)
-        self._offset, self._unit = float(scores[:first].mean()), float(scores[:first].std()) or 1.0
-        inputs, targets = self._normed(features), (scores - self._offset) / self._unit
+        self._offset = float(log_errors[:first].mean())
+        self._unit = float(log_errors[:first].std()) or 1.0
+        inputs = self._scaled(features)
+        targets = (log_errors - self._offset) / self._unit
         kernel = _kernel(inputs[:first].tobytes(), targets[:first].tobytes(), inputs.shape[1])
         self._process = GaussianProcessRegressor(kernel, alpha=1e-8 + variance / self._unit**2, optimizer=None)
         self._process.fit(inputs, targets)
         self._noise = float(kernel.k2.noise_level)
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the score (m,) of what training would measure, its noise left out."""
-        mean, deviation = self._process.predict(self._normed(features), return_std=True)
+        """Return mean and standard deviation of the log error (m,) that training would give, without its noise."""
+        mean, deviation = self._process.predict(self._scaled(features), return_std=True)
         deviation = np.sqrt(np.maximum(deviation**2 - self._noise, 1e-8))
         return mean * self._unit + self._offset, deviation * self._unit
 
     def mean(self, features: Floats) -> Floats:
-        """The mean score (m,) alone, which is quicker."""
-        found: Floats = self._process.predict(self._normed(features)) * self._unit + self._offset
-        return found
+        """Return the mean log error (m,) alone, which is quicker."""
+        mean: Floats = self._process.predict(self._scaled(features)) * self._unit + self._offset
+        return mean
 
     def left_out(self) -> Floats:
-        """The score (n,) that each trial is forecast to have by the others."""
+        """Return the log error (n,) that the other trials forecast for each trial."""
         process = self._process
         inverse = cho_solve((process.L_, True), np.eye(len(process.L_)))
         targets = process.y_train_ - process.alpha_ / inverse.diagonal()
         return targets * self._unit + self._offset
 
-    def _normed(self, features: Floats) -> Floats:
+    def _scaled(self, features: Floats) -> Floats:
         return (features - self._middle) / self._scale
 
 
 def _milestone(trials: int) -> int:
-    """The first so many trials choose the kernel; it depends on how many there are and nothing else."""
-    found = 2
-    while (following := int(found * _GROWTH) + 1) <= trials:
-        found = following
-    return min(found, trials)
+    """Return how many of the first trials choose the kernel; it depends on the number of trials and nothing else."""
+    milestone = 2
+    while (following := int(milestone * _GROWTH) + 1) <= trials:
+        milestone = following
+    return min(milestone, trials)
 
 
 @lru_cache(maxsize=8)
 def _kernel(inputs: bytes, targets: bytes, features: int) -> Any:
-    """The kernel of highest likelihood for these trials."""
+    """Return the kernel of highest likelihood for these trials."""
     kernel = (
         ConstantKernel(1.0, (1e-2, 1e2)) * DotProduct(1.0, (1e-2, 1e2))
         + ConstantKernel(0.5, (1e-2, 1e2)) * Matern(3.0, (0.3, 1e2), nu=2.5)
