@@ -1,1 +1,1 @@
-"""Ray's part: trials on the workers of a cluster, and a study from its beginning to its end."""
+"""Trials on the workers of a Ray cluster, and a study from its start to its end."""

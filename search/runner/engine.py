@@ -1,9 +1,7 @@
-"""Ray Tune's part: runs whatever trials a searcher suggests on workers, and hands what they report to a keeper."""
+"""Ray Tune's part: runs the trials that a searcher suggests on workers, and hands their reports to a callback."""
 
 from __future__ import annotations
 
-import logging
-import os
 import tempfile
 from typing import Any
 
@@ -11,9 +9,9 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from results.ledger.ledger import Ledger
+from results.ledger.store import Store
 from search.runner.cluster import Resources
-from search.runner.ledger_callback import LedgerCallback, StopWhenLost
+from search.runner.ledger_callback import LedgerCallback, StopOnFailure
 from search.runner.trainable import TrialActor
 from search.study.workload import Workload
 
@@ -25,34 +23,29 @@ def run_trials(
     callback: LedgerCallback,
     workload: Workload,
     resources: Resources,
-    ledger: Ledger,
     *,
     scheduler: TrialScheduler | None = None,
 ) -> None:
-    """Run what is suggested, on the Ray that is connected; returns early on Ctrl-C or when a row is lost.
+    """Run the searcher's suggestions on the Ray that is connected; return early on Ctrl-C or if a row is not written.
 
-    A suggestion is plain data: `number`, `trial` (its id in the ledger), `spec`, and `repeat_of` where it repeats
-    another trial. The scheduler may stop trials early. Where a worker died the searcher is told of an error, and may
-    suggest the same again.
+    A suggestion is plain data: `number`, `trial` (its id in the ledger), `spec`, and `repeat_of` if it repeats another
+    trial. The scheduler may stop trials early. If a worker dies the searcher gets an error, and may suggest the same
+    again.
     """
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # Ray Tune's own snapshots, which nobody reads
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # "did not complete" of what was begun again and has
     actor = tune.with_parameters(
         TrialActor,
         data=workload.data,
         baseline=workload.baseline,
         network=workload.network,
-        store=_reachable(ledger),
-        study=callback.study,
+        store=_absolute(callback.study.ledger.store),
+        study=callback.study.name,
     )
-    need = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
+    per_trial = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
     with tempfile.TemporaryDirectory(prefix="overtone-tune-") as folder:  # of this process alone: workers use the store
         tuner = tune.Tuner(
-            tune.with_resources(actor, need),
+            tune.with_resources(actor, per_trial),
             tune_config=tune.TuneConfig(
-                search_alg=_Room(searcher, resources) if resources.ceiling is None else searcher,
+                search_alg=_ElasticLimiter(searcher, resources) if resources.ceiling is None else searcher,
                 scheduler=scheduler,
                 num_samples=-1,  # until the searcher has finished
                 max_concurrent_trials=resources.ceiling,
@@ -63,7 +56,7 @@ def run_trials(
                 name="tune",
                 storage_path=folder,
                 callbacks=[callback],
-                stop=StopWhenLost(callback),
+                stop=StopOnFailure(callback),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
@@ -71,7 +64,7 @@ def run_trials(
         tuner.fit()
 
 
-class _Room(ConcurrencyLimiter):
+class _ElasticLimiter(ConcurrencyLimiter):
     """Asks for as many trials as fit while nodes join and leave, and for one more: an autoscaler adds a node for it."""
 
     def __init__(self, searcher: Searcher, resources: Resources) -> None:
@@ -79,12 +72,11 @@ class _Room(ConcurrencyLimiter):
         super().__init__(searcher, max_concurrent=resources.fitting() + 1)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The searcher's next trial, or none for now."""
+        """Return the searcher's next trial, or none for now."""
         self.max_concurrent = self._resources.fitting() + 1
         return super().suggest(trial_id)
 
 
-def _reachable(ledger: Ledger) -> str:
-    """The store by a name that does not depend on where a process was started."""
-    root = ledger.store.local_root
-    return ledger.store.uri if root is None else str(root.resolve())
+def _absolute(store: Store) -> str:
+    """Return the store's name for processes with another working directory."""
+    return store.uri if store.local_root is None else str(store.local_root.resolve())

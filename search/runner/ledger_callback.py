@@ -1,4 +1,4 @@
-"""Keeps what Ray Tune reports: a row for each trial that ended, at once. What else is told, a subclass says."""
+"""Ray Tune's callback that writes a row for each ended trial at once; subclasses publish the progress."""
 
 from __future__ import annotations
 
@@ -11,135 +11,141 @@ from typing import Any
 from ray.tune import Callback, Stopper
 
 from layers import OvertoneError
-from results.ledger.ledger import Ledger
 from results.schema import TrialRow, TrialStatus
-from search.runner.progress import HEARTBEAT_S, RunProgress
-from search.runner.trainable import checkpoint_name
+from search.runner.progress import RunProgress
+from search.runner.run_lock import HEARTBEAT_S
 from search.study.record import failed_row, finished_row, pruned_row
+from search.study.study_ledger import StudyLedger
 from spaces import Network
 
-__all__ = ["StopWhenLost", "LedgerCallback"]
+__all__ = ["LedgerCallback", "StopOnFailure"]
 
-_NEWS_S = 0.1
-"""The least time between two things said to whoever may ask later."""
+_PUBLISH_S = 0.1
+"""Least seconds between two publications of the progress."""
 
 
 class LedgerCallback(Callback):
-    """Writes each ended trial at once. What cannot be written stops the run (`lost`); finished rows stay."""
+    """Writes the row of each ended trial at once. A row that cannot be written stops the run (`failure`)."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        study: str,
+        study: StudyLedger,
         network: Network,
         *,
         wanted: int,
         ended: Mapping[str, int],
         stopped: Container[str] = (),
-        begun_again: Container[str] = (),
+        retried: Container[str] = (),
     ) -> None:
-        """`ended` are trials in the ledger by their status.
+        """Start with `ended` trials of the `wanted` ones, counted by status, in the ledger.
 
-        Of Ray Tune's ids `stopped` are those of trials that were to be stopped, and `begun_again` those of trials whose
-        worker died and that are suggested again.
+        `stopped` are Ray Tune's ids of the trials that were stopped early, `retried` of those whose worker died and
+        that are suggested again.
         """
-        self.lost: OvertoneError | None = None
-        self.ledger, self.study = ledger, study
-        self._network, self._stopped, self._begun_again = network, stopped, begun_again
-        self._wanted, self._ended = wanted, Counter(ended)
-        self._before = self._ended.total()
+        self.failure: OvertoneError | None = None
+        self.study = study
+        self._network = network
+        self._stopped = stopped
+        self._retried = retried
+        self._wanted = wanted
+        self._ended = Counter(ended)
+        self._ended_before = self._ended.total()
         self._running: set[str] = set()
         self.unfinished: dict[str, dict[str, Any]] = {}
         """Suggestions that were begun and have left no row, by the ids of their trials in the ledger."""
-        self._began, self._beat = time.monotonic(), 0.0
+        self._started = time.monotonic()
+        self._published = 0.0
         self._changed = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing goes into Ray Tune's own snapshot of the experiment, which is never read: the ledger is the truth."""
+        """Leave nothing for Ray Tune's own snapshot of the experiment, which is never read: the ledger is the truth."""
         return {}
 
     @abstractmethod
     def write(self, row: TrialRow) -> None:
-        """Make a row last; of a finished trial maybe the packed model too, which it left under `checkpoint_name`."""
+        """Make a row last; of a finished trial maybe the packed model too, which it left at its `checkpoint_name`."""
 
     @abstractmethod
-    def tell(self, row: TrialRow | None) -> None:
-        """Say where the run stands: of a trial that ended just now, its row; else to whoever may ask later."""
+    def publish(self, row: TrialRow | None) -> None:
+        """Publish the progress. `row` is the trial that just ended, or None for a heartbeat."""
 
     def run_progress(self) -> RunProgress:
-        """Where the run stands."""
+        """Return the progress of the run."""
         done = self._ended.total()
-        here, left = done - self._before, self._wanted - done
+        here = done - self._ended_before
+        left = self._wanted - done
         return RunProgress(
             wanted=self._wanted,
             done=done,
             failed=self._ended[TrialStatus.FAILED],
             pruned=self._ended[TrialStatus.PRUNED],
             running=len(self._running),
-            seconds_left=(time.monotonic() - self._began) / here * left if here else None,
+            seconds_left=(time.monotonic() - self._started) / here * left if here else None,
         )
 
-    def keep(self, row: TrialRow) -> None:
-        """Make the row of an ended trial last, and forget what was there to go on with it."""
-        self.guarded(lambda: self.write(row))
-        if self.lost is None:
+    def record(self, row: TrialRow) -> None:
+        """Make the row of an ended trial last, delete its checkpoint, and publish the progress."""
+        self.guard(lambda: self.write(row))
+        if self.failure is None:
             self._ended[row.status] += 1
             if self.unfinished.pop(row.trial, None) is not None:
-                self.guarded(lambda: self.ledger.store.delete(checkpoint_name(self.study, row.trial)))
+                self.guard(lambda: self.study.delete_checkpoint(row.trial))
             self._changed = True
-            self.guarded(lambda: self.tell(row))
+            self.guard(lambda: self.publish(row))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """One more is running."""
+        """Count one more running trial."""
         self._running.add(trial.trial_id)
         self.unfinished[trial.config["trial"]] = trial.config
         self._changed = True
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Say what has changed, and now and then that the run is alive."""
-        if self.lost is None and time.monotonic() - self._beat > (_NEWS_S if self._changed else HEARTBEAT_S):
-            self._beat, self._changed = time.monotonic(), False
-            self.guarded(lambda: self.tell(None))
+        """Publish the progress if it has changed, and as a heartbeat."""
+        silent = time.monotonic() - self._published
+        if self.failure is None and silent > (_PUBLISH_S if self._changed else HEARTBEAT_S):
+            self._published = time.monotonic()
+            self._changed = False
+            self.guard(lambda: self.publish(None))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep a trial that ended or was stopped early; one that was interrupted leaves nothing, and goes on later."""
+        """Record a trial that ended or was stopped early; an interrupted one leaves no row, and goes on later."""
         report = trial.last_result or {}
         self._running.discard(trial.trial_id)
         if report.get("status") == "failed":
-            self.keep(failed_row(self.study, trial.config, report, report["error"], self._network))
+            self.record(failed_row(self.study.name, trial.config, report, report["error"], self._network))
         elif trial.trial_id in self._stopped:
-            self.keep(pruned_row(self.study, trial.config, report))
+            self.record(pruned_row(self.study.name, trial.config, report))
         elif report.get("status") == "finished":
-            self.keep(finished_row(self.study, trial.config, report, report["model_sha256"]))
-        elif report.get("status") == "lost":
-            self.lost = self.lost or OvertoneError(report["error"])
+            self.record(finished_row(self.study.name, trial.config, report, report["model_sha256"]))
+        elif report.get("status") == "store_failed":
+            self.failure = self.failure or OvertoneError(report["error"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep a trial whose worker died once too often."""
+        """Record a trial whose worker died for the last time that it may."""
         self._running.discard(trial.trial_id)
-        if trial.trial_id in self._begun_again:
+        if trial.trial_id in self._retried:
             return
         reason = str(trial.get_error() or "the worker died").strip().splitlines()[-1]
-        self.keep(failed_row(self.study, trial.config, trial.last_result or {}, reason, self._network))
+        self.record(failed_row(self.study.name, trial.config, trial.last_result or {}, reason, self._network))
 
-    def guarded(self, action: Callable[[], object]) -> None:
+    def guard(self, action: Callable[[], object]) -> None:
         """Let no error escape into Ray Tune, which would blame the trial for it."""
         try:
             action()
         except OvertoneError as error:
-            self.lost = self.lost or error
+            self.failure = self.failure or error
 
 
-class StopWhenLost(Stopper):
-    """Stops all trials once the keeper cannot write any more."""
+class StopOnFailure(Stopper):
+    """Stops all trials once the callback cannot write any more."""
 
     def __init__(self, callback: LedgerCallback) -> None:
         self._callback = callback
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never stops a single trial."""
+        """Return False: single trials are never stopped."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether to stop."""
-        return self._callback.lost is not None
+        """Return whether to stop."""
+        return self._callback.failure is not None

@@ -12,37 +12,42 @@ from typing import Any
 from rich.console import Console
 
 from layers import UsageError
-from results.ledger.ledger import Ledger
-from search.runner.progress import ALIVE_S, HEARTBEAT_S
+from search.study.study_ledger import StudyLedger
 
-__all__ = ["ensure_not_running", "is_running"]
+__all__ = ["ALIVE_S", "HEARTBEAT_S", "ensure_not_running", "is_running"]
+
+HEARTBEAT_S = 5.0
+"""Seconds after which a running search publishes its progress, whatever happens."""
+ALIVE_S = 60.0
+"""Seconds without a heartbeat after which a search counts as stopped."""
 
 
-def is_running(said: Mapping[str, Any]) -> bool:
-    """Whether a study's progress ({} where there is none) says that it runs, and its process was heard of lately.
+def is_running(progress: Mapping[str, Any]) -> bool:
+    """Return whether a study's published progress ({} if there is none) says that it runs, and is recent.
 
-    One of this machine counts as long as it is there.
+    A process of this machine counts as long as it exists.
     """
-    if said.get("state") != "running":
+    if progress.get("state") != "running":
         return False
-    silent = (datetime.now(UTC) - datetime.fromisoformat(said["updated_at"])).total_seconds()
-    return silent < ALIVE_S and (said["host"] != socket.gethostname() or _is_alive(said["pid"]))
+    silent = (datetime.now(UTC) - datetime.fromisoformat(progress["updated_at"])).total_seconds()
+    return silent < ALIVE_S and (progress["host"] != socket.gethostname() or _is_alive(progress["pid"]))
 
 
-def ensure_not_running(ledger: Ledger, name: str, console: Console) -> None:
-    """Raise `UsageError` where another process runs the study now.
+def ensure_not_running(study: StudyLedger, console: Console) -> None:
+    """Raise `UsageError` if another process runs the study now.
 
-    One on another machine is listened to for some time: that machine may have died a moment ago.
+    For one on another machine this waits a few heartbeats: that machine may have died a moment ago.
     """
-    said = ledger.read_progress(name) or {}
-    if not is_running(said) or said["pid"] == os.getpid():
+    progress = study.read_progress()
+    if not is_running(progress) or progress["pid"] == os.getpid():
         return
-    if said["host"] != socket.gethostname():
-        console.print(f"study {name} was being run on {said['host']}: waiting whether it still is", highlight=False)
+    host, pid = progress["host"], progress["pid"]
+    if host != socket.gethostname():
+        console.print(f"study {study.name} was running on {host}: waiting for a sign of life", highlight=False)
         time.sleep(4 * HEARTBEAT_S)
-        if (ledger.read_progress(name) or {}).get("updated_at") == said["updated_at"]:
+        if study.read_progress().get("updated_at") == progress["updated_at"]:
             return
-    raise UsageError(f"study {name!r} is being run by process {said['pid']} on {said['host']}; stop that first.")
+    raise UsageError(f"study {study.name!r} is run by process {pid} on {host}: stop that first")
 
 
 def _is_alive(pid: int) -> bool:

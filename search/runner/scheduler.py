@@ -1,4 +1,4 @@
-"""Ray Tune's trial scheduler: first come, first served, and trials stop that the searcher has given up."""
+"""Ray Tune's trial scheduler: first come, first served; it stops a trial that the searcher gives up."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class FrontStopper(FIFOScheduler):
         self._searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Whether to go on, from a report of `TrialActor`."""
+        """Return whether to go on, from a report of `TrialActor`."""
         running = result.get("status") == "running"
         return TrialScheduler.STOP if running and self._searcher.should_stop(trial.trial_id, result) else self.CONTINUE

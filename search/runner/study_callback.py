@@ -1,4 +1,4 @@
-"""What a search leaves behind as its trials end: rows, models, the front, and what `overtone status` reads."""
+"""What a search leaves behind as its trials end: rows, models, the front, and the progress that `status` reads."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from results.ledger.ledger import Ledger
-from results.pareto.dominance import front_mask
-from results.pareto.front import hypervolume, reference_point
+from results.pareto.front import front
+from results.pareto.hypervolume import hypervolume, reference_point
 from results.schema import TrialRow, TrialStatus, to_table
 from search.runner.dashboards import Observer
 from search.runner.ledger_callback import LedgerCallback
 from search.runner.progress import StudyProgress
-from search.runner.trainable import checkpoint_name
 from search.study.record import reused_row
+from search.study.study_ledger import StudyLedger
 from spaces import Network
 
 __all__ = ["StudyCallback"]
 
 
 class StudyCallback(LedgerCallback):
-    """Keeps the trials of a search."""
+    """Records the trials of a search.
+
+    The front's members are held in memory and gain or lose by one row at a time, so that a trial costs the driver
+    nothing that grows with the study.
+    """
 
     def __init__(
         self,
-        ledger: Ledger,
-        study: str,
+        study: StudyLedger,
         network: Network,
         observers: Sequence[Observer],
         *,
@@ -41,75 +44,88 @@ class StudyCallback(LedgerCallback):
         keep: str,
         gpus: float = 0,
         stopped: Container[str] = (),
-        begun_again: Container[str] = (),
+        retried: Container[str] = (),
     ) -> None:
-        past = ledger.trials(study, columns=["status", "total_s"])
+        """`keep` is that of the plan, `gpus` are those of each trial; the rest is as `LedgerCallback` has it."""
+        self._objectives = study.objectives()
+        costs = [objective.column for objective in self._objectives if objective.direction == "min"]
+        past = study.trials(["status", "total_s", *costs])
         ended = Counter(past.column("status").to_pylist())
-        super().__init__(ledger, study, network, wanted=wanted, ended=ended, stopped=stopped, begun_again=begun_again)
+        super().__init__(study, network, wanted=wanted, ended=ended, stopped=stopped, retried=retried)
+        self._observers = observers
+        self._keep_all = keep == "all"
+        self._gpus = gpus
         self._seconds = float(pc.sum(past.column("total_s")).as_py() or 0)
-        self._observers, self._keep_all, self._gpus = observers, keep == "all", gpus
-        self._objectives = ledger.objectives(study)
-        self._uncompressed = ledger.study(study)["uncompressed"]
-        self._members = ledger.front(study)
-        self._found: dict[str, Any] | None = None
+        self._uncompressed = study.record()["uncompressed"]
+        self._reference = reference_point(self._objectives, self._uncompressed, past)
+        self._members = study.front()
+        self._hypervolume = hypervolume(self._members, self._objectives, self._reference)
 
-    def answer(self, suggestion: dict[str, Any], row: Mapping[str, Any]) -> None:
-        """Keep what another study's row tells of a suggestion, which need not be run."""
-        self.keep(reused_row(self.study, suggestion, row))
+    def reuse(self, suggestion: dict[str, Any], row: Mapping[str, Any]) -> None:
+        """Record another study's row as the outcome of a suggestion, which need not be run."""
+        self.record(reused_row(self.study.name, suggestion, row))
 
     def write(self, row: TrialRow) -> None:
-        """Append the row, and bring the front up to date.
+        """Append the row, and update the front.
 
-        Of models those are kept that no trial so far dominates, or all.
+        Kept are the models of trials that no trial so far dominates, or all.
         """
-        here = row.status == TrialStatus.FINISHED and row.reused_from is None
-        if here and row.model_sha256 is not None and (self._keep_all or self._on_front(row)):
-            self.ledger.adopt_model(checkpoint_name(self.study, row.trial), row.model_sha256)
-        self.ledger.append(row)
-        self._members, self._found = self.ledger.write_front(self.study), None
+        table = to_table([row])
+        members = front(pa.concat_tables([self._members, table]), self._objectives)
+        run_here = row.status == TrialStatus.FINISHED and row.reused_from is None
+        if run_here and row.model_sha256 is not None and (self._keep_all or _holds(members, row)):
+            self.study.adopt_model(row.trial, row.model_sha256)
+        self.study.append(row)
+        self.study.write_front(members)
+        self._members = members
+        self._reference = self._reference_with(table)
+        self._hypervolume = hypervolume(members, self._objectives, self._reference)
         self._seconds += row.total_s or 0.0
 
-    def _on_front(self, row: TrialRow) -> bool:
-        both = pa.concat_tables([self._members, to_table([row])])
-        return bool(front_mask(both, self._objectives)[-1])
-
-    def tell(self, row: TrialRow | None) -> None:
-        """A trial that ended to who watches; else where the study stands, to other terminals too."""
-        snapshot = self._snapshot()
+    def publish(self, row: TrialRow | None) -> None:
+        """Show an ended trial, or the progress, to observers; the progress goes to other terminals too."""
+        progress = self._study_progress()
         if row is None:
-            self._write_progress("running", snapshot)
+            self._write_progress("running", progress)
         for observer in self._observers:
-            observer.show(snapshot, row)
+            observer.show(progress, row)
 
     def close(self, state: str) -> None:
-        """The last word of this run; the many small files of a finished study become few."""
+        """Write the last progress of this run, and merge the many small files of a finished study into few."""
         self._running.clear()
-        self.guarded(lambda: self._write_progress(state, self._snapshot()))
+        self.guard(lambda: self._write_progress(state, self._study_progress()))
         if state == "finished":
-            self.guarded(lambda: self.ledger.compact(self.study))
+            self.guard(self.study.compact)
 
-    def _snapshot(self) -> StudyProgress:
-        self._found = self._found or self._look()
-        return StudyProgress(**asdict(self.run_progress()), **self._found, hours=self._seconds / 3600, gpus=self._gpus)
+    def _reference_with(self, row: pa.Table) -> dict[str, float]:
+        """Return the reference point after one more row.
 
-    def _look(self) -> dict[str, Any]:
-        """What only changes when a trial ends."""
-        names = [objective.name for objective in self._objectives]
-        unknown = [o for o in self._objectives if o.direction == "min" and self._uncompressed.get(o.name) is None]
-        trials = self.ledger.trials(self.study, columns=["status", *names]) if unknown else self._members
-        reference = reference_point(self._objectives, self._uncompressed, trials)
-        return {
-            "front": self._members.num_rows,
-            "hypervolume": hypervolume(self._members, self._objectives, reference),
-        }
+        A cost that the uncompressed network has not measured counts from the worst trial, NaN while there is none.
+        """
+        alone = reference_point(self._objectives, self._uncompressed, row)
+        return {name: float(np.fmax(value, alone[name])) for name, value in self._reference.items()}
 
-    def _write_progress(self, state: str, snapshot: StudyProgress) -> None:
-        said = {
-            "state": state,
-            "updated_at": datetime.now(UTC).isoformat(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "unfinished": list(self.unfinished.values()),
-            **snapshot.to_json(),
-        }
-        self.ledger.write_progress(self.study, said)
+    def _study_progress(self) -> StudyProgress:
+        return StudyProgress(
+            **asdict(self.run_progress()),
+            front=self._members.num_rows,
+            hypervolume=self._hypervolume,
+            hours=self._seconds / 3600,
+            gpus=self._gpus,
+        )
+
+    def _write_progress(self, state: str, progress: StudyProgress) -> None:
+        self.study.write_progress(
+            {
+                "state": state,
+                "updated_at": datetime.now(UTC).isoformat(),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "unfinished": list(self.unfinished.values()),
+                **progress.to_json(),
+            }
+        )
+
+
+def _holds(members: pa.Table, row: TrialRow) -> bool:
+    return row.trial in members.column("trial").to_pylist()

@@ -1,9 +1,9 @@
 """A trial on a Ray actor: its start, then an epoch a step. An actor serves one trial after another.
 
-A trial that takes long leaves a checkpoint in the store now and then, under the name that its suggestion has in the
-ledger, so that whoever runs it again, after the worker, the node or the whole search has died, goes on from there.
-At its end the packed model takes the checkpoint's place, for the driver to keep or to delete. Ray's own checkpoints are
-not used: they would be written beside, and each makes Ray Tune save the state of all trials.
+A long trial writes a checkpoint to the store now and then, under its id in the ledger. If the worker, the node or the
+whole search dies, the next run of the trial goes on from there. At its end the packed model takes the checkpoint's
+place, for the driver to keep or to delete. Ray's own checkpoints are not used: they would be written as well, and each
+makes Ray Tune save the state of all trials.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import nn
 
 from layers import OvertoneError
 from results.ledger.store import Store
+from search.study.study_ledger import checkpoint_name
 from spaces import Network
 from trainers.data import Data
 from trainers.runtime.device import keep_freed_memory
@@ -34,21 +35,15 @@ from trainers.spec import TrialSpec
 from trainers.training.loop import Epoch
 from trainers.trial import Trial
 
-__all__ = ["TrialActor", "checkpoint_name"]
+__all__ = ["TrialActor"]
 
 _FILE = "trial.safetensors"
-
 _CHECKPOINT_S = 30.0
-"""Seconds of work that a crash may cost, or an epoch where that takes longer."""
+"""Seconds of work that a crash may cost, or an epoch if that takes longer."""
 
 
-class _LostError(OvertoneError):
-    """The store cannot be written, which is no fault of the trial: the search had better stop."""
-
-
-def checkpoint_name(study: str, trial: str) -> str:
-    """Where in the store an unfinished trial is kept, and the packed model of one that has just ended."""
-    return f"checkpoints/{study}/{trial}.safetensors"
+class _StoreError(OvertoneError):
+    """The store cannot be written, which is no fault of the trial: the search should stop."""
 
 
 class TrialActor(tune.Trainable):
@@ -65,8 +60,12 @@ class TrialActor(tune.Trainable):
         checkpoint_s: float = _CHECKPOINT_S,
     ) -> None:
         """Take what all trials share; `checkpoint_s` are the least seconds between two checkpoints of a trial."""
-        self._data, self._baseline, self._network = data, baseline, network
-        self._store, self._study, self._checkpoint_s = Store(store), study, checkpoint_s
+        self._data = data
+        self._baseline = baseline
+        self._network = network
+        self._store = Store(store)
+        self._study = study
+        self._checkpoint_s = checkpoint_s
         resources = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         self._device = "cuda" if resources.get("GPU", 0) and torch.cuda.is_available() else "cpu"
@@ -74,46 +73,48 @@ class TrialActor(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Make ready for another trial; the last one's memory is given back."""
+        """Prepare for another trial, and release the memory of the last one."""
         self._config = new_config
         self._started = datetime.now(UTC)
         self._trial: Trial | None = None
         self._epochs: Iterator[Epoch] = iter(())
+        self._saved = 0.0
         if self._device == "cuda":
             torch.cuda.empty_cache()
         return True
 
     def step(self) -> dict[str, Any]:
-        """The start, or an epoch: each report carries what was measured so far."""
+        """Run the start, or an epoch; report what was measured so far."""
         try:
             return self._advance()
-        except _LostError as error:
-            return {**self._about("lost"), "error": str(error), DONE: True}
+        except _StoreError as error:
+            return {**self._report("store_failed"), "error": str(error), DONE: True}
         except OvertoneError as error:
-            return self._failed(str(error))
+            return self._failure(str(error))
         except Exception:
-            return self._failed(traceback.format_exc(limit=-3))
+            return self._failure(traceback.format_exc(limit=-3))
 
     def _advance(self) -> dict[str, Any]:
         if self._trial is None:
-            self._trial = self._begin()
-            self._epochs, self._kept = self._trial.epochs(), time.monotonic()
+            self._trial = self._start()
+            self._epochs = self._trial.epochs()
+            self._saved = time.monotonic()
         else:
             next(self._epochs)
-            if not self._trial.ended and time.monotonic() - self._kept >= self._checkpoint_s:
-                self._leave(self._trial.checkpoint)
-                self._kept = time.monotonic()
+            if not self._trial.ended and time.monotonic() - self._saved >= self._checkpoint_s:
+                self._save(self._trial.checkpoint)
+                self._saved = time.monotonic()
         result = self._trial.result().to_json()
-        accuracies = [result["init_score"], *(epoch["val_top1"] for epoch in result["history"])]
-        known = {"result": json.dumps(result), "accuracies": accuracies, **result["cost"]}
+        scores = [result["init_score"], *(epoch["score"] for epoch in result["history"])]
+        measured = {"result": json.dumps(result), "scores": scores, **result["cost"]}
         if not self._trial.ended:
-            return {**self._about("running"), **known}
-        measured = {name: result[name] for name in ("val_top1", "latency_ms", "latency_b64_ms")}
-        packed = {"model_sha256": self._leave(self._trial.save)}
-        return {**self._about("finished"), **known, **measured, **packed, DONE: True}
+            return {**self._report("running"), **measured}
+        final = {name: result[name] for name in ("score", "latency_ms", "latency_b64_ms")}
+        model_sha256 = self._save(self._trial.save)
+        return {**self._report("finished"), **measured, **final, "model_sha256": model_sha256, DONE: True}
 
-    def _begin(self) -> Trial:
-        """The trial where its checkpoint left it; at its start where there is none that can be used."""
+    def _start(self) -> Trial:
+        """Return the trial as its checkpoint left it, or at its start if there is no checkpoint that can be used."""
         spec = TrialSpec.from_json(self._config["spec"])
         shared: dict[str, Any] = {"data": self._data, "baseline": self._baseline, "network": self._network}
         if self._store.exists(self._checkpoint):
@@ -123,8 +124,8 @@ class TrialActor(tune.Trainable):
                 return Trial(spec, **shared, device=self._device, resume_from=path)
         return Trial(spec, **shared, device=self._device)
 
-    def _leave(self, write: Callable[[Path], None]) -> str:
-        """Put into the store what `write` makes of the trial; gives its SHA-256."""
+    def _save(self, write: Callable[[Path], None]) -> str:
+        """Put the file that `write` makes of the trial into the store; return its SHA-256."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / _FILE
             write(path)
@@ -132,18 +133,18 @@ class TrialActor(tune.Trainable):
         try:
             self._store.write_bytes(self._checkpoint, content)
         except OvertoneError as error:
-            raise _LostError(str(error)) from error
+            raise _StoreError(str(error)) from error
         return hashlib.sha256(content).hexdigest()
 
     @property
     def _checkpoint(self) -> str:
         return checkpoint_name(self._study, self._config["trial"])
 
-    def _failed(self, error: str) -> dict[str, Any]:
-        run = 0 if self._trial is None else len(self._trial.history)
-        return {**self._about("failed"), "error": error, "epochs_run": run, DONE: True}
+    def _failure(self, error: str) -> dict[str, Any]:
+        epochs_run = 0 if self._trial is None else len(self._trial.history)
+        return {**self._report("failed"), "error": error, "epochs_run": epochs_run, DONE: True}
 
-    def _about(self, status: str) -> dict[str, Any]:
+    def _report(self, status: str) -> dict[str, Any]:
         device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
         where = {"device": device, "threads": torch.get_num_threads()}
         return {"status": status, "started": self._started.isoformat(), **where}
