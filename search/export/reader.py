@@ -1,7 +1,7 @@
-"""Reads an exported file as its user will: in a process of its own, which knows nothing but the file and the data.
+"""Read an exported file as its user will: in a process of its own, which knows nothing but the file and the data.
 
-`python -m search.export.reader FILE OUT` reads a job from its input (`spec`, the trial's as JSON, and `threads`), and
-leaves the class of each validation image in OUT, a .npy file. Neither Ray nor Optuna is needed.
+`python -m search.export.reader FILE OUT` reads a job from its standard input (`spec`, the trial's as JSON, and
+`threads`), and writes the class of each validation image to OUT, a .npy file. It needs neither Ray nor Optuna.
 """
 
 from __future__ import annotations
@@ -29,44 +29,46 @@ __all__ = ["check_reader", "factory_of", "predict_in_subprocess"]
 
 
 def check_reader(format: str) -> None:
-    """Raises `UsageError` where the package that reads files of this format is not installed."""
+    """Raise `UsageError` if the package that reads files of this format is not installed."""
     if format == "onnx" and importlib.util.find_spec("onnxruntime") is None:
-        raise UsageError("format 'onnx' is verified by onnxruntime: pip install 'overtone[onnx]'.")
+        raise UsageError("format 'onnx' is verified by onnxruntime: pip install 'overtone[onnx]'")
 
 
 def predict_in_subprocess(path: Path, spec: TrialSpec) -> Tensor:
-    """The class (n,), int64, that an exported file gives each validation image of the trial's data.
+    """Return the class (n,), int64, that an exported file gives each validation image of the trial's data.
 
     The reading process has this one's threads and looks for modules where this one does. Raises `OvertoneError` with
-    its last words where it fails.
+    the last line of its errors if it fails.
     """
     job = json.dumps({"spec": spec.to_json(), "threads": torch.get_num_threads()})
     out = path.with_name(f"{path.name}.npy")
     command = [sys.executable, "-P", "-m", "search.export.reader", str(path), str(out)]
-    where = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)}
-    done = subprocess.run(command, input=job, env=where, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1].rstrip(".")
-        raise OvertoneError(f"The exported {path.suffix[1:]} cannot be read in a process of its own; {words}.")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)}
+    reader = subprocess.run(command, input=job, env=environment, capture_output=True, text=True, check=False)
+    if reader.returncode != 0:
+        lines = reader.stderr.strip().splitlines() or [f"it ended with {reader.returncode}"]
+        reason = lines[-1].rstrip(".")
+        raise OvertoneError(f"cannot read the exported {path.suffix[1:]} in a process of its own: {reason}")
     classes = torch.from_numpy(np.load(out))
     out.unlink()
     return classes
 
 
 def factory_of(model: str) -> Callable[..., nn.Module] | None:
-    """How to build a network of the user's own code: the study named it, so it is the user's choice to run it."""
+    """Return how to build a network of the user's own code, else None; whoever named it in a study lets it run."""
     return (lambda **shape: build_model(model, **shape)) if is_factory(model) else None
 
 
 def main() -> int:
-    """Read a file and leave its classes; 0 done, 1 failed, with a sentence as the last line."""
+    """Read a file and write its classes; return 0, or 1 after an error whose text is the last line."""
     path, out = map(Path, sys.argv[1:])
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
     try:
         spec = TrialSpec.from_json(job["spec"])
-        network, data = _open(path, spec.model), load_data(spec.data)
-        np.save(out, predict(network, data.val, mean=data.mean, std=data.std, device="cpu").numpy())
+        network = _open(path, spec.model)
+        data = load_data(spec.data)
+        np.save(out, predict(network, data.val, data.normalize, device="cpu").numpy())
     except OvertoneError as error:
         print(error, file=sys.stderr)
         return 1
@@ -90,11 +92,11 @@ class _Program(nn.Module):
         self._call = torch.export.load(path).module()
 
     def eval(self) -> _Program:
-        """Exported programs have one mode, the one they were exported in."""
+        """Change nothing: an exported program has one mode, the one it was exported in."""
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits (n, classes)."""
         logits: Tensor = self._call(x)
         return logits
 
@@ -109,10 +111,10 @@ class _Runtime(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        (self._input,) = (given.name for given in self._session.get_inputs())
+        (self._input,) = (argument.name for argument in self._session.get_inputs())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits (n, classes)."""
         return torch.from_numpy(self._session.run(None, {self._input: x.contiguous().numpy()})[0])
 
 

@@ -1,7 +1,7 @@
-"""Train a trial of the ledger again, for its packed model, which was not kept.
+"""Train a trial of the ledger again, because its packed model was not kept.
 
-On the machine that it ran on, with the version of torch that it ran with, the packed file is the same bit for bit.
-Elsewhere it is another file, which is taken where it is as accurate.
+On the machine that it ran on, with the same version of torch, the packed file is the same bit for bit. Elsewhere it is
+another file, which is accepted if its score is the same within a tolerance.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def rerun_trial(
     device: torch.device,
     checkpoint: Path,
     tolerance: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The packed model of a row's trial, and what it changes in the row: `same_file`, and figures where it is not.
+    """Yield the packed model of a row's trial, and what it changes in the row: `same_file`, and figures if it is not.
 
-    The same file goes into the store; another one is gone when the context ends. The checkpoint stays after an
-    interruption, to go on from. Raises `UsageError` where the weights are gone or others, and `OvertoneError` where
-    val_top1 differs by more than `tolerance`.
+    The same file goes into the store; another one is deleted when the context ends. The checkpoint stays after an
+    interruption, for the next call to go on from. `log` is given lines about the progress. Raises `UsageError` if the
+    weights are gone or changed, and `OvertoneError` if the score differs by more than `tolerance`.
     """
-    trial = _trained(row, data, device, checkpoint, say)
+    trial = _train(row, data, device, checkpoint, log)
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model.safetensors"
         trial.save(packed)
@@ -53,37 +53,37 @@ def rerun_trial(
         if digest == row["model_sha256"]:
             ledger.put_model(packed)
             checkpoint.unlink(missing_ok=True)
-            say(f"Trial {row['trial']}, trained again, is the same file bit for bit.")
+            log(f"trial {row['trial']}, trained again, is the same file bit for bit")
             yield packed, {"same_file": True}
         else:
-            figures = _figures(trial, row, checkpoint, tolerance, say)
+            figures = _figures(trial, row, checkpoint, tolerance, log)
             yield packed, {"same_file": False, **figures, "model_sha256": digest}
             checkpoint.unlink(missing_ok=True)
 
 
-def _trained(
-    row: Mapping[str, Any], data: Data, device: torch.device, checkpoint: Path, say: Callable[[str], None]
+def _train(
+    row: Mapping[str, Any], data: Data, device: torch.device, checkpoint: Path, log: Callable[[str], None]
 ) -> Trial:
     spec = TrialSpec.from_json(json.loads(row["spec"]))
 
-    def tell(epoch: Epoch) -> None:
-        say(epoch_line(epoch, spec.epochs))
+    def log_epoch(epoch: Epoch) -> None:
+        log(epoch_line(epoch, spec.epochs))
 
     if checkpoint.exists():
-        say(f"Going on from {checkpoint}.")
-    count = json.loads(row["environment"]).get("threads") if device.type == "cpu" else None
-    with num_threads(count or torch.get_num_threads()):  # with others sums round otherwise
-        return run_trial(spec, data, device, on_epoch=tell, checkpoint=checkpoint)
+        log(f"going on from {checkpoint}")
+    threads = json.loads(row["environment"]).get("threads") if device.type == "cpu" else None
+    with num_threads(threads or torch.get_num_threads()):  # another number of threads rounds sums otherwise
+        return run_trial(spec, data, device, on_epoch=log_epoch, checkpoint=checkpoint)
 
 
 def _figures(
-    trial: Trial, row: Mapping[str, Any], checkpoint: Path, tolerance: float, say: Callable[[str], None]
+    trial: Trial, row: Mapping[str, Any], checkpoint: Path, tolerance: float, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What a trial that gave another file measured, where that is near enough to the row."""
+    """Return what a trial that gave another file measured, if its score is near enough to the row's."""
     result = trial.result()
-    found = f"val_top1 {result.val_top1:.4f} where the ledger has {row['val_top1']:.4f}"
-    if abs(result.val_top1 - row["val_top1"]) > tolerance:
+    scores = f"{result.score_name} {result.score:.4f}, the ledger has {row['score']:.4f}"
+    if abs(result.score - row["score"]) > tolerance:
         checkpoint.unlink(missing_ok=True)
-        raise OvertoneError(f"Trial {row['trial']}, trained again on {trial.device}, has {found}: nothing was written.")
-    say(f"Trial {row['trial']}, trained again, is another file (another device or version), {found}.")
-    return {"val_top1": result.val_top1, "val_top5": result.val_top5, "size_bytes": result.cost.size_bytes}
+        raise OvertoneError(f"trial {row['trial']}, trained again on {trial.device}, has {scores}: nothing was written")
+    log(f"trial {row['trial']}, trained again, is another file (another device or version), with {scores}")
+    return {"score": result.score, "metrics": result.metrics, "size_bytes": result.cost.size_bytes}

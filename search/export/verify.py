@@ -1,9 +1,9 @@
-"""Export a trial of the ledger, and prove the exported file before it is reported done.
+"""Export a trial of the ledger, and verify the exported file before the export counts as done.
 
-The file is read back in a process of its own and must give the class of every validation image that the packed model of
-the trial gives, whose accuracy and size must be the ledger's. Other runtimes add in another order, which now and then
-turns the rounding of an activation held in few bits: onnx and pt2 may differ for few images. Then the test split is
-read, once, for the model card.
+The file is read back in a process of its own. It must give every validation image the class that the trial's packed
+model gives, whose score and size must be the ledger's. Other runtimes add in another order, which now and then turns
+the rounding of an activation held in few bits: onnx and pt2 may differ for few images. The test split is read once, for
+the model card.
 """
 
 from __future__ import annotations
@@ -43,91 +43,90 @@ def export_trial(
     format: str,
     out: Path,
     rerun_on: torch.device | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write the picked trial (`best`, `knee` or an id) to the folder `out`, verified; what was found.
+    """Write the picked trial (`best`, `knee` or an id) to the folder `out`, verified; return the facts of its card.
 
-    Where its model was not kept it is trained again on the device `rerun_on`, which `say` is told of. Raises
-    `OvertoneError`, leaving no folder behind, where there is no model, the data changed, or the file does not give the
+    If its model was not kept it is trained again on the device `rerun_on`; `log` is given lines about that. Raises
+    `OvertoneError`, leaving no folder behind, if there is no model, the data changed, or the file does not give the
     trial's predictions.
     """
     check_format(format)
     check_reader(format)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"out (={str(out)!r}) must be a new or empty folder.")
+        raise UsageError(f"out (={str(out)!r}) must be a new or empty folder")
     row = pick(ledger, study, which, where=where)
     _check_model(ledger, study, row, rerun=rerun_on is not None)
     spec = TrialSpec.from_json(json.loads(row["spec"]))
     data = load_data(spec.data)
     if data.fingerprint != spec.data_fingerprint:
         raise OvertoneError(
-            f"The data {spec.data.name!r} are not those of trial {row['trial']}: it cannot be verified."
+            f"cannot verify trial {row['trial']}: the data {spec.data.name!r} are not those that it ran on"
         )
     checkpoint = Path(f"{os.path.abspath(out)}.checkpoint")
-    with _packed(ledger, row, data, rerun_on, checkpoint, say) as (packed, row):
+    with _packed_model(ledger, row, data, rerun_on, checkpoint, log) as (packed, row):
         model = load_model(packed, factory=factory_of(spec.model))
         card = card_facts(ledger, study, row, spec, model, data)
-        proof: dict[str, Any] = {}
+        verified: dict[str, Any] = {}
 
-        def prove(file: Path) -> Mapping[str, Any]:
-            proof["differing"] = _differing(file, row, spec, model, data)
-            return proof
+        def verify(file: Path) -> Mapping[str, Any]:
+            verified["differing"] = _count_differing(file, row, spec, model, data)
+            return verified
 
-        export_model(packed, out, format=format, card=card, factory=factory_of(spec.model), prove=prove)
-    return {**card, **proof}
+        export_model(packed, out, format=format, card=card, factory=factory_of(spec.model), prove=verify)
+    return {**card, **verified}
 
 
 def _check_model(ledger: Ledger, study: str, row: Mapping[str, Any], *, rerun: bool) -> None:
     if row["model_sha256"] is None:
-        raise OvertoneError(f"Trial {row['trial']} of study {study!r} left no model; it {row['status']}.")
+        raise OvertoneError(f"trial {row['trial']} of study {study!r} has no model: it {row['status']}")
     if not rerun and not ledger.has_model(row["model_sha256"]):
-        front, epochs = ledger.study(study).get("keep") == "front", row["epochs"]
-        raise OvertoneError(
-            f"The model of trial {row['trial']} {'was not kept (--keep front)' if front else 'is not in the store'}: "
-            f"add --rerun to train it again, {epochs} epoch{'' if epochs == 1 else 's'}."
-        )
+        reason = "was not kept (--keep front)" if ledger.study(study)["keep"] == "front" else "is not in the store"
+        epochs = f"{row['epochs']} epoch{'' if row['epochs'] == 1 else 's'}"
+        raise OvertoneError(f"the model of trial {row['trial']} {reason}: add --rerun to train it again, {epochs}")
 
 
 @contextmanager
-def _packed(
+def _packed_model(
     ledger: Ledger,
     row: dict[str, Any],
     data: Data,
     rerun_on: torch.device | None,
     checkpoint: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The packed model and the row that it has, where it was kept or not."""
+    """Yield the packed model, kept or trained again, and its row."""
     if rerun_on is None or ledger.has_model(row["model_sha256"]):
         yield ledger.model_path(row["model_sha256"]), row
         return
-    again = rerun_trial(ledger, row, data, device=rerun_on, checkpoint=checkpoint, tolerance=MAX_DISAGREEMENT, say=say)
-    with again as (packed, changes):
+    rerun = rerun_trial(ledger, row, data, device=rerun_on, checkpoint=checkpoint, tolerance=MAX_DISAGREEMENT, log=log)
+    with rerun as (packed, changes):
         yield packed, {**row, **changes}
 
 
-def _differing(file: Path, row: Mapping[str, Any], spec: TrialSpec, model: nn.Module, data: Data) -> int:
-    """Validation images for which the exported file says another class than the model; few enough, or an error.
+def _count_differing(file: Path, row: Mapping[str, Any], spec: TrialSpec, model: nn.Module, data: Data) -> int:
+    """Return for how many validation images the exported file gives another class than the model.
 
-    As many images at most are right in one and wrong in the other, so accuracies are as near as that too.
+    The same number bounds how many images are right in one and wrong in the other, and so the difference in accuracy.
+    Raises `OvertoneError` if they are too many, or the file holds another number of bytes than the row.
     """
     format = file.suffix[1:]
-    if format == "safetensors" and (held := _payload_bytes(file)) != row["size_bytes"]:
+    if format == "safetensors" and (size := _payload_bytes(file)) != row["size_bytes"]:
         raise OvertoneError(
-            f"The exported safetensors holds {held} bytes of tensors, size_bytes of trial {row['trial']} is "
-            f"{row['size_bytes']}: nothing was written."
+            f"the exported safetensors holds {size} bytes of tensors, size_bytes of trial {row['trial']} is "
+            f"{row['size_bytes']}: nothing was written"
         )
-    ours = predict(model, data.val, mean=data.mean, std=data.std, device="cpu")
-    differing = int((ours != predict_in_subprocess(file, spec)).sum())
+    classes = predict(model, data.val, data.normalize, device="cpu")
+    differing = int((classes != predict_in_subprocess(file, spec)).sum())
     if differing > (0 if format == "safetensors" else MAX_DISAGREEMENT * len(data.val)):
         raise OvertoneError(
-            f"The exported {format} gives another class than trial {row['trial']} for {differing} of "
-            f"{len(data.val)} validation images: nothing was written."
+            f"the exported {format} gives another class than trial {row['trial']} for {differing} of "
+            f"{len(data.val)} validation images: nothing was written"
         )
     return differing
 
 
 def _payload_bytes(file: Path) -> int:
-    """Bytes of the tensors of a safetensors file: what its header's length, 8 bytes, and the header leave."""
-    with open(file, "rb") as opened:
-        return file.stat().st_size - 8 - int.from_bytes(opened.read(8), "little")
+    """Return the bytes of a safetensors file's tensors: all but the header's length, which takes 8, and the header."""
+    with open(file, "rb") as stream:
+        return file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")
