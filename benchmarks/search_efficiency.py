@@ -139,7 +139,7 @@ def _ours(sampler: str, miss_rate: float, seed: int, trials: int, table: Path) -
         ),
         seed=seed,
     )
-    searcher.begin(trials, seeds=initial_configs(space, "resnet8", limits))
+    searcher.begin(trials, initial_configs=initial_configs(space, "resnet8", limits))
     for number in range(trials):
         suggestion = searcher.suggest(str(number))
         if not isinstance(suggestion, dict):

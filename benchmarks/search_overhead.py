@@ -117,9 +117,9 @@ class _IdleTrial(TrialActor):
         result = json.dumps({**self._identity, **measured, **dict.fromkeys(names), "history": history})
         known = {"result": result, "scores": scores, **self._identity["cost"]}
         if self._step < _STEPS:
-            return {**self._about("running"), **known}
-        packed = {"model_sha256": self._leave(self._write)}
-        return {**self._about("finished"), **known, "score": scores[-1], **packed, DONE: True}
+            return {**self._report("running"), **known}
+        packed = {"model_sha256": self._save(self._write)}
+        return {**self._report("finished"), **known, "score": scores[-1], **packed, DONE: True}
 
     def _write(self, path: Path) -> None:
         path.write_bytes(self._config["trial"].encode() * 1000)
