@@ -9,6 +9,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "layout.h"
+
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 enum { PAIRED = 1 }; /* products of bfloat16 are of two channels at once, which are held as a float's bits */
@@ -529,6 +532,8 @@ static int sound(const Layer *layer) {
     for (int64_t i = 0; i < layer->outputs; i++) found &= layer->order[i] >= 0 && layer->order[i] < layer->outputs;
     return found;
 }
+
+EXPORT_LAYOUT(Layer, half)
 
 /* 1, or 0 where memory is short, or -1 where outputs are not given to templates as they should be. */
 int template_conv(const Layer *layer, int threads) {

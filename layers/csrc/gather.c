@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "layout.h"
+
 typedef struct {
     const float *maps, *operators, *grad; /* grad (B, N, H_out, W_out), in the backward */
     const int64_t *source;
@@ -126,6 +128,8 @@ static void operator_of(const Gather *all, int64_t output, int64_t group) {
         }
     }
 }
+
+EXPORT_LAYOUT(Gather, dilation)
 
 void gather(const Gather *all, int threads) {
     int64_t work = all->batch * all->outputs;

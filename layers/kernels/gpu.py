@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["compile_kernels", "installed", "launch"]
+from layers.kernels import CSRC
 
-FOLDER = Path(__file__).parents[1] / "csrc"
+__all__ = ["compile_kernels", "installed", "launch"]
 
 
 def installed() -> bool:
@@ -31,8 +30,8 @@ def compile_kernels(source: str, arch: str, macros: tuple[str, ...] = (), log: A
 
     told = {"ptxas_options": "-v"} if log is not None else {}
     defined = {"define_macro": list(macros)} if macros else {}
-    options = ProgramOptions(name=source, arch=arch, include_path=[str(FOLDER)], **told, **defined)
-    return Program((FOLDER / source).read_text(), "c++", options).compile("cubin", logs=log)
+    options = ProgramOptions(name=source, arch=arch, include_path=[str(CSRC)], **told, **defined)
+    return Program((CSRC / source).read_text(), "c++", options).compile("cubin", logs=log)
 
 
 @cache

@@ -25,7 +25,7 @@ def gather(out: Tensor, maps: Tensor, operators: Tensor, source: Tensor, where: 
         done = gather(wide, maps.float(), operators.float(), source, where)
         out.copy_(wide)
         return done
-    library = cpu.library("gather.c")
+    library = cpu.library("gather.c", mirror=_Gather)
     if library is None or not _takes(out, maps, operators):
         return False
     given = _gather_struct(maps, operators, source, out.shape, where)
@@ -53,7 +53,7 @@ def gather_backward(
         to_maps.copy_(wide)
         to_operators.copy_(other)
         return done
-    library = cpu.library("gather.c")
+    library = cpu.library("gather.c", mirror=_Gather)
     if library is None or not _takes(to_maps, to_operators, grad, maps, operators):
         return False
     given = _gather_struct(maps, operators, source, grad.shape, where)
@@ -65,7 +65,7 @@ def gather_backward(
 def convolves(x: Tensor, where: ConvGeometry, *, mixes: bool) -> bool:
     """Whether `convolve` takes inputs like this one; with operators that mix taps there is stride 1 alone."""
     known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and where.is_centered
-    return known and not (mixes and where.stride != (1, 1)) and cpu.library("fused.c") is not None
+    return known and not (mixes and where.stride != (1, 1)) and cpu.library("fused.c", mirror=_Convolution) is not None
 
 
 def convolve(
@@ -86,7 +86,7 @@ def convolve(
     templates as bfloat16, two channels in one int32 (G, M, C / G / 2, T), for products of bfloat16 where the processor
     has them. Raises `OvertoneError` where memory is short.
     """
-    library = cpu.library("fused.c")
+    library = cpu.library("fused.c", mirror=_Convolution)
     assert library is not None
     given = _Convolution(
         **{

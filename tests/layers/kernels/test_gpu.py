@@ -13,7 +13,7 @@ from layers.blockfloat import BlockFormat
 from layers.blockfloat.format import AXES
 from layers.blockfloat.kernels import cuda_launch
 from layers.blockfloat.reference import round_reference
-from layers.kernels import gpu
+from layers.kernels import CSRC, gpu
 from tests.layers.assembled import assert_in_registers
 from tests.layers.blockfloat.patterns import BIT_PATTERNS, any_pattern, same_bits
 
@@ -38,7 +38,7 @@ def on_cpu(request, tmp_path_factory):
     source = Path(__file__).parents[1] / "csrc" / "blockfloat_on_cpu.cpp"
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Werror", "-Wno-unused-function"]
     flags += [f"-D{macro}" for macro in (*wide, *(["BFLOAT16"] if dtype == torch.bfloat16 else []))]
-    command = ["c++", *flags, "-x", "c++", f"-I{gpu.FOLDER}", "-o", str(library), str(source)]
+    command = ["c++", *flags, "-x", "c++", f"-I{CSRC}", "-o", str(library), str(source)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library)), ctypes.c_longlong if wide else ctypes.c_int, dtype
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from layers.errors import OvertoneWarning
-from layers.kernels import gpu
+from layers.kernels import CSRC, gpu
 from layers.templates import cuda
 from layers.templates.gather import _format
 from layers.templates.reference import ConvGeometry, gather_backward_reference, gather_reference
@@ -50,7 +50,7 @@ def library(tmp_path_factory):
     def build(macros):
         if macros not in built:
             file, defined = folder / f"{'_'.join(macros)}.so", [f"-D{macro}" for macro in macros]
-            command = ["c++", *flags, "-x", "c++", *defined, f"-I{gpu.FOLDER}", "-o", str(file), str(source)]
+            command = ["c++", *flags, "-x", "c++", *defined, f"-I{CSRC}", "-o", str(file), str(source)]
             subprocess.run(command, check=True)
             built[macros] = ctypes.CDLL(str(file))
         return built[macros]

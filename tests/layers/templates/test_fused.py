@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from layers import UsageError
-from layers.kernels import cpu, gpu
+from layers.kernels import CSRC, cpu
 from layers.templates import kernels
 from layers.templates.fused import FusedTemplates, _template_conv, fused_conv2d
 from layers.templates.reference import ConvGeometry
@@ -63,14 +63,14 @@ def vectors(request, monkeypatch):
         ):
             pytest.skip(f"this processor does not run {request.param}")
         library = _for_other_vectors(request.param)
-        monkeypatch.setattr(cpu, "library", lambda source: library)
+        monkeypatch.setattr(cpu, "library", lambda source, **_: library)
 
 
 @cache
 def _for_other_vectors(flag: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         command = ["cc", "-O3", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fopenmp", flag]
-        subprocess.run([*command, "-o", f"{folder}/fused.so", str(gpu.FOLDER / "fused.c")], check=True)
+        subprocess.run([*command, "-o", f"{folder}/fused.so", str(CSRC / "fused.c")], check=True)
         return ctypes.CDLL(f"{folder}/fused.so")
 
 
