@@ -1,1 +1,1 @@
-"""The report of a study: one HTML page, or a still picture of its front."""
+"""The report of a study as one HTML page, and its front as a still picture."""

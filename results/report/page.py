@@ -1,7 +1,6 @@
 """The skeleton of a report page: its style, its scripts and data, and a policy that lets nothing else run or load.
 
-Whoever fills the page hands over finished HTML for the body and plain text for the title; plain text and data are
-escaped here.
+Callers pass finished HTML for the body and plain text for the title; plain text and data are escaped here.
 """
 
 import base64
@@ -21,14 +20,15 @@ _POLICY = (
 
 
 def page(*, title: str, body: str, data: Mapping[str, Any] | None = None, scripts: Sequence[str] = ()) -> str:
-    """A whole HTML document that loads nothing, from anywhere: its policy forbids it.
+    """Return a whole HTML document that loads nothing: its policy forbids it.
 
-    `title` is plain text, `body` finished HTML. `data` lands as JSON in an element of the id `data`, and after it the
-    `scripts` run, in order; no other script may, whatever a study's texts hold: the policy names the hashes of these.
+    `title` is plain text, `body` finished HTML. `data` becomes JSON in an element of the id `data`, and after it the
+    `scripts` run, in order. No other script can run, whatever a study's texts hold: the policy names the hashes of
+    these.
     """
     policy = _POLICY.format(scripts=" ".join(_hash(script) for script in scripts) or "'none'")
-    stored = "" if data is None else f'<script type="application/json" id="data">{json_text(data)}</script>'
-    running = "\n".join(f"<script>{script}</script>" for script in scripts)
+    data_element = "" if data is None else f'<script type="application/json" id="data">{json_text(data)}</script>'
+    script_elements = "\n".join(f"<script>{script}</script>" for script in scripts)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -40,26 +40,29 @@ def page(*, title: str, body: str, data: Mapping[str, Any] | None = None, script
 </head>
 <body>
 {body}
-{stored}
-{running}
+{data_element}
+{script_elements}
 </body>
 </html>
 """
 
 
 def web_file(name: str) -> str:
-    """The text of one of the page's own files."""
+    """Return the text of one of the page's own files."""
     return files("results.report").joinpath("web", name).read_text(encoding="utf-8")
 
 
 def json_text(data: Any) -> str:
-    """JSON that may stand inside a script element: no `<`, so that no text of a study can end the element."""
+    """Return JSON that may stand inside a script element: without `<`, so that no text of a study ends the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def table(*, label: str, head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls sideways and is reached by keyboard; `head` is (text, class), cells are finished HTML."""
+    """Return a table that scrolls sideways and can be reached by keyboard.
+
+    `head` is (text, class) of each column; the cells of `rows` are finished HTML.
+    """
     titles = "".join(f'<th scope="col" class="{escape(kind)}">{escape(text)}</th>' for text, kind in head)
     kinds = [kind for _, kind in head]
     lines = "\n".join(
@@ -73,5 +76,5 @@ def table(*, label: str, head: Sequence[tuple[str, str]], rows: Sequence[Sequenc
 
 
 def _hash(script: str) -> str:
-    """How a policy names an inline script: the browser hashes exactly what stands between the tags."""
+    """Return the name of an inline script in a policy: the browser hashes exactly what stands between the tags."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

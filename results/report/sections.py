@@ -1,12 +1,14 @@
-"""The report's page, section by section: finished HTML that the page's scripts bring to life."""
+"""The report's page, section by section: finished HTML that the page's scripts fill and draw."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from results.analysis.summary import Summary
 from results.formatting import format_metrics
+from results.report.data import ReportData
 from results.report.page import table, web_file
+from results.report.published import PlacedResult, published_beside
 from results.schema import TrialStatus
 
 __all__ = ["sections"]
@@ -14,19 +16,20 @@ __all__ = ["sections"]
 _SHOWN_FAILURES = 20
 
 
-def sections(summary: Summary, data: Mapping[str, Any]) -> Iterator[str]:
-    """The body of the page, top to bottom; `data` is what `results.report.data` gives."""
+def sections(summary: Summary, data: ReportData) -> Iterator[str]:
+    """Yield the body of the page, top to bottom."""
+    name = escape(summary.score_name)
     yield '<a class="skip" href="#front">Skip to the front</a>\n<main>'
     yield from _title(summary)
     yield _facts(summary, data)
     if summary.finished.num_rows:
         yield "<noscript><p class='note'>The pictures and tables of this page need JavaScript.</p></noscript>"
         yield _certainty(data)
-        yield web_file("front.html")
-        yield _published(data)
+        yield web_file("front.html").replace("{score_name}", name)
+        yield _published(published_beside(summary))
         yield web_file("history.html").replace("{reference}", escape(format_metrics(summary.reference)))
         yield web_file("knobs.html")
-        yield web_file("insight.html") if data["insight"] else ""
+        yield web_file("importance.html").replace("{score_name}", name) if data["importance"]["effects"] else ""
         yield web_file("table.html")
     else:
         yield "<p>No trial has finished yet, so there is no front to show.</p>"
@@ -42,7 +45,7 @@ def _title(summary: Summary) -> Iterator[str]:
     yield '<button type="button" id="theme" hidden>Dark</button></header>'
 
 
-def _facts(summary: Summary, data: Mapping[str, Any]) -> str:
+def _facts(summary: Summary, data: ReportData) -> str:
     record = summary.record
     counts = ", ".join(f"{summary.count(status)} {status.value}" for status in TrialStatus)
     seeds = sorted({seed for seed in summary.trials.column("seed").to_pylist() if seed is not None})
@@ -58,14 +61,14 @@ def _facts(summary: Summary, data: Mapping[str, Any]) -> str:
         "epochs a trial": _few(epochs),
         "uncompressed": format_metrics(summary.baseline) or "-",
         "hypervolume": f"{summary.hypervolume:.4f}",
-        "study begun": str(record.get("created_at", "?"))[:16].replace("T", " "),
+        "study created": str(record.get("created_at", "?"))[:16].replace("T", " "),
     }
     items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items())
     return f'<dl class="facts">{items}</dl>'
 
 
-def _repeated(data: Mapping[str, Any]) -> int:
-    return sum(row["seeds"] > 1 for row in data["seeds"].values())
+def _repeated(data: ReportData) -> int:
+    return sum(member["seeds"] > 1 for member in data["front"])
 
 
 def _few(values: list[int]) -> str:
@@ -73,47 +76,50 @@ def _few(values: list[int]) -> str:
     return text if len(values) <= 8 else f"{text} and {len(values) - 8} more"
 
 
-def _certainty(data: Mapping[str, Any]) -> str:
-    start = "Every accuracy here is <code>val_top1</code>: measured on the validation split, after one training run"
+def _certainty(data: ReportData) -> str:
+    name = escape(data["score_name"])
+    start = f"Every score on this page is <code>{name}</code>, measured on the validation split after one training run"
     if not _repeated(data):
         return (
             f'<p class="note">{start} of a single seed. Differences of a few images are noise, and the best of many '
             "trials looks better than it is. <code>overtone confirm</code> repeats the front with other seeds.</p>"
         )
     return (
-        f'<p class="note">{start}. Where a trial was repeated with other seeds, its mean and 95 % interval stand '
-        "beside it; hollow points and the mark <em>single seed</em> say that it was not.</p>"
+        f'<p class="note">{start}. Trials that were repeated with other seeds also show their mean and its 95 % '
+        "interval. Hollow points and the mark <em>single seed</em> stand for trials that were not.</p>"
     )
 
 
-def _published(data: Mapping[str, Any]) -> str:
-    rows = data["published"]
-    if not rows:
+def _published(placed: Sequence[PlacedResult]) -> str:
+    if not placed:
         return ""
-    head = [("paper", ""), ("configuration", ""), ("published top-1", "number"), ("its baseline", "number")]
-    head += [("size kept", "number"), ("FLOPs kept", "number"), ("placed here at", "")]
-    cells = [
-        [
-            *(escape(row[key]) for key in ("paper", "name")),
-            *(f"{row[key]:.2f} %" for key in ("top1", "baseline")),
-            *(f"{100 * row[key]:.1f} %" for key in ("size", "flops")),
-            escape(format_metrics(row["here"]) or "-"),
-        ]
-        for row in rows
-    ]
-    how = (
+    results = [result for result, _ in placed]
+    source = (
         "counted from the configuration, in 32-bit floats"
-        if all(row["counted"] for row in rows)
+        if all(result.counted for result in results)
         else "as printed; the size is the printed share of parameters"
     )
+    head = [("paper", ""), ("configuration", ""), ("published top-1", "number"), ("its baseline", "number")]
+    head += [("size kept", "number"), ("FLOPs kept", "number"), ("placed here at", "")]
     return (
-        f'<details class="published"><summary>Published for this model elsewhere: {len(rows)} rows</summary>'
-        f'<p class="note">Published on other training data ({escape(rows[0]["data"])}), from other weights, with test '
-        "accuracy. Each row is placed by what it changed: the published loss of accuracy off this study's own "
-        f"baseline, and the share that is kept of its costs ({how}). Trade-offs are compared, not measurements.</p>"
-        + table(label="Published rows", head=head, rows=cells)
+        f'<details class="published"><summary>Published for this model elsewhere: {len(placed)} rows</summary>'
+        f'<p class="note">Published on other training data ({escape(results[0].data)}), from other weights, with top-1 '
+        "accuracy on a test set. Each row is placed by what it changed: the published loss of accuracy is taken off "
+        f"this study's own baseline, and so is the published share of its costs ({source}). Compare the trade-offs, "
+        "not the measurements.</p>"
+        + table(label="Published rows", head=head, rows=[_published_cells(row) for row in placed])
         + "</details>"
     )
+
+
+def _published_cells(placed: PlacedResult) -> list[str]:
+    row = placed.result
+    return [
+        *(escape(text) for text in (row.paper, row.name)),
+        *(f"{value:.2f} %" for value in (row.score, row.baseline_score)),
+        *(f"{100 * share:.1f} %" for share in (row.size, row.flops)),
+        escape(format_metrics(placed.at) or "-"),
+    ]
 
 
 def _failures(summary: Summary) -> Iterator[str]:

@@ -2,18 +2,24 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import pytest
+from plotly.offline import get_plotlyjs
 
 from layers.errors import OvertoneError, UsageError
+from results.analysis.importance import importance
 from results.analysis.summary import summarize
+from results.ledger.codec import encode
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
+from results.report.plot import plot_front
 from results.report.report import write_report
-from results.schema import TrialStatus
-from tests.results.conftest import RECORD, UNCOMPRESSED
+from results.schema import TrialStatus, to_table
+from tests.results.conftest import BLOCKS, RECORD, UNCOMPRESSED
 
+COSTS = ("size_bytes", "flops", "parameters")
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
@@ -50,9 +56,9 @@ def hostile(tmp_path, make_row):
     ledger.create_study("evil", {**RECORD, **names})
     blocks = [{"block": EVIL, "basis": EVIL, "harmonics_y": 1, "harmonics_x": 2, "bits": 3}]
     texts = {"study": "evil", "blocks": blocks, "device": EVIL, "model": EVIL}
-    ledger.append(make_row(**texts, val_top1=0.95, model_sha256="0" * 64))
+    ledger.append(make_row(**texts, score=0.95, model_sha256="0" * 64))
     ledger.append(make_row(**texts, number=1, size_bytes=5))
-    ledger.append(make_row(**texts, number=2, status=TrialStatus.FAILED, error=f"</table>{EVIL}", val_top1=None))
+    ledger.append(make_row(**texts, number=2, status=TrialStatus.FAILED, error=f"</table>{EVIL}", score=None))
     return ledger
 
 
@@ -62,19 +68,23 @@ def _data(text: str) -> dict:
     return json.loads(text[text.index(">", start) + 1 : text.index("</script>", start)])
 
 
-def test_page_knows_every_trial_and_front_member(full_ledger, html):
+def test_page_holds_every_trial_and_front_member(full_ledger, html):
     data, summary = _data(html), summarize(full_ledger, "demo")
     trials = data["trials"]
     for name in ("trial", "status", "number", "size_bytes", "flops"):
         assert trials[name] == summary.trials.column(name).to_pylist()
-    assert set(trials["kept"]) == {1}
-    assert trials["val_top1"] == pytest.approx(summary.trials.column("val_top1").to_pylist())
+    assert set(trials["model"]) == {"stored"}
+    assert trials["score"] == pytest.approx(summary.trials.column("score").to_pylist())
     errors = [None if index < 0 else trials["errors"][index] for index in trials["error"]]
     assert errors == summary.trials.column("error").to_pylist()
-    assert sorted(trials["trial"][i] for i in data["front"]) == sorted(summary.front.column("trial").to_pylist())
-    assert data["knee"] == summary.knee["trial"]
-    assert data["baseline"] == UNCOMPRESSED
-    assert data["command"] == f"overtone export --study demo --store {full_ledger.store.label}"
+    members = [trials["trial"][member["index"]] for member in data["front"]]
+    assert members == summary.front.column("trial").to_pylist()
+    assert trials["trial"][data["knee"]] == summary.knee["trial"]
+    assert data["score_name"] == "val_top1"
+    assert data["uncompressed"]["at"] == {name: UNCOMPRESSED[name] for name in ("score", *COSTS)}
+    assert data["uncompressed"]["lines"] == ["uncompressed", "97.00 % · 312.0 kB · 25.00 MFLOPs"]
+    command = f"overtone export --study demo --store {full_ledger.store.label} --format safetensors"
+    assert data["export"] == {"command": command, "out": "demo-", "quoted": {}}
     assert [axis["key"] for axis in data["axes"]] == [
         "size_bytes",
         "flops",
@@ -139,10 +149,25 @@ def test_hostile_names_stay_text(hostile, tmp_path):
     data = _data(text)
     assert data["networks"]["names"] == [EVIL]
     assert data["trials"]["errors"] == [f"</table>{EVIL}"]
-    assert data["trials"]["kept"] == [2, 0, 0]
-    assert "--store '" in data["command"]
+    assert data["trials"]["model"] == ["rerun", None, None]
+    assert "--store '" in data["export"]["command"]
     for suffix in (".png", ".svg"):
-        assert write_report(hostile, "evil", tmp_path / f"front{suffix}").stat().st_size > 1000
+        assert plot_front(hostile, "evil", tmp_path / f"front{suffix}").stat().st_size > 1000
+
+
+def test_ids_that_need_quotes_are_quoted_for_a_shell(tmp_path, make_row):
+    ledger = Ledger(Store(tmp_path / "my runs"))
+    ledger.create_study("demo", RECORD)
+    rows = [make_row(number=number, trial=trial) for number, trial in enumerate(("a;b", "a'b", "plain-1"))]
+    ledger.store.write_bytes("trials/study=demo/foreign.parquet", encode(to_table(rows)))
+    export = _data(write_report(ledger, "demo", tmp_path / "report.html").read_text())["export"]
+    assert shlex.split(export["command"])[2:6] == ["--study", "demo", "--store", str(tmp_path / "my runs")]
+    assert list(export["quoted"]) == ["a;b", "a'b"]
+    for trial, quoted in export["quoted"].items():
+        assert shlex.split(f"--pick {quoted} --out {export['out']}{quoted}") == [
+            *("--pick", trial),
+            *("--out", f"demo-{trial}"),
+        ]
 
 
 def test_study_without_results_has_a_report_too(ledger, make_row, tmp_path):
@@ -150,9 +175,9 @@ def test_study_without_results_has_a_report_too(ledger, make_row, tmp_path):
         page = _Reader(write_report(ledger, "demo", tmp_path / "report.html").read_text())
         assert "No trial has finished yet" in page.text
         with pytest.raises(OvertoneError, match="study 'demo' has no finished trial to draw"):
-            write_report(ledger, "demo", tmp_path / "front.png")
+            plot_front(ledger, "demo", tmp_path / "front.png")
         for number in range(25):
-            ledger.append(make_row(number=number, status=TrialStatus.FAILED, error="diverged", val_top1=None))
+            ledger.append(make_row(number=number, status=TrialStatus.FAILED, error="diverged", score=None))
     assert page.text.count("diverged") == 20
     assert "5 more are in the ledger" in page.text
     assert not (tmp_path / "front.png").exists()
@@ -160,56 +185,73 @@ def test_study_without_results_has_a_report_too(ledger, make_row, tmp_path):
 
 def test_single_trial_without_a_baseline_is_drawn(tmp_path, make_row):
     ledger = Ledger(Store(tmp_path / "runs"))
-    ledger.create_study("demo", {"objectives": ["val_top1", "size_bytes", "latency_ms"]})
+    ledger.create_study("demo", {"score_name": "val_top1", "objectives": ["val_top1", "size_bytes", "latency_ms"]})
     ledger.append(make_row(latency_ms=1.25))
     page = _Reader(write_report(ledger, "demo", tmp_path / "report.html").read_text())
     data = _data((tmp_path / "report.html").read_text())
     assert data["trials"]["latency_ms"] == [1.25]
-    assert data["trials"]["kept"] == [0]
+    assert data["trials"]["model"] == [None]
     assert "1 finished" in page.text
-    write_report(ledger, "demo", tmp_path / "front.svg")
+    assert "What matters" not in page.text  # no knob varied
+    plot_front(ledger, "demo", tmp_path / "front.svg")
 
 
-def test_pictures_are_of_their_kind_and_the_same_each_time(full_ledger, tmp_path):
-    png = write_report(full_ledger, "demo", tmp_path / "a.png").read_bytes()
-    svg = write_report(full_ledger, "demo", tmp_path / "a.svg").read_bytes()
-    assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    assert b"<svg" in svg[:1000]
-    assert png == write_report(full_ledger, "demo", tmp_path / "b.png").read_bytes()
-    assert svg == write_report(full_ledger, "demo", tmp_path / "b.svg").read_bytes()
+def test_a_score_has_its_own_name(tmp_path, make_row):
+    ledger = Ledger(Store(tmp_path / "runs"))
+    record = {**RECORD, "score_name": "val_iou", "objectives": ["val_iou", "size_bytes", "flops"]}
+    ledger.create_study("demo", record)
+    for number, harmonics in enumerate((2, 3)):
+        block = {**BLOCKS[1], "harmonics_y": harmonics}
+        ledger.append(make_row(number=number, score=0.5 + harmonics / 10, blocks=[block]))
+    text = write_report(ledger, "demo", tmp_path / "report.html").read_text()
+    page = _Reader(text)
+    assert _data(text)["score_name"] == "val_iou"
+    assert page.text.count("val_iou") == 4  # objectives, note, legend of the axes, effects
+    assert "top1" not in text.replace(get_plotlyjs(), "")
+    assert "<!-- val_iou (%) -->" in plot_front(ledger, "demo", tmp_path / "front.svg").read_text()
 
 
 def test_other_endings_and_places_that_cannot_be_written_are_refused(full_ledger, tmp_path):
     for name in ("report", "report.pdf", "report.HTM"):
-        with pytest.raises(UsageError, match=rf"{name}'\) must end in \.html, \.png or \.svg"):
+        with pytest.raises(UsageError, match=rf"^out \(='.*{name}'\) must end in \.html$"):
+            write_report(full_ledger, "demo", tmp_path / name)
+    for name in ("front.png", "front.svg"):
+        with pytest.raises(UsageError, match=rf"{name}'\) must end in \.html: `overtone plot front` draws"):
             write_report(full_ledger, "demo", tmp_path / name)
     (tmp_path / "file").write_text("x")
-    for name in ("report.html", "front.png"):
-        with pytest.raises(OvertoneError, match=r"^cannot write '[^\n]*': [^\n]+$|is a file"):
-            write_report(full_ledger, "demo", tmp_path / "file" / name)
+    with pytest.raises(OvertoneError, match=r"^cannot write '[^\n]*report\.html': [^\n]+$"):
+        write_report(full_ledger, "demo", tmp_path / "file" / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_front_repeated_with_other_seeds_carries_intervals(ledger, make_row, tmp_path):
     for number, size in enumerate((10_000, 20_000)):
-        ledger.append(make_row(number=number, size_bytes=size, val_top1=0.8 + number / 10))
-    plain = write_report(ledger, "demo", tmp_path / "plain.svg").read_bytes()
-    for number, top1 in ((2, 0.78), (3, 0.82)):
-        ledger.append(make_row(number=number, val_top1=top1, seed=number, repeat_of="t000000000"))
+        ledger.append(make_row(number=number, size_bytes=size, score=0.8 + number / 10))
+    plain = plot_front(ledger, "demo", tmp_path / "plain.svg").read_bytes()
+    for number, score in ((2, 0.78), (3, 0.82)):
+        ledger.append(make_row(number=number, score=score, seed=number, repeat_of="t000000000"))
     text = write_report(ledger, "demo", tmp_path / "report.html").read_text()
-    seeds = _data(text)["seeds"]
-    assert {trial: row["seeds"] for trial, row in seeds.items()} == {"t000000000": 3, "t000000001": 1}
-    assert seeds["t000000000"]["val_top1_mean"] == pytest.approx(0.8)
-    assert seeds["t000000000"]["val_top1_low"] < 0.8 < seeds["t000000000"]["val_top1_high"]
-    assert seeds["t000000001"]["val_top1_low"] is None
+    data = _data(text)
+    repeated, single = data["front"]
+    assert [data["trials"]["trial"][member["index"]] for member in (repeated, single)] == ["t000000000", "t000000001"]
+    assert (repeated["seeds"], single["seeds"]) == (3, 1)
+    assert repeated["score_mean"] == pytest.approx(0.8)
+    assert repeated["score_low"] < 0.8 < repeated["score_high"]
+    assert single["score_low"] is None
     assert "1 of the front" in _Reader(text).text
-    assert write_report(ledger, "demo", tmp_path / "sure.svg").read_bytes() != plain
+    assert plot_front(ledger, "demo", tmp_path / "sure.svg").read_bytes() != plain
 
 
-def test_insight_is_shown_where_it_is_given(full_ledger, html, tmp_path):
-    insight = {"importance": [{"knob": "layer1.bits", "share": 1.0}], "effects": [], "shared": []}
-    text = write_report(full_ledger, "demo", tmp_path / "report.html", insight=insight).read_text()
-    assert _data(text)["insight"] == insight
+def test_importance_is_shown_if_a_knob_varied(ledger, make_row, tmp_path, html):
+    for number in range(12):
+        block = {**BLOCKS[1], "bits": 4 + number % 3}
+        ledger.append(make_row(number=number, score=0.5 + (number % 3) / 10, blocks=[block]))
+    text = write_report(ledger, "demo", tmp_path / "report.html").read_text()
+    shown = _data(text)["importance"]
+    assert shown["shares"] == [{"knob": "layer1.bits", "share": 1.0}]
+    assert {key: shown[key] for key in ("effects", "shared")} == {
+        key: importance(ledger, "demo")[key] for key in ("effects", "shared")
+    }
     assert "What matters" in _Reader(text).text
     assert "What matters" not in _Reader(html).text
 
@@ -219,5 +261,6 @@ def test_published_rows_are_shown_for_their_model_alone(ledger, make_row, tmp_pa
     ledger.update_study("demo", {"model": "vgg16", "dataset": "cifar10"})
     page = _Reader(write_report(ledger, "demo", tmp_path / "report.html").read_text())
     assert "Published on other training data (CIFAR-10)" in page.text
+    assert "published top-1" in page.text
     assert "93.92 %" in page.text
     assert "Published on" not in _Reader(html).text

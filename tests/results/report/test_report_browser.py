@@ -3,6 +3,7 @@
 import csv
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,8 @@ from results.ledger.codec import encode
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from results.report.report import write_report
-from results.schema import SCHEMA, TrialStatus
-from tests.results.conftest import RECORD, UNCOMPRESSED
+from results.schema import SCHEMA, TrialRow, TrialStatus, to_records
+from tests.results.conftest import BLOCKS, RECORD, UNCOMPRESSED
 from tests.results.report.test_report import EVIL
 
 pytestmark = [
@@ -42,28 +43,37 @@ def browser(tmp_path_factory):
 @contextmanager
 def _opened(browser, path, *, expected="nothing"):
     """The page once all of it is drawn; a complaint of the browser without `expected` in it fails the test."""
-    page, said = browser.new_page(), []
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page = browser.new_page()
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-ready]")
     yield page
     page.close()
-    assert [text for text in said if expected not in text] == []
+    assert [text for text in complaints if expected not in text] == []
+
+
+@pytest.fixture(scope="module")
+def full_ledger(full_ledger, tmp_path_factory):
+    """The same trials, but those of 4 bits larger and worse than those of 8, so that bits are important."""
+    ledger = Ledger(Store(tmp_path_factory.mktemp("full") / "runs"))
+    ledger.create_study("demo", RECORD)
+    ledger.put_model(b"a packed model")
+    for record in to_records(full_ledger.trials("demo")):
+        row = TrialRow.from_record(record)
+        blocks = [{**BLOCKS[1], "bits": 8 if row.number % 2 else 4}]
+        if row.number % 2 == 0:
+            costs = {"size_bytes": row.size_bytes + 200_000, "flops": row.flops + 20_000_000}
+            row = replace(row, score=row.score and row.score / 4, **costs)
+        ledger.append(replace(row, blocks=blocks))
+    return ledger
 
 
 @pytest.fixture(scope="module")
 def report(full_ledger, tmp_path_factory):
-    insight = {
-        "importance": [{"knob": "layer1.bits", "share": 0.75}, {"knob": "layer1.groups", "share": 0.25}],
-        "effects": [
-            {"knob": "layer1.bits", "value": value, "n": 3, "val_top1": top1, "size_bytes": 2e4, "flops": 2e6}
-            for value, top1 in ((None, 0.9), (8, 0.8))
-        ],
-        "shared": [{"knob": "layer1.bits", "value": 8, "front": 0.9, "all": 0.4}],
-    }
-    return write_report(full_ledger, "demo", tmp_path_factory.mktemp("report") / "report.html", insight=insight)
+    return write_report(full_ledger, "demo", tmp_path_factory.mktemp("report") / "report.html")
 
 
 def _clipboard(page):
@@ -71,8 +81,8 @@ def _clipboard(page):
 
 
 def _command(ledger, trial):
-    start = f"overtone export --study demo --store {ledger.store.label}"
-    return f"{start} --pick {trial} --format safetensors --out demo-{trial}"
+    start = f"overtone export --study demo --store {ledger.store.label} --format safetensors"
+    return f"{start} --pick {trial} --out demo-{trial}"
 
 
 def _slide(page, budget, place):
@@ -107,22 +117,22 @@ def test_budgets_filter_chart_and_table_and_name_the_best(browser, report, full_
     low, high = (pick(row["size_bytes"] for row in rows) for pick in (min, max))
     limit = low * (high / low) ** 0.5
     left = [row for row in rows if row["size_bytes"] <= limit]
-    best = max(row["val_top1"] for row in left)
+    best = max(row["score"] for row in left)
     with _opened(browser, report) as page:
         page.get_by_label("finished", exact=True).check()
         _slide(page, "size_bytes", 200)
         assert page.locator("#count").inner_text() == f"{len(left)} trials within the budgets"
         assert f"{len(left)} of {len(rows)} finished trials remain" in page.locator("#remaining").inner_text()
-        assert page.locator("#best").inner_text() in {row["trial"] for row in left if row["val_top1"] == best}
+        assert page.locator("#best").inner_text() in {row["trial"] for row in left if row["score"] == best}
         drawn = page.evaluate(
             "document.getElementById('front-plot').data.filter(t => t.customdata && t.mode === 'markers' &&"
             " (t.name.startsWith('front') || t.name === 'other trials')).flatMap(t => t.customdata).length"
         )
         assert drawn == len(left)
-        page.locator("#budget-val_top1").focus()
+        page.locator("#budget-score").focus()
         page.keyboard.press("End")
         page.wait_for_timeout(300)
-        accurate = [row for row in left if row["val_top1"] == max(row["val_top1"] for row in rows)]
+        accurate = [row for row in left if row["score"] == max(row["score"] for row in rows)]
         assert f"{len(accurate)} of {len(rows)} finished" in page.locator("#remaining").inner_text()
         page.get_by_role("button", name="Lift all budgets").click()
         page.wait_for_timeout(300)
@@ -174,10 +184,10 @@ def test_table_searches_sorts_and_downloads(browser, report, full_ledger, tmp_pa
     with _opened(browser, report) as page:
         page.get_by_label("all", exact=True).check()
         assert page.locator("#count").inner_text() == f"{len(trials)} trials"
-        page.locator("#table th").get_by_text("accuracy").click()
+        page.locator("#table th").get_by_text("val_top1").click()
         first = page.locator("#table tbody tr").first.inner_text()
-        assert f"{100 * max(row['val_top1'] or 0 for row in trials):.2f} %" in first
-        assert page.locator('#table th[aria-sort="descending"]').inner_text() == "accuracy"
+        assert f"{100 * max(row['score'] or 0 for row in trials):.2f} %" in first
+        assert page.locator('#table th[aria-sort="descending"]').inner_text() == "val_top1"
         with page.expect_download() as download:
             page.get_by_role("button", name="Download CSV").click()
         download.value.save_as(tmp_path / "all.csv")
@@ -196,19 +206,18 @@ def test_hostile_names_run_nothing(browser, tmp_path, make_row):
     evil = f"</script>{EVIL}{'x' * 200}"
     ledger.create_study("evil", {**RECORD, "model": evil, "dataset": f"{evil}$\\frac"})
     blocks = [{"block": evil, "basis": evil, "harmonics_y": 1, "harmonics_x": 2, "bits": 3}]
-    ledger.append(make_row(study="evil", blocks=blocks, val_top1=0.95, model_sha256="0" * 64))
+    ledger.append(make_row(study="evil", blocks=blocks, score=0.95, model_sha256="0" * 64))
     ledger.append(
         make_row(study="evil", blocks=[{**blocks[0], "bits": 4}], number=1, size_bytes=5, model_sha256="1" * 64)
     )
-    ledger.append(make_row(study="evil", number=2, status=TrialStatus.FAILED, error=f"=1+{evil}", val_top1=None))
-    insight = {"importance": [{"knob": evil, "share": 1.0}], "shared": []}
-    insight["effects"] = [{"knob": evil, "value": evil, "n": 1, "val_top1": 0.9, "size_bytes": 9, "flops": 9}]
-    path = write_report(ledger, "evil", tmp_path / "evil.html", insight=insight)
+    ledger.append(make_row(study="evil", number=2, status=TrialStatus.FAILED, error=f"=1+{evil}", score=None))
+    path = write_report(ledger, "evil", tmp_path / "evil.html")
     with _opened(browser, path, expected="Content Security Policy") as page:
         refused = []
         page.on("console", lambda message: refused.append(message.text) if message.type == "error" else None)
         assert page.locator("img").count() == 0
         assert evil in page.locator("#details").inner_text()
+        assert f"{evil}.bits" in page.locator("#effect-knob").locator("option").first.get_attribute("value")
         assert page.evaluate("document.documentElement.scrollWidth") == 1300
         page.locator("#copy").click()
         page.wait_for_selector("#toast:has-text('Copied: ')")
@@ -246,7 +255,7 @@ def _many(count, rng):
         "number": range(count),
         "status": np.where(failed, "failed", "finished").tolist(),
         "error": ["out of memory" if bad else None for bad in failed],
-        "val_top1": [None if bad else value for bad, value in zip(failed, top1.tolist(), strict=True)],
+        "score": [None if bad else value for bad, value in zip(failed, top1.tolist(), strict=True)],
         "size_bytes": (kept @ [1e5, 8e4, 3e4]).astype(int),
         "flops": (kept @ [1e6, 4e6, 9e6]).astype(int),
         "blocks": [[{"block": f"layer{k}", "bits": b} for k, b in enumerate(row)] for row in bits],
@@ -262,11 +271,11 @@ def _many(count, rng):
     return pa.table({name: pa.array(values, type=SCHEMA.field(name).type) for name, values in full.items()})
 
 
-def test_fifty_thousand_trials_open_soon_and_all_of_the_front_is_drawn(browser, tmp_path, rng):
+def test_fifty_thousand_trials_open_soon_and_all_of_the_front_is_drawn(browser, tmp_path, np_rng):
     """Aims at 3 s to the load event and the first picture; the limit here leaves room for a busy machine."""
     ledger = Ledger(Store(tmp_path / "runs"))
     ledger.create_study("many", {**RECORD, "uncompressed": UNCOMPRESSED})
-    ledger.store.write_bytes("trials/study=many/all.parquet", encode(_many(50_000, rng)))
+    ledger.store.write_bytes("trials/study=many/all.parquet", encode(_many(50_000, np_rng)))
     path = write_report(ledger, "many", tmp_path / "many.html")
     members = set(ledger.front("many").column("trial").to_pylist())
     times = []
