@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole way on real digits: a baseline, a search, its front, a report, an exported model. Everything goes to ./demo;
-# run again, it goes on where it stopped.
+# All steps on real digits: a baseline, a search, its front, a report, an exported model. Everything goes to ./demo.
+# Run again, it continues where it stopped.
 set -euo pipefail
 
 say() { printf '\n$ %s\n' "$*"; "$@"; }

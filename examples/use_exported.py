@@ -13,14 +13,17 @@ folder = Path(sys.argv[1])
 config = json.loads((folder / "config.json").read_text())
 model = load_model(folder / "model.safetensors")
 
-data = DataSpec(**{**config["spec"]["data"], "name": sys.argv[2] if len(sys.argv) > 2 else config["dataset"]})
-images, labels = (split := load_data(data).test).images, split.labels
-mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
+dataset = sys.argv[2] if len(sys.argv) > 2 else config["dataset"]
+test = load_data(DataSpec(**{**config["spec"]["data"], "name": dataset})).test
+mean = torch.tensor(config["mean"])[:, None, None]
+std = torch.tensor(config["std"])[:, None, None]
 with torch.no_grad():
-    logits = model((images / 255 - mean) / std)
+    logits = model((test.images / 255 - mean) / std)
 
-right = int((logits.argmax(1) == labels).sum())
+right = int((logits.argmax(1) == test.labels).sum())
+top1 = right / len(test)
+stated = config["test_metrics"]["test_top1"]
 size = (folder / "model.safetensors").stat().st_size
-print(f"{folder}/model.safetensors ({size:,} bytes) names {right} of {len(labels)} test images right;", end=" ")
-print(f"its model card says test_top1 = {config['test_top1']:.4f}, this is {right / len(labels):.4f}")
-sys.exit(abs(right / len(labels) - config["test_top1"]) > 1e-9)
+print(f"{folder}/model.safetensors ({size:,} bytes) classifies {right} of {len(test)} test images correctly;", end=" ")
+print(f"its model card states test_top1 = {stated:.4f}, this is {top1:.4f}")
+sys.exit(abs(top1 - stated) > 1e-9)
