@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from results.formatting import format_flops, format_kilobytes, format_network
+from results.objectives import init_name
 
 __all__ = ["format_score", "show_trials"]
 
@@ -89,6 +90,6 @@ def _cell(name: str, value: Any, score_name: str) -> str:
         return f"{value:.3g} ms"
     if name == "probability_dominated":
         return f"{value:.1%}"
-    if name.startswith(score_name) or _SHARES.fullmatch(name):
+    if name.startswith(score_name) or name == init_name(score_name) or _SHARES.fullmatch(name):
         return f"{value:.2%}"
     return str(value)

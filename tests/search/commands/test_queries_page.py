@@ -151,7 +151,7 @@ def test_the_tables_are_described_as_they_are(folder: Path) -> None:
     assert set(described) == set(TABLES)
     for name, text in described.items():
         columns = TABLES[name](ledger, "demo").column_names
-        told = set(re.findall(r"`(\w+)`", text))
+        told = set(re.findall(r"`(\w+)`", text)) - set(TABLES)
         assert told <= set(columns)
         if name in ("epochs", "blocks", "baseline"):
             assert told == set(columns)
