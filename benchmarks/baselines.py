@@ -60,7 +60,7 @@ def _train(model: str, data: Data, arguments: argparse.Namespace) -> dict[str, o
         checkpoint=weights.with_suffix(".checkpoint"),
         about={"model": model},
     )
-    test = evaluate(network, data.test, mean=data.mean, std=data.std, device=arguments.device)
+    test = evaluate(network, data.test, data.normalize, device=arguments.device)
     save_trained(network, weights, model, data, {"recipe": asdict(recipe), "val_top1": history[-1].score})
     weights.with_suffix(".checkpoint").unlink(missing_ok=True)
     return {

@@ -106,7 +106,7 @@ def main() -> None:
     for name, row, seed in track(asked, "starts"):
         model = compress_model(baseline, network.forms(_config(row)))
         seconds = _begin(_STARTS[name], model, baseline, data, seed)
-        top1 = evaluate(model, data.val, mean=data.mean, std=data.std, device="cpu").top1
+        top1 = evaluate(model, data.val, data.normalize, device="cpu").top1
         about = {"val_images": len(data.val), "threads": arguments.threads, "torch": version("torch")}
         found.append({"start": name, "harmonics": row, "seed": seed, "top1": 100 * top1, "seconds": seconds, **about})
         runs = pd.DataFrame(found)

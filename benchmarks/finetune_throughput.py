@@ -370,7 +370,7 @@ def _steps() -> Iterator[list[int]]:
 
 def _top1(model: nn.Module, split: Split, data: Data, arguments: argparse.Namespace) -> float:
     where = {"device": arguments.device, "batch_size": arguments.batch_size}
-    return 100 * evaluate(model, split, mean=data.mean, std=data.std, **where).top1
+    return 100 * evaluate(model, split, data.normalize, **where).top1
 
 
 def _first(split: Split, count: int) -> Split:

@@ -181,7 +181,7 @@ def top1_of_test(trial: Trial) -> float:
 
 
 def _top1(trial: Trial, images: Split) -> float:
-    return evaluate(trial.model, images, mean=trial.data.mean, std=trial.data.std, device="cpu").top1
+    return evaluate(trial.model, images, trial.data.normalize, device="cpu").top1
 
 
 def device() -> str:

@@ -62,7 +62,7 @@ def _epoch(most: int, everything: bool) -> tuple[int, float]:
     with patch.object(loop, "threads_for_step", lambda *_, **__: most) if everything else nullcontext():
         training = _training(epochs=2)
     *_, last = training
-    return training._threads, last.seconds
+    return training.threads, last.seconds
 
 
 def _training(epochs: int) -> loop.TrainingLoop:

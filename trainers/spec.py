@@ -1,4 +1,4 @@
-"""The identity of a trial: everything that its result depends on, as plain data."""
+"""What a trial is: everything that its result depends on, as plain data, and the identity of that."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from layers import UsageError
+from layers.errors import translate_errors
 from spaces import Network, NetworkConfig
 from trainers.data import DataSpec
 from trainers.start.saliency import SALIENCIES
@@ -26,11 +27,11 @@ class TrialSpec:
     model: str
     """Name of the network, as `spaces.build_model` takes it."""
     weights: str
-    """Where the trained weights are; a place, not part of the identity."""
+    """Where the trained weights are; not part of the identity."""
     weights_sha256: str
     """Content of the trained weights, `spaces.state_sha256` of the loaded network."""
     data: DataSpec = field(default_factory=DataSpec)
-    """Where the data are and how they are split; the identity holds their content instead."""
+    """Where the data are and how they are split; the identity has their fingerprint instead."""
     data_fingerprint: str
     """Content of the splits, `Data.fingerprint`."""
     config: NetworkConfig = field(default_factory=NetworkConfig)
@@ -38,11 +39,11 @@ class TrialSpec:
     recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
     """How it is fine-tuned."""
     init: str = "calibrated"
-    """How the compressed weights begin, one of `trainers.start.start.INITS`."""
+    """How the compressed weights are initialized, one of `trainers.start.start.INITS`."""
     saliency: str = "magnitude"
-    """By what filters stay as templates, one of `trainers.start.saliency.SALIENCIES`."""
+    """How the filters that stay as templates are chosen, one of `trainers.start.saliency.SALIENCIES`."""
     epochs: int = 5
-    """Epochs of fine-tuning; 0 measures the start alone."""
+    """Epochs of fine-tuning; 0 measures the initialized network."""
     seed: int = 0
     """Seed of the calibration images, of shuffling and augmentation."""
     latency: bool = False
@@ -51,26 +52,24 @@ class TrialSpec:
     def __post_init__(self) -> None:
         for name in ("model", "weights", "weights_sha256", "data_fingerprint"):
             if not isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} (={getattr(self, name)!r}) must be a text.")
+                raise UsageError(f"{name} (={getattr(self, name)!r}) must be a text")
         if self.init not in INITS:
-            raise UsageError(f"init (={self.init!r}) must be one of {', '.join(INITS)}.")
+            raise UsageError(f"init (={self.init!r}) must be one of {', '.join(INITS)}")
         if self.saliency not in SALIENCIES:
-            raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}.")
+            raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}")
         if not isinstance(self.epochs, int) or self.epochs < 0:
-            raise UsageError(f"epochs (={self.epochs}) must be a whole number of at least 0.")
+            raise UsageError(f"epochs (={self.epochs}) must be a whole number of at least 0")
         self.recipe.check_length(self.epochs)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed (={self.seed}) must be a whole number of at least 0 and below 2**63.")
+            raise UsageError(f"seed (={self.seed}) must be a whole number of at least 0 and below 2**63")
 
     def identity(self, network: Network) -> dict[str, Any]:
-        """What the result depends on, as plain JSON data; equal for two spellings of one compressed network.
+        """Return what the result depends on, as plain JSON data; equal for two spellings of one compressed network.
 
-        Saliency is left out where it decides nothing, and where it is the magnitude, as of trials before there were
-        others.
+        Saliency counts only if the network has templates.
         """
-        chosen = self.saliency != "magnitude" and self.has_templates(network)
         return {
-            **({"saliency": self.saliency} if chosen else {}),
+            **({"saliency": self.saliency} if self.has_templates(network) else {}),
             "model": self.model,
             "weights": self.weights_sha256,
             "data": self.data_fingerprint,
@@ -82,39 +81,42 @@ class TrialSpec:
         }
 
     def has_templates(self, network: Network) -> bool:
-        """Whether some layer's filters are rebuilt from templates."""
+        """Return whether some layer's filters are rebuilt from templates."""
         return any(form.templates is not None for form in network.forms(self.config).values())
 
     def digest(self, network: Network) -> str:
-        """SHA-256 of the identity."""
+        """Return the SHA-256 of the identity."""
         return hashlib.sha256(json.dumps(self.identity(network), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data, the inverse of `from_json`."""
-        return {**asdict(self), "config": self.config.to_json()}
+        """Return plain JSON data, the inverse of `from_json`."""
+        return {**asdict(self), "config": self.config.to_json(), "recipe": self.recipe.to_json()}
 
     def to_card(self) -> dict[str, Any]:
-        """The same for a file that is given away: no folders, so that it is equal wherever weights and data lie."""
+        """Return `to_json` without folders, for files that others get: it is the same wherever weights and data are."""
         data = {**asdict(self.data), "name": self.data.label}
         del data["data_dir"]
         return {**self.to_json(), "weights": os.path.basename(self.weights), "data": data}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialSpec:
-        """Read a spec; `UsageError` names what is missing, unknown or not allowed."""
-        known = {f.name for f in fields(cls)}
+        """Read a spec; raise `UsageError` naming a key that is missing, unknown or not allowed."""
+        allowed = sorted(f.name for f in fields(cls))
         if not isinstance(data, Mapping):
-            raise UsageError(f"spec (={data!r}) must be a mapping of {', '.join(sorted(known))}.")
-        unknown = sorted(set(data) - known)
+            raise UsageError(f"spec (={data!r}) must be a mapping of {', '.join(allowed)}")
+        if "schedule" in data:
+            raise UsageError("the spec has the key 'schedule': it is from a pre-release of Overtone and cannot be read")
+        unknown = sorted(set(data) - set(allowed))
         if unknown:
-            raise UsageError(f"spec has the key {unknown[0]!r}, allowed are {', '.join(sorted(known))}.")
+            raise UsageError(f"key (={unknown[0]!r}) of the spec must be one of {', '.join(allowed)}")
         parsed = dict(data)
-        try:
-            for name, parse in (("data", DataSpec), ("recipe", TrainingRecipe)):
+        parsers = {"data": _parse_data, "recipe": TrainingRecipe.from_json, "config": NetworkConfig.from_json}
+        with translate_errors("spec cannot be read", TypeError, to=UsageError):
+            for name, parse in parsers.items():
                 if name in parsed:
-                    parsed[name] = parse(**parsed[name])
-            if "config" in parsed:
-                parsed["config"] = NetworkConfig.from_json(parsed["config"])
+                    parsed[name] = parse(parsed[name])
             return cls(**parsed)
-        except TypeError as error:
-            raise UsageError(f"spec cannot be read; {error}.") from error
+
+
+def _parse_data(data: Mapping[str, Any]) -> DataSpec:
+    return DataSpec(**data)

@@ -1,4 +1,4 @@
-"""Train a network from its random start, where the user has no weights; compressed networks too, as papers do."""
+"""Train a network from a random start, for users without weights; compressed networks too, as papers do."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -20,7 +20,7 @@ __all__ = ["random_network", "save_trained", "train_model"]
 
 
 def random_network(model: str, data: Data, *, seed: int) -> nn.Module:
-    """An uncompressed network for the data at its random start; torch's own random state is left as it was."""
+    """Return an uncompressed network for the data with random weights; torch's own random state stays as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_model(model, classes=data.classes, channels=data.channels)
@@ -38,13 +38,13 @@ def train_model(
     checkpoint: Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> list[Epoch]:
-    """Train the model in place; its first weights are the caller's. `on_epoch` is told of each epoch as it ends.
+    """Train the model in place from the weights it has, and call `on_epoch` with each epoch as it ends.
 
-    With a checkpoint file the training goes on from it where it is there, and writes it after each epoch but the last.
-    `about`, plain JSON, says what the training is of: another's checkpoint is refused (UsageError).
+    With a checkpoint file the training continues from it if it exists, and writes it after each epoch but the last.
+    `about`, plain JSON, identifies the training: the checkpoint of another one is refused (UsageError).
     """
     training = TrainingLoop(model, data, recipe, epochs=epochs, seed=seed, device=device)
-    identity = {**(about or {}), **asdict(recipe), "data": data.fingerprint, "epochs": epochs, "seed": seed}
+    identity = {**(about or {}), **recipe.identity(), "data": data.fingerprint, "epochs": epochs, "seed": seed}
     history: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
         state = read_checkpoint(checkpoint, identity)
@@ -61,7 +61,7 @@ def train_model(
 
 
 def save_trained(network: nn.Module, out: Path, model: str, data: Data, about: Mapping[str, Any]) -> None:
-    """Write weights as `spaces.load_weights` reads them; of a compressed network a packed file for `load_model`."""
+    """Write the weights for `spaces.load_weights`, or a packed file for `load_model` if the network is compressed."""
     if compressed_layers(network):
         save_model(network, out, card={"model": model, **image_card(data), **about})
     else:

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -6,9 +7,11 @@ from torch import nn
 
 from layers.errors import OvertoneError
 from trainers.data import Split
-from trainers.evaluation import evaluate, latency_ms, predict
+from trainers.data.augment import normalize
+from trainers.evaluation import SCORE_NAME, evaluate, predict
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+NORMALIZE = partial(normalize, mean=MEAN, std=STD)
 
 
 def network(seed: int = 0, classes: int = 5) -> nn.Module:
@@ -54,12 +57,12 @@ def one_by_one(model: nn.Module, data: Split) -> tuple[list[list[int]], float]:
 def test_evaluation_equals_one_image_at_a_time(n, batch_size, classes):
     model, data = network(classes=classes), split(n, classes)
     expected, loss = one_by_one(network(classes=classes), data)
-    found = evaluate(model, data, mean=MEAN, std=STD, device="cpu", batch_size=batch_size)
+    found = evaluate(model, data, NORMALIZE, device="cpu", batch_size=batch_size)
     assert found.n == n
     for share, most in ((found.top1, 1), (found.top5, 5)):
         assert share == sum(b in a[:most] for a, b in zip(expected, data.labels.tolist(), strict=True)) / n
     assert found.loss == pytest.approx(loss, rel=1e-5)
-    predicted = predict(model, data, mean=MEAN, std=STD, device="cpu", batch_size=batch_size)
+    predicted = predict(model, data, NORMALIZE, device="cpu", batch_size=batch_size)
     assert predicted.tolist() == [ranks[0] for ranks in expected]
     assert predicted.dtype == torch.int64
 
@@ -70,9 +73,8 @@ def test_the_model_is_left_as_it_was_found_module_by_module():
     model[1].eval()  # a frozen batch norm
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for call in (
-        lambda: evaluate(model, data, mean=MEAN, std=STD, device="cpu"),
-        lambda: predict(model, data, mean=MEAN, std=STD, device="cpu"),
-        lambda: latency_ms(model, (3, 8, 8), "cpu"),
+        lambda: evaluate(model, data, NORMALIZE, device="cpu"),
+        lambda: predict(model, data, NORMALIZE, device="cpu"),
     ):
         call()
         assert [module.training for module in model] == [True, False, True, True, True, True, True]
@@ -80,9 +82,16 @@ def test_the_model_is_left_as_it_was_found_module_by_module():
         assert torch.is_grad_enabled()
 
 
+def test_metrics_are_named_after_the_split():
+    found = evaluate(network(), split(9), NORMALIZE, device="cpu")
+    assert found.metrics("val") == {"val_top1": found.top1, "val_top5": found.top5, "val_loss": found.loss}
+    assert found.metrics("test").keys() == {"test_top1", "test_top5", "test_loss"}
+    assert SCORE_NAME in found.metrics("val")
+
+
 def test_evaluation_repeats_itself():
     model, data = network(), split(50)
-    one, other = (evaluate(model, data, mean=MEAN, std=STD, device="cpu") for _ in range(2))
+    one, other = (evaluate(model, data, NORMALIZE, device="cpu") for _ in range(2))
     assert one == other
 
 
@@ -106,62 +115,24 @@ def test_outputs_that_are_no_numbers_are_counted_and_refused(value):
     data.images[[4, 17, 18], 0, 0, 0] = 0
     model = Poisoned(value).train()
     with pytest.raises(OvertoneError, match="outputs are infinite or not numbers for 3 of 30 images"):
-        evaluate(model, data, mean=MEAN, std=STD, device="cpu", batch_size=7)
+        evaluate(model, data, NORMALIZE, device="cpu", batch_size=7)
     with pytest.raises(OvertoneError, match="3 of 30"):
-        predict(model, data, mean=MEAN, std=STD, device="cpu", batch_size=7)
+        predict(model, data, NORMALIZE, device="cpu", batch_size=7)
     assert model.training
     assert torch.is_grad_enabled()
 
 
-class Sleeper(nn.Module):
-    """Counts its calls and takes the stated time for each."""
-
-    def __init__(self, milliseconds: list[float]) -> None:
-        super().__init__()
-        self.milliseconds, self.shapes = iter(milliseconds), []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.shapes.append(tuple(images.shape))
-        self.clock += next(self.milliseconds) / 1000
-        return images
-
-    clock = 0.0
-
-
-def test_latency_is_the_median_of_the_timed_runs(monkeypatch):
-    timed = [*[7.0] * 14, *[3.0] * 14, 1000.0, 2.0]
-    model = Sleeper([500.0] * 5 + timed)
-    monkeypatch.setattr("layers.timing.time.perf_counter", lambda: model.clock)
-    assert latency_ms(model, (3, 6, 6), "cpu") == pytest.approx(5.0)
-    assert model.shapes == [(1, 3, 6, 6)] * 35
-    assert next(model.milliseconds, None) is None
-
-
-def test_latency_takes_a_batch():
-    model = Sleeper([0.0] * 35)
-    latency_ms(model, (1, 4, 4), "cpu", batch_size=64)
-    assert set(model.shapes) == {(64, 1, 4, 4)}
-
-
 @pytest.mark.parametrize("classes", [2, 5])
 def test_every_label_is_among_the_five_highest_of_five_classes(classes):
-    found = evaluate(network(classes=classes), split(30, classes), mean=MEAN, std=STD, device="cpu")
+    found = evaluate(network(classes=classes), split(30, classes), NORMALIZE, device="cpu")
     assert found.top5 == 1.0
     assert found.top1 < 1.0
-
-
-def test_slow_passes_are_timed_less_often(monkeypatch):
-    model = Sleeper([9000.0, 2000.0, 4000.0, 3000.0])
-    monkeypatch.setattr("layers.timing.time.perf_counter", lambda: model.clock)
-    assert latency_ms(model, (3, 6, 6), "cpu", batch_size=64) == pytest.approx(3000.0)
-    assert model.shapes == [(64, 3, 6, 6)] * 4
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_agrees_with_the_cpu():
     model, data = network(), split(64)
-    expected = evaluate(model, data, mean=MEAN, std=STD, device="cpu")
-    found = evaluate(model, data, mean=MEAN, std=STD, device="cuda")
+    expected = evaluate(model, data, NORMALIZE, device="cpu")
+    found = evaluate(model, data, NORMALIZE, device="cuda")
     assert found.loss == pytest.approx(expected.loss, rel=1e-3)
-    assert latency_ms(model, (3, 8, 8), "cuda") > 0

@@ -26,14 +26,14 @@ def test_every_epoch_is_told_as_it_ends_and_returned():
     assert [epoch.epoch for epoch in history] == [1, 2]
     assert told == history
     expected = TrainingLoop(network(), data, RECIPES["baseline"], epochs=2, seed=1, device="cpu")
-    assert [epoch.val_loss for epoch in history] == [epoch.val_loss for epoch in expected]
+    assert [epoch.metrics for epoch in history] == [epoch.metrics for epoch in expected]
 
 
 @pytest.mark.slow
 def test_resnet8_reaches_a_respectable_accuracy_on_the_digits():
     data = load_data(DataSpec())
     history = train_model(network(), data, RECIPES["baseline"], epochs=30, seed=0, device="cpu")
-    assert history[-1].val_top1 >= 0.975  # 98.1 to 99.4 % over seeds
+    assert history[-1].score >= 0.975  # 98.1 to 99.4 % over seeds
     assert history[-1].lr == pytest.approx(0, abs=1e-3)
 
 
@@ -52,11 +52,11 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(tmp_path):
     told, model = [], network()
     resumed = train_model(model, data, recipe, **asked, on_epoch=told.append)
     assert [epoch.epoch for epoch in told] == [3]
-    assert [epoch.val_loss for epoch in resumed] == [epoch.val_loss for epoch in history]
+    assert [epoch.metrics for epoch in resumed] == [epoch.metrics for epoch in history]
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
-    with pytest.raises(UsageError, match="is the checkpoint of a training with model 'resnet8', 'resnet20' was given"):
+    with pytest.raises(UsageError, match="is the checkpoint of a training with model 'resnet8', not 'resnet20'"):
         train_model(network(), data, recipe, **{**asked, "about": {"model": "resnet20"}})
-    with pytest.raises(UsageError, match=r"with lr 0.1, 0.2 was given"):
+    with pytest.raises(UsageError, match=r"with lr 0.1, not 0.2"):
         train_model(network(), data, replace(recipe, lr=0.2), **asked)
 
 
@@ -69,8 +69,8 @@ def test_a_compressed_network_trained_from_its_random_start_is_saved_packed(tmp_
     (epoch,) = train_model(model, data, recipe, epochs=1, seed=0, device="cpu")
     save_trained(model, tmp_path / "m.safetensors", "resnet8", data, {"seed": 0})
     loaded = load_model(tmp_path / "m.safetensors")
-    found = evaluate(loaded, data.val, mean=data.mean, std=data.std, device="cpu")
-    assert (found.top1, found.loss) == (epoch.val_top1, pytest.approx(epoch.val_loss, rel=1e-5))
+    found = evaluate(loaded, data.val, data.normalize, device="cpu")
+    assert (found.top1, found.loss) == (epoch.score, pytest.approx(epoch.metrics["val_loss"], rel=1e-5))
     card = read_card(tmp_path / "m.safetensors")
     assert (card["model"], card["image_size"], card["seed"]) == ("resnet8", [8, 8], 0)
 

@@ -16,7 +16,7 @@ from trainers.data import Data, DataSpec, load_data
 from trainers.evaluation import evaluate
 from trainers.spec import TrialSpec
 from trainers.start.saliency import filter_saliency
-from trainers.start.start import begin
+from trainers.start.start import initialize
 from trainers.training.recipe import TrainingRecipe
 from trainers.trial import Trial, load_baseline, run_trial
 
@@ -79,17 +79,20 @@ def test_a_trial_measures_what_its_packed_model_gives(
     result = trial.result()
     assert state_sha256(subject[0]) == before
     start = compress_model(subject[0], subject[1].forms(CONFIG))
-    begin("calibrated", start, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
-    assert result.init_score == evaluate(start, data.val, mean=data.mean, std=data.std, device="cpu").top1
+    initialize("calibrated", start, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
+    assert result.init_score == evaluate(start, data.val, data.normalize, device="cpu").top1
     assert [epoch.epoch for epoch in result.history] == [1, 2]
-    assert result.val_top1 == result.history[-1].val_top1
-    assert result.val_top5 == result.history[-1].val_top5
+    assert result.score == result.metrics[result.score_name] == result.history[-1].score
+    assert result.score_name == "val_top1"
+    assert result.metrics == result.history[-1].metrics
     assert result.latency_ms is result.latency_b64_ms is None
     assert result.cost == subject[1].cost(CONFIG)
     trial.save(tmp_path / "m.safetensors")
-    found = evaluate(load_model(tmp_path / "m.safetensors"), data.val, mean=data.mean, std=data.std, device="cpu")
-    assert (found.top1, found.top5) == (result.val_top1, result.val_top5)
-    assert (found.top1, found.loss) == (result.val_top1, pytest.approx(result.val_loss, rel=1e-5))
+    found = evaluate(load_model(tmp_path / "m.safetensors"), data.val, data.normalize, device="cpu")
+    assert found.metrics("val") == {
+        **{name: result.metrics[name] for name in ("val_top1", "val_top5")},
+        "val_loss": pytest.approx(result.metrics["val_loss"], rel=1e-5),
+    }
 
 
 def test_equal_specs_give_equal_results(spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network]) -> None:
@@ -97,14 +100,14 @@ def test_equal_specs_give_equal_results(spec: TrialSpec, data: Data, subject: tu
     states = [trial.model.state_dict() for trial in (first, second, other)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
-    assert [e.val_loss for e in first.history] == [e.val_loss for e in second.history]
+    assert [e.metrics for e in first.history] == [e.metrics for e in second.history]
 
 
-@pytest.mark.parametrize("start", ["least_squares", "gradient_descent"])
-def test_a_trial_begins_as_its_spec_says(start, spec, data, subject) -> None:
-    trial = _run(dataclasses.replace(spec, init=start, epochs=0), data, subject)
+@pytest.mark.parametrize("init", ["least_squares", "gradient_descent"])
+def test_a_trial_begins_as_its_spec_says(init, spec, data, subject) -> None:
+    trial = _run(dataclasses.replace(spec, init=init, epochs=0), data, subject)
     expected = compress_model(subject[0], subject[1].forms(CONFIG))
-    begin(start, expected, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
+    initialize(init, expected, subject[0], data, seed=spec.seed, device=torch.device("cpu"))
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in trial.model.state_dict().items())
 
 
@@ -131,20 +134,20 @@ def test_the_uncompressed_network_teaches_where_the_schedule_says(spec, data, su
 
 def test_no_epochs_measure_the_start_alone(spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network]) -> None:
     result = _run(dataclasses.replace(spec, epochs=0, latency=True), data, subject).result()
-    assert result.val_top1 == result.init_score
+    assert result.score == result.init_score
     assert result.history == ()
-    assert result.val_top5 > result.val_top1
+    assert result.metrics["val_top5"] > result.metrics["val_top1"] == result.score
     assert result.latency_ms is not None
     assert result.latency_b64_ms is not None
     assert result.latency_b64_ms > result.latency_ms > 0
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m trainers.trial` where Ray and Optuna cannot be imported."""
+    """`python -m trainers` where Ray and Optuna cannot be imported."""
     blocked = (
-        "import sys; sys.modules.update(ray=None, optuna=None); import runpy; sys.argv = ['trial', *sys.argv[1:]]; "
+        "import sys; sys.modules.update(ray=None, optuna=None); import runpy; sys.argv = ['trainers', *sys.argv[1:]]; "
     )
-    code = blocked + "runpy.run_module('trainers.trial', run_name='__main__')"
+    code = blocked + "runpy.run_module('trainers', run_name='__main__')"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -156,6 +159,9 @@ def test_a_trial_runs_from_its_spec_file_without_ray_and_optuna(spec: TrialSpec,
     assert result["cost"]["size_bytes"] == sum(
         tensor.numel() * tensor.element_size() for tensor in _payload(tmp_path / "m.safetensors")
     )
+    assert result["score"] == result["metrics"]["val_top1"] == result["history"][-1]["score"]
+    assert result["score_name"] == "val_top1"
+    assert f"start: val_top1 {result['init_score']:.4f}\n" in done.stderr
     assert "epoch 1/1: train_loss" in done.stderr
 
 
@@ -189,7 +195,7 @@ def _payload(path: Path) -> list[torch.Tensor]:
     [
         ({"weights_sha256": "00"}, 2, "weights_sha256 (=00) must be that of"),
         ({"data_fingerprint": "00"}, 2, "data_fingerprint (=00) must be that of the data"),
-        ({"bogus": 1}, 2, "spec has the key 'bogus'"),
+        ({"bogus": 1}, 2, "key (='bogus') of the spec must be one of"),
     ],
 )
 def test_a_spec_that_does_not_hold_is_refused_in_a_sentence(
@@ -219,32 +225,32 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     one, other = whole.result(), resumed.result()
-    assert (one.val_loss, one.init_score) == (other.val_loss, other.init_score)
+    assert (one.metrics, one.init_score) == (other.metrics, other.init_score)
     assert other.compress_s == begun.result().compress_s
     templates = dataclasses.replace(asked, saliency="gradient")
     begun = Trial(templates, **where)
     next(begun.epochs())
     begun.checkpoint(tmp_path / "other")
-    with pytest.raises(UsageError, match="of a training with saliency 'gradient', None was given"):
+    with pytest.raises(UsageError, match="of a training with saliency 'gradient', not 'magnitude'"):
         Trial(asked, **where, resume_from=tmp_path / "other")
-    with pytest.raises(UsageError, match="is the checkpoint of a training with seed 5, 6 was given"):
+    with pytest.raises(UsageError, match="is the checkpoint of a training with seed 5, not 6"):
         Trial(dataclasses.replace(asked, seed=6), **where, resume_from=tmp_path / "c")
 
 
 def test_the_command_goes_on_from_the_checkpoint_it_left(spec: TrialSpec, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
-    asked = [*(sys.executable, "-m", "trainers.trial", str(tmp_path / "spec.json")), "--device", "cpu"]
+    asked = [*(sys.executable, "-m", "trainers", str(tmp_path / "spec.json")), "--device", "cpu"]
     asked += ["--checkpoint", str(tmp_path / "c")]
     first, second = (subprocess.run(asked, capture_output=True, text=True, check=False) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert "going on" not in first.stderr
-    assert "going on after epoch 2" in second.stderr
+    assert "resumed" not in first.stderr
+    assert "resumed after epoch 2" in second.stderr
     assert json.loads(first.stdout)["history"] == json.loads(second.stdout)["history"]
 
 
 def test_each_phase_is_timed(spec, data, subject, monkeypatch) -> None:
     """Each takes a tenth of a second longer here; the compression itself is a part of its phase."""
-    for name in ("compress_model", "begin", "evaluate"):
+    for name in ("compress_model", "initialize", "evaluate"):
         real = getattr(trial_module, name)
         monkeypatch.setattr(trial_module, name, lambda *a, _real=real, **k: (time.sleep(0.1), _real(*a, **k))[1])
     began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""What happens to a batch on its device before the network sees it: random crop, mirror and rotation, normalization.
+"""What happens to a batch on its device before the network sees it: random crop, mirror, rotation, normalization.
 
 The same distribution as torchvision's RandomCrop(padding, black), RandomHorizontalFlip(0.5) and RandomRotation
-(bilinear, black), a batch at once. Our deviation: the padding is an eighth of the image's side, 4 pixels for CIFAR's
-32 as usual, 1 for 8x8 digits.
+(bilinear, black), for a whole batch at once. Our deviation: the padding is an eighth of the image's side, the usual
+4 pixels for CIFAR's 32, 1 for 8x8 digits.
 """
 
 import math
@@ -19,13 +19,12 @@ _KINDS = ("none", "shift", "crop-flip")
 
 
 def augment(images: torch.Tensor, kind: str, generator: torch.Generator, *, rotation: float = 0.0) -> torch.Tensor:
-    """Each image of uint8 (n, C, H, W) moved by its own draw: 'none', 'shift' (crop) or 'crop-flip'; then rotated by
-    up to `rotation` degrees either way.
+    """Move each image of uint8 (n, C, H, W) by its own draw, then rotate it by up to `rotation` degrees either way.
 
-    The generator must live where the images do.
+    `kind` is 'none', 'shift' (crop) or 'crop-flip'. The generator must be on the images' device.
     """
     if kind not in _KINDS:
-        raise UsageError(f"augment (={kind!r}) must be one of {', '.join(_KINDS)}.")
+        raise UsageError(f"augment (={kind!r}) must be one of {', '.join(_KINDS)}")
     if kind != "none":
         images = _random_crop(images, max(1, images.shape[-1] // 8), generator)
     if kind == "crop-flip":
@@ -34,7 +33,7 @@ def augment(images: torch.Tensor, kind: str, generator: torch.Generator, *, rota
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """(images / 255 - mean) / std of uint8 (n, C, H, W) as float32, channels last in memory."""
+    """Return (images / 255 - mean) / std of uint8 (n, C, H, W) as float32, channels last in memory."""
     scale, shift = _scale_and_shift(mean, std, images.device)
     return images.contiguous(memory_format=torch.channels_last).float().mul_(scale).sub_(shift)
 
@@ -43,7 +42,7 @@ def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Made once for a set and device: a GPU would wait for the numbers at each batch."""
+    """Return the factors (C, 1, 1), made once for a set and device: a GPU would wait for them at each batch."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
     return scale, shift
@@ -55,7 +54,7 @@ def _random_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> 
 
 
 def _crop(images: torch.Tensor, pad: int, offsets: torch.Tensor) -> torch.Tensor:
-    """Image n of the padded batch from row offsets[0, n] and column offsets[1, n] on, at its former size."""
+    """Cut image n out of its padded copy from row offsets[0, n] and column offsets[1, n] on, at its former size."""
     height, width = images.shape[-2:]
     windows = F.pad(images, [pad] * 4).unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(images), device=images.device), :, offsets[0], offsets[1]]
@@ -72,7 +71,7 @@ def _random_rotation(images: torch.Tensor, degrees: float, generator: torch.Gene
 
 
 def _rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
-    """Image n turned counter-clockwise about its center by degrees[n], between pixels bilinearly, black outside."""
+    """Turn image n counter-clockwise about its center by degrees[n], bilinear between pixels, black outside."""
     angle = degrees * (math.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     aspect = images.shape[-2] / images.shape[-1]  # affine_grid's coordinates run from -1 to 1 on either axis

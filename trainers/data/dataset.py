@@ -1,14 +1,14 @@
-"""Labelled images in three splits, and what a network must know of them."""
+"""Labelled images in three splits, and what a network must know about them."""
 
 import hashlib
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import InitVar, dataclass, field
 
 import torch
 
 from layers.errors import UsageError
+from trainers.data.augment import normalize
 from trainers.data.stream import StreamedImages
 
 __all__ = ["Data", "Split"]
@@ -16,19 +16,19 @@ __all__ = ["Data", "Split"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """Images and what they show."""
+    """Images and their labels."""
 
     images: torch.Tensor | StreamedImages
-    """uint8 (n, C, H, W), or what is decoded to them when it is read."""
+    """uint8 (n, C, H, W), or images that are decoded to that when they are read."""
     labels: torch.Tensor
     """int64 (n,)."""
 
     def __post_init__(self) -> None:
-        kind = torch.uint8 if isinstance(self.images, StreamedImages) else self.images.dtype
-        if kind != torch.uint8 or len(self.images.shape) != 4 or self.labels.shape != self.images.shape[:1]:
+        dtype = torch.uint8 if isinstance(self.images, StreamedImages) else self.images.dtype
+        if dtype != torch.uint8 or len(self.images.shape) != 4 or self.labels.shape != self.images.shape[:1]:
             raise UsageError(
-                f"images (={kind}, {tuple(self.images.shape)}) must be uint8 (n, C, H, W) "
-                f"and labels (={tuple(self.labels.shape)}) must be (n,)."
+                f"images (={dtype}, {tuple(self.images.shape)}) must be uint8 (n, C, H, W) "
+                f"and labels (={tuple(self.labels.shape)}) must be (n,)"
             )
 
     def __len__(self) -> int:
@@ -41,13 +41,13 @@ class Split:
         return channels, height, width
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same split on a device; nothing is copied where it is there already, and what is streamed stays."""
+        """Return the split on a device; copy nothing that is there already, and leave a streamed split as it is."""
         if isinstance(self.images, StreamedImages):
             return self
         return Split(images=self.images.to(device), labels=self.labels.to(device))
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """The uint8 images (k, C, H, W) at rows (k,), where the images are: on the CPU if they are streamed."""
+        """Return the uint8 images (k, C, H, W) at rows (k,) on the images' device, the CPU for streamed images."""
         if isinstance(self.images, StreamedImages):
             return self.images.read(rows)
         return self.images[rows.to(self.images.device)]
@@ -55,13 +55,13 @@ class Split:
     def batches(
         self, rows: Sequence[torch.Tensor], device: torch.device | str
     ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """Images (k, C, H, W) and labels (k,) on the device, for each tensor (k,) of rows, in order.
+        """Yield images (k, C, H, W) and labels (k,) on the device for each tensor (k,) of rows, in order.
 
-        What is streamed is decoded ahead by threads, which end with the iterator: exhaust it or close it.
+        Streamed images are decoded ahead by threads that end with the iterator: exhaust it or close it.
         """
         device = torch.device(device)
         overlaps = device.type == "cuda"
-        rows = [batch.to(self.labels.device) for batch in rows]  # now, for later each would wait for the GPU's work
+        rows = [batch.to(self.labels.device) for batch in rows]  # now: later each copy would wait for the GPU's work
         with closing(self._images(rows, device)) as batches:
             for images, batch in zip(batches, rows, strict=True):
                 labels = self.labels[batch]
@@ -75,19 +75,27 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Data:
-    """The three splits and what a network must know of them; it pickles, streamed images as where they are read."""
+    """Three splits and what a network must know about them; they pickle, streamed images as their files' names."""
 
     train: Split
     val: Split
     test: Split
     classes: int
     mean: tuple[float, ...]
-    """One a channel, of images scaled to [0, 1]."""
+    """One value a channel, of images scaled to [0, 1]."""
     std: tuple[float, ...]
     augment: str
-    """'none', 'shift' (crops alone: a mirrored digit is no digit) or 'crop-flip'."""
+    """'none', 'shift' (crops only: a mirrored digit is no digit) or 'crop-flip'."""
     warnings: tuple[str, ...] = ()
-    """A sentence for each split that lacks images which cannot be used."""
+    """A sentence for each split from which unusable images were left out."""
+    fingerprint: str = field(init=False)
+    """SHA-256 over everything that a trial learns from and is measured on: the splits and their normalization. Streamed
+    images count by the names and sizes of their files and by their rows, not by their pixels."""
+    cached_fingerprint: InitVar[str | None] = None
+    """The fingerprint, if it is known: hashing a large set takes seconds."""
+
+    def __post_init__(self, cached_fingerprint: str | None) -> None:
+        object.__setattr__(self, "fingerprint", cached_fingerprint or self._hash())
 
     @property
     def channels(self) -> int:
@@ -99,12 +107,11 @@ class Data:
         """Height of an image in pixels."""
         return self.train.images.shape[2]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over what a trial learns from and is measured on: the splits, and how they are normalized.
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Return uint8 images (n, C, H, W) as a network takes them: (images / 255 - mean) / std, float32."""
+        return normalize(images, self.mean, self.std)
 
-        Streamed images count by the names and sizes of their files, and by their rows, not by their pixels.
-        """
+    def _hash(self) -> str:
         digest = hashlib.sha256(repr((self.classes, self.mean, self.std, self.augment)).encode())
         for split in (self.train, self.val, self.test):
             for part in (split.images, split.labels):

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 tensors, in threads, with what is wrong with those that cannot be used."""
+"""Encoded images to uint8 tensors, in threads, with the reason why an image cannot be used."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -9,16 +9,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["Fit", "ProgressFn", "decode_all", "decode_at", "decode_one", "decode_threads"]
+from layers.errors import first_line
 
-_CHUNK = 64
-_LARGE = 3 * 128 * 128  # from here on two threads were faster than one
+__all__ = ["AdvanceFn", "Transform", "decode_all", "decode_at", "decode_one", "decode_threads"]
+
+_CHUNK = 64  # images that a thread takes at a time
+_LARGE = 3 * 128 * 128  # bytes of an image from which two threads were faster than one
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+"""From a decoded image (3, h, w) to one of the required size."""
+
+AdvanceFn = Callable[[int], None]
+"""A callback that is given the number of images decoded since its last call."""
 
 
 def decode_one(encoded: bytes) -> torch.Tensor:
-    """An encoded image as uint8 (3, H, W); gray becomes three equal planes, of 16 bits the upper 8 count.
+    """Decode an image to uint8 (3, H, W); gray becomes three equal planes, and of 16 bits the upper 8 count.
 
-    Raises ValueError where it cannot be read, or its values have no known range (float, 32 bits).
+    Raises ValueError if it cannot be read, or if its values have no known range (float, 32 bits).
     """
     if not encoded:
         raise ValueError("is empty")
@@ -27,68 +35,61 @@ def decode_one(encoded: bytes) -> torch.Tensor:
             if image.mode in ("F", "I"):
                 raise ValueError
             wide = image.mode.startswith("I;16")
-            shown = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if wide else image
-            return torch.from_numpy(np.array(shown.convert("RGB"))).permute(2, 0, 1)
+            narrow = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if wide else image
+            return torch.from_numpy(np.array(narrow.convert("RGB"))).permute(2, 0, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError("cannot be decoded") from error
 
 
-Fit = Callable[[torch.Tensor], torch.Tensor]
-"""From a decoded image (3, h, w) to one of the wanted size."""
+def decode_at(out: torch.Tensor, index: int, read: Callable[[], bytes], transform: Transform | None = None) -> str:
+    """Fill out[index], out (n, 3, H, W), with the image that `read` returns, after `transform` if there is one.
 
-ProgressFn = Callable[[int], None]
-"""What hears, again and again, how many more images have been decoded."""
-
-
-def decode_at(out: torch.Tensor, place: int, read: Callable[[], bytes], fit: Fit | None = None) -> str:
-    """Fill out[place], out (n, 3, H, W), with the image read(), through fit where one is given.
-
-    Returns what is wrong with an image that cannot be used, '' where nothing is.
+    Returns the reason why the image cannot be used, or ''.
     """
     try:
         image = decode_one(read())
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        return f"cannot be read ({first_line(error)})"
     except ValueError as error:
         return str(error)
-    image = image if fit is None else fit(image)
+    image = image if transform is None else transform(image)
     if image.shape != out.shape[1:]:
         return f"measures {_size(image)} where the first measures {_size(out)}"
-    out[place] = image
+    out[index] = image
     return ""
 
 
 def decode_all(
     out: torch.Tensor,
-    numbers: Sequence[int],
+    indices: Sequence[int],
     read: Callable[[int], bytes],
-    fit: Fit | None = None,
-    told: ProgressFn = lambda count: None,
+    transform: Transform | None = None,
+    advance: AdvanceFn = lambda count: None,
 ) -> dict[int, str]:
-    """Fill out[i], out (n, 3, H, W), with the image read(i) for i in numbers, through fit where one is given.
+    """Fill out[i], out (n, 3, H, W), with the image read(i) for each index i, after `transform` if there is one.
 
-    Returns, by its number, what is wrong with each image that cannot be used.
+    Returns the reason why an image cannot be used, by the index of each that cannot.
     """
-    faults: dict[int, str] = {}
+    errors: dict[int, str] = {}
 
-    def chunk(first: int) -> list[tuple[int, str]]:
-        some = numbers[first : first + _CHUNK]
-        return [(number, decode_at(out, number, partial(read, number), fit)) for number in some]
+    def decode_chunk(first: int) -> list[tuple[int, str]]:
+        chunk = indices[first : first + _CHUNK]
+        return [(index, decode_at(out, index, partial(read, index), transform)) for index in chunk]
 
-    with ThreadPoolExecutor(decode_threads(out.shape[1:].numel(), fit)) as pool:
-        for results in pool.map(chunk, range(0, len(numbers), _CHUNK)):
-            faults |= {number: fault for number, fault in results if fault}
-            told(len(results))
-    return faults
+    with ThreadPoolExecutor(decode_threads(out.shape[1:].numel(), transform)) as pool:
+        for results in pool.map(decode_chunk, range(0, len(indices), _CHUNK)):
+            errors |= {index: error for index, error in results if error}
+            advance(len(results))
+    return errors
 
 
-def decode_threads(image_bytes: int, fit: Fit | None) -> int:
-    """How many threads decode images of this size fastest.
+def decode_threads(image_bytes: int, transform: Transform | None) -> int:
+    """Return how many threads decode images of this size fastest.
 
-    Large ones take as many as torch does; for small ones Python's own work outweighs Pillow's, and threads would only
+    As many as torch uses for large images. For small ones Python's own work outweighs Pillow's, so threads would only
     wait for each other.
     """
-    return torch.get_num_threads() if fit is not None or image_bytes >= _LARGE else 1
+    return torch.get_num_threads() if transform is not None or image_bytes >= _LARGE else 1
 
 
 def _size(images: torch.Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Decoded data to and from the cache: by what they were asked for with, once a machine."""
+"""Decoded data to and from the cache, once per machine, keyed by everything that decides what they are."""
 
 import os
 import warnings
@@ -6,67 +6,67 @@ from typing import Any
 
 import torch
 
-from layers.errors import OvertoneWarning, UsageError
+from layers.errors import OvertoneWarning, UsageError, first_line
 from trainers.data.dataset import Data, Split
 from trainers.data.manifest import Manifest
 from trainers.data.spec import DataSpec
 from trainers.data.stream import StreamedImages
 from trainers.runtime.cache import cache_key, read_cached, write_cached
 
-__all__ = ["data_key", "save_decoded", "load_decoded"]
+__all__ = ["data_key", "load_decoded", "save_decoded"]
 
 _SPLITS = ("train", "val", "test")
 _CARD = ("classes", "mean", "std", "augment", "warnings", "fingerprint")
 
 
-def data_key(spec: DataSpec, files: Manifest) -> str:
-    """The cache's key: where a set's folder is, its files, and all that decides what a split holds.
+def data_key(spec: DataSpec, manifest: Manifest) -> str:
+    """Return the cache key: the set's folder, its files, and the settings that decide what a split holds.
 
-    A published set has no folder of its own: it is the same wherever it lies, or its checksums would have refused it.
+    A published set has no folder of its own: it is the same in every place, or its checksums would have refused it.
     """
-    asked = (spec.seed, spec.train_limit, spec.val_from, spec.image_size, spec.stream)
-    return cache_key(spec.kind, os.path.realpath(spec.folder) if spec.folder else "", files, asked)
+    settings = (spec.seed, spec.train_limit, spec.val_from, spec.image_size, spec.stream)
+    return cache_key(spec.kind, os.path.realpath(spec.folder) if spec.folder else "", manifest, settings)
 
 
 def load_decoded(key: str, train: Split | None = None) -> Data | None:
-    """The data that were kept, mapped, with the fingerprint they had; None where there are none that can be used.
+    """Return the cached data, mapped, with their fingerprint; None if there are none that can be used.
 
-    A streamed training split is not kept, so it is given.
+    A streamed training split is not cached, so the caller gives it as `train`.
     """
-    found = read_cached(key)
+    entry = read_cached(key)
     try:
-        return None if found is None else _data(*found, train)
+        return None if entry is None else _to_data(*entry, train)
     except (KeyError, TypeError, UsageError):
         return None
 
 
 def save_decoded(name: str, key: str, data: Data) -> Data:
-    """The data as they can be used from now on: mapped from the cache, or, with a warning, as they were given."""
+    """Cache the data and return them mapped; with a warning, return them as they are if they cannot be cached."""
     tensors: dict[str, torch.Tensor] = {}
     streamed = None
-    for split in _SPLITS:
-        found: Split = getattr(data, split)
-        if isinstance(found.images, StreamedImages):
-            streamed = found
+    for split_name in _SPLITS:
+        split: Split = getattr(data, split_name)
+        if isinstance(split.images, StreamedImages):
+            streamed = split
         else:
-            tensors |= {f"{split}.images": found.images, f"{split}.labels": found.labels}
+            tensors |= {f"{split_name}.images": split.images, f"{split_name}.labels": split.labels}
     try:
         write_cached(key, tensors, {field: getattr(data, field) for field in _CARD})
     except OSError as error:
         warnings.warn(
-            f"the decoded images of {name!r} cannot be kept ({error}) and will be decoded again; "
-            f"OVERTONE_CACHE may name a folder that can hold them.",
+            f"cannot cache the decoded images of {name!r}, which will be decoded again: {first_line(error)}; "
+            f"OVERTONE_CACHE may name a folder with room for them",
             OvertoneWarning,
             stacklevel=4,
         )
     return load_decoded(key, streamed) or data
 
 
-def _data(tensors: dict[str, torch.Tensor], card: dict[str, Any], train: Split | None) -> Data:
+def _to_data(tensors: dict[str, torch.Tensor], card: dict[str, Any], train: Split | None) -> Data:
     def split(name: str) -> Split:
         return Split(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"])
 
-    data = Data(
+    return Data(
         train=train if train is not None else split("train"),
         val=split("val"),
         test=split("test"),
@@ -75,6 +75,5 @@ def _data(tensors: dict[str, torch.Tensor], card: dict[str, Any], train: Split |
         std=tuple(card["std"]),
         augment=card["augment"],
         warnings=tuple(card["warnings"]),
+        cached_fingerprint=card["fingerprint"],
     )
-    vars(data)["fingerprint"] = card["fingerprint"]
-    return data

@@ -1,75 +1,79 @@
 """Labelled images as uint8 tensors, split by seed into training, validation and test images.
 
 The validation split steers a search; the test split is only read to report. Which images they hold depends on the set,
-`DataSpec.seed` and `DataSpec.val_from` alone, whatever `train_limit` is. All sets but the digits are decoded
-once a machine (`trainers.runtime.cache`).
+`DataSpec.seed` and `DataSpec.val_from`, whatever `train_limit` is. Every set except the digits is decoded once per
+machine (`trainers.runtime.cache`).
 """
 
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
 
-from layers.errors import OvertoneWarning
+from layers.errors import OvertoneError, OvertoneWarning
 from trainers.data.dataset import Data, Split
-from trainers.data.decode import ProgressFn
+from trainers.data.decode import AdvanceFn
 from trainers.data.decoded_cache import data_key, load_decoded, save_decoded
 from trainers.data.manifest import Manifest, read_manifest
-from trainers.data.memory import check_memory
-from trainers.data.sources.builtin import Source, check_labels, cifar10_source, digits_source
+from trainers.data.sources.builtin import cifar10_source, digits_source
 from trainers.data.sources.imagefolder import imagefolder_source
 from trainers.data.sources.parquet import parquet_source
+from trainers.data.sources.source import Source, check_labels
 from trainers.data.spec import DataSpec
 from trainers.data.splitting import split_rows
 from trainers.data.stream import StreamedImages
 from trainers.data.unreadable import check_unreadable
 from trainers.runtime.cache import machine_lock
+from trainers.runtime.memory import available_bytes
 
-__all__ = ["load_data"]
+__all__ = ["ProgressFn", "load_data"]
+
+ProgressFn = Callable[[int, int], None]
+"""A callback that is given the number of images decoded so far and the number in all."""
 
 
-def load_data(spec: DataSpec, told: Callable[[int, int], None] = lambda done, total: None) -> Data:
-    """Read and split a set of images; only the images that a split keeps are decoded, and once a machine.
+def load_data(spec: DataSpec, progress: ProgressFn = lambda done, total: None) -> Data:
+    """Read and split a set of images; decode only the images that a split keeps, once per machine.
 
-    Meanwhile `told` hears how many of how many are decoded. Warns (OvertoneWarning) of images that are left out because
-    they cannot be used, at most 1 % of a split, and where decoded images cannot be kept. Raises UsageError for a folder
-    that is not there, OvertoneError for images or labels that cannot be used.
+    `progress` is called while images are decoded. Warns (OvertoneWarning) of unusable images that are left out, at most
+    1 % of a split, and of decoded images that cannot be cached. Raises UsageError for a folder that does not exist,
+    OvertoneError for images or labels that cannot be used.
     """
-    data = _decoded(spec, _open(spec)) if spec.kind == "digits" else _kept(spec, told)
+    data = _decode(spec, _open(spec)) if spec.kind == "digits" else _load_or_decode(spec, progress)
     for sentence in data.warnings:
         warnings.warn(sentence, OvertoneWarning, stacklevel=2)
     return data
 
 
-def _kept(spec: DataSpec, told: Callable[[int, int], None]) -> Data:
-    """What was decoded before, else what is decoded now and kept, by one of those that ask at once."""
-    files = read_manifest(spec.kind, spec.folder) if spec.folder else []
-    key, opened = data_key(spec, files), cache(partial(_open, spec))
-    if not spec.stream and (found := load_decoded(key)):
-        return found
+def _load_or_decode(spec: DataSpec, progress: ProgressFn) -> Data:
+    """Return the cached data, or decode and cache them; of several processes that want them one decodes."""
+    manifest = read_manifest(spec.kind, spec.folder) if spec.folder else []
+    key, opened = data_key(spec, manifest), cache(partial(_open, spec))
+    if not spec.stream and (data := load_decoded(key)):
+        return data
     with machine_lock(spec.kind, os.path.realpath(spec.folder or spec.data_dir)):
-        train = opened().streamed(files) if spec.stream else None
-        return load_decoded(key, train) or save_decoded(spec.name, key, _decoded(spec, opened(), train, told))
+        train = opened().streamed(manifest) if spec.stream else None
+        return load_decoded(key, train) or save_decoded(spec.name, key, _decode(spec, opened(), train, progress))
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _SplitSource:
     """A source, and for each split the part of it and the rows there."""
 
     source: Source
     rows: dict[str, tuple[str, torch.Tensor]]
 
-    def streamed(self, files: Manifest) -> Split:
-        """The training images as they are read later."""
+    def streamed(self, manifest: Manifest) -> Split:
+        """Return the training images, to be read later."""
         part, rows = self.rows["train"]
-        assert self.source.stream is not None  # DataSpec allows stream for sets in a folder alone
-        return Split(images=self.source.stream(rows, files), labels=self.source.labels[part][rows])
+        assert self.source.stream is not None  # DataSpec allows stream only for sets in a folder
+        return Split(images=self.source.stream(rows, manifest), labels=self.source.labels[part][rows])
 
 
-def _open(spec: DataSpec) -> _Opened:
+def _open(spec: DataSpec) -> _SplitSource:
     generator = torch.Generator().manual_seed(spec.seed)
     if spec.kind == "digits":
         source = digits_source(generator)
@@ -80,74 +84,75 @@ def _open(spec: DataSpec) -> _Opened:
     else:
         source = imagefolder_source(spec.folder, spec.image_size or 224)
     check_labels(spec.name, source)
-    return _Opened(source, split_rows(spec, source.labels, source.holdout, generator))
+    return _SplitSource(source, split_rows(spec, source.labels, source.holdout, generator))
 
 
-def _decoded(
+def _decode(
     spec: DataSpec,
-    opened: _Opened,
+    opened: _SplitSource,
     train: Split | None = None,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressFn = lambda done, total: None,
 ) -> Data:
-    """All splits decoded, but for a training split that is given."""
+    """Decode all splits; a given training split stays as it is."""
     source = opened.source
-    rows = {name: place for name, place in opened.rows.items() if train is None or name != "train"}
+    rows = {name: part_rows for name, part_rows in opened.rows.items() if train is None or name != "train"}
     total = sum(len(indices) for _, indices in rows.values())
-    check_memory(spec.name, total, source.image_bytes)
+    _check_memory(spec.name, total, source.image_bytes)
     done = 0
 
-    def more(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
-        told(done, total)
+        progress(done, total)
 
-    read = {name: _read(spec.name, source, part, indices, more) for name, (part, indices) in rows.items()}
-    splits = {name: split for name, (split, _) in read.items()}
-    data = Data(
-        train=train if train is not None else splits["train"],
-        val=splits["val"],
-        test=splits["test"],
+    read = {name: _read_split(spec.name, source, part, indices, advance) for name, (part, indices) in rows.items()}
+    splits = {name: split for name, (split, _) in read.items()} | ({} if train is None else {"train": train})
+    mean, std, augment = source.mean, source.std, source.augment
+    if all(_is_gray(split.images) for split in splits.values()):
+        # one plane instead of three; sets of gray images are often letters, so they are never mirrored
+        splits = {name: _first_plane(split) for name, split in splits.items()}
+        mean, std = ((sum(planes) / 3,) for planes in (mean, std))
+        augment = "shift"
+    return Data(
+        **splits,
         classes=source.classes,
-        mean=source.mean,
-        std=source.std,
-        augment=source.augment,
+        mean=mean,
+        std=std,
+        augment=augment,
         warnings=tuple(sentence for _, sentence in read.values() if sentence),
     )
-    data = _without_color(data)
-    _ = data.fingerprint  # computed here, once, it travels with the data
-    return data
 
 
-def _read(name: str, source: Source, part: str, rows: torch.Tensor, told: ProgressFn) -> tuple[Split, str]:
-    """The split of those images that can be used, and what is said of the others."""
-    images, faults = source.read(part, rows, told)
-    sentence = check_unreadable(name, list(faults.values()), len(rows))
-    if faults:
-        places = [place for place in range(len(rows)) if place not in faults]
-        images, rows = _closed_up(images, places), rows[places]
+def _check_memory(name: str, images: int, image_bytes: int) -> None:
+    """Raise OvertoneError if the decoded images (`image_bytes` each) would not fit in memory."""
+    required, available = images * image_bytes, available_bytes()
+    if required > available:
+        raise OvertoneError(
+            f"the {images:,} decoded images of {name!r} take {required / 1e9:.1f} GB, but {available / 1e9:.1f} GB of "
+            f"memory are available; --stream decodes training images when they are needed, --train-limit keeps fewer"
+        )
+
+
+def _read_split(name: str, source: Source, part: str, rows: torch.Tensor, advance: AdvanceFn) -> tuple[Split, str]:
+    """Return the split of the usable images, and the warning about the others."""
+    images, errors = source.read(part, rows, advance)
+    sentence = check_unreadable(name, list(errors.values()), len(rows))
+    if errors:
+        usable = [index for index in range(len(rows)) if index not in errors]
+        images, rows = _compact(images, usable), rows[usable]
     return Split(images=images, labels=source.labels[part][rows]), sentence
 
 
-def _closed_up(images: torch.Tensor, places: list[int]) -> torch.Tensor:
-    """images[places] for ascending places, in the memory of the images: there may be none for a copy."""
-    for place, former in enumerate(places):
-        if place != former:
-            images[place] = images[former]
-    return images[: len(places)]
-
-
-def _without_color(data: Data) -> Data:
-    """One plane instead of three where every image is gray; such sets are often letters, so they are never mirrored."""
-    splits = (data.train, data.val, data.test)
-    if not all(_is_gray(split.images) for split in splits):
-        return data
-    train, val, test = map(_first_plane, splits)
-    mean, std = ((sum(planes) / 3,) for planes in (data.mean, data.std))
-    return replace(data, train=train, val=val, test=test, mean=mean, std=std, augment="shift")
+def _compact(images: torch.Tensor, indices: list[int]) -> torch.Tensor:
+    """Return images[indices] for ascending indices, in the images' own memory: a copy may not fit."""
+    for target, index in enumerate(indices):
+        if target != index:
+            images[target] = images[index]
+    return images[: len(indices)]
 
 
 def _is_gray(images: torch.Tensor | StreamedImages) -> bool:
-    """Whether three planes are equal everywhere; not those of images that are yet to be decoded."""
+    """Return whether three planes are equal everywhere; False for images that are not decoded yet."""
     if isinstance(images, StreamedImages) or images.shape[1] != 3:
         return False
     first, rest = images[:, :1], images[:, 1:]

@@ -1,4 +1,4 @@
-"""What is asked of the data: plain values that say which images, and how they are split."""
+"""Which images a trial sees and how they are split, as plain values."""
 
 import os
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ class DataSpec:
     name: str = "digits"
     """'digits', 'cifar10', 'parquet:DIR' (Hugging Face image layout) or 'imagefolder:DIR' (ImageNet's layout)."""
     data_dir: str = "data"
-    """Where 'cifar10' is kept, and downloaded to when it is not there."""
+    """Folder of 'cifar10', which is downloaded there if it is missing."""
     seed: int = 0
     """Fixes the splits; it is not the seed of a trial."""
     train_limit: int | None = None
-    """At most so many training images, the first of the seeded shuffle; validation and test images stay the same."""
+    """The most training images, the first of the seeded shuffle; validation and test images stay the same."""
     val_from: str = "train"
     """'train': validation images are held out of the training images (10 %; digits 25 %, which makes 60/20/20).
     'test': one half of the test images, fixed by seed, becomes the validation split and the other half stays the test
@@ -29,29 +29,30 @@ class DataSpec:
     image_size: int | None = None
     """Side in pixels of the center crop of an imagefolder (default 224); other sets keep their own size."""
     stream: bool = False
-    """Whether training images are decoded as they are needed, for a folder whose decoded images do not fit in memory.
-    They keep three planes, also where all are gray, and one that cannot be used ends the training."""
+    """Whether training images are decoded when they are needed, for a folder whose decoded images do not fit in memory.
+    They keep three planes even if all are gray, and an unusable image ends the training."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self._is_known()):
-            raise UsageError(f"dataset {self.name!r} is unknown; allowed are {_FORMS}.")
+            raise UsageError(f"dataset (={self.name!r}) must be one of {_FORMS}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:  # the CPU's generator reads no more bits
-            raise UsageError(f"data seed (={self.seed}) must be a whole number of at least 0 and below 2**32.")
+            raise UsageError(f"data seed (={self.seed}) must be a whole number of at least 0 and below 2**32")
         if not (self.train_limit is None or (isinstance(self.train_limit, int) and self.train_limit >= 2)):
-            raise UsageError(
-                f"train_limit (={self.train_limit}) must be a whole number of at least 2 (for batch norm)."
-            )
+            raise UsageError(f"train_limit (={self.train_limit}) must be a whole number of at least 2 (for batch norm)")
         if self.val_from not in ("train", "test"):
-            raise UsageError(f"val_from (={self.val_from!r}) must be 'train' or 'test'.")
+            raise UsageError(f"val_from (={self.val_from!r}) must be 'train' or 'test'")
         if self.image_size is not None and self.kind != "imagefolder":
-            raise UsageError(f"image_size (={self.image_size}) is for 'imagefolder:DIR' alone, not for {self.name!r}.")
+            raise UsageError(
+                f"image_size (={self.image_size}) must be left out for {self.name!r}; only 'imagefolder:DIR' takes it"
+            )
         if not (self.image_size is None or (isinstance(self.image_size, int) and self.image_size >= 1)):
-            raise UsageError(f"image_size (={self.image_size}) must be a whole number of at least 1.")
-
+            raise UsageError(f"image_size (={self.image_size}) must be a whole number of at least 1")
         if not isinstance(self.stream, bool):
-            raise UsageError(f"stream (={self.stream!r}) must be true or false.")
+            raise UsageError(f"stream (={self.stream!r}) must be true or false")
         if self.stream and not self.folder:
-            raise UsageError(f"stream is for 'parquet:DIR' and 'imagefolder:DIR' alone, not for {self.name!r}.")
+            raise UsageError(
+                f"stream (={self.stream}) must be false for {self.name!r}; 'parquet:DIR' and 'imagefolder:DIR' take it"
+            )
 
     def _is_known(self) -> bool:
         in_folder = self.kind in ("parquet", "imagefolder") and self.folder != "" and "\0" not in self.folder
@@ -64,15 +65,15 @@ class DataSpec:
 
     @property
     def folder(self) -> str:
-        """The DIR of the name ('~' is the home folder), '' where it has none."""
+        """The DIR of the name ('~' is the home folder), '' if it has none."""
         return os.path.expanduser(self.name.partition(":")[2])
 
     def absolute(self) -> "DataSpec":
-        """The same data for a process with another working directory."""
+        """Return the same data for a process with another working directory."""
         name = f"{self.kind}:{os.path.abspath(self.folder)}" if self.folder else self.name
         return replace(self, name=name, data_dir=os.path.abspath(os.path.expanduser(self.data_dir)))
 
     @property
     def label(self) -> str:
-        """The name as others may read it: of DIR its last part alone."""
+        """The name as others may read it: only the last part of DIR."""
         return f"{self.kind}:{os.path.basename(os.path.abspath(self.folder))}" if self.folder else self.name

@@ -9,26 +9,26 @@ __all__ = ["balanced_order", "split_rows"]
 
 
 def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shuffled rows (n,) of the labels (n,), the first so many of which hold each class in proportion.
+    """Shuffle the rows (n,) of the labels (n,) so that every prefix holds each class in proportion.
 
-    The i-th of a class's k shuffled rows stands at (i + 1/2) / k of the whole; ties stay in shuffled order. So of C
-    classes one is off by at most 1/2 + (C - 2) k / 2n images, which is less than one where all are equally many.
+    The i-th of a class's k shuffled rows stands at (i + 1/2) / k of the whole; ties stay in shuffled order. With C
+    classes a class is off by at most 1/2 + (C - 2) k / 2n images, less than one if all classes are equally large.
     """
     shuffled = torch.randperm(len(labels), generator=generator)
-    place = torch.empty(len(labels), dtype=torch.float64)
+    position = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         rows = (labels[shuffled] == label).nonzero().squeeze(1)
-        place[rows] = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
-    return shuffled[place.argsort(stable=True)]
+        position[rows] = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
+    return shuffled[position.argsort(stable=True)]
 
 
 def split_rows(
     spec: DataSpec, labels: dict[str, torch.Tensor], holdout: float, generator: torch.Generator
 ) -> dict[str, tuple[str, torch.Tensor]]:
-    """For each split ('train', 'val', 'test') the part it comes from ('train' or 'test'), and the rows in it.
+    """Return for each split ('train', 'val', 'test') the part it comes from ('train' or 'test') and the rows there.
 
-    The labels are by part, holdout is the share of the training part that validation takes. Raises OvertoneError for
-    a split too small to be used.
+    `labels` are by part; `holdout` is the share of the training part that validation takes. Raises OvertoneError for a
+    split that is too small to be used.
     """
     train, test = (balanced_order(labels[part], generator) for part in ("train", "test"))
     if spec.val_from == "train":
@@ -42,6 +42,6 @@ def split_rows(
         least = 2 if name == "train" else 1  # batch norm needs two images
         if len(indices) < least:
             raise OvertoneError(
-                f"the {name} split of {spec.name!r} has {len(indices)} images; it must have at least {least}."
+                f"the {name} split of {spec.name!r} has {len(indices)} images; it must have at least {least}"
             )
     return rows

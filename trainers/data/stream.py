@@ -1,6 +1,6 @@
 """Images that are decoded when they are needed, for sets whose decoded images do not fit in memory.
 
-What comes out depends on the rows asked for alone, so training that resumes at any epoch sees the same images.
+The images depend only on the rows that are read, so training that resumes at any epoch sees the same ones.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from layers.errors import OvertoneError
-from trainers.data.decode import Fit, decode_at, decode_threads
+from trainers.data.decode import Transform, decode_at, decode_threads
 
 __all__ = ["EncodedImages", "StreamedImages"]
 
@@ -26,10 +26,10 @@ class EncodedImages(Protocol):
     """Encoded images by row, read from any thread; pickles, and opens its files anew where it arrives."""
 
     def read(self, row: int) -> bytes:
-        """A whole image file; raises OSError where it cannot be read."""
+        """Return a whole image file; raise OSError if it cannot be read."""
 
     def name(self, row: int) -> str:
-        """Which image it is, for a message: file, and row where the file has several."""
+        """Name the image in a message: its file, and its row if the file has several."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,13 +38,13 @@ class StreamedImages:
 
     encoded: EncodedImages
     rows: torch.Tensor
-    """int64 (n,): which of the encoded images these are."""
+    """int64 (n,): the rows of the encoded images."""
     image_shape: tuple[int, int, int]
     """(3, H, W)."""
-    fit: Fit | None = None
-    """What brings a decoded image (3, h, w) to the shape; without it all must have it."""
+    transform: Transform | None = None
+    """Brings a decoded image (3, h, w) to the shape; without it every image must have that shape."""
     content: str
-    """Stands for that of all encoded images: a hash over the names and sizes of their files."""
+    """Stands for the content of all encoded images: a hash over the names and sizes of their files."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,23 +56,24 @@ class StreamedImages:
 
     @property
     def identity(self) -> bytes:
-        """sha256 that stands for the images' content in a fingerprint."""
+        """SHA-256 that stands for the images' content in a fingerprint."""
         digest = hashlib.sha256(self.content.encode())
         digest.update(self.rows.contiguous().numpy().data)
         return digest.digest()
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
-        """The images (k, 3, H, W) at rows (k,) of 0..n-1; raises OvertoneError naming one that cannot be used."""
+        """Return the images (k, 3, H, W) at rows (k,) of 0..n-1; raise OvertoneError naming one that is unusable."""
         (images,) = self.read_ahead([rows])
         return images
 
     def read_ahead(self, batches: Sequence[torch.Tensor], *, pin: bool = False) -> Generator[torch.Tensor, None, None]:
-        """What `read` gives for each batch of rows, decoded in threads while the consumer works on earlier ones.
+        """Yield what `read` returns for each batch of rows, decoded in threads while the consumer has earlier ones.
 
-        They take as many threads as torch does. Closing the iterator ends them; so does an error. With `pin` the images
-        are in page-locked memory, from where a GPU copies them on its own.
+        There are as many threads as torch uses. Closing the iterator ends them, and so does an error. With `pin` the
+        images are in page-locked memory, from which a GPU copies them without the CPU.
         """
-        pool = ThreadPoolExecutor(decode_threads(self.shape[1:].numel(), self.fit), thread_name_prefix="decode")
+        threads = decode_threads(self.shape[1:].numel(), self.transform)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         try:
             waiting: deque[_Batch] = deque()
             for rows in batches:
@@ -86,27 +87,26 @@ class StreamedImages:
 
 
 class _Batch:
-    """Images on their way."""
+    """Images that are being decoded."""
 
     def __init__(self, images: StreamedImages, rows: torch.Tensor, pool: ThreadPoolExecutor, pin: bool) -> None:
-        self.images, self.rows = images, images.rows[rows.cpu()].tolist()
+        self.images = images
+        self.rows = images.rows[rows.cpu()].tolist()
         self.out = torch.empty((len(rows), *images.image_shape), dtype=torch.uint8, pin_memory=pin)
-        places = range(len(rows))
-        chunks = (places[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK))
+        indices = range(len(rows))
+        chunks = (indices[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK))
         self.chunks: list[Future[None]] = [pool.submit(self._decode, chunk) for chunk in chunks]
 
     def wait(self) -> torch.Tensor:
-        """The images, once they are all there."""
+        """Return the images when all of them are decoded."""
         for chunk in self.chunks:
             chunk.result()
         return self.out
 
-    def _decode(self, places: range) -> None:
+    def _decode(self, indices: range) -> None:
         encoded = self.images.encoded
-        for place in places:
-            row = self.rows[place]
-            fault = decode_at(self.out, place, partial(encoded.read, row), self.images.fit)
-            if fault:
-                raise OvertoneError(
-                    f"{encoded.name(row)} {fault}; only without stream are images left out that cannot be used."
-                )
+        for index in indices:
+            row = self.rows[index]
+            error = decode_at(self.out, index, partial(encoded.read, row), self.images.transform)
+            if error:
+                raise OvertoneError(f"{encoded.name(row)} {error}; without stream, unusable images are left out")

@@ -10,15 +10,16 @@ _PERCENT = 1
 _NAMED = 3
 
 
-def check_unreadable(name: str, faults: Sequence[str], total: int) -> str:
-    """The sentence that says which of so many images are left out ('FILE is empty', three named); '' for no faults.
+def check_unreadable(name: str, errors: Sequence[str], total: int) -> str:
+    """Return the warning about the images that are left out of `total`, '' if there are none.
 
-    Raises OvertoneError where more than 1 % have faults.
+    `errors` has a clause for each unusable image ('FILE is empty'), of which the warning repeats three. Raises
+    OvertoneError if more than 1 % of the images are unusable.
     """
-    if not faults:
+    if not errors:
         return ""
-    named = ", ".join(faults[:_NAMED]) + (", ..." if len(faults) > _NAMED else "")
-    count = f"{len(faults)} of {total} images of {name!r} cannot be used"
-    if len(faults) * 100 > total * _PERCENT:
-        raise OvertoneError(f"{count}: {named}; at most {_PERCENT} % of a split may be left out.")
-    return f"{count} and are left out: {named}."
+    named = ", ".join(errors[:_NAMED]) + (", ..." if len(errors) > _NAMED else "")
+    count = f"{len(errors)} of {total} images of {name!r} cannot be used"
+    if len(errors) * 100 > total * _PERCENT:
+        raise OvertoneError(f"{count}: {named}; at most {_PERCENT} % of a split may be left out")
+    return f"{count} and are left out: {named}"

@@ -1,8 +1,8 @@
 """CUDA graphs: the passes of a small network through a GPU, each as one launch.
 
-A GPU is done with a small network's kernels before Python has launched the next ones. Recorded once
-(`torch.cuda.make_graphed_callables`) the forward and the backward pass are launched whole, the same kernels on the same
-numbers. Weights may change in place only, and no other thread may use the GPU while a pass is recorded.
+A GPU finishes a small network's kernels before Python has launched the next ones. Recorded once
+(`torch.cuda.make_graphed_callables`), the forward and the backward pass are launched whole, the same kernels on the
+same numbers. Weights may only change in place, and no other thread may use the GPU while a pass is recorded.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from layers.errors import OvertoneWarning
+from layers.errors import OvertoneWarning, first_line
 
 __all__ = ["ForwardFn", "graph_bytes", "maybe_cuda_graph"]
 
 _DEVICES = ("cuda",)
 _SMALL = 2**30
-"""Bytes; a forward pass that holds more is not recorded, because a graph keeps its memory to itself and the launches of
-large kernels are hidden behind the ones before them."""
+"""Bytes; a forward pass that holds more is not recorded: a graph keeps its memory to itself, and the launch of a large
+kernel is hidden behind the kernel before it."""
 
 ForwardFn = Callable[[Tensor], Tensor]
-"""What gives outputs for a batch: a network, or its recorded passes."""
+"""A function from a batch to its outputs: a network, or its recorded passes."""
 
 
 def maybe_cuda_graph(network: nn.Module, device: torch.device) -> ForwardFn:
-    """The network as a function of a batch (B, C, H, W), on a GPU recorded where it is small.
+    """Return the network as a function of a batch (B, C, H, W); on a GPU the passes of a small network are recorded.
 
-    The first batch runs as ever; when its shape comes again the pass is recorded, with autocast and mode as they are
-    then. Batches of other shapes always run as ever, and so do all where recording fails, which is warned of. A
-    gradient must be used before the next backward pass, which writes in its place; so gradients cannot add up.
+    The first batch runs unrecorded. When its shape comes again the pass is recorded, with autocast and mode as they are
+    then. Batches of other shapes are never recorded, and none is if recording fails, which is a warning. A gradient
+    must be used before the next backward pass, which overwrites it, so gradients cannot add up.
     """
     return _GraphedForward(network) if device.type in _DEVICES else network
 
 
 def graph_bytes(activations: int, device: torch.device) -> int:
-    """What a recorded pass that saves so many bytes holds on to, 0 where none is recorded."""
+    """Return the bytes that a recorded pass with this many bytes of activations keeps, 0 if it is not recorded."""
     return activations if device.type in _DEVICES and activations <= _SMALL else 0
 
 
@@ -51,7 +51,7 @@ class _GraphedForward:
     def __call__(self, images: Tensor) -> Tensor:
         if self._shape is None:
             self._shape = images.shape
-            return self._weighed(images)
+            return self._run_and_measure(images)
         if images.shape != self._shape:
             outputs: Tensor = self._network(images)
             return outputs
@@ -59,8 +59,8 @@ class _GraphedForward:
             self._replay = self._record(images)
         return self._replay(images)
 
-    def _weighed(self, images: Tensor) -> Tensor:
-        """Run as ever, and settle whether the network is small."""
+    def _run_and_measure(self, images: Tensor) -> Tensor:
+        """Run unrecorded, and find out whether the network is small."""
         torch.cuda.reset_peak_memory_stats(images.device)
         before = torch.cuda.memory_allocated(images.device)
         outputs: Tensor = self._network(images)
@@ -69,12 +69,13 @@ class _GraphedForward:
         return outputs
 
     def _record(self, images: Tensor) -> ForwardFn:
-        """The passes as graphs; what recording's own passes do to the norms' statistics and to random draws is undone.
+        """Return the passes as graphs, and undo what recording does to the norms' statistics and random state.
 
-        Autocast is entered inside: around the whole it would hold for the backward pass too.
+        Autocast is entered inside: around everything it would apply to the backward pass too.
         """
         kind = images.device.type
-        alone = _Alone(self._network, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        wrapper = _Wrapper(self._network, dtype)
         before = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
         try:
             with (
@@ -82,11 +83,10 @@ class _GraphedForward:
                 torch.random.fork_rng([images.device] if images.is_cuda else []),
                 torch.autocast(kind, enabled=False),
             ):
-                recorded = torch.cuda.make_graphed_callables(alone, (images.clone(),), allow_unused_input=True)
+                recorded = torch.cuda.make_graphed_callables(wrapper, (images.clone(),), allow_unused_input=True)
                 return cast(ForwardFn, recorded)
         except RuntimeError as error:
-            why = str(error).partition("\n")[0]
-            warnings.warn(f"training goes on without CUDA graphs: {why}", OvertoneWarning, stacklevel=2)
+            warnings.warn(f"training continues without CUDA graphs: {first_line(error)}", OvertoneWarning, stacklevel=2)
             return self._network
         finally:
             with torch.no_grad():
@@ -94,12 +94,13 @@ class _GraphedForward:
                     buffer.copy_(value)
 
 
-class _Alone(nn.Module):
-    """Recording replaces this module's `forward`, so that the network itself stays what it is."""
+class _Wrapper(nn.Module):
+    """A module whose `forward` recording replaces, so that the network's own stays as it is."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.network, self.dtype = network, dtype
+        self.network = network
+        self.dtype = dtype
         self.training = network.training
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,18 +1,19 @@
-"""Same seed, same machine, same bits: generators per epoch, and kernels that do not choose by timing."""
+"""Same seed, same machine, same bits: a generator per epoch, and kernels that are not chosen by timing."""
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
-__all__ = ["epoch_generator", "deterministic_cudnn", "seeded_dropout"]
+__all__ = ["deterministic_cudnn", "epoch_generator", "eval_mode", "seeded_dropout"]
 
 
 def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
-    """The generator of one epoch on a device; an epoch can be run again without the epochs before it.
+    """Return the generator of one epoch on a device; an epoch can run again without the epochs before it.
 
-    The seed is hashed because the CPU's generator reads only the low 32 bits of what it is given.
+    The seed is hashed because the CPU's generator reads only its low 32 bits.
     """
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7]))
@@ -20,7 +21,7 @@ def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Genera
 
 @contextmanager
 def deterministic_cudnn() -> Iterator[None]:
-    """CUDA's convolutions without those that are chosen by timing or add in varying order; no effect on a CPU."""
+    """Run CUDA's convolutions without kernels that are chosen by timing or add in varying order; no effect on a CPU."""
     cudnn = torch.backends.cudnn
     former = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
@@ -32,9 +33,23 @@ def deterministic_cudnn() -> Iterator[None]:
 
 @contextmanager
 def seeded_dropout(generator: torch.Generator) -> Iterator[None]:
-    """Dropout and stochastic depth draw from torch's global state alone: seed it here, give it back after."""
+    """Seed torch's global state, from which dropout and stochastic depth draw, and restore it afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     cuda = [generator.device] if generator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run a model in evaluation mode, deterministic and without gradients; restore each module's mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        # no_grad, not inference_mode: what a layer may cache here must still be usable in training
+        with torch.no_grad(), deterministic_cudnn():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

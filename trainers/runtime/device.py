@@ -14,24 +14,24 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def default_device() -> str:
-    """`cuda` where there is a GPU, else `cpu`."""
+    """Return `cuda` if there is a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parse_device(name: str) -> torch.device:
-    """The device called cpu, cuda or cuda:1; `UsageError` where this machine has none such."""
+    """Return the device named cpu, cuda or cuda:1; raise `UsageError` if this machine does not have it."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name not in ("cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))):
-        have = f"cuda:0 to cuda:{gpus - 1}" if gpus else "no GPU, so cpu alone is allowed"
-        raise UsageError(f"device (={name!r}) must be cpu, cuda or cuda:N; this machine has {have}.")
+        devices = f"cuda:0 to cuda:{gpus - 1}" if gpus else "no GPU, so only cpu is allowed"
+        raise UsageError(f"device (={name!r}) must be cpu, cuda or cuda:N; this machine has {devices}")
     return torch.device(name)
 
 
 def keep_freed_memory() -> None:
-    """From now on this process keeps what it frees, for its next tensors; under other C libraries than glibc, nothing.
+    """Make this process keep the memory it frees for its next tensors; do nothing under C libraries other than glibc.
 
-    By itself glibc gives large tensors back to the system, which must find and clear their pages anew: each batch's
-    activations, for one. For processes whose work is training: it cannot be taken back, and their memory stays at its
+    glibc normally gives large tensors (the activations of each batch, for one) back to the system, which must find and
+    clear their pages anew. For processes whose work is training: this cannot be undone, and their memory stays at its
     highest until they end.
     """
     if platform.libc_ver()[0] == "glibc":
@@ -40,18 +40,18 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def training_precision(asked: str, device: torch.device) -> str:
-    """What a device trains in, `fp32` or `bf16`, where `fp32`, `bf16` or `auto` is asked.
+def training_precision(setting: str, device: torch.device) -> str:
+    """Return what a device trains in, `fp32` or `bf16`, under the setting `fp32`, `bf16` or `auto`.
 
-    `auto` is bf16 where the hardware multiplies it: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16.
+    `auto` is bf16 if the hardware multiplies it: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16.
     """
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     return "bf16" if _multiplies_bf16(device) else "fp32"
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -1,8 +1,8 @@
 """How many of a process's threads take part in a training step on a CPU.
 
 A step is hundreds of short parallel regions, each as long as its slowest thread. In a small network more threads save
-little on a quiet machine; where other processes keep the cores busy every region waits until the last of its threads is
-given one, and an epoch of a tenth of a second can take forty (`benchmarks/training_threads.py`).
+little on a quiet machine. If other processes keep the cores busy, every region waits until its last thread gets a core,
+and an epoch of a tenth of a second can take forty (`benchmarks/training_threads.py`).
 """
 
 from collections.abc import Iterator
@@ -15,35 +15,34 @@ import torch
 from torch import nn
 
 from layers import CompressedConv2d, CompressedLinear, LayerShape
-from trainers.evaluation import eval_mode
-from trainers.training.recipe import TrainingRecipe
+from trainers.runtime.determinism import eval_mode
 
 __all__ = ["num_threads", "threads_for_step"]
 
 _MACS = 8_000_000
-"""A thread more for so many multiply-accumulates that a layer does for a batch, on average."""
+"""Multiply-accumulates of an average layer for a batch that are worth one more thread."""
 _COMPRESSED = (CompressedConv2d, CompressedLinear)
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *_COMPRESSED)
 
 
 def threads_for_step(
-    model: nn.Module, image: tuple[int, int, int], recipe: TrainingRecipe, device: torch.device, *, streamed: bool
+    model: nn.Module, image: tuple[int, int, int], batch_size: int, device: torch.device, *, streamed: bool
 ) -> int:
-    """The threads for a step over a batch of images (C, H, W): as many as the process has, fewer for a small network.
+    """Return the threads for a pass over a batch of images (C, H, W): the process's, or fewer for a small network.
 
-    All where images are `streamed`, for threads decode those too. The same network and process always give the same
-    number, for sums depend on it. The model is on the device.
+    Streamed images always take all, because threads decode them too. The same network and process always get the same
+    number, because sums depend on it. The model is on the device.
     """
     most = torch.get_num_threads()
     if most == 1 or device.type != "cpu" or streamed:
         return most
-    macs = recipe.batch_size // recipe.grad_accum_steps * mean(_macs(model, image) or [0])
+    macs = batch_size * mean(_macs(model, image) or [0])
     return max(1, min(most, int(macs / _MACS)))
 
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """So many threads, and as many as before afterwards."""
+    """Run with `count` threads, and with as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -53,12 +52,12 @@ def num_threads(count: int) -> Iterator[None]:
 
 
 def _macs(model: nn.Module, image: tuple[int, int, int]) -> list[int]:
-    """Multiply-accumulates of each call of a layer, filters built, for one image (C, H, W)."""
-    found = []
+    """Return the multiply-accumulates of each call of a layer, filters built, for one image (C, H, W)."""
+    macs = []
 
     def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         shape = layer.shape if isinstance(layer, _COMPRESSED) else LayerShape.from_module(layer)
-        found.append(output.numel() * shape.filter_channels * prod(shape.kernel))
+        macs.append(output.numel() * shape.filter_channels * prod(shape.kernel))
 
     hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, _LAYERS)]
     try:
@@ -67,4 +66,4 @@ def _macs(model: nn.Module, image: tuple[int, int, int]) -> list[int]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return macs

@@ -1,18 +1,35 @@
 """The calibrated start: each compressed layer is fitted to what the uncompressed one computes, before any training.
 
-Unlabeled images pass through the network once, in network order. At a series layer, coefficients are fitted so that
-from the inputs which the compressed network really gives it, the layer makes the outputs that the uncompressed network
-has there (`layers.calibration.series`), at a layer with templates these and their gains
-(`layers.calibration.templates`): errors of earlier layers are mended as far as a later one can. Norms behind a
-compressed layer then take the statistics of what reaches them. No label is read.
+Unlabeled images pass through the network once, in network order. In a series layer, the coefficients are fitted so that
+the layer turns the inputs that the compressed network really gives it into the outputs that the uncompressed network
+has there (`layers.calibration.series`). In a layer with templates, the templates and their gains are fitted
+(`layers.calibration.templates`). So a later layer mends the errors of earlier ones as far as it can. Norms behind a
+compressed layer then take the statistics of their new inputs (`trainers.start.norm_statistics`). No label is read.
 
-Both networks run as one: the batch holds every image twice, the first half in the uncompressed network, the second in
-the compressed one; they differ in compressed layers and norms alone. A batch that is too large to be held at once is
-cut into pieces, and each layer in turn is reached by all of them before any goes on: one pass of every image through
-both networks costs about as much again for each layer and norm then.
+Both networks run as one. The batch holds every image twice: [x0; x], x0 for the uncompressed network and x for the
+compressed one. They differ only in compressed layers and norms, each of which has two hooks:
+
+              pre-hook                                   hook
+    [x0; x] -----+--- x0 ---> original module ---> y0 ---+--- [y0; y] ---> ...
+                 |            (x, x0, y0) fit            |
+                 |                    |                  |
+                 +--- x ----> compressed module -> y ----+
+
+The pre-hook runs the original on x0, gives (x, x0, y0) to the fit, and leaves x to the module, which by then is fitted.
+
+A batch that is too large is cut into pieces. Then every module is reached by all pieces before any piece goes on. A
+piece that arrives before the others is observed and its pass ends there, by the exception `_Paused`; the last piece
+finishes the fit and goes on to the next module, where it is the first. With two pieces and the modules A, B, C:
+
+    piece 1:  A pause
+    piece 2:  A fit ---> B pause
+    piece 1:  A -------> B fit ---> C pause
+    piece 2:  A -------> B -------> C fit ---> end
+
+So each layer and norm costs about one more pass of every image through both networks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -23,48 +40,68 @@ from torch.utils.hooks import RemovableHandle
 from layers import CompressedConv1d, CompressedConv2d, OvertoneError, UsageError, compressed_layers
 from layers.calibration.series import OutputRegression
 from layers.calibration.templates import TemplateRegression
-from trainers.evaluation import eval_mode
+from layers.errors import first_line
+from trainers.runtime.determinism import eval_mode
+from trainers.start.norm_statistics import InputMoments, NormStatistics, corrected_statistics
 
-__all__ = ["calibrate"]
+__all__ = ["Objective", "calibrate", "match_outputs"]
 
 _PIECE_PIXELS = 1 << 19
 """Pixels of the images in one piece: 512 of 32 x 32, 10 of 224 x 224."""
 
+Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+"""From a layer of the original, its input x in the compressed network, its input x0 and output y0 in the original, to
+the inputs and outputs that the compressed layer is fitted to; None leaves the layer as it is."""
 
-def calibrate(model: nn.Module, baseline: nn.Module, images: Tensor) -> None:
+
+def match_outputs(original: nn.Module, x: Tensor, x0: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pair that calibration fits: the compressed network's inputs, the uncompressed network's outputs."""
+    return x, y0
+
+
+def calibrate(
+    model: nn.Module,
+    baseline: nn.Module,
+    images: Tensor,
+    *,
+    objective: Objective = match_outputs,
+    statistics: NormStatistics = corrected_statistics,
+) -> None:
     """Fit the compressed model in place, and re-estimate its norms, on normalized images (n, C, H, W).
 
-    `baseline` is the network it was made from. The model is moved to the images' device. Raises `UsageError` for
+    `baseline` is the network that it was made from. The model is moved to the images' device. Raises `UsageError` for
     images that the network cannot take.
     """
     if not compressed_layers(model):
         return
     model.to(images.device)
-    _check(model, images)
+    _check_images(model, images)
     count = max(1, _PIECE_PIXELS // (images.shape[2] * images.shape[3]))
-    with eval_mode(model), _paired(model, baseline, images) as paired:
+    with eval_mode(model), _paired(model, baseline, images, objective, statistics) as paired:
         _run(model, paired, images.split(count))
 
 
-def _check(model: nn.Module, images: Tensor) -> None:
+def _check_images(model: nn.Module, images: Tensor) -> None:
     if images.dim() != 4 or not len(images):
-        raise UsageError(f"calibration images (={tuple(images.shape)}) must be (n, C, H, W), one or more.")
+        raise UsageError(f"calibration images (={tuple(images.shape)}) must be (n, C, H, W), one or more")
     try:
         with eval_mode(model):
             model(images[:1])
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"calibration images (={tuple(images.shape)}) do not fit the network: {reason}") from error
+        raise UsageError(
+            f"calibration images (={tuple(images.shape)}) must fit the network: {first_line(error)}"
+        ) from error
 
 
 def _run(model: nn.Module, paired: "_PairedPass", pieces: Sequence[Tensor]) -> None:
-    """Send pieces through in turns; one stops at the first module that has not seen all of them, the last goes on."""
-    paired.pieces, piece = len(pieces), 0
+    """Run the pieces in turns: each stops at the first module that has not seen all pieces, the last one goes on."""
+    paired.pieces = len(pieces)
+    index = 0
     while True:
         try:
-            model(torch.cat([pieces[piece], pieces[piece]]))
+            model(torch.cat([pieces[index], pieces[index]]))
         except _Paused:
-            piece = (piece + 1) % len(pieces)
+            index = (index + 1) % len(pieces)
         else:
             return
 
@@ -77,62 +114,78 @@ class _Paused(Exception):
 
 
 class _PairedPass:
-    """What a pass shares: how many pieces there are, if it has met a compressed layer, which norm follows which."""
+    """State of a paired pass that its modules share."""
 
     def __init__(self) -> None:
-        self.pieces, self.compressed_before = 1, False
-        self.following: dict[nn.Module, nn.Module] = {}
+        self.pieces = 1
+        """Pieces of the batch."""
+        self.compressed_before = False
+        """Whether a compressed layer has been reached."""
+        self.norm_behind: dict[nn.Module, nn.Module] = {}
+        """The norm behind a layer, both of the original."""
 
 
 class _PairedModule:
-    """A module of the compressed network beside its original: halves of a batch go to one each."""
+    """A module of the compressed network beside its original: each takes one half of a batch."""
 
     def __init__(self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module) -> None:
-        self.name, self.paired, self.module, self.original = name, paired, module, original
-        self.seen = 0
-        self._first: list[Tensor] = []
+        self.name = name
+        self.paired = paired
+        self.module = module
+        self.original = original
+        self._pieces_seen = 0
+        self._original_outputs: list[Tensor] = []
 
-    def before(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        """Run the original, learn from both halves, and leave the second to the module."""
-        first, second = inputs[0].chunk(2)
-        outputs = self.original(first)
-        if self.seen < self.paired.pieces:
-            self.learn(second, first, outputs)
-            self.seen += 1
-            if self.seen < self.paired.pieces:
+    def pre_hook(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """Run the original, observe both halves, and leave the second half to the module."""
+        original_x, x = inputs[0].chunk(2)
+        original_outputs = self.original(original_x)
+        if self._pieces_seen < self.paired.pieces:
+            self.observe(x, original_x, original_outputs)
+            self._pieces_seen += 1
+            if self._pieces_seen < self.paired.pieces:
                 raise _Paused
-            self.settle()
-        self._first.append(outputs)
-        return (second,)
+            self.finish()
+        self._original_outputs.append(original_outputs)
+        return (x,)
 
-    def after(self, module: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tensor:
-        """Both halves again."""
-        return torch.cat([self._first.pop(), outputs])
+    def hook(self, module: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tensor:
+        """Return both halves again."""
+        return torch.cat([self._original_outputs.pop(), outputs])
 
-    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
-        """See inputs in the compressed network, the original's for the same images, and the original's outputs."""
+    def observe(self, x: Tensor, original_x: Tensor, original_outputs: Tensor) -> None:
+        """Take in a piece: inputs in the compressed network and in the original, and the original's outputs."""
 
-    def settle(self) -> None:
-        """Change the module, once all pieces were seen."""
+    def finish(self) -> None:
+        """Change the module, after all pieces were observed."""
 
 
 class _PairedLayer(_PairedModule):
-    def __init__(self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module) -> None:
+    def __init__(
+        self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module, objective: Objective
+    ) -> None:
         super().__init__(name, paired, module, original)
+        self._objective = objective
         self._regression: OutputRegression | TemplateRegression | None = None
         if isinstance(module, CompressedConv2d) and module.template_mask is not None:
             self._regression = TemplateRegression(module)
         elif isinstance(module, CompressedConv2d) and module.form.basis is not None:
             self._regression = OutputRegression(module)
 
-    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
+    def observe(self, x: Tensor, original_x: Tensor, original_outputs: Tensor) -> None:
         self.paired.compressed_before = True
+        pair = self._objective(self.original, x, original_x, original_outputs)
+        if pair is None:
+            self._regression = None
+        if self._regression is None or pair is None:
+            return
+        inputs, outputs = pair
         if isinstance(self.module, CompressedConv1d):
-            x, outputs = x.unsqueeze(-2), outputs.unsqueeze(-2)
-        if self._regression is not None:
-            self._regression.add(x, outputs)
+            inputs = inputs.unsqueeze(-2)
+            outputs = outputs.unsqueeze(-2)
+        self._regression.add(inputs, outputs)
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         if self._regression is not None and isinstance(self.module, CompressedConv2d):
             dense = self.original.get_parameter("weight")
             weight = dense.view(len(dense), -1, *self.module.shape.kernel)
@@ -146,8 +199,8 @@ class _PairedLayer(_PairedModule):
             self._regression = None
 
     def _importance(self) -> Tensor | None:
-        """What a unit of squared error in each output costs behind the norm that follows, if one does."""
-        norm = self.paired.following.get(self.original)
+        """Return the cost of a unit of squared error in each output behind the norm that follows, None without one."""
+        norm = self.paired.norm_behind.get(self.original)
         if norm is None:
             return None
         variance = norm.get_buffer("running_var").double()
@@ -156,65 +209,59 @@ class _PairedLayer(_PairedModule):
 
 
 class _PairedNorm(_PairedModule):
-    """Gives a norm behind compressed layers the mean and variance of what reaches it.
+    """Gives a norm behind compressed layers the mean and variance of its new inputs."""
 
-    The trained statistics are of far more images than are seen here, and help as a control variate does: how far those
-    of the original's inputs on these images are off is known, and the compressed network's are off alike as far as
-    their inputs go together, by the correlation r of a channel. Where nothing has changed (r = 1) the statistics stay;
-    where nothing is left of the original (r = 0) they are those of these images. A channel that does not vary on these
-    images in either network (behind dead inputs) has no correlation: its mean moves as the constant does.
-    """
-
-    def __init__(self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module) -> None:
+    def __init__(
+        self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module, statistics: NormStatistics
+    ) -> None:
         super().__init__(name, paired, module, original)
+        self._statistics = statistics
         self._count = 0
         self._sums: Tensor | float = 0.0
 
-    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
-        now, before = (half.transpose(0, 1).flatten(1).double() for half in (x, originally))
-        self._count += now.shape[1]
-        sums = [now.sum(1), before.sum(1), now.square().sum(1), before.square().sum(1), (now * before).sum(1)]
+    def observe(self, x: Tensor, original_x: Tensor, original_outputs: Tensor) -> None:
+        new, old = (half.transpose(0, 1).flatten(1).double() for half in (x, original_x))
+        self._count += new.shape[1]
+        sums = [new.sum(1), old.sum(1), new.square().sum(1), old.square().sum(1), (new * old).sum(1)]
         self._sums = self._sums + torch.stack(sums)
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         if not self.paired.compressed_before:
             return
-        now, before, square, square_before, product = torch.as_tensor(self._sums) / self._count
-        spread, spread_before = _spread(square, now), _spread(square_before, before)
-        constant = (spread == 0) & (spread_before == 0)
-        slope = _quotient(product - now * before, spread_before).where(~constant, 1.0)
-        shared = _quotient(slope.square() * spread_before, spread).clamp(0, 1)  # r^2
-        mean, variance = (self.original.get_buffer(f"running_{name}").double() for name in ("mean", "var"))
-        unbias = self._count / max(self._count - 1, 1)
-        known = _quotient(variance, spread_before * unbias).where(spread_before > 0, 1.0)
-        self.module.get_buffer("running_mean").copy_(now + slope * (mean - before))
-        found = (spread * unbias * known.clamp(min=0) ** shared).where(~constant, variance)
-        self.module.get_buffer("running_var").copy_(found)
-
-
-def _spread(square: Tensor, mean: Tensor) -> Tensor:
-    """Variances; zero where they are no more than float32 leaves of a constant."""
-    found = square - mean.square()
-    return found.where(found > 1e-12 * square, 0.0)
-
-
-def _quotient(x: Tensor, y: Tensor) -> Tensor:
-    """Quotients, zero where y is not positive."""
-    return torch.where(y > 0, x / y.where(y > 0, 1.0), 0.0)
+        mean, original_mean, square, original_square, product = torch.as_tensor(self._sums) / self._count
+        moments = InputMoments(
+            count=self._count,
+            mean=mean,
+            original_mean=original_mean,
+            square=square,
+            original_square=original_square,
+            product=product,
+        )
+        trained = (self.original.get_buffer(f"running_{name}").double() for name in ("mean", "var"))
+        new_mean, new_variance = self._statistics(moments, *trained)
+        self.module.get_buffer("running_mean").copy_(new_mean)
+        self.module.get_buffer("running_var").copy_(new_variance)
 
 
 @contextmanager
-def _paired(model: nn.Module, baseline: nn.Module, images: Tensor) -> Iterator[_PairedPass]:
-    """Hook every compressed layer and batch norm of the model to its original."""
-    paired, hooks, modules = _PairedPass(), [], _differing(model)
+def _paired(
+    model: nn.Module, baseline: nn.Module, images: Tensor, objective: Objective, statistics: NormStatistics
+) -> Iterator[_PairedPass]:
+    """Attach every compressed layer and batch norm of the model to its original, inside the block."""
+    paired = _PairedPass()
+    hooks: list[RemovableHandle] = []
+    modules = _differing_modules(model)
     originals = {name: deepcopy(baseline.get_submodule(name)).to(images.device).eval() for name in modules}
     for layer, norm in _norms_behind(baseline, images[:1]).items():
         if layer in originals:
-            paired.following[originals[layer]] = originals[norm]
+            paired.norm_behind[originals[layer]] = originals[norm]
     for name, module in modules.items():
-        kind = _PairedNorm if _has_statistics(module) else _PairedLayer
-        pair = kind(name, paired, module, originals[name])
-        hooks += [module.register_forward_pre_hook(pair.before), module.register_forward_hook(pair.after)]
+        pair: _PairedModule
+        if _has_statistics(module):
+            pair = _PairedNorm(name, paired, module, originals[name], statistics)
+        else:
+            pair = _PairedLayer(name, paired, module, originals[name], objective)
+        hooks += [module.register_forward_pre_hook(pair.pre_hook), module.register_forward_hook(pair.hook)]
     try:
         yield paired
     finally:
@@ -222,7 +269,7 @@ def _paired(model: nn.Module, baseline: nn.Module, images: Tensor) -> Iterator[_
             hook.remove()
 
 
-def _differing(model: nn.Module) -> Mapping[str, nn.Module]:
+def _differing_modules(model: nn.Module) -> Mapping[str, nn.Module]:
     norms = {name: module for name, module in model.named_modules() if _has_statistics(module)}
     return {**compressed_layers(model), **norms}
 
@@ -232,21 +279,22 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _norms_behind(network: nn.Module, image: Tensor) -> dict[str, str]:
-    """For each convolution whose output goes straight into a batch norm, by their names, that norm."""
-    made: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, str] = {}
+    """Return, for each convolution whose output goes straight into a batch norm, by its name, the norm's name."""
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    norms: dict[str, str] = {}
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
-        def remember(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            made[id(output)] = (name, output)  # the tensor too: else its id could be given again
+        def remember_output(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            outputs[id(output)] = (name, output)  # the tensor too: else its id could be used again
 
-        def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            if id(inputs[0]) in made:
-                found[made[id(inputs[0])][0]] = name
+        def find_source(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            if id(inputs[0]) in outputs:
+                source, _ = outputs[id(inputs[0])]
+                norms[source] = name
 
         if _has_statistics(module):
-            return module.register_forward_pre_hook(look)
-        return module.register_forward_hook(remember)
+            return module.register_forward_pre_hook(find_source)
+        return module.register_forward_hook(remember_output)
 
     watched = [(n, m) for n, m in network.named_modules() if isinstance(m, _Norm | nn.Conv1d | nn.Conv2d)]
     hooks = [watch(name, module) for name, module in watched]
@@ -256,4 +304,4 @@ def _norms_behind(network: nn.Module, image: Tensor) -> dict[str, str]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return norms

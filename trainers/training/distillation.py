@@ -1,7 +1,7 @@
-"""The uncompressed network as a teacher, whose outputs are kept for the trainings that see the same images again.
+"""The uncompressed network as a teacher, whose outputs are cached for trainings that see the same images again.
 
-All trials of a study draw the same augmented images in the same order, for they share a seed. So the first one writes
-its teacher's outputs at the end of each epoch, and the others read them.
+All trials of a study share a seed, so they draw the same augmented images in the same order. The first one writes its
+teacher's outputs at the end of each epoch, and the others read them.
 """
 
 from __future__ import annotations
@@ -28,48 +28,55 @@ class Teacher:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
         self.sha256 = state_sha256(model)
-        """Of its weights."""
+        """SHA-256 of the weights."""
         self._model = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).eval()
-        self._passes: ForwardFn = maybe_cuda_graph(self._model, device)
-        self._known: Tensor | None = None
-        self._made: list[Tensor] | None = None
-        self._seen = 0
+        self._forward: ForwardFn = maybe_cuda_graph(self._model, device)
+        self._cached: Tensor | None = None
+        self._computed: list[Tensor] | None = None
+        self._position = 0
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Outputs (n, classes) for the next batch, which within `epoch` may be known."""
-        begin, self._seen = self._seen, self._seen + len(images)
-        if self._known is not None:
-            known = self._known[begin : self._seen]
-            if begin or torch.equal(known, self._model(images)):
-                return known
-            self._known, self._made = None, []
-        outputs = self._passes(images)
-        if self._made is not None:
-            self._made.append(outputs.clone())  # recorded passes write the next ones in its place
+        """Return the outputs (n, classes) for the next batch, cached ones if `epoch` has them."""
+        start = self._position
+        self._position += len(images)
+        if self._cached is not None:
+            cached = self._cached[start : self._position]
+            if start or torch.equal(cached, self._model(images)):
+                return cached
+            self._cached = None
+            self._computed = []
+        outputs = self._forward(images)
+        if self._computed is not None:
+            self._computed.append(outputs.clone())  # recorded passes overwrite it with the next ones
         return outputs
 
     @contextmanager
     def epoch(self, key: str | None, images: int) -> Iterator[None]:
-        """Meanwhile the batches of an epoch come in order, so many images in all.
+        """Run an epoch whose batches come in order, `images` images in all, with the outputs cached under the key.
 
-        Outputs kept under the key (None: neither read nor kept) are taken if those of the first batch come out the same
-        to the bit; so no machine, number of threads or change of the network's code can make others of them.
+        Cached outputs are used only if those of the first batch come out the same to the bit, so another machine,
+        number of threads or version of the code cannot change what is learned. Without a key nothing is cached.
         """
-        self._seen, self._known, self._made = 0, None, None
+        self._position = 0
+        self._cached = None
+        self._computed = None
         if key is not None:
-            found = read_cached(key)
-            known = None if found is None else found[0].get(_OUTPUTS)
-            if known is not None and len(known) == images:
-                self._known = known.to(self.device)
+            entry = read_cached(key)
+            outputs = None if entry is None else entry[0].get(_OUTPUTS)
+            if outputs is not None and len(outputs) == images:
+                self._cached = outputs.to(self.device)
             else:
-                self._made = []
+                self._computed = []
         yield
-        if key is not None and self._made is not None and self._seen == images:
+        if key is not None and self._computed is not None and self._position == images:
             with suppress(OSError):
-                write_cached(key, {_OUTPUTS: torch.cat(self._made).cpu()}, {})
-        self._known = self._made = None
+                write_cached(key, {_OUTPUTS: torch.cat(self._computed).cpu()}, {})
+        self._cached = None
+        self._computed = None
 
     def release(self) -> None:
-        """Give back the memory of recorded passes and of what was to be kept, and run as ever from now on."""
-        self._passes, self._known, self._made = self._model, None, None
+        """Free the memory of recorded passes and cached outputs; from now on the network runs for every batch."""
+        self._forward = self._model
+        self._cached = None
+        self._computed = None

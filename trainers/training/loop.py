@@ -1,9 +1,9 @@
-"""Train a network on data that live on its device, one epoch at a time.
+"""The training of a network on data that live on its device, one epoch at a time.
 
 Images stay uint8 until their batch is cropped, mirrored and normalized on the device; the network runs channels last.
-Every random number comes from a generator of (seed, epoch), so the same call on the same machine and with as many
-threads gives the same weights bit for bit, and what runs between two epochs cannot change the next one. So a training
-that stopped goes on from the state it had after any epoch as if it had not.
+Every random number comes from a generator of (seed, epoch). So the same call on the same machine and with the same
+number of threads gives the same weights bit for bit, nothing that runs between two epochs can change the next one, and
+a training that stopped continues from its state after any epoch as if it had not stopped.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import nn
 from layers import compressed_layers
 from layers.errors import OvertoneError, UsageError
 from trainers.data import Data
-from trainers.data.augment import augment, normalize
+from trainers.data.augment import augment
 from trainers.evaluation import Evaluation, evaluate
 from trainers.runtime.cache import cache_key
 from trainers.runtime.cuda_graphs import maybe_cuda_graph
@@ -32,29 +32,27 @@ from trainers.training.optimizer import ModelEma, make_optimizer, remove_params
 from trainers.training.recipe import TrainingRecipe
 from trainers.training.stochastic_depth import stochastic_depth
 
-__all__ = ["Epoch", "TrainingLoop", "TrainingRecipe"]
+__all__ = ["Epoch", "TrainingLoop"]
 
 _NO_MEMORY = "DefaultCPUAllocator: "
-"""What a CPU's allocator says first; it has no error of its own."""
-_CHECK_EVERY = 50  # steps between looks at the losses: a look makes a GPU wait
+"""How the error of a CPU's allocator begins; it has no class of its own."""
+_CHECK_EVERY = 50  # steps between checks of the losses: a check makes a GPU wait
 _MOST_OUTPUTS = 2**26
-"""Of a teacher in one training; more are not kept."""
+"""Outputs of a teacher in one training; if there are more, they are not cached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch came to."""
+    """What one epoch measured."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     train_loss: float
-    """Mean over the images trained on, as they came: augmented, smoothed, the network still changing."""
-    val_top1: float
-    """Share of validation images, 0 to 1."""
-    val_top5: float
-    """The same for the five highest outputs."""
-    val_loss: float
-    """Mean cross-entropy in nats."""
+    """Mean over the training images as the network saw them: augmented, smoothed, while it changed."""
+    score: float
+    """Metric by which trials are compared (`trainers.evaluation.SCORE_NAME`)."""
+    metrics: dict[str, float]
+    """Metrics of the validation split by name."""
     lr: float
     """Learning rate of the last step."""
     seconds: float
@@ -64,11 +62,11 @@ class Epoch:
 class TrainingLoop:
     """The training of one model, in place: iterating runs and yields the epochs that are left.
 
-    Whenever an epoch is yielded the model is at its end, in training mode, and `state_dict` is what a new TrainingLoop
-    of the same arguments needs to go on from there. A schedule with an average measures that, and leaves it in the
-    model after the last epoch. One with distillation needs a teacher, which a copy is made of; what it says is kept for
-    trainings that see the same images (`trainers.training.distillation`). Filters that are still there to leave
-    (`trainers.training.gradual_pruning`) leave by the schedule.
+    When an epoch is yielded the model is as that epoch left it, in training mode, and `state_dict` is what a new
+    TrainingLoop of the same arguments needs to continue from there. A recipe with averaged weights measures those, and
+    leaves them in the model after the last epoch. One with distillation needs a teacher, which is copied; its outputs
+    are cached for trainings that see the same images (`trainers.training.distillation`). Filters whose pruning is
+    deferred (`trainers.training.gradual_pruning`) are pruned as the recipe says.
     """
 
     def __init__(
@@ -83,91 +81,97 @@ class TrainingLoop:
         teacher: nn.Module | None = None,
     ) -> None:
         if epochs < 1:
-            raise UsageError(f"epochs (={epochs}) must be at least 1.")
+            raise UsageError(f"epochs (={epochs}) must be at least 1")
         recipe.check_length(epochs)
         if recipe.distillation and teacher is None:
-            raise UsageError(f"distillation (={recipe.distillation}) needs a teacher.")
+            raise UsageError(f"distillation (={recipe.distillation}) must be 0 without a teacher")
         self.device = torch.device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.data, self.recipe, self.epochs, self.seed = data, recipe, epochs, seed
+        self.data = data
+        self.recipe = recipe
+        self.epochs = epochs
+        self.seed = seed
         for layer in compressed_layers(self.model).values():
             layer.rounding = recipe.rounding
         self.done = 0
-        """Epochs that were run."""
+        """Epochs that have run."""
         self.pieces = recipe.grad_accum_steps
-        """What a batch is cut into; it doubles where the device's memory does not suffice."""
-        self._train, self._val = data.train.to(self.device), data.val.to(self.device)
+        """Pieces that a batch is cut into; their number doubles when the device runs out of memory."""
+        self._train = data.train.to(self.device)
+        self._val = data.val.to(self.device)
         streamed = not isinstance(data.train.images, torch.Tensor)
-        self._threads = threads_for_step(self.model, data.train.image_shape, recipe, self.device, streamed=streamed)
-        self._graphed = maybe_cuda_graph(self.model, self.device)
+        piece = recipe.batch_size // recipe.grad_accum_steps
+        self.threads = threads_for_step(self.model, data.train.image_shape, piece, self.device, streamed=streamed)
+        """CPU threads of a training step."""
+        self._forward = maybe_cuda_graph(self.model, self.device)
         self._teacher = Teacher(teacher, self.device) if teacher is not None and recipe.distillation else None
         self._loss = Loss(recipe, self._teacher)
         self._mixer = make_mixer(recipe, data.classes)
-        self._optimiser = make_optimizer(model, recipe)
-        self._average = ModelEma(model, recipe.ema_decay) if recipe.ema_decay else None
-        self._leaving = deferred_params(self.model)
+        self._optimizer = make_optimizer(model, recipe)
+        self._ema = ModelEma(model, recipe.ema_decay) if recipe.ema_decay else None
+        self._deferred = deferred_params(self.model)
         self.precision = training_precision(recipe.precision, self.device)
-        """What the network computes in."""
+        """Precision that the network computes in, 'fp32' or 'bf16'."""
 
     def __iter__(self) -> Iterator[Epoch]:
-        """Run what is left; raises OvertoneError naming epoch and step where the loss stops being a finite number."""
+        """Run the epochs that are left; raise OvertoneError naming epoch and step if the loss is not finite."""
         while self.done < self.epochs:
-            start = time.perf_counter()
+            started = time.perf_counter()
             number = self.done + 1
             generator = epoch_generator(self.seed, number, self.device)
             batches = _batches(len(self._train), self.recipe.batch_size, generator)
             rates = [self.recipe.lr_at(self.done + step / len(batches), self.epochs) for step in range(len(batches))]
             loss = self._epoch(number, batches, rates, generator)
             self._prune(number)
-            found = self._validate(number)
+            evaluation = self._validate(number)
             self.done = number
-            if self._average is not None and self.done == self.epochs:
-                self.model.load_state_dict(self._average.model.state_dict())
+            if self._ema is not None and self.done == self.epochs:
+                self.model.load_state_dict(self._ema.model.state_dict())
             yield Epoch(
                 epoch=number,
                 train_loss=loss,
-                val_top1=found.top1,
-                val_top5=found.top5,
-                val_loss=found.loss,
+                score=evaluation.top1,
+                metrics=evaluation.metrics("val"),
                 lr=rates[-1],
-                seconds=time.perf_counter() - start,
+                seconds=time.perf_counter() - started,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """`done`, `pieces`, and tensors by name: of the `model`, the `optimizer` and the `average`."""
-        moments = self._optimiser.state_dict()["state"]
+        """Return `done`, `pieces`, and tensors by name: of the `model`, the `optimizer` and the `ema`."""
+        moments = self._optimizer.state_dict()["state"]
         return {
             "done": self.done,
             "pieces": self.pieces,
             "model": self.model.state_dict(),
-            "optimizer": {f"{row}.{name}": value for row, kept in moments.items() for name, value in kept.items()},
-            "average": {} if self._average is None else self._average.model.state_dict(),
+            "optimizer": {f"{row}.{name}": value for row, group in moments.items() for name, value in group.items()},
+            "ema": {} if self._ema is None else self._ema.model.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; the state must be that of an equal model (UsageError) and schedule."""
-        self.done, self.pieces = state["done"], state["pieces"]
+        """Continue from a state, which must be that of an equal model (else UsageError) and recipe."""
+        self.done = state["done"]
+        self.pieces = state["pieces"]
         self._prune(self.done)
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise UsageError("the checkpoint is of another network; delete it to begin anew.") from error
-        weights = [weight for group in self._optimiser.param_groups for weight in group["params"]]
+            raise UsageError("the checkpoint is of another network; delete it to start anew") from error
+        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in state["optimizer"].items():
             row, _, name = key.partition(".")
-            like = weights[int(row)]  # in its layout sums come out to the same bits
+            like = weights[int(row)]  # in its memory layout sums have the same bits
             moments.setdefault(int(row), {})[name] = torch.empty_like(like).copy_(value) if value.dim() else value
-        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": moments})
-        if self._average is not None:
-            self._average.model.load_state_dict(state["average"])
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        if self._ema is not None:
+            self._ema.model.load_state_dict(state["ema"])
 
     def _epoch(self, number: int, batches: list[torch.Tensor], rates: list[float], generator: torch.Generator) -> float:
-        """One pass over the batches of rows; the mean loss of their images."""
+        """Train on the batches of rows once; return the mean loss of their images."""
         self.model.train()
         losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(num_threads(self._threads))
+            stack.enter_context(num_threads(self.threads))
             stack.enter_context(deterministic_cudnn())
             stack.enter_context(seeded_dropout(generator))
             stack.enter_context(stochastic_depth(self.model, self.recipe.drop_path_rate))
@@ -176,63 +180,64 @@ class TrainingLoop:
                 stack.enter_context(self._teacher.epoch(self._key(self._teacher, number, count), count))
             ready = stack.enter_context(contextlib.closing(self._train.batches(batches, self.device)))
             for step, (images, labels) in enumerate(ready):
-                for group in self._optimiser.param_groups:
+                for group in self._optimizer.param_groups:
                     group["lr"] = rates[step]
                 self._prune(self.done + step / len(batches))
                 losses[step] = self._step(images, labels, generator)
-                if self._average is not None:
-                    self._average.update(self.model, self.done * len(batches) + step)
+                if self._ema is not None:
+                    self._ema.update(self.model, self.done * len(batches) + step)
                 if (step + 1) % _CHECK_EVERY == 0 or step + 1 == len(batches):
                     _check(losses, number)
         sizes = torch.tensor([len(batch) for batch in batches], device=self.device)
         return float((losses * sizes).sum() / sizes.sum())
 
     def _key(self, teacher: Teacher, number: int, images: int) -> str | None:
-        """What fixes a teacher's outputs in an epoch of so many images; None where they are not to be kept.
+        """Return the cache key of a teacher's outputs in an epoch over `images` images; None if they are not cached.
 
-        MixUp and CutMix draw what dropout and the like draw from too, so that no other network sees the same images.
+        MixUp and CutMix draw from the generator that dropout draws from, so no other network sees the same images.
         """
         recipe = self.recipe
         if self._mixer is not None or self.pieces > 1 or images * self.data.classes * self.epochs > _MOST_OUTPUTS:
             return None
-        drawn = (self.data.fingerprint, self.data.augment, recipe.rotation, recipe.batch_size, self.seed, number)
-        return cache_key("teacher", teacher.sha256, drawn, self.precision, self._threads, str(self.device))
+        draws = (self.data.fingerprint, self.data.augment, recipe.rotation, recipe.batch_size, self.seed, number)
+        return cache_key("teacher", teacher.sha256, draws, self.precision, self.threads, str(self.device))
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Change the weights by one batch; its mean loss."""
+        """Change the weights by one batch; return its mean loss."""
         images = augment(images, self.data.augment, generator, rotation=self.recipe.rotation)
-        images, targets = normalize(images, self.data.mean, self.data.std), labels
+        images = self.data.normalize(images)
+        targets = labels
         if self._mixer is not None:
             images, targets = self._mixer(images, labels)
             images = images.contiguous(memory_format=torch.channels_last)
         loss = self._gradients(images, targets)
-        self._optimiser.step()
+        self._optimizer.step()
         return loss
 
     def _gradients(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Leave the gradients of the batch's mean loss with the weights, in as few pieces as memory has room for."""
+        """Set the weights' gradients of the batch's mean loss, in as few pieces as memory allows; return the loss."""
         while True:
             loss = self._gradients_in_pieces(images, targets)
             if loss is not None:
                 return loss
             if self.pieces > len(images) // 4:
-                raise OvertoneError(f"{self.device} has no memory for {len(images)} images in {self.pieces} pieces.")
+                raise OvertoneError(f"{self.device} has no memory for {len(images)} images in {self.pieces} pieces")
             self.pieces *= 2
-            self._graphed = self.model  # recorded passes would keep their memory, and serve whole batches alone
+            self._forward = self.model  # recorded passes would keep their memory, and take whole batches only
             if self._teacher is not None:
                 self._teacher.release()
             torch.cuda.empty_cache()
 
     def _gradients_in_pieces(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-        self._optimiser.zero_grad()
+        self._optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         pieces = max(1, min(self.pieces, len(images) // 2))
-        network = self.model if self.pieces > 1 or self._leaving else self._graphed
+        network = self.model if self.pieces > 1 or self._deferred else self._forward
         try:
-            for part, wanted in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            for piece, target in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    loss = self._loss(network(part).float(), part, wanted)
-                loss = loss * (len(part) / len(images))
+                    loss = self._loss(network(piece).float(), piece, target)
+                loss = loss * (len(piece) / len(images))
                 loss.backward()
                 total += loss.detach()
         except RuntimeError as error:
@@ -242,27 +247,27 @@ class TrainingLoop:
         return total
 
     def _prune(self, done: float) -> None:
-        """Let those filters go that have left after so many epochs; with the last one the training forgets them."""
-        if not self._leaving:
+        """Prune the filters that are due after `done` epochs; with the last of them their parameters go."""
+        if not self._deferred:
             return
         last = self.recipe.gradual_pruning * self.epochs
         share = min(1.0, done / last) if last else 1.0
-        for model in (self.model, *([] if self._average is None else [self._average.model])):
+        for model in (self.model, *([] if self._ema is None else [self._ema.model])):
             advance_pruning(model, share)
         if share == 1.0:
-            remove_params(self._optimiser, self._leaving)
-            self._leaving = []
+            remove_params(self._optimizer, self._deferred)
+            self._deferred = []
 
     def _validate(self, number: int) -> Evaluation:
-        measured = self.model if self._average is None else self._average.model
+        model = self.model if self._ema is None else self._ema.model
         try:
-            return evaluate(measured, self._val, mean=self.data.mean, std=self.data.std, device=self.device)
+            return evaluate(model, self._val, self.data.normalize, device=self.device)
         except OvertoneError as error:
             raise OvertoneError(f"epoch {number}: {error}") from error
 
 
 def _batches(images: int, batch_size: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Shuffled rows, a batch each; a single row left over is left out, for batch norm cannot take it."""
+    """Return shuffled rows, a tensor for each batch; a last batch of one row is dropped: batch norm cannot take it."""
     order = torch.randperm(images, generator=generator, device=generator.device)
     return [batch for batch in order.split(batch_size) if len(batch) > 1]
 
@@ -271,4 +276,4 @@ def _check(losses: torch.Tensor, epoch: int) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
-        raise OvertoneError(f"the training loss became {float(losses[step])} in epoch {epoch}, step {step + 1}.")
+        raise OvertoneError(f"the training loss became {float(losses[step])} in epoch {epoch}, step {step + 1}")

@@ -1,4 +1,4 @@
-"""What training asks for: labels, smoothed or mixed, and the outputs of a teacher.
+"""The loss of training: labels, smoothed or mixed, and the outputs of a teacher.
 
 Distillation is that of Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", section 2, at
 temperature 2: the teacher sees the same augmented images.
@@ -18,17 +18,19 @@ __all__ = ["Loss", "Mixer", "make_mixer"]
 _TEMPERATURE = 2.0
 
 Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""A function from images and labels (n,) to mixed images and label shares (n, classes)."""
 
 
 class Loss:
-    """The mean loss of a batch by the schedule; one with distillation needs a teacher."""
+    """The mean loss of a batch by a recipe; a recipe with distillation needs a teacher."""
 
     def __init__(self, recipe: TrainingRecipe, teacher: Teacher | None) -> None:
-        self.smoothing, self.share = recipe.label_smoothing, recipe.distillation
+        self.smoothing = recipe.label_smoothing
+        self.share = recipe.distillation
         self.teacher = teacher
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Of logits (n, classes) in float32 for normalized images and their labels (n,) or shares (n, classes)."""
+        """Return the loss of logits (n, classes), float32, for normalized images and labels (n,) or (n, classes)."""
         hard = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
         if self.teacher is None:
             return hard
@@ -39,7 +41,7 @@ class Loss:
 
 
 def make_mixer(recipe: TrainingRecipe, classes: int) -> Mixer | None:
-    """MixUp or CutMix of a batch and its labels (torchvision's), one of both drawn a batch; None where none is asked.
+    """Return torchvision's MixUp or CutMix, or both with one drawn for each batch; None if the recipe has neither.
 
     They draw from torch's global state.
     """

@@ -1,4 +1,4 @@
-"""What moves the weights: SGD or AdamW with decay where it belongs, and the running average of the weights."""
+"""What changes the weights: SGD or AdamW with decay where it belongs, and the moving average of the weights."""
 
 import copy
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from torch import nn
 from layers import CompressedConv2d, compressed_layers
 from trainers.training.recipe import TrainingRecipe
 
-__all__ = ["ModelEma", "remove_params", "make_optimizer"]
+__all__ = ["ModelEma", "make_optimizer", "remove_params"]
 
 
 def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
-    """The schedule's optimizer over what is trained.
+    """Return the recipe's optimizer over the parameters that train.
 
-    Decayed is not what has one number for each channel (norms, biases, scales), nor transforms.
+    Parameters with one number a channel (norms, biases, scales) are not decayed, and transforms are not.
     """
     layers = [layer for layer in compressed_layers(model).values() if isinstance(layer, CompressedConv2d)]
     transforms = {layer.transforms() for layer in layers}
@@ -31,31 +31,32 @@ def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Opti
 
 
 def remove_params(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> None:
-    """Take weights that no longer train out of an optimizer, with its moments of them."""
-    gone = set(weights)
+    """Remove weights that no longer train from an optimizer, with their moments."""
+    removed = set(weights)
     for group in optimizer.param_groups:
-        group["params"] = [weight for weight in group["params"] if weight not in gone]
-    for weight in gone:
+        group["params"] = [weight for weight in group["params"] if weight not in removed]
+    for weight in removed:
         optimizer.state.pop(weight, None)
 
 
 class ModelEma:
-    """The exponentially moving average of a model's weights and of its norms' statistics.
+    """The exponential moving average of a model's weights and of its norms' statistics.
 
-    `keep` is the share of the average that a step leaves, at most (1 + n) / (10 + n) after n steps, so that the start
-    is forgotten in short trainings too; counts and indices are the model's own.
+    `decay` is the share of the average that a step keeps, at most (1 + n) / (10 + n) after n steps, so that short
+    trainings forget the start too. Counts and indices are copied from the model.
     """
 
-    def __init__(self, model: nn.Module, keep: float) -> None:
-        self.keep, self.model = keep, copy.deepcopy(model)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model)
 
     @torch.no_grad()
     def update(self, model: nn.Module, steps: int) -> None:
-        """Take up the model's state after a step; so many were before it."""
-        keep = min(self.keep, (1 + steps) / (10 + steps))
+        """Add the model's state after a step that `steps` steps precede."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         smooth = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in smooth], [value for _, value in smooth], 1 - keep)
+        torch._foreach_lerp_([mean for mean, _ in smooth], [value for _, value in smooth], 1 - decay)
         for mean, value in pairs:
             if not mean.is_floating_point():
                 mean.copy_(value)

@@ -1,7 +1,7 @@
 """Stochastic depth (Huang et al. 2016): in training, images skip residual branches at random.
 
-Networks that have torchvision's StochasticDepth modules (ConvNeXt, EfficientNet, Swin) use those; in ResNets, ours and
-torchvision's, a block's last norm ends its residual branch, and is where images are dropped.
+Networks with torchvision's StochasticDepth modules (ConvNeXt, EfficientNet, Swin) use those. In ResNets, ours and
+torchvision's, a block's last norm ends its residual branch, and images are dropped behind it.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ __all__ = ["stochastic_depth"]
 
 @contextmanager
 def stochastic_depth(model: nn.Module, rate: float) -> Iterator[None]:
-    """Within, branch i of n is skipped by each image with chance rate * i / (n - 1), i from 0; what is kept is scaled
-    to equal expectation, and evaluation is untouched. Draws from torch's global state.
+    """Let each image skip branch i of n with chance rate * i / (n - 1), i from 0, inside the block.
 
-    Rate 0 leaves a network as it is. Raises UsageError where a network has no residual branch that we know.
+    The other images are scaled to the same expectation, and evaluation is untouched. Draws from torch's global state.
+    Rate 0 changes nothing. Raises UsageError if the network has no known residual branch.
     """
     if not rate:
         yield
@@ -31,8 +31,8 @@ def stochastic_depth(model: nn.Module, rate: float) -> Iterator[None]:
     ends = own or [end for block in model.modules() if (end := _branch_end(block)) is not None]
     if not ends:
         name = type(model).__name__
-        raise UsageError(f"drop_path_rate (={rate}) needs a network with residual branches; {name} has none.")
-    chances = [rate * number / max(1, len(ends) - 1) for number in range(len(ends))]
+        raise UsageError(f"drop_path_rate (={rate}) must be 0 for {name}, which has no known residual branch")
+    chances = [rate * index / max(1, len(ends) - 1) for index in range(len(ends))]
     before = [module.p for module in own]
     hooks = [] if own else [end.register_forward_hook(_Drop(p)) for end, p in zip(ends, chances, strict=True)]
     try:
@@ -47,7 +47,7 @@ def stochastic_depth(model: nn.Module, rate: float) -> Iterator[None]:
 
 
 def _branch_end(block: nn.Module) -> nn.Module | None:
-    """The last norm of a ResNet's block: bn3 or bn2, where the block has as many convolutions."""
+    """Return the last norm of a ResNet's block, bn3 or bn2, by its number of convolutions; None for other modules."""
     parts = dict(block.named_children())
     if not {"conv1", "conv2", "bn1", "bn2"} <= parts.keys():
         return None

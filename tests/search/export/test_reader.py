@@ -12,7 +12,6 @@ from search.export.reader import check_reader, predict_in_subprocess
 from search.study.plan import StudyPlan
 from spaces import NetworkConfig, build_model, load_model, save_model
 from trainers.data import load_data
-from trainers.data.augment import normalize
 from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 from trainers.trial import image_card
@@ -40,10 +39,10 @@ def test_a_file_is_read_without_ray_and_optuna_where_the_caller_looks_for_module
     network = compress_model(build_model("resnet8", classes=10, channels=1), {}).eval()
     with torch.no_grad():
         network.linear.weight.normal_(generator=generator)
-        images = normalize(data.val.take(torch.arange(len(data.val))), data.mean, data.std)
+        images = data.normalize(data.val.take(torch.arange(len(data.val))))
         network.linear.bias -= network(images).mean(0)  # so that no class has all images
     save_model(network, path, card={"model": FACTORY, **image_card(data)})
-    expected = predict(network, data.val, mean=data.mean, std=data.std, device="cpu")
+    expected = predict(network, data.val, data.normalize, device="cpu")
     assert len(expected.unique()) > 1
     assert torch.equal(predict_in_subprocess(path, spec), expected)
     assert not list(tmp_path.glob("*.npy"))
@@ -53,7 +52,7 @@ def test_a_file_is_read_without_ray_and_optuna_where_the_caller_looks_for_module
 @pytest.mark.parametrize("format", ["safetensors", "onnx", "pt2"])
 def test_a_file_that_cannot_be_read_is_one_sentence(spec: TrialSpec, tmp_path: Path, format: str) -> None:
     (tmp_path / f"model.{format}").write_bytes(b"not a model")
-    with pytest.raises(OvertoneError, match=f"^The exported {format} cannot be read in a process of its own; .+$"):
+    with pytest.raises(OvertoneError, match=f"^cannot read the exported {format} in a process of its own: .+$"):
         predict_in_subprocess(tmp_path / f"model.{format}", spec)
     assert not list(tmp_path.glob("*.npy"))
 

@@ -12,7 +12,7 @@ import torch
 from layers import OvertoneError, UsageError
 from results.ledger.ledger import Ledger
 from results.schema import TrialRow
-from search.commands.cli import _run
+from search.commands.cli import run
 from search.export import verify
 from search.export.verify import export_trial
 from search.study.plan import StudyPlan
@@ -35,9 +35,9 @@ def _lost(ledger: Ledger, **changes: Any) -> TrialRow:
     return row
 
 
-def _again(ledger: Ledger, out: Path, say: Callable[[str], object] = print) -> dict[str, Any]:
+def _again(ledger: Ledger, out: Path, log: Callable[[str], object] = print) -> dict[str, Any]:
     where = {"where": None, "format": "safetensors", "out": out}
-    return export_trial(ledger, "s", "abc", **where, rerun_on=torch.device("cpu"), say=say)
+    return export_trial(ledger, "s", "abc", **where, rerun_on=torch.device("cpu"), log=log)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def _read_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read(path: Path, spec: TrialSpec) -> torch.Tensor:
         data = load_data(spec.data)
-        return predict(load_model(path), data.val, mean=data.mean, std=data.std, device="cpu")
+        return predict(load_model(path), data.val, data.normalize, device="cpu")
 
     monkeypatch.setattr(verify, "predict_in_subprocess", read)
 
@@ -57,12 +57,12 @@ def test_a_trial_trained_again_is_the_same_file_bit_for_bit(
     run_alone(plan)
     row = _lost(ledger)
     asked = ["export", "--study", "s", "--store", ledger.store.uri, "--out", str(tmp_path / "out")]
-    assert _run(asked) == 1
-    assert "was not kept (--keep front): add --rerun to train it again, 1 epoch." in capsys.readouterr().err
-    assert _run([*asked, "--rerun", "--device", "cpu"]) == 0
+    assert run(asked) == 1
+    assert "was not kept (--keep front): add --rerun to train it again, 1 epoch" in capsys.readouterr().err
+    assert run([*asked, "--rerun", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert "epoch 1/1: train_loss" in err
-    assert "Trial abc, trained again, is the same file bit for bit." in err
+    assert "trial abc, trained again, is the same file bit for bit" in err
     assert "the exported file gives the trial's class for all 360 validation images" in " ".join(out.split())
     assert ledger.models() == {row.model_sha256}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["same_file"] is True
@@ -87,19 +87,19 @@ def test_a_trial_is_trained_again_with_the_threads_that_it_had(
 @pytest.mark.usefixtures("_read_here")
 def test_what_was_interrupted_goes_on(ledger: Ledger, plan: StudyPlan, run_alone: RunAlone, tmp_path: Path) -> None:
     run_alone(dataclasses.replace(plan, epochs=2))
-    row, said = _lost(ledger), []
+    row, lines = _lost(ledger), []
 
     def stop(line: str) -> None:
-        said.append(line)
+        lines.append(line)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         _again(ledger, tmp_path / "out", stop)
     assert (tmp_path / "out.checkpoint").exists()
     assert not (tmp_path / "out").exists()
-    assert _again(ledger, tmp_path / "out", said.append)["model_sha256"] == row.model_sha256
-    assert [line.split(":")[0] for line in said[:3]] == ["epoch 1/2", said[1], "epoch 2/2"]
-    assert said[1] == f"Going on from {tmp_path / 'out.checkpoint'}."
+    assert _again(ledger, tmp_path / "out", lines.append)["model_sha256"] == row.model_sha256
+    assert [line.split(":")[0] for line in lines[:3]] == ["epoch 1/2", lines[1], "epoch 2/2"]
+    assert lines[1] == f"going on from {tmp_path / 'out.checkpoint'}"
     assert not (tmp_path / "out.checkpoint").exists()
 
 
@@ -109,15 +109,15 @@ def test_another_file_is_taken_where_it_is_as_accurate(
 ) -> None:
     run_alone(plan)
     (digest,) = ledger.models()
-    row, said = _lost(ledger, model_sha256="0" * 64), []
-    card = _again(ledger, tmp_path / "near", said.append)
-    assert (card["same_file"], card["model_sha256"], card["val_top1"]) == (False, digest, row.val_top1)
-    assert "is another file (another device or version)" in said[-1]
+    row, lines = _lost(ledger, model_sha256="0" * 64), []
+    card = _again(ledger, tmp_path / "near", lines.append)
+    assert (card["same_file"], card["model_sha256"], card["score"]) == (False, digest, row.score)
+    assert "is another file (another device or version)" in lines[-1]
     assert "This is the trial trained again: another file" in (tmp_path / "near" / "README.md").read_text()
     assert not ledger.models()
 
-    _lost(ledger, val_top1=(row.val_top1 or 0) + 0.006)
-    with pytest.raises(OvertoneError, match=r"trained again on cpu, has val_top1 .* where the ledger has"):
+    _lost(ledger, score=(row.score or 0) + 0.006)
+    with pytest.raises(OvertoneError, match="trained again on cpu, has val_top1 .*, the ledger has .*: nothing was written"):
         _again(ledger, tmp_path / "far")
     assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", "near", "runs"}
 

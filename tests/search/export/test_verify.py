@@ -8,6 +8,7 @@ import torch
 
 from layers import OvertoneError, UsageError
 from results.ledger.ledger import Ledger
+from results.queries.query import query
 from results.schema import TrialRow
 from search.commands.display import export_line
 from search.export import verify
@@ -29,7 +30,7 @@ def classes(ledger: Ledger, study: str, plan: StudyPlan) -> torch.Tensor:
     """What the trial's model says of the validation images."""
     data, (row,) = load_data(plan.data), ledger.trials(study).to_pylist()
     model = load_model(ledger.model_path(row["model_sha256"]))
-    return predict(model, data.val, mean=data.mean, std=data.std, device="cpu")
+    return predict(model, data.val, data.normalize, device="cpu")
 
 
 @pytest.mark.parametrize("format", ["safetensors", "onnx", "pt2"])
@@ -38,12 +39,14 @@ def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str,
     card = export_trial(ledger, study, "knee", where=None, format=format, out=tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"model.{format}", "config.json", "README.md"}
     told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert told["test_top1"] == card["test_top1"]
+    assert told["test_metrics"] == card["test_metrics"]
     row = ledger.trials(study).to_pylist()[0]
-    assert told["val_top5"] == card["val_top5"] == row["val_top5"] == row["history"][-1]["val_top5"] > row["val_top1"]
-    assert 1 >= card["test_top5"] > card["test_top1"]
+    assert (told["score_name"], told["score"]) == (card["score_name"], card["score"]) == ("val_top1", row["score"])
+    assert told["metrics"] == card["metrics"] == dict(row["metrics"]) == dict(row["history"][-1]["metrics"])
+    assert told["metrics"]["val_top5"] > told["metrics"]["val_top1"] == row["score"]
+    assert 1 >= card["test_metrics"]["test_top5"] > card["test_metrics"]["test_top1"]
     text = (tmp_path / "out" / "README.md").read_text()
-    assert f"- test top-5: {100 * card['test_top5']:.2f} % of n = 359 images" in text
+    assert f"- `test_top5`: {100 * card['test_metrics']['test_top5']:.2f} % of n = 359 images" in text
     assert "latency" not in text
     assert (told["val_n"], told["test_n"]) == (360, 359)
     assert told["differing"] == card["differing"] <= (0 if format == "safetensors" else 1)
@@ -58,19 +61,34 @@ def test_a_card_tells_the_accuracy_over_seeds(
     export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "one")
     assert "One training run of a single seed." in (tmp_path / "one" / "README.md").read_text()
     row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
-    accuracies = [row.val_top1 or 0, 0.25, 0.35]
-    for seed, value in enumerate(accuracies[1:], 1):
-        ledger.append(dataclasses.replace(row, trial=f"r{seed}", repeat_of="abc", seed=seed, val_top1=value))
+    scores = [row.score or 0, 0.25, 0.35]
+    for seed, value in enumerate(scores[1:], 1):
+        ledger.append(dataclasses.replace(row, trial=f"r{seed}", repeat_of="abc", seed=seed, score=value))
     card = export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "three")
-    assert (card["seeds"], card["val_top1_repeats"]) == (3, pytest.approx(0.3))
-    assert card["val_top1_mean"] == pytest.approx(sum(accuracies) / 3)
+    assert (card["seeds"], card["score_repeats"]) == (3, pytest.approx(0.3))
+    assert card["score_mean"] == pytest.approx(sum(scores) / 3)
     text = (tmp_path / "three" / "README.md").read_text()
-    low, high = (f"{100 * card[f'val_top1_{side}']:.2f}" for side in ("low", "high"))
+    low, high = (f"{100 * card[f'score_{side}']:.2f}" for side in ("low", "high"))
     assert "Trained with 3 seeds, of which this is the first" in text
     assert (
-        f"{100 * card['val_top1_mean']:.2f} % (95 % interval of Student's t over the seeds, {low} to {high} %)" in text
+        f"{100 * card['score_mean']:.2f} % (95 % interval of Student's t over the seeds, {low} to {high} %)" in text
     )
     assert "single seed" not in text
+
+
+def test_the_card_and_the_query_of_the_front_give_one_interval(
+    ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds that agree still leave the rounding of accuracies to whole images."""
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
+    row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
+    for seed in (1, 2):
+        ledger.append(dataclasses.replace(row, trial=f"r{seed}", repeat_of="abc", seed=seed))
+    card = export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "out")
+    (member,) = query(ledger, study, front=True).to_dict("records")
+    names = ("score_mean", "score_low", "score_high", "score_repeats")
+    assert [card[name] for name in names] == [member[name] for name in names]
+    assert card["score_low"] < card["score_mean"] < card["score_high"]
 
 
 def test_a_file_that_says_something_else_is_not_exported(
@@ -83,7 +101,7 @@ def test_a_file_that_says_something_else_is_not_exported(
         save_model(model, target, card={k: v for k, v in read_card(source).items() if k not in ("format", "forms")})
 
     monkeypatch.setitem(FORMATS, "safetensors", spoil)
-    with pytest.raises(OvertoneError, match="The exported safetensors gives another class than trial abc for"):
+    with pytest.raises(OvertoneError, match="the exported safetensors gives another class than trial abc for"):
         export_trial(ledger, study, "best", where=None, format="safetensors", out=tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "m.safetensors"}
 
@@ -103,8 +121,8 @@ def test_other_runtimes_may_differ_for_one_image_in_two_hundred(
     taken: bool,
 ) -> None:
     """Of 360 images that is one; without the exporters, as only the comparison counts here."""
-    comparable_studies = torch.cat([(classes[:differing] + 1) % 10, classes[differing:]])
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: comparable_studies)
+    others = torch.cat([(classes[:differing] + 1) % 10, classes[differing:]])
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: others)
     monkeypatch.setitem(FORMATS, format, FORMATS["safetensors"])
     out = tmp_path / "out"
     if not taken:
@@ -146,8 +164,8 @@ def test_a_shipped_file_tells_no_folder(
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ("front", r"The model of trial abc was not kept \(--keep front\): add --rerun to train it again, 1 epoch\."),
-        ("all", r"The model of trial abc is not in the store: add --rerun to train it again, 1 epoch\."),
+        ("front", r"the model of trial abc was not kept \(--keep front\): add --rerun to train it again, 1 epoch$"),
+        ("all", r"the model of trial abc is not in the store: add --rerun to train it again, 1 epoch$"),
     ],
 )
 def test_a_model_that_was_not_kept_is_not_exported(
@@ -163,7 +181,7 @@ def test_a_model_that_was_not_kept_is_not_exported(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"which": "nope"}, "pick 'nope' names none of its trials"),
+        ({"which": "nope"}, r"pick \(='nope'\) must be best, knee or an id"),
         ({"format": "tflite"}, "must be one of safetensors, onnx, pt2"),
         ({"where": "size_bytes < "}, "is refused"),
     ],

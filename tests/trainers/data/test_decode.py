@@ -70,7 +70,7 @@ def test_no_bytes_and_foreign_bytes_are_told_apart():
         decode_one(b"not an image at all")
 
 
-def test_all_places_are_filled_and_the_others_left():
+def test_all_indices_are_filled_and_the_others_left():
     pixels = random_pixels(4, 200, 6, 6, 3)
     encoded = [encode(image, "png") for image in pixels]
     wanted = list(range(0, 200, 2))
@@ -99,7 +99,7 @@ def test_each_fault_is_reported_by_its_number():
     }
 
 
-def test_fit_is_applied_before_the_size_is_checked():
+def test_a_transform_is_applied_before_the_size_is_checked():
     out = torch.empty((1, 3, 2, 2), dtype=torch.uint8)
     assert decode_all(out, [0], lambda _: encode(random_pixels(5, 8, 8, 3), "png"), lambda x: x[:, :2, :2]) == {}
     assert torch.equal(out[0], torch.from_numpy(random_pixels(5, 8, 8, 3)).permute(2, 0, 1)[:, :2, :2])

@@ -13,7 +13,8 @@ from trainers.data import Data, DataSpec, Split, decode, load_data, stream
 from trainers.data import load as data_module
 from trainers.data.sources import imagefolder as imagefolder_module
 from trainers.data.sources import parquet as parquet_module
-from trainers.data.sources.builtin import Source, digits_source
+from trainers.data.sources.builtin import digits_source
+from trainers.data.sources.source import Source
 
 SHARED = Path(os.environ.get("OVERTONE_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 CIFAR_JPEG = SHARED / "cifar10-jpeg"
@@ -155,10 +156,10 @@ def source_with(**changes) -> Source:
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        (source_with(classes=4), r"train labels of 'cifar10' are out of range \(one is 4\); allowed are 0 to 3"),
+        (source_with(classes=4), r"train labels of 'cifar10' are out of range \(one is 4\); they must be 0 to 3"),
         (
             source_with(labels={"train": torch.zeros(40).long(), "test": torch.tensor([0, -1, -1])}),
-            r"2 test labels of 'cifar10' are out of range \(one is -1\); allowed are 0 to 4",
+            r"2 test labels of 'cifar10' are out of range \(one is -1\); they must be 0 to 4",
         ),
         (
             source_with(classes=1, labels={"train": torch.zeros(40).long(), "test": torch.zeros(20).long()}),
@@ -166,7 +167,7 @@ def source_with(**changes) -> Source:
         ),
         (
             source_with(classes=0, labels={"train": torch.full((40,), -1), "test": torch.zeros(20).long()}),
-            r"40 train labels of 'cifar10' are out of range \(one is -1\); allowed are 0 to 1",
+            r"40 train labels of 'cifar10' are out of range \(one is -1\); they must be 0 to 1",
         ),
         (numbered_source(40, 0), r"the test split of 'cifar10' has 0 images; it must have at least 1"),
         (numbered_source(2, 10), r"the val split of 'cifar10' has 0 images; it must have at least 1"),
@@ -177,6 +178,13 @@ def test_labels_and_splits_that_cannot_be_used(monkeypatch, source, match):
     monkeypatch.setattr(data_module, "cifar10_source", lambda folder: source)
     with pytest.raises(OvertoneError, match=match):
         load()
+
+
+def test_what_fits_passes_and_what_does_not_names_the_way_out(monkeypatch):
+    monkeypatch.setattr(data_module, "available_bytes", lambda: 10_000)
+    data_module._check_memory("set", 100, 100)
+    with pytest.raises(OvertoneError, match=r"the 101 .* 'set' take .*; --stream decodes .*, --train-limit keeps"):
+        data_module._check_memory("set", 101, 100)
 
 
 def test_a_set_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
@@ -206,7 +214,7 @@ def test_a_few_images_that_cannot_be_used_are_left_out_with_their_labels(monkeyp
     sentences = [str(warning.message) for warning in told]
     assert sentences == list(data.warnings)
     assert re.fullmatch(
-        r"2 of 300 images of 'cifar10' cannot be used and are left out: \d+ is bad, \d+ is bad\.", sentences[-1]
+        r"2 of 300 images of 'cifar10' cannot be used and are left out: \d+ is bad, \d+ is bad", sentences[-1]
     )
     assert data.fingerprint != whole.fingerprint
 
@@ -304,7 +312,9 @@ def test_streamed_training_images_are_not_decoded_at_first(streamed_spec):
     spoil_training(streamed_spec)
     data = load_data(streamed_spec)
     assert [len(split) for split in (data.train, data.val, data.test)] == [120, 15, 15]
-    with pytest.raises(OvertoneError, match=r"^'train/\w+/\d\d.png' cannot be decoded; only without stream are images"):
+    with pytest.raises(
+        OvertoneError, match=r"^'train/\w+/\d\d.png' cannot be decoded; without stream, unusable images are left out$"
+    ):
         data.train.take(torch.tensor([3]))
 
 
@@ -330,7 +340,7 @@ def test_a_streamed_fingerprint_notices_a_file(streamed_spec, image_folder):
 
 def test_memory_is_asked_for_what_is_decoded_alone(streamed_spec, monkeypatch):
     asked = []
-    monkeypatch.setattr(data_module, "check_memory", lambda *given: asked.append(given))
+    monkeypatch.setattr(data_module, "_check_memory", lambda *given: asked.append(given))
     load_data(streamed_spec)
     load_data(replace(streamed_spec, stream=False))
     assert asked == [(streamed_spec.name, 30, 147), (streamed_spec.name, 150, 147)]
@@ -357,7 +367,7 @@ def test_classes_without_enough_images_are_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_read_is_wrong_use():
     for kind in ("parquet", "imagefolder"):
-        with pytest.raises(UsageError, match=r"the folder 'xx.*' cannot be read \(File name too long\)"):
+        with pytest.raises(UsageError, match=r"^cannot read the folder 'xx.*': File name too long$"):
             load_data(DataSpec(name=f"{kind}:{'x' * 300}"))
 
 

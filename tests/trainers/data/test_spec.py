@@ -26,23 +26,25 @@ def test_a_label_tells_the_last_folder_alone(name, label):
     "name", ["", "cifar100", "Digits", "parquet", "parquet:", "imagefolder:", "digits:x", ":x", "parquet:a\0b"]
 )
 def test_an_unknown_name_is_answered_with_the_allowed_forms(name):
-    with pytest.raises(UsageError, match=r"is unknown; allowed are 'digits', 'cifar10', 'parquet:DIR' or 'imagefolder"):
+    with pytest.raises(
+        UsageError, match=r"dataset \(=.*\) must be one of 'digits', 'cifar10', 'parquet:DIR' or 'imagefolder"
+    ):
         DataSpec(name=name)
 
 
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"name": 5}, r"dataset 5 is unknown; allowed are"),
+        ({"name": 5}, r"dataset \(=5\) must be one of"),
         ({"seed": -1}, r"data seed \(=-1\) must be a whole number of at least 0"),
         ({"seed": 1.5}, r"data seed \(=1.5\) must be a whole number"),
         ({"seed": 2**32}, r"data seed \(=4294967296\) must be a whole number of at least 0 and below 2\*\*32"),
         ({"train_limit": 1}, r"train_limit \(=1\) must be a whole number of at least 2"),
         ({"train_limit": 10.5}, r"train_limit \(=10.5\) must be a whole number"),
         ({"val_from": "val"}, r"val_from \(='val'\) must be 'train' or 'test'"),
-        ({"image_size": 32}, r"image_size \(=32\) is for 'imagefolder:DIR' alone, not for 'digits'"),
-        ({"stream": True}, r"stream is for 'parquet:DIR' and 'imagefolder:DIR' alone, not for 'digits'"),
-        ({"stream": True, "name": "cifar10"}, r"stream is for .* alone, not for 'cifar10'"),
+        ({"image_size": 32}, r"image_size \(=32\) must be left out for 'digits'; only 'imagefolder:DIR' takes it"),
+        ({"stream": True}, r"stream \(=True\) must be false for 'digits'; 'parquet:DIR' and 'imagefolder:DIR' take it"),
+        ({"stream": True, "name": "cifar10"}, r"stream \(=True\) must be false for 'cifar10'"),
         ({"stream": 1, "name": "parquet:x"}, r"stream \(=1\) must be true or false"),
         ({"name": "imagefolder:x", "image_size": 0}, r"image_size \(=0\) must be a whole number of at least 1"),
         ({"name": "imagefolder:x", "image_size": 8.0}, r"image_size \(=8.0\) must be a whole number"),

@@ -121,7 +121,7 @@ def test_threads_end_when_the_consumer_raises():
 
 def test_an_image_that_cannot_be_used_is_named_and_ends_all_threads():
     found, seen = images(range(100, 200), bad=(150,)), []
-    with pytest.raises(OvertoneError, match=r"^image 150 cannot be read \(No such file or directory\); only without"):
+    with pytest.raises(OvertoneError, match=r"^image 150 cannot be read \(No such file or directory\); without stream"):
         seen.extend(found.read_ahead(torch.arange(100).split(20)))
     assert len(seen) == 2  # the batches before it
     assert decoders() == []

@@ -12,10 +12,10 @@ def test_no_faults_say_nothing():
 def test_few_faults_are_counted_and_three_named():
     assert (
         check_unreadable("set", ["a is empty"], 100)
-        == "1 of 100 images of 'set' cannot be used and are left out: a is empty."
+        == "1 of 100 images of 'set' cannot be used and are left out: a is empty"
     )
     assert check_unreadable("set", list("abcd"), 400).endswith(
-        "4 of 400 images of 'set' cannot be used and are left out: a, b, c, ...."
+        "4 of 400 images of 'set' cannot be used and are left out: a, b, c, ..."
     )
 
 

@@ -12,7 +12,8 @@ from layers import LayerForm, compress_model
 from layers.blockfloat import ROUNDINGS
 from layers.templates.transforms import TRANSFORMS
 from trainers.data import Data, Split
-from trainers.training.loop import TrainingLoop, TrainingRecipe
+from trainers.training.loop import TrainingLoop
+from trainers.training.recipe import TrainingRecipe
 
 aten = torch.ops.aten
 RECIPES = {

@@ -18,8 +18,9 @@ from trainers.estimate import estimate_trial
 from trainers.runtime import cuda_graphs
 from trainers.runtime.cuda_graphs import graph_bytes, maybe_cuda_graph
 from trainers.training import loop
-from trainers.training.loop import TrainingLoop, TrainingRecipe
+from trainers.training.loop import TrainingLoop
 from trainers.training.loss import Loss
+from trainers.training.recipe import TrainingRecipe
 
 CPU = torch.device("cpu")
 
@@ -169,7 +170,7 @@ def test_memory_that_runs_out_ends_replay(recorder, monkeypatch):
 
     monkeypatch.setattr(loop, "Loss", Short)
     tuning = TrainingLoop(network(), data(), RECIPES["fp32"], epochs=1, seed=0, device="cpu")
-    replay = weakref.ref(tuning._graphed)
+    replay = weakref.ref(tuning._forward)
     list(tuning)
     assert (recorder.recorded, recorder.replayed, tuning.pieces) == (1, 1, 2)
     assert replay() is None
@@ -177,7 +178,7 @@ def test_memory_that_runs_out_ends_replay(recorder, monkeypatch):
 
 def test_where_recording_fails_training_goes_on_as_ever(recorder, monkeypatch):
     recorder.fails = True
-    with pytest.warns(OvertoneWarning, match="goes on without CUDA graphs: operation not permitted") as warned:
+    with pytest.warns(OvertoneWarning, match="continues without CUDA graphs: operation not permitted") as warned:
         history, _ = trained(RECIPES["fp32"])
     assert len(warned) == 1
     monkeypatch.setattr(cuda_graphs, "_DEVICES", ("cuda",))

@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
-from trainers.runtime.memory import peak_bytes, saved_bytes, storage_bytes
+from trainers.runtime import memory
+from trainers.runtime.memory import available_bytes, peak_bytes, saved_bytes, storage_bytes
 
 
 def test_memory_that_tensors_share_counts_once():
@@ -40,3 +42,15 @@ def test_the_peak_of_a_network_grows_with_its_batch():
     with torch.no_grad():
         small, large = (peak_bytes(lambda n=n: network(torch.zeros(n, 8))) for n in (10, 30))
     assert (small, large) == (10 * 4 * (8 + 32 + 32), 30 * 4 * (8 + 32 + 32))
+
+
+def test_available_bytes_follow_the_machine():
+    assert 1e6 < available_bytes() < 1e15
+
+
+@pytest.mark.parametrize(("content", "number"), [("1234\n", 1234), ("max\n", None), (None, None)])
+def test_a_limit_file_may_hold_no_limit(tmp_path, content, number):
+    path = tmp_path / "memory.max"
+    if content is not None:
+        path.write_text(content)
+    assert memory._read_number(path) == number

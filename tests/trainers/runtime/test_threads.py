@@ -1,16 +1,16 @@
 """How many threads a training step takes: few for little work, and the same for the same network."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from layers import LayerForm, UsageError, compress_model
 from spaces import Network, NetworkConfig, build_model
-from trainers.data import Data, DataSpec, load_data
+from trainers.data import Data, DataSpec, Split, load_data
 from trainers.runtime.threads import num_threads, threads_for_step
 from trainers.training.loop import TrainingLoop
 from trainers.training.recipe import TrainingRecipe
@@ -25,24 +25,22 @@ def _many() -> None:
         yield
 
 
-def _taken(model: nn.Module, image: tuple[int, int, int], batch: int, grad_accum_steps: int = 1) -> int:
-    recipe = TrainingRecipe(lr=0.1, batch_size=batch, grad_accum_steps=grad_accum_steps)
-    return threads_for_step(model, image, recipe, CPU, streamed=False)
+def _taken(model: nn.Module, image: tuple[int, int, int], batch: int) -> int:
+    return threads_for_step(model, image, batch, CPU, streamed=False)
 
 
-def test_threads_grow_with_the_work_of_a_layer() -> None:
+def test_threads_grow_with_the_work_of_a_layer(rng: random.Random) -> None:
     """As many as the cost model's multiply-accumulates ask for; never none, and never more than there are."""
-    rng = np.random.default_rng()
     for _ in range(10):
-        channels, side = int(rng.integers(1, 4)), int(rng.choice([8, 16, 32]))
+        channels, side = rng.randint(1, 3), rng.choice([8, 16, 32])
         model = build_model("resnet8", classes=10, channels=channels)
         network = Network.from_module(model, (channels, side, side))
         mean = network.cost(NetworkConfig()).macs / len(network.shapes)
-        batches = np.sort(rng.integers(2, 2000, 5))
-        taken = [_taken(model, (channels, side, side), int(batch)) for batch in batches]
+        batches = sorted(rng.sample(range(2, 2000), 5))
+        taken = [_taken(model, (channels, side, side), batch) for batch in batches]
         assert taken == sorted(taken)
         for batch, count in zip(batches, taken, strict=True):
-            assert count == np.clip(int(batch * mean / 8e6), 1, 64)
+            assert count == max(1, min(64, int(batch * mean / 8e6)))
 
 
 def test_compressed_networks_take_as_many_as_the_one_they_are_made_from() -> None:
@@ -55,12 +53,17 @@ def test_compressed_networks_take_as_many_as_the_one_they_are_made_from() -> Non
 
 
 def test_batches_in_pieces_take_as_many_as_a_piece() -> None:
-    model = build_model("resnet8", classes=10, channels=3)
-    assert (
-        _taken(model, (3, 32, 32), 128, grad_accum_steps=4)
-        == _taken(model, (3, 32, 32), 32)
-        < _taken(model, (3, 32, 32), 128)
-    )
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    split = Split(images=images, labels=torch.tensor([0, 1, 2, 3]))
+    third = (0.5, 0.5, 0.5)
+    data = Data(train=split, val=split, test=split, classes=10, mean=third, std=third, augment="none")
+
+    def threads(batch_size: int, grad_accum_steps: int = 1) -> int:
+        model = build_model("resnet8", classes=10, channels=3)
+        recipe = TrainingRecipe(lr=0.1, batch_size=batch_size, grad_accum_steps=grad_accum_steps)
+        return TrainingLoop(model, data, recipe, epochs=1, seed=0, device="cpu").threads
+
+    assert threads(128, grad_accum_steps=4) == threads(32) < threads(128)
 
 
 def test_networks_without_layers_that_multiply_take_one() -> None:
@@ -70,10 +73,9 @@ def test_networks_without_layers_that_multiply_take_one() -> None:
 def test_nothing_is_looked_at_where_there_is_no_choice() -> None:
     """On other devices than the CPU threads hardly matter, and of one there is none to spare."""
     model = build_model("resnet20", classes=10, channels=3).to("meta")
-    recipe = TrainingRecipe(lr=0.1, batch_size=128)
-    assert threads_for_step(model, (3, 32, 32), recipe, torch.device("meta"), streamed=False) == 64
+    assert threads_for_step(model, (3, 32, 32), 128, torch.device("meta"), streamed=False) == 64
     with num_threads(1):
-        assert threads_for_step(model, (3, 32, 32), recipe, CPU, streamed=False) == 1
+        assert threads_for_step(model, (3, 32, 32), 128, CPU, streamed=False) == 1
 
 
 def _seen(data: Data) -> set[tuple[bool, int]]:

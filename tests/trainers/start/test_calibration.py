@@ -87,7 +87,7 @@ def move_statistics(norm: nn.BatchNorm2d, inputs: Tensor, before: Tensor) -> Non
 
 @torch.no_grad()
 def by_hand(baseline: nn.Module, x: Tensor) -> nn.Module:
-    """One pass of each network before every layer and norm in turn: slow, and without twins."""
+    """One pass of each network before every layer and norm in turn: slow, and without pairs."""
     model, original = compress_model(baseline, FORMS).eval(), record(baseline, x)
     for name in ("first", "norm", "inner.second", "inner.norm"):
         inputs, part = record(model, x)[name][0], model.get_submodule(name)
@@ -106,7 +106,7 @@ def same(one: nn.Module, other: nn.Module, **tolerance: float) -> bool:
 
 
 @pytest.mark.parametrize("images_a_piece", [48, 20, 7, 1])
-def test_twins_in_pieces_do_what_is_done_layer_by_layer_by_hand(images_a_piece, baseline, x, monkeypatch):
+def test_a_paired_pass_in_pieces_does_what_is_done_layer_by_layer_by_hand(images_a_piece, baseline, x, monkeypatch):
     monkeypatch.setattr(module, "_PIECE_PIXELS", images_a_piece * x.shape[2] * x.shape[3])
     model = compress_model(baseline, FORMS)
     calibrate(model, baseline, x)
@@ -247,7 +247,9 @@ def test_a_layer_that_is_called_twice_is_fitted_at_its_first_call(generator):
 @pytest.mark.parametrize("shape", [(8, 1, 12, 12), (8, 3), (0, 3, 12, 12), (3, 12, 12)])
 def test_images_that_do_not_fit_are_refused(shape, baseline):
     model = compress_model(baseline, FORMS)
-    with pytest.raises(UsageError, match=r"calibration images \(=\(.*\)\) (must be \(n, C, H, W\)|do not fit the net)"):
+    with pytest.raises(
+        UsageError, match=r"calibration images \(=\(.*\)\) (must be \(n, C, H, W\)|must fit the network: )"
+    ):
         calibrate(model, baseline, torch.zeros(shape))
     assert same(model, compress_model(baseline, FORMS))
 

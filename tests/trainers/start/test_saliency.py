@@ -10,7 +10,6 @@ from torch import nn
 from layers import UsageError
 from spaces import build_model
 from trainers.data import Data, DataSpec, load_data
-from trainers.data.augment import normalize
 from trainers.start.saliency import filter_saliency
 
 
@@ -44,7 +43,7 @@ def test_gradient_is_how_fast_the_loss_changes_as_a_filter_fades(network: nn.Mod
     """Against a difference quotient: the loss with the filter scaled a little more and a little less."""
     network = network.double()
     found = filter_saliency("gradient", _Double(network), data, seed=3)
-    images = normalize(data.train.take(torch.arange(64)), data.mean, data.std).double()
+    images = data.normalize(data.train.take(torch.arange(64))).double()
     network.eval()
     for name, filter_ in (("layer2.0.conv1", 3), ("conv1", 0)):
         weight, step = network.get_parameter(f"{name}.weight").detach(), 1e-7  # few rectifiers switch within
@@ -90,7 +89,9 @@ def test_a_layer_that_is_never_called_changes_nothing(network: nn.Module, data: 
 
 
 def test_what_is_not_allowed_is_named(network: nn.Module) -> None:
-    with pytest.raises(UsageError, match=r"^saliency \(='luck'\) must be one of magnitude, gradient\.$"):
+    with pytest.raises(UsageError, match=r"^saliency \(='luck'\) must be one of magnitude, gradient$"):
         filter_saliency("luck", network, None, seed=0)
-    with pytest.raises(UsageError, match=r"^saliency \(='gradient'\) needs labeled training images\.$"):
+    with pytest.raises(
+        UsageError, match=r"^saliency \(='gradient'\) must be 'magnitude' without labeled training images$"
+    ):
         filter_saliency("gradient", network, None, seed=0)

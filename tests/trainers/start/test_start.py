@@ -72,5 +72,5 @@ def test_calibration_reads_training_images_and_no_labels(data, baseline, monkeyp
 
 
 def test_an_unknown_start_is_refused(data, baseline):
-    with pytest.raises(UsageError, match=rf"init \(='warm'\) must be one of {', '.join(INITS)}\."):
+    with pytest.raises(UsageError, match=rf"init \(='warm'\) must be one of {', '.join(INITS)}"):
         initialize("warm", baseline, baseline, data, seed=0, device=CPU)

@@ -12,7 +12,8 @@ from layers import LayerForm, compress_model
 from trainers.data import Data, Split
 from trainers.training import loop
 from trainers.training.distillation import Teacher
-from trainers.training.loop import TrainingLoop, TrainingRecipe
+from trainers.training.loop import TrainingLoop
+from trainers.training.recipe import TrainingRecipe
 
 RECIPE = TrainingRecipe(batch_size=16, distillation=0.5, rotation=5.0, precision="fp32")
 

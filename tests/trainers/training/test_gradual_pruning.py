@@ -79,8 +79,8 @@ def test_validation_is_of_the_network_that_remains(data: Data) -> None:
     assert present(model) > [0, 0]
     pruned = copy.deepcopy(model)
     advance_pruning(pruned, 1.0)
-    expected = evaluate(pruned, data.val, mean=data.mean, std=data.std, device="cpu")
-    assert (epoch.val_top1, epoch.val_loss) == (expected.top1, expected.loss)
+    expected = evaluate(pruned, data.val, data.normalize, device="cpu")
+    assert (epoch.score, epoch.metrics) == (expected.top1, expected.metrics("val"))
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9}, {"optimizer": "adamw", "lr": 1e-3, "distillation": 0.5}])
@@ -103,13 +103,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(settings, stop, data: Data
     )
 
 
-def test_the_optimiser_forgets_what_has_left(data: Data) -> None:
+def test_the_optimizer_forgets_what_has_left(data: Data) -> None:
     model = leaving()
     run = training(model, data)
     weights = {id(weight) for weight in deferred_params(model)}
     moments = len(run.state_dict()["optimizer"])
     list(run)
-    known = {id(weight) for group in run._optimiser.param_groups for weight in group["params"]}
+    known = {id(weight) for group in run._optimizer.param_groups for weight in group["params"]}
     assert len(weights) == 2
     assert not known & weights
     assert known == {id(weight) for weight in model.parameters()}

@@ -5,6 +5,8 @@ from torch import nn
 
 from layers.errors import UsageError
 from spaces.models import build_model
+from tests.trainers.training.tiny import data, run, same, state
+from trainers.training.recipe import TrainingRecipe
 from trainers.training.stochastic_depth import stochastic_depth
 
 
@@ -67,8 +69,18 @@ def test_rate_nought_and_evaluation_change_nothing():
 def test_a_network_without_branches_is_refused():
     with (
         pytest.raises(
-            UsageError, match=r"drop_path_rate \(=0.1\) needs a network with residual branches; Sequential has"
+            UsageError, match=r"drop_path_rate \(=0.1\) must be 0 for Sequential, which has no known residual branch"
         ),
         stochastic_depth(nn.Sequential(nn.Conv2d(3, 3, 3)), 0.1),
     ):
         pass
+
+
+def test_branches_are_dropped_where_the_schedule_asks_for_it():
+    models = []
+    for rate in (0.0, 0.9):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            models.append(build_model("resnet8", classes=4, channels=1))
+        run(models[-1], data(32), TrainingRecipe(batch_size=16, drop_path_rate=rate, precision="fp32"), epochs=1)
+    assert not same(state(models[0]), state(models[1]))

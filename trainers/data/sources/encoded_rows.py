@@ -1,6 +1,6 @@
 """Encoded images in one Arrow file of a column of bytes, uncompressed, mapped and read by row.
 
-A Parquet file gives whole row groups; rows in random order need this. It is written a batch at a time.
+A Parquet file gives whole row groups, but rows in random order need this. The file is written a batch at a time.
 """
 
 import json
@@ -19,7 +19,7 @@ _CARD = b"overtone"
 
 
 class ArrowRows:
-    """The rows of a file that is mapped; any thread may read them."""
+    """The rows of a mapped file; any thread may read them."""
 
     def __init__(self, batches: list[pa.BinaryArray]) -> None:
         self._batches = batches
@@ -29,24 +29,24 @@ class ArrowRows:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, row: int) -> bytes:
-        """The bytes at a row of 0..n-1, b'' where there are none."""
+        """Return the bytes at a row of 0..n-1, b'' for a null."""
         batch = bisect_right(self._ends, row)
         return self._batches[batch][row - self._ends[batch]].as_py() or b""
 
 
 def open_rows(key: str) -> ArrowRows | None:
-    """What `write_rows` left under a key of the cache; None where there is no such file that can be used."""
+    """Map what `write_rows` left under a key of the cache; None if there is no file that can be used."""
     try:
         file = pa.ipc.open_file(pa.memory_map(str(cached_path(key, "arrow"))))
         if json.loads((file.schema.metadata or {})[_CARD]) != _card(key):
             return None
-        return ArrowRows([file.get_batch(number).column(0) for number in range(file.num_record_batches)])
+        return ArrowRows([file.get_batch(index).column(0) for index in range(file.num_record_batches)])
     except (OSError, pa.ArrowException, LookupError, ValueError):
         return None
 
 
 def write_rows(key: str, batches: Iterable[pa.BinaryArray]) -> None:
-    """Keep the rows, batch by batch; raises OSError where that is not possible."""
+    """Write the rows to the cache, batch by batch; raise OSError if that is not possible."""
     schema = pa.schema([("bytes", pa.binary())], metadata={_CARD: json.dumps(_card(key))})
 
     def write(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Images in the Hugging Face parquet layout, each row an encoded image and a label.
 
-Labels are read at once, images a row group at a time, so that a few rows of a large set cost little. Where rows are
-wanted in any order, the encoded images are first written into a file that gives them by row (`arrowfile`).
+Labels are read at once, images a row group at a time, so that a few rows of a large set cost little. To stream rows in
+any order, the encoded images are first written into a file that gives them by row (`encoded_rows`).
 """
 
 import os
@@ -16,19 +16,19 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from layers.errors import OvertoneError, UsageError
-from trainers.data.decode import ProgressFn, decode_all, decode_one
-from trainers.data.manifest import Manifest, content_of, read_manifest, sizes_of
-from trainers.data.sources.builtin import Source
+from layers.errors import OvertoneError, UsageError, first_line
+from trainers.data.decode import AdvanceFn, decode_all, decode_one
+from trainers.data.manifest import Manifest, content_sha256, file_sizes, read_manifest
 from trainers.data.sources.encoded_rows import ArrowRows, open_rows, write_rows
 from trainers.data.sources.parquet_shards import (
     Shard,
     declared_classes,
     encoded_batches,
     open_shards,
+    parquet_errors,
     read_labels,
-    reading,
 )
+from trainers.data.sources.source import Source
 from trainers.data.stream import StreamedImages
 from trainers.runtime.cache import cache_key
 
@@ -44,44 +44,44 @@ class ParquetImages:
     """Name and size of each file."""
 
     def read(self, row: int) -> bytes:
-        """The bytes of an image, b'' where there are none."""
+        """Return the bytes of an image, b'' if it has none."""
         return self.open().rows[row]
 
     def name(self, row: int) -> str:
-        """File and row in it."""
+        """Return the image's file and its row there."""
         starts = reversed(self.open().starts)
         return next(f"{name} row {row - first}" for name, first in starts if row >= first)
 
-    def open(self) -> "_Opened":
-        """The rows, mapped once a process; written where this machine has none yet."""
-        with _OPENING:
-            return _open(self)
+    def open(self) -> "_MappedRows":
+        """Return the rows, mapped once per process; write them first if this machine has none yet."""
+        with _LOCK:
+            return _map_rows(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Opened:
+class _MappedRows:
     rows: ArrowRows
     starts: list[tuple[str, int]]
-    """Each file, and the row that it starts with."""
+    """Name of each file, and the row that it starts with."""
 
 
-_OPENING = Lock()
+_LOCK = Lock()
 
 
 @lru_cache(maxsize=8)
-def _open(images: ParquetImages) -> _Opened:
-    listing = [entry for entry in read_manifest("parquet", images.folder) if entry[0].startswith("train")]
-    if sizes_of(listing, "train") != images.shards:
-        raise OvertoneError(f"the files of 'parquet:{images.folder}' are not those that were found there at first.")
+def _map_rows(images: ParquetImages) -> _MappedRows:
+    manifest = [entry for entry in read_manifest("parquet", images.folder) if entry[0].startswith("train")]
+    if file_sizes(manifest, "train") != images.shards:
+        raise OvertoneError(f"the files of 'parquet:{images.folder}' have changed since the set was opened")
     shards = list(open_shards(Path(images.folder), "train"))
-    key = cache_key("rows", os.path.realpath(images.folder), listing)
+    key = cache_key("rows", os.path.realpath(images.folder), manifest)
     rows = open_rows(key)
     if rows is None:
-        rows = _written(key, images.folder, shards)
-    return _Opened(rows=rows, starts=[(shard.path.name, shard.first_row) for shard in shards])
+        rows = _write_rows(key, images.folder, shards)
+    return _MappedRows(rows=rows, starts=[(shard.path.name, shard.first_row) for shard in shards])
 
 
-def _written(key: str, folder: str, shards: list[Shard]) -> ArrowRows:
+def _write_rows(key: str, folder: str, shards: list[Shard]) -> ArrowRows:
     try:
         write_rows(key, (batch for shard in shards for batch in encoded_batches(shard)))
         rows = open_rows(key)
@@ -89,64 +89,64 @@ def _written(key: str, folder: str, shards: list[Shard]) -> ArrowRows:
             raise OSError("it cannot be read back")
     except OSError as error:
         raise OvertoneError(
-            f"stream needs a file of the encoded images of 'parquet:{folder}', which cannot be kept ({error}); "
-            f"OVERTONE_CACHE may name a folder that can hold it."
+            f"cannot write the encoded images of 'parquet:{folder}', which stream needs: {first_line(error)}; "
+            f"OVERTONE_CACHE may name a folder with room for them"
         ) from error
     return rows
 
 
 def parquet_source(folder: str) -> Source:
-    """Open the set; raises UsageError where the folder has no such files, OvertoneError for foreign or broken ones."""
+    """Open the set; raise UsageError if the folder has no such files, OvertoneError for foreign or broken ones."""
     if not Path(folder).is_dir():
-        raise UsageError(f"the folder {folder!r} of dataset 'parquet:{folder}' does not exist.")
+        raise UsageError(f"the folder {folder!r} of dataset 'parquet:{folder}' does not exist")
     shards = {part: list(open_shards(Path(folder), part)) for part in ("train", "test")}
     labels = {part: torch.cat([read_labels(shard) for shard in shards[part]]) for part in shards}
     if not len(labels["train"]):
-        raise OvertoneError(f"the train-*.parquet of 'parquet:{folder}' have no rows.")
+        raise OvertoneError(f"the train-*.parquet of 'parquet:{folder}' have no rows")
     classes = declared_classes(shards["train"][0]) or max(labels["train"].tolist(), default=-1) + 1
     first = _first_image(folder, shards["train"])
 
     def read(
-        part: str, rows: torch.Tensor, told: ProgressFn = lambda count: None
+        part: str, rows: torch.Tensor, advance: AdvanceFn = lambda count: None
     ) -> tuple[torch.Tensor, dict[int, str]]:
         out = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
-        return out, dict(fault for shard in shards[part] for fault in _fill(out, shard, rows, told))
+        return out, dict(error for shard in shards[part] for error in _decode_shard(out, shard, rows, advance))
 
-    def stream(rows: torch.Tensor, listing: Manifest) -> StreamedImages:
-        encoded = ParquetImages(folder=os.path.abspath(folder), shards=sizes_of(listing, "train"))
-        encoded.open()  # written here, once, before several trials ask for it
+    def stream(rows: torch.Tensor, manifest: Manifest) -> StreamedImages:
+        encoded = ParquetImages(folder=os.path.abspath(folder), shards=file_sizes(manifest, "train"))
+        encoded.open()  # written here, once, before several trials need it
         _, height, width = first.shape
-        content = content_of(listing, "train")
+        content = content_sha256(manifest, "train")
         return StreamedImages(encoded=encoded, rows=rows, image_shape=(3, height, width), content=content)
 
     return Source(labels=labels, classes=classes, image_bytes=first.numel(), read=read, stream=stream)
 
 
 def _first_image(folder: str, shards: list[Shard]) -> torch.Tensor:
-    """The first training image that can be decoded: it says what size all must have."""
+    """Return the first training image that can be decoded: all others must have its size."""
     for shard in shards:
         for batch in encoded_batches(shard):
             for encoded in batch:
                 with suppress(ValueError):
                     return decode_one(encoded.as_py() or b"")
-    raise OvertoneError(f"none of the training images of 'parquet:{folder}' can be decoded.")
+    raise OvertoneError(f"none of the training images of 'parquet:{folder}' can be decoded")
 
 
-def _fill(out: torch.Tensor, shard: Shard, rows: torch.Tensor, told: ProgressFn) -> Iterator[tuple[int, str]]:
-    """Decode into out those of the rows that this file holds; yields places and what is wrong, with file and row."""
+def _decode_shard(out: torch.Tensor, shard: Shard, rows: torch.Tensor, advance: AdvanceFn) -> Iterator[tuple[int, str]]:
+    """Decode into out those of the rows that this file holds; yield index and error of each unusable image."""
     for group, first, count in shard.groups():
-        places = ((rows >= first) & (rows < first + count)).nonzero().squeeze(1)
-        if not len(places):
+        indices = ((rows >= first) & (rows < first + count)).nonzero().squeeze(1)
+        if not len(indices):
             continue
-        with reading(shard.path):
+        with parquet_errors(shard.path):
             table = shard.file.read_row_group(group, columns=[shard.column])
-        found = table.take(pa.array((rows[places] - first).numpy())).column(0).to_pylist()
-        images = dict(zip(places.tolist(), found, strict=True))
-        faults = decode_all(out, list(images), partial(_encoded_at, images), told=told)
-        for place, fault in faults.items():
-            row = int(rows[place]) - shard.first_row
-            yield place, f"{shard.path.name} row {row} ({(images[place] or {}).get('path')!r}) {fault}"
+        structs = table.take(pa.array((rows[indices] - first).numpy())).column(0).to_pylist()
+        images = dict(zip(indices.tolist(), structs, strict=True))
+        errors = decode_all(out, list(images), partial(_encoded_bytes, images), advance=advance)
+        for index, error in errors.items():
+            row = int(rows[index]) - shard.first_row
+            yield index, f"{shard.path.name} row {row} ({(images[index] or {}).get('path')!r}) {error}"
 
 
-def _encoded_at(images: dict[int, dict[str, Any] | None], place: int) -> bytes:
-    return (images[place] or {}).get("bytes") or b""
+def _encoded_bytes(images: dict[int, dict[str, Any] | None], index: int) -> bytes:
+    return (images[index] or {}).get("bytes") or b""

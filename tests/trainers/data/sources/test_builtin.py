@@ -75,7 +75,7 @@ def test_cifar10_that_cannot_be_had_is_one_sentence(monkeypatch, error):
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
     with pytest.raises(
-        OvertoneError, match=r"CIFAR-10 is not in 'x' and could not be downloaded \(.*\); --data-dir"
+        OvertoneError, match=r"CIFAR-10 is not in 'x' and cannot be downloaded \(.*\); --data-dir"
     ) as got:
         cifar10_source("x")
     assert "\n" not in str(got.value)

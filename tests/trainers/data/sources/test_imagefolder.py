@@ -71,5 +71,5 @@ def test_a_missing_or_empty_part_is_wrong_use(folder, tmp_path):
 
 def test_a_class_that_training_has_not_is_wrong_use(folder):
     (folder / "val" / "emu").mkdir()
-    with pytest.raises(UsageError, match=r"val' has a class 'emu', which .*train' has not"):
+    with pytest.raises(UsageError, match=r"val' has a class 'emu' that .*train' lacks"):
         imagefolder_source(str(folder), 14)

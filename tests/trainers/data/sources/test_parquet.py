@@ -129,10 +129,10 @@ def test_no_training_rows_are_refused(folder):
 
 
 @pytest.fixture
-def template_mask(tmp_path, monkeypatch):
+def cache_dir(tmp_path, monkeypatch):
     """The folder that encoded rows are kept in; no set is open yet."""
     monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "cache"))
-    parquet_module._open.cache_clear()
+    parquet_module._map_rows.cache_clear()
     return tmp_path / "cache"
 
 
@@ -140,55 +140,55 @@ def streamed(path, rows):
     return parquet_source(str(path)).stream(torch.as_tensor(rows), read_manifest("parquet", str(path)))
 
 
-def test_streamed_rows_are_those_read_whatever_their_order(folder, kept, generator):
+def test_streamed_rows_are_those_read_whatever_their_order(folder, cache_dir, generator):
     path, train, _ = folder
     rows = torch.randperm(17, generator=generator)
     found = streamed(path, rows)
     assert found.shape == (17, 3, 8, 8)
     order = torch.randperm(17, generator=generator)
     assert torch.equal(found.read(order), torch.from_numpy(train).permute(0, 3, 1, 2)[rows[order]])
-    assert [file.suffix for file in kept.iterdir()] == [".arrow"]
+    assert [file.suffix for file in cache_dir.iterdir()] == [".arrow"]
 
 
-def test_encoded_rows_are_written_once_a_machine(folder, kept, monkeypatch):
+def test_encoded_rows_are_written_once_a_machine(folder, cache_dir, monkeypatch):
     streamed(folder[0], range(17))
-    (file,) = kept.iterdir()
+    (file,) = cache_dir.iterdir()
     before = file.stat().st_mtime_ns
-    parquet_module._open.cache_clear()  # as in another process
+    parquet_module._map_rows.cache_clear()  # as in another process
     found = streamed(folder[0], range(17))
     assert file.stat().st_mtime_ns == before
-    parquet_module._open.cache_clear()
+    parquet_module._map_rows.cache_clear()
     file.unlink()  # as on another machine
     assert len(pickle.loads(pickle.dumps(found)).read(torch.arange(17))) == 17
-    assert list(kept.iterdir()) == [file]
+    assert list(cache_dir.iterdir()) == [file]
 
 
-def test_a_streamed_image_that_cannot_be_used_is_named_with_file_and_row(folder, kept):
+def test_a_streamed_image_that_cannot_be_used_is_named_with_file_and_row(folder, cache_dir):
     encoded = [png(image) for image in images(1, 6)]
     encoded[2], encoded[4], encoded[5] = b"rubbish", None, png(images(3, 1, side=9)[0])
     write(folder[0] / "train-00001-of-00002.parquet", encoded, [0] * 6)
     found = streamed(folder[0], range(17))
     for row, fault in ((13, "cannot be decoded"), (15, "is empty"), (16, "measures 9x9 where the first measures 8x8")):
         with pytest.raises(
-            OvertoneError, match=rf"^train-00001-of-00002\.parquet row {row - 11} {fault}; only without"
+            OvertoneError, match=rf"^train-00001-of-00002\.parquet row {row - 11} {fault}; without stream"
         ):
             found.read(torch.tensor([0, row]))
     assert len(found.read(torch.tensor([0, 10, 11, 14]))) == 4
 
 
-def test_a_set_that_changed_under_a_stream_is_refused(folder, kept):
+def test_a_set_that_changed_under_a_stream_is_refused(folder, cache_dir):
     found = streamed(folder[0], range(17))
-    parquet_module._open.cache_clear()
+    parquet_module._map_rows.cache_clear()
     write(folder[0] / "train-00002-of-00002.parquet", [png(images(0, 1)[0])], [0])
-    with pytest.raises(OvertoneError, match=r"the files of 'parquet:.*' are not those that were found there at first"):
+    with pytest.raises(OvertoneError, match=r"the files of 'parquet:.*' have changed since the set was opened"):
         found.read(torch.tensor([0]))
 
 
-def test_encoded_rows_that_do_not_fit_are_refused(folder, kept, tmp_path, monkeypatch):
+def test_encoded_rows_that_do_not_fit_are_refused(folder, cache_dir, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "file"))
     with pytest.raises(
-        OvertoneError, match=r"^stream needs a file of the encoded images of .* cannot be kept \(.*; OVERTONE_CACHE"
+        OvertoneError, match=r"^cannot write the encoded images of .*, which stream needs: .*; OVERTONE_CACHE"
     ):
         streamed(folder[0], range(17))
 
@@ -203,7 +203,7 @@ def test_a_missing_folder_and_missing_parts_are_wrong_use(folder, tmp_path):
 
 def test_a_foreign_file_is_refused(folder):
     (folder[0] / "train-00000-of-00002.parquet").write_bytes(b"PAR1 rubbish")
-    with pytest.raises(OvertoneError, match=r"train-00000-of-00002\.parquet' is not a readable Parquet file"):
+    with pytest.raises(OvertoneError, match=r"train-00000-of-00002\.parquet' is not a readable Parquet file: "):
         parquet_source(str(folder[0]))
 
 
@@ -215,7 +215,7 @@ def test_a_file_that_breaks_off_inside_is_refused(folder):
     content[images.data_page_offset : images.data_page_offset + 20] = b"\xff" * 20
     path.write_bytes(content)
     source = parquet_source(str(folder[0]))
-    with pytest.raises(OvertoneError, match=r"test-00000\.parquet' is not a readable Parquet file"):
+    with pytest.raises(OvertoneError, match=r"test-00000\.parquet' is not a readable Parquet file: "):
         source.read("test", torch.arange(5))
 
 
