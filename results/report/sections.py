@@ -27,7 +27,7 @@ def sections(summary: Summary, data: ReportData) -> Iterator[str]:
         yield _certainty(data)
         yield web_file("front.html").replace("{score_name}", name)
         yield _published(published_beside(summary))
-        yield web_file("history.html").replace("{reference}", escape(format_metrics(summary.reference)))
+        yield web_file("history.html").replace("{reference}", escape(_reference(summary)))
         yield web_file("knobs.html")
         yield web_file("importance.html").replace("{score_name}", name) if data["importance"]["effects"] else ""
         yield web_file("table.html")
@@ -38,10 +38,14 @@ def sections(summary: Summary, data: ReportData) -> Iterator[str]:
     yield '<div class="tip" id="tip" hidden></div>'
 
 
+def _reference(summary: Summary) -> str:
+    return format_metrics({objective.column: summary.reference[objective.name] for objective in summary.objectives})
+
+
 def _title(summary: Summary) -> Iterator[str]:
     model, dataset = (escape(str(summary.record.get(key, "?"))) for key in ("model", "dataset"))
     yield f"<header><div><h1>{escape(summary.study)}</h1>"
-    yield f'<p class="lead soft">Trade-offs that {model} on {dataset} can be compressed to.</p></div>'
+    yield f'<p class="lead soft">Compression trade-offs of {model} on {dataset}.</p></div>'
     yield '<button type="button" id="theme" hidden>Dark</button></header>'
 
 
@@ -58,7 +62,7 @@ def _facts(summary: Summary, data: ReportData) -> str:
         "front": f"{summary.front.num_rows} networks",
         "training seeds": _few(seeds),
         "repeated with other seeds": f"{_repeated(data)} of the front",
-        "epochs a trial": _few(epochs),
+        "epochs per trial": _few(epochs),
         "uncompressed": format_metrics(summary.baseline) or "-",
         "hypervolume": f"{summary.hypervolume:.4f}",
         "study created": str(record.get("created_at", "?"))[:16].replace("T", " "),

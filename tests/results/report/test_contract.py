@@ -9,8 +9,12 @@ from importlib.resources import files
 
 import pytest
 
+from results.ledger.ledger import Ledger
+from results.ledger.store import Store
 from results.report.data import FORMAT
 from results.report.report import write_report
+from results.schema import TrialStatus
+from tests.results.conftest import BLOCKS, RECORD
 
 NAMES = {
     "data": (),
@@ -43,22 +47,17 @@ DESTRUCTURED = re.compile(r"const \{([^}]*)\} = data((?:\.\w+)*)")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, make_row):
     """The data of a page that shows everything that a page can show."""
-    from results.ledger.ledger import Ledger
-    from results.ledger.store import Store
-    from results.schema import TrialStatus
-    from tests.results.conftest import BLOCKS, RECORD
-
     folder = tmp_path_factory.mktemp("contract")
     ledger = Ledger(Store(folder / "runs"))
     ledger.create_study("demo", {**RECORD, "model": "vgg16", "dataset": "cifar10"})
     digest = ledger.put_model(b"a packed model")
     for number in range(12):
         blocks = [{**BLOCKS[1], "bits": 4 + number % 2}]
-        sizes = {"size_bytes": 10_000 + 1_000 * number, "score": 0.5 + 0.04 * number}
-        costs = {"latency_ms": 1.0, "latency_b64_ms": 9.0, "total_s": 3.0}
-        ledger.append(make_row(study="demo", number=number, blocks=blocks, model_sha256=digest, **sizes, **costs))
-    ledger.append(make_row(study="demo", number=12, seed=1, repeat_of="t000000000"))
-    ledger.append(make_row(study="demo", number=13, status=TrialStatus.FAILED, score=None, error="out of memory"))
+        values = {"score": 0.5 + 0.04 * number, "size_bytes": 10_000 + 1_000 * number}
+        values |= {"latency_ms": 1.0, "latency_b64_ms": 9.0, "total_s": 3.0, "model_sha256": digest}
+        ledger.append(make_row(number=number, blocks=blocks, **values))
+    ledger.append(make_row(number=12, seed=1, repeat_of="t000000000"))
+    ledger.append(make_row(number=13, status=TrialStatus.FAILED, score=None, error="out of memory"))
     text = write_report(ledger, "demo", folder / "report.html").read_text()
     return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
 
@@ -117,8 +116,8 @@ def test_scripts_read_only_what_is_given(data):
 
 
 def test_all_that_is_given_is_read(data):
-    found = set(read(data))
-    assert [path for path in given(data) if SAME.get(path, path) not in found] == []
+    keys_read = set(read(data))
+    assert [path for path in given(data) if SAME.get(path, path) not in keys_read] == []
 
 
 @pytest.mark.parametrize(

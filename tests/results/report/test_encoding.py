@@ -5,8 +5,8 @@ from results.report.encoding import encode_configs
 from results.schema import SCHEMA
 from tests.results.conftest import BLOCKS
 
-KNOBS = dict.fromkeys("basis harmonics_y harmonics_x allocation pruning_rate groups transform bits".split())
-KNOBS |= dict.fromkeys(("exponent_block", "exponent_axis", "activation_block"))
+KNOBS = dict.fromkeys(["basis", "harmonics_y", "harmonics_x", "allocation", "pruning_rate", "groups", "transform"])
+KNOBS |= dict.fromkeys(["bits", "exponent_block", "exponent_axis", "activation_block"])
 
 
 def _column(blocks):

@@ -105,6 +105,7 @@ def test_page_says_what_was_searched(full_ledger, html):
         f"{counts[TrialStatus.FINISHED]} finished, {counts[TrialStatus.FAILED]} failed, 0 pruned",
         f"{summary.hypervolume:.4f}",
         "97.00 % · 312.0 kB · 25.00 MFLOPs",
+        "the reference (0.00 % · 312.0 kB · 25.00 MFLOPs)",
         "training run of a single seed",
     ):
         assert text in page.text
