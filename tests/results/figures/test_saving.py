@@ -18,11 +18,11 @@ RATES = {"magnitude": {"conv1": 0.2, "layer1": 0.6}, "taylor": {"conv1": 0.1, "l
 
 
 @pytest.fixture(params=["filters", "reconstructions", "rates", "front"])
-def draw(request, full_ledger, rng):
+def draw(request, full_ledger, np_rng):
     """Draw one kind of picture into a path, each time from the same input."""
     layer = nn.Conv2d(2, 4, 3)
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(rng.standard_normal((4, 2, 3, 3))))
+        layer.weight.copy_(torch.from_numpy(np_rng.standard_normal((4, 2, 3, 3))))
     kinds = {
         "filters": lambda path: plot_filters(layer, path, name="a $net$ layer"),
         "reconstructions": lambda path: plot_reconstructions(layer, path, 0.5, name="a $net$ layer"),

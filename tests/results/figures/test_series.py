@@ -18,9 +18,9 @@ KERNELS = [(7, 7), (3, 3), (2, 5), (1, 4), (6, 1)]
 
 
 @pytest.fixture
-def weight(rng: np.random.Generator):
+def weight(np_rng: np.random.Generator):
     """Fresh filters of any shape."""
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    generator = torch.Generator().manual_seed(int(np_rng.integers(2**62)))
     return lambda *shape: torch.randn(shape, generator=generator)
 
 
@@ -52,9 +52,9 @@ def _slow_error(taps: np.ndarray, family, harmonics: tuple[int, int]) -> float:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_errors_are_those_of_least_squares_on_each_filter(weight, rng, family, kernel) -> None:
+def test_errors_are_those_of_least_squares_on_each_filter(weight, np_rng, family, kernel) -> None:
     taps = weight(4, 3, *kernel)
-    harmonics = tuple(int(rng.integers(1, k + 1)) for k in kernel)
+    harmonics = tuple(int(np_rng.integers(1, k + 1)) for k in kernel)
     found = filter_errors(taps, family, harmonics)
     slow = [[_slow_error(one.double().numpy(), family, harmonics) for one in output] for output in taps]
     assert found.dtype == torch.float64
@@ -131,9 +131,9 @@ def test_families_that_agree_share_a_panel(layer, tmp_path: Path) -> None:
     ]
 
 
-def test_filters_are_picked_from_the_best_served_to_the_worst(tmp_path: Path, rng) -> None:
+def test_filters_are_picked_from_the_best_served_to_the_worst(tmp_path: Path, np_rng) -> None:
     """Filters of shares 0, 1/8, ... of a wave that two harmonics on three taps cannot hold, in any order."""
-    order = rng.permutation(9).tolist()
+    order = np_rng.permutation(9).tolist()
     conv = nn.Conv2d(1, 10, (1, 3))
     with torch.no_grad():
         for output, rank in enumerate(order):
