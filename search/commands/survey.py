@@ -1,4 +1,4 @@
-"""What `overtone inspect` tells of a network before anything is trained."""
+"""The figures that `overtone inspect` shows of a network before anything is trained."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Survey:
     """Points of the space, before spellings of one network collapse."""
     uncompressed: Mapping[str, int]
     least: Mapping[str, int]
-    """Least `size_bytes` and least `flops` in the space, each by itself."""
+    """Least `size_bytes` and least `flops` in the space, each on its own."""
     trial_flops: int
-    """Arithmetic of one trial's fine-tuning of the uncompressed network, 0 where no data are named."""
+    """Arithmetic of one trial's fine-tuning of the uncompressed network, 0 without data."""
     trial: TrialEstimate | None
-    """What a trial takes on a device, where that was asked for."""
+    """Time and memory of a trial on a device, None without data."""
     presets: tuple[Mapping[str, Any], ...]
-    """Of each row of the papers, or in their spirit (`spaces.papers`): `name`, `source`, `parameters`, `size_bytes`,
-    `flops`, `published_top1`, `published_base`, and `percent_size`, `percent_flops`, `percent_parameters` of the
-    uncompressed network; parameters as Costain & Prisacariu count, those of convolutions and linear layers alone."""
+    """Of each preset (`spaces.papers`): `name`, `source`, `parameters`, `size_bytes`, `flops`, `published_top1`,
+    `published_base`, and `percent_size`, `percent_flops`, `percent_parameters` of the uncompressed network. Parameters
+    are counted as Costain & Prisacariu do: those of convolutions and linear layers alone."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Return plain JSON data."""
         return {
             "blocks": [dict(block) for block in self.blocks],
             "space_size": self.space_size,
@@ -50,9 +50,9 @@ class Survey:
 
 
 def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: TrialEstimate | None = None) -> Survey:
-    """Count everything but the estimate from shapes alone; a backward pass counts as two forward ones.
+    """Count everything but the estimate from shapes alone; a backward pass counts as two forward passes.
 
-    The model's name says which rows of the papers are its own; they are counted even where they lie outside the space.
+    The model's name selects the papers' rows; they are counted even if they lie outside the space.
     """
     network = space.network
     whole = network.cost(NetworkConfig())

@@ -14,6 +14,7 @@ from search.commands.display import err_console, print_answer
 from search.commands.option_groups import BaselineRecipeOptions, DataOptions, with_option_groups
 from search.commands.parsing import parse_granularity, read_config
 from search.runner.progress import decoding_bar, epoch_line
+from search.study.plan import StudyPlan
 from spaces import Network, NetworkConfig, state_sha256
 from spaces.models import check_outputs
 from trainers.data import Data, load_data
@@ -33,7 +34,7 @@ def train(
     data: DataOptions,
     recipe: BaselineRecipeOptions,
     config: options.Config = None,
-    granularity: options.Granularity = "stage",
+    granularity: options.Granularity = StudyPlan.granularity,
     seed: Annotated[int, options.option(options.TRAINING, "Seed of all random numbers.", min=0, max=2**32 - 1)] = 0,
     device: Annotated[str, options.option(options.TRAINING, "cpu, cuda or cuda:1.")] = default_device(),
     as_json: options.AsJson = False,
