@@ -70,9 +70,7 @@ def test_a_card_tells_the_accuracy_over_seeds(
     text = (tmp_path / "three" / "README.md").read_text()
     low, high = (f"{100 * card[f'score_{side}']:.2f}" for side in ("low", "high"))
     assert "Trained with 3 seeds, of which this is the first" in text
-    assert (
-        f"{100 * card['score_mean']:.2f} % (95 % interval of Student's t over the seeds, {low} to {high} %)" in text
-    )
+    assert f"{100 * card['score_mean']:.2f} % (95 % interval of Student's t over the seeds, {low} to {high} %)" in text
     assert "single seed" not in text
 
 

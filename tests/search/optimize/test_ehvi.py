@@ -11,11 +11,11 @@ from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
 from search.optimize.ehvi import expected_hypervolume_improvement
 from search.optimize.sampler import ConfigSampler, Observation
-from search.optimize.surrogate import Surrogate, to_accuracy, to_score
+from search.optimize.surrogate import Surrogate, to_log_error, to_score
 from search.study.budget import Budget
 from spaces import NetworkConfig, Space
 
-OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"))
+OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"), score_name="val_top1")
 SMALL = {
     "all": {"basis": ["cosine"], "harmonics": [3], "allocation": [None], "pruning_rate": [None], "bits": [None]},
     "layer2": {"harmonics_y": [1, 2, 3], "bits": [4, None]},
@@ -38,14 +38,14 @@ def _accuracy(config: NetworkConfig) -> float:
 
 
 def test_points_know_what_configs_know(candidates: Candidates) -> None:
-    found, network = candidates.everything, candidates.space.network
-    configs = [candidates.config(point) for point in found.numbers]
+    found, network = candidates.all_points, candidates.space.network
+    configs = [candidates.config(point) for point in found.indices]
     digests = {network.digest(config) for config in configs}
     assert len(digests) == len(configs) == 216
     for config, size, flops in zip(configs, found.costs["size_bytes"], found.costs["flops"], strict=True):
         cost = network.cost(config)
         assert (cost.size_bytes, cost.flops) == (size, flops)
-    for point, config in zip(found.numbers, configs, strict=True):
+    for point, config in zip(found.indices, configs, strict=True):
         assert candidates.config(candidates.point(config)) == config == candidates.config(point)
 
 
@@ -53,10 +53,10 @@ def test_points_of_one_network_are_told_by_their_identity(space: Space) -> None:
     """Where no filter is rebuilt, the number of groups says nothing."""
     candidates = Candidates(space.restrict({**SMALL, "layer3": {"pruning_rate": [None, 0.5], "groups": [1, 2]}}))
     choices = itertools.product(*(range(len(values)) for values in candidates.knobs.values()))
-    every = candidates.look(np.array(list(choices)))
-    digests = [candidates.space.network.digest(candidates.config(point)) for point in every.numbers]
+    every = candidates.describe(np.array(list(choices)))
+    digests = [candidates.space.network.digest(candidates.config(point)) for point in every.indices]
     alike = {tuple(row): digest for row, digest in zip(every.identity, digests, strict=True)}
-    assert len(set(digests)) == len(alike) == len(candidates.everything.numbers) < len(digests)
+    assert len(set(digests)) == len(alike) == len(candidates.all_points.indices) < len(digests)
     assert [alike[tuple(row)] for row in every.identity] == digests
 
 
@@ -84,29 +84,29 @@ def test_the_expected_gain_is_the_mean_gain_of_what_may_come(costs: int) -> None
     assert np.allclose(alone, (np.clip(1 - uncertain, 0, None) @ weights) * np.clip(1 - certain, 0, None).prod(axis=1))
 
 
-def test_scores_and_accuracies_are_inverse() -> None:
-    accuracies = np.linspace(0, 1, 50)
-    assert np.allclose(to_accuracy(to_score(accuracies)), accuracies)
-    assert (np.diff(to_score(accuracies)) < 0).all()
+def test_scores_and_log_errors_are_inverse() -> None:
+    scores = np.linspace(0, 1, 50)
+    assert np.allclose(to_score(to_log_error(scores)), scores)
+    assert (np.diff(to_log_error(scores)) < 0).all()
 
 
 def test_the_surrogate_forecasts_what_it_has_not_seen(candidates: Candidates) -> None:
-    every = candidates.everything
-    truth = np.array([_accuracy(candidates.config(point)) for point in every.numbers])
+    every = candidates.all_points
+    truth = np.array([_accuracy(candidates.config(point)) for point in every.indices])
     rows = np.random.default_rng().permutation(len(truth))
     seen, unseen = rows[:40], rows[40:]
     surrogate = Surrogate(every.features[seen], truth[seen], np.zeros(40))
     mean, deviation = surrogate.predict(every.features[unseen])
-    missed = np.abs(to_accuracy(mean) - truth[unseen])
+    missed = np.abs(to_score(mean) - truth[unseen])
     assert missed.mean() < truth.std() / 4
     assert (deviation > 0).all()
 
 
 def test_what_is_left_out_is_forecast_by_the_others(candidates: Candidates) -> None:
     """Against a process of the same kernel, fitted without the trial."""
-    every = candidates.everything
+    every = candidates.all_points
     rng = np.random.default_rng()
-    rows = rng.permutation(len(every.numbers))[:15]
+    rows = rng.permutation(len(every.indices))[:15]
     accuracies = rng.uniform(0.8, 0.99, 15)
     surrogate = Surrogate(every.features[rows], accuracies, np.zeros(15))
     process = surrogate._process
@@ -143,14 +143,14 @@ def test_the_front_is_found_in_fewer_trials_than_at_random(candidates: Candidate
         inside = [point for point in points if max(point) < 1]
         return float(moocore.hypervolume(np.array(inside), ref=np.ones(3)))
 
-    whole = volume([candidates.config(point) for point in candidates.everything.numbers])
+    whole = volume([candidates.config(point) for point in candidates.all_points.indices])
     ours, blind = (whole - volume(_search(candidates, name, 30)) for name in ("ehvi", "random"))
     assert ours < blind / 2
     assert ours < 0.01 * whole
 
 
 def test_nothing_is_drawn_twice_or_over_budget_until_nothing_is_left(candidates: Candidates) -> None:
-    sizes = np.sort(candidates.everything.costs["size_bytes"])
+    sizes = np.sort(candidates.all_points.costs["size_bytes"])
     budget = Budget(max_size=int(sizes[30]))
     fitting = int((sizes <= sizes[30]).sum())
     drawn = _search(candidates, "ehvi", fitting, budget)
@@ -178,7 +178,7 @@ def test_trials_under_way_are_not_drawn_again(candidates: Candidates) -> None:
 
 
 def test_latency_is_forecast_from_the_trials_that_are_most_alike(candidates: Candidates) -> None:
-    objectives = parse_objectives(("val_top1", "latency_ms"))
+    objectives = parse_objectives(("val_top1", "latency_ms"), score_name="val_top1")
     drawing = ConfigSampler(candidates, objectives, sampler="ehvi", seed=0)
     for number in range(16):
         handle, point = drawing.ask(number)

@@ -17,7 +17,7 @@ from search.study.plan import DEFAULT_OBJECTIVES, StudyPlan
 from spaces import NetworkConfig, Space
 from trainers.spec import TrialSpec
 
-OBJECTIVES = parse_objectives(DEFAULT_OBJECTIVES)
+OBJECTIVES = parse_objectives(DEFAULT_OBJECTIVES, score_name="val_top1")
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def make(plan: StudyPlan) -> Callable[..., FrontSearcher]:
         budget: Budget | None = None,
         sampler: str = "tpe",
         seed: int = 0,
-        miss_rate: float | None = None,
+        miss_rate: float = 0,
     ) -> FrontSearcher:
         budget = budget or Budget()
         candidates = Candidates(space)
@@ -48,7 +48,7 @@ def make(plan: StudyPlan) -> Callable[..., FrontSearcher]:
 
 def _run(searcher: FrontSearcher, space: Space, trials: int) -> list[TrialSpec]:
     """Ask and answer with made-up accuracies, as Ray Tune would, one trial at a time."""
-    searcher.begin(trials, seeds=[NetworkConfig()])
+    searcher.begin(trials, initial_configs=[NetworkConfig()])
     specs = []
     while (suggestion := searcher.suggest(f"t{len(specs)}")) != Searcher.FINISHED:
         assert isinstance(suggestion, dict)
@@ -58,8 +58,8 @@ def _run(searcher: FrontSearcher, space: Space, trials: int) -> list[TrialSpec]:
         cost = space.network.cost(specs[-1].config)
         report = {
             "status": "finished",
-            "accuracies": [0.1, cost.size_bytes / 4e5],
-            "val_top1": cost.size_bytes / 4e5,
+            "scores": [0.1, cost.size_bytes / 4e5],
+            "score": cost.size_bytes / 4e5,
             "size_bytes": cost.size_bytes,
             "flops": cost.flops,
         }
@@ -69,9 +69,9 @@ def _run(searcher: FrontSearcher, space: Space, trials: int) -> list[TrialSpec]:
 
 def _row(spec: TrialSpec, number: int, space: Space, **changes: object) -> dict[str, object]:
     cost = space.network.cost(spec.config)
-    told = {"val_top1": 0.5, "size_bytes": cost.size_bytes, "flops": cost.flops, "status": "finished"}
-    history = {"init_score": 0.4, "history": [{"val_top1": 0.5}]}
-    return {"number": number, "spec": json.dumps(spec.to_json()), **told, **history, **changes}
+    measured = {"score": 0.5, "size_bytes": cost.size_bytes, "flops": cost.flops, "status": "finished"}
+    history = {"init_score": 0.4, "history": [{"score": 0.5}]}
+    return {"number": number, "spec": json.dumps(spec.to_json()), **measured, **history, **changes}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -137,7 +137,7 @@ def test_failed_trials_teach_the_sampler_nothing_and_leave_none_running(make, sp
         searcher.suggest(f"t{i}")
     searcher.on_trial_complete("t0", None, error=True)
     searcher.on_trial_complete("t1", {"status": "failed"})
-    searcher.on_trial_complete("t2", {"val_top1": 0.4})
+    searcher.on_trial_complete("t2", {"score": 0.4})
     states = [trial.state.name for trial in searcher._sampler._study.trials]
     assert states == ["FAIL"] * 3
 
@@ -149,11 +149,11 @@ def test_a_trial_whose_worker_dies_is_suggested_again_but_not_for_ever(make, spa
     assert searcher.suggest("c") is None  # one of them may have to be begun again
     for old, new in (("a", "c"), ("c", "d")):
         searcher.on_trial_complete(old, None, error=True)
-        assert old in searcher.attempts.begun_again
+        assert old in searcher.retries.retried
         assert searcher.suggest(new) == first
         assert searcher.suggest("e") is None
     searcher.on_trial_complete("d", None, error=True)
-    assert "d" not in searcher.attempts.begun_again
+    assert "d" not in searcher.retries.retried
     assert searcher.suggest("e") is None
     searcher.on_trial_complete("b", None, error=True)
     assert searcher.suggest("e") == other
@@ -180,19 +180,19 @@ def test_unknown_samplers_are_named(space: Space, weights: Path) -> None:
         ConfigSampler(Candidates(space), OBJECTIVES, sampler="tpx", seed=0)
 
 
-def _report(spec: TrialSpec, space: Space, accuracies: list[float], status: str = "finished") -> dict[str, object]:
+def _report(spec: TrialSpec, space: Space, scores: list[float], status: str = "finished") -> dict[str, object]:
     cost = space.network.cost(spec.config)
-    costs = {"size_bytes": cost.size_bytes, "flops": cost.flops, "val_top1": accuracies[-1]}
-    return {"status": status, "accuracies": accuracies, **costs}
+    costs = {"size_bytes": cost.size_bytes, "flops": cost.flops, "score": scores[-1]}
+    return {"status": status, "scores": scores, **costs}
 
 
 def test_what_is_waiting_comes_first_and_keeps_its_number(make, space: Space) -> None:  # type: ignore[no-untyped-def]
     first = make(space)
-    first.begin(6, seeds=[NetworkConfig()])
+    first.begin(6, initial_configs=[NetworkConfig()])
     begun = [first.suggest(f"t{i}") for i in range(6)]
     again = make(space)
     again.add_row(_row(TrialSpec.from_json(begun[1]["spec"]), 1, space))
-    again.begin(5, seeds=[NetworkConfig()], waiting=[begun[0], begun[3], begun[5]])
+    again.begin(5, initial_configs=[NetworkConfig()], unfinished=[begun[0], begun[3], begun[5]])
     asked = [again.suggest(f"n{i}") for i in range(5)]
     assert asked[:3] == [begun[0], begun[3], begun[5]]
     assert [suggestion["number"] for suggestion in asked[3:]] == [6, 7]
@@ -202,10 +202,13 @@ def test_what_is_waiting_comes_first_and_keeps_its_number(make, space: Space) ->
 
 def test_what_another_study_has_measured_is_answered_and_not_run(make, space: Space) -> None:  # type: ignore[no-untyped-def]
     specs = _run(make(space, seed=4), space, 12)
-    rows = {spec.digest(space.network): _row(spec, 0, space, val_top1=0.7) for spec in specs[::2]}
+    rows = {spec.digest(space.network): _row(spec, 0, space, score=0.7) for spec in specs[::2]}
     searcher, answered = make(space, seed=4), []
     searcher.begin(
-        12, seeds=[NetworkConfig()], measured=rows, answer=lambda suggestion, row: answered.append((suggestion, row))
+        12,
+        initial_configs=[NetworkConfig()],
+        measured=rows,
+        on_reuse=lambda suggestion, row: answered.append((suggestion, row)),
     )
     run = []
     while (suggestion := searcher.suggest(f"t{len(run)}")) != Searcher.FINISHED:
@@ -245,8 +248,10 @@ def test_hopeless_trials_are_given_up_and_told_as_pruned(make, space: Space) -> 
     assert states.count("PRUNED") == len(searcher.stopped) > 5
     assert states.count("COMPLETE") == 60 - len(searcher.stopped)
     assert wrong <= 2
-    told = [trial.user_attrs["forecast"] for trial in searcher._sampler._study.trials if trial.state.name == "PRUNED"]
-    assert all(0.4 < forecast < 1 for forecast in told)
+    forecasts = [
+        trial.user_attrs["forecast"] for trial in searcher._sampler._study.trials if trial.state.name == "PRUNED"
+    ]
+    assert all(0.4 < forecast < 1 for forecast in forecasts)
 
 
 def test_what_is_over_budget_is_told_as_a_constraint_that_is_broken(make, space: Space) -> None:  # type: ignore[no-untyped-def]
@@ -263,10 +268,10 @@ def test_a_search_that_was_stopped_asks_for_what_it_would_have_asked_for(make, s
     whole = _run(make(space, sampler=sampler, seed=2), space, 14)
     again = make(space, sampler=sampler, seed=2)
     for number, spec in enumerate(whole[:9]):
-        top1 = space.network.cost(spec.config).size_bytes / 4e5
-        history = {"init_score": 0.1, "history": [{"val_top1": top1}], "val_top1": top1}
+        score = space.network.cost(spec.config).size_bytes / 4e5
+        history = {"init_score": 0.1, "history": [{"score": score}], "score": score}
         again.add_row(_row(spec, number, space, **history))
-    again.begin(5, seeds=[NetworkConfig()])
+    again.begin(5, initial_configs=[NetworkConfig()])
     rest = []
     for i in range(5):
         rest.append(TrialSpec.from_json(again.suggest(f"t{i}")["spec"]))
@@ -281,7 +286,7 @@ def test_a_row_outside_the_space_counts_as_known_and_no_more(make, space: Space,
     searcher = make(narrow)
     spec = plan.spec(NetworkConfig(), weights_sha256="w", data_fingerprint="d")
     searcher.add_row(_row(spec, 4, space))
-    searcher.begin(1, seeds=[NetworkConfig()])
+    searcher.begin(1, initial_configs=[NetworkConfig()])
     suggestion = searcher.suggest("t")
     assert suggestion["number"] == 5
     assert len(searcher._sampler._study.trials) == 1

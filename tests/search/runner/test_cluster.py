@@ -40,13 +40,13 @@ def test_without_gpus_trials_run_on_cpus(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_gpu_that_is_not_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     _with(monkeypatch, CPU=6)
-    with pytest.raises(UsageError, match=r"gpus_per_trial \(=0.25\) asks for a GPU and the Ray cluster has none"):
+    with pytest.raises(UsageError, match=r"gpus_per_trial \(=0.25\) must be 0: the Ray cluster has no GPU"):
         Resources(gpus_per_trial=0.25).resolved()
 
 
 def test_more_than_the_cluster_has_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     _with(monkeypatch, CPU=2, GPU=1)
-    with pytest.raises(UsageError, match="A trial asks for 4 CPUs and 1 GPUs, the Ray cluster has 2 and 1 in all"):
+    with pytest.raises(UsageError, match="a trial needs 4 CPUs and 1 GPUs, the Ray cluster has 2 and 1 in all"):
         Resources(cpus_per_trial=4).resolved()
 
 
@@ -59,7 +59,7 @@ def test_nonsense_is_named(name: str, value: float) -> None:
 def test_an_unreachable_cluster_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with (
-        pytest.raises(OvertoneError, match=r"The Ray cluster at address '127.0.0.1:1' cannot be reached"),
+        pytest.raises(OvertoneError, match="cannot reach the Ray cluster at address '127.0.0.1:1': "),
         connected("127.0.0.1:1"),
     ):
         pass

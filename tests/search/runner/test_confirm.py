@@ -12,13 +12,14 @@ from layers import OvertoneError, UsageError
 from results.analysis.confidence import study_confidence
 from results.ledger.ledger import Ledger
 from results.schema import TrialRow, TrialStatus
-from search.commands.cli import _run
+from search.commands.cli import run
 from search.runner import confirm
 from search.runner.cluster import Resources
 from search.runner.confirm import confirm_trials
 from search.runner.launch import start_study
 from search.study.plan import StudyPlan
 from search.study.record import network_config
+from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload
 from spaces import NetworkConfig
 from trainers.spec import TrialSpec
@@ -47,25 +48,25 @@ def test_a_front_is_confirmed_once_and_the_search_is_left_alone(
         assert TrialSpec.from_json(json.loads(row["spec"])).seed == row["seed"]
         assert row["spec_digest"].startswith(row["trial"])
         assert not ledger.has_model(row["model_sha256"])
-    assert len({row["val_loss"] for row in [first, *rows]}) == 3
+    assert len({dict(row["metrics"])["val_loss"] for row in [first, *rows]}) == 3
     assert ledger.trials("s") == trials
     assert ledger.read_progress("s") == progress
     assert ledger.store.list("models") == models
     assert not (ledger.store.local_root / "tune").exists()
     (sure,) = study_confidence(ledger, "s").to_pylist()
     assert sure["seeds"] == 3
-    assert sure["val_top1_low"] <= sure["val_top1_mean"] <= sure["val_top1_high"]
+    assert sure["score_low"] <= sure["score_mean"] <= sure["score_high"]
 
     capsys.readouterr()
     common = ["--study", "s", "--store", ledger.store.uri]
-    assert _run(["confirm", *common, "--pick", first["trial"][:4], "--seeds", "2", "--json"]) == 0
+    assert run(["confirm", *common, "--pick", first["trial"][:4], "--seeds", "2", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["front"][0]["seeds"] == 3
     assert "repeats to run" not in err  # nothing was left to do
     assert ledger.repeats("s").num_rows == 2
-    assert _run(["query", *common, "--front"]) == 0
+    assert run(["query", *common, "--front"]) == 0
     assert "(n=3)" in capsys.readouterr().out
-    assert _run(["status", *common]) == 0
+    assert run(["status", *common]) == 0
     assert "front 1 (1 over several seeds)" in capsys.readouterr().out
 
 
@@ -84,7 +85,8 @@ def row(plan: StudyPlan, workload: Workload) -> TrialRow:
     return TrialRow(
         **{**texts, **counts, **times, "study": "s", "trial": "good", "spec": json.dumps(spec.to_json())},
         status=TrialStatus.FINISHED,
-        val_top1=0.5,
+        score=0.5,
+        score_name="val_top1",
     )
 
 
@@ -93,7 +95,7 @@ def study(ledger: Ledger, plan: StudyPlan, row: TrialRow) -> str:
     """A study begun with other weights than are there now: one trial finished, one failed."""
     ledger.create_study("s", {**plan.to_record(), "weights_sha256": "other", "uncompressed": {}})
     ledger.append(row)
-    ledger.append(dataclasses.replace(row, trial="bad", status=TrialStatus.FAILED, error="x", val_top1=None))
+    ledger.append(dataclasses.replace(row, trial="bad", status=TrialStatus.FAILED, error="x", score=None))
     return "s"
 
 
@@ -102,8 +104,8 @@ def study(ledger: Ledger, plan: StudyPlan, row: TrialRow) -> str:
     [
         ("front", None, 0, UsageError, r"seeds \(=0\) must be at least 1"),
         ("front", "size_bytes < 0", 1, OvertoneError, "no finished trial is left to pick from"),
-        ("zzz", None, 1, UsageError, "pick 'zzz' names none of its trials"),
-        ("bad", None, 1, UsageError, "pick 'bad' names a trial that failed; only finished trials are confirmed"),
+        ("zzz", None, 1, UsageError, r"pick \(='zzz'\) must be best, knee or an id"),
+        ("bad", None, 1, UsageError, r"pick \(='bad'\) must be a finished trial: bad failed"),
         ("front", None, 1, UsageError, "study 's' exists with weights_sha256"),
     ],
 )
@@ -127,11 +129,11 @@ def test_finished_repeats_are_left_out_and_failed_ones_tried_again(
     """Without Ray: what the engine is asked to run, when the first repeat finishes and the second fails."""
     asked: list[tuple[str, int]] = []
 
-    def run(ledger: Ledger, study: str, missing: list[dict[str, Any]], *rest: object, wanted: int) -> None:
+    def run(study: StudyLedger, missing: list[dict[str, Any]], *rest: object, wanted: int) -> None:
         asked.extend((suggestion["repeat_of"], suggestion["spec"]["seed"]) for suggestion in missing)
         for suggestion, failed in zip(missing, (False, True), strict=False):
             repeat = dataclasses.replace(row, trial=suggestion["trial"], repeat_of=suggestion["repeat_of"])
-            ended = {"status": TrialStatus.FAILED, "error": "x", "val_top1": None} if failed else {}
+            ended = {"status": TrialStatus.FAILED, "error": "x", "score": None} if failed else {}
             ledger.append(dataclasses.replace(repeat, **ended))
 
     monkeypatch.setattr(confirm, "_run", run)

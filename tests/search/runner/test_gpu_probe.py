@@ -6,9 +6,9 @@ import pytest
 import ray
 
 from layers import OvertoneError, UsageError
-from search.commands.options import parse_gpus
+from search.commands.parsing import parse_gpus
 from search.runner.cluster import Resources
-from search.runner.gpu_probe import _few, gpu_share, share_of
+from search.runner.gpu_probe import _few_steps, gpu_share, share_of
 from search.study.plan import StudyPlan
 from search.study.workload import Workload
 
@@ -45,7 +45,7 @@ def test_numbers_auto_and_nothing_are_read() -> None:
 
 def test_the_probe_trains_on_whole_batches_however_few_images_there_are(plan: StudyPlan) -> None:
     data, recipe = Workload.load(plan).data, dataclasses.replace(plan.recipe, batch_size=128)
-    few = _few(data, recipe)
+    few = _few_steps(data, recipe)
     assert len(data.train) < 128
     assert len(few.train) == 3 * 128
     assert few.val is data.val
@@ -53,5 +53,5 @@ def test_the_probe_trains_on_whole_batches_however_few_images_there_are(plan: St
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_gpu_that_is_only_a_number_cannot_be_probed(plan: StudyPlan) -> None:
-    with pytest.raises(OvertoneError, match=r"gpus_per_trial \(='auto'\) could not try a trial on a GPU: .*no GPU"):
+    with pytest.raises(OvertoneError, match=r"cannot try a trial on a GPU for gpus_per_trial \(='auto'\): .*no GPU"):
         gpu_share(Workload.load(plan), plan.recipe)

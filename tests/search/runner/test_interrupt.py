@@ -52,7 +52,7 @@ def test_a_stopped_search_goes_on(weights: Path, tmp_path: Path, kind: signal.Si
     assert 2 <= len(before) < TRIALS
     if kind != signal.SIGKILL:
         assert process.returncode == 1
-        assert f"stopped at {len(before)} of {TRIALS} trials; go on with: overtone resume --study s" in out
+        assert f"stopped at {len(before)} of {TRIALS} trials; continue with: overtone resume --study s" in out
         assert "Traceback" not in err
         assert ledger.read_progress("s")["state"] == "interrupted"
 
@@ -169,7 +169,7 @@ def test_a_stopped_confirmation_goes_on(weights: Path, tmp_path: Path) -> None:
     before = ledger.repeats("s").to_pylist()
     assert 2 <= len(before) < 8
     assert (process.returncode, "Traceback" in err) == (1, False)
-    assert f"{len(before)} of 8 repeats of 1 trial of s done; the same command goes on" in out
+    assert f"{len(before)} of 8 repeats of 1 trial of s done; the same command continues" in out
 
     again = subprocess.run(command, check=False, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -147,7 +148,9 @@ def test_a_study_that_runs_elsewhere_is_left_alone(
     said = ledger.read_progress("s")
     parent = {**said, "state": "running", "pid": os.getppid(), "updated_at": datetime.now(UTC).isoformat()}
     ledger.write_progress("s", parent)
-    with pytest.raises(UsageError, match=rf"study 's' is run by process {os.getppid()} on {said['host']}: stop that first"):
+    with pytest.raises(
+        UsageError, match=rf"study 's' is run by process {os.getppid()} on {said['host']}: stop that first"
+    ):
         resume_study(ledger, "s", 1, SERIAL, console)
     assert ledger.study("s")["trials"] == 1
     ledger.update_study("s", {"trials": 2})
@@ -167,18 +170,22 @@ def test_a_study_that_runs_elsewhere_is_left_alone(
     assert resume_study(ledger, "s", None, SERIAL, console).done == 3
 
 
-def test_a_study_goes_on_from_another_working_directory(
+def test_a_study_of_relative_paths_goes_on_from_another_working_directory(
     ledger: Ledger, plan: StudyPlan, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
     here.mkdir()
+    shutil.copy(plan.weights, here / "mine.safetensors")
     monkeypatch.chdir(here)
-    few = dataclasses.replace(plan, trials=1, data=dataclasses.replace(plan.data, data_dir="sets"))
+    data = dataclasses.replace(plan.data, data_dir="sets")
+    few = dataclasses.replace(plan, trials=1, data=data, weights="mine.safetensors")
     start_study(ledger, "s", few, SERIAL, console)
     assert ledger.study("s")["data"]["data_dir"] == str(here / "sets")
+    assert ledger.study("s")["weights"] == str(here / "mine.safetensors")
     assert start_study(ledger, "s", few, SERIAL, console).done == 1
     monkeypatch.chdir(tmp_path)
-    assert resume_study(ledger, "s", None, SERIAL, console).done == 1
+    assert resume_study(ledger, "s", 1, SERIAL, console).done == 2
+    few = dataclasses.replace(few, weights=plan.weights)
     with pytest.raises(UsageError, match=f"study 's' exists with data.data_dir '{here}/sets', '{tmp_path}/sets' was"):
         start_study(ledger, "s", few, SERIAL, console)
 
@@ -211,9 +218,7 @@ def test_a_study_shows_in_tensorboard_and_in_optunas_storage(
     resume_study(ledger, "s", 1, SERIAL, console, shown)
     study = optuna.load_study(study_name="s", storage=url)
     rows = ledger.trials("s").to_pylist()
-    assert [trial.values for trial in study.trials] == [
-        [row["score"], row["size_bytes"], row["flops"]] for row in rows
-    ]
+    assert [trial.values for trial in study.trials] == [[row["score"], row["size_bytes"], row["flops"]] for row in rows]
     events = event_accumulator.EventAccumulator(str(tmp_path / "boards" / "s")).Reload()
     assert [event.step for event in events.Scalars("study/hypervolume")] == [1, 2, 3]
     trial = event_accumulator.EventAccumulator(str(tmp_path / "boards" / "s" / f"00001-{rows[1]['trial']}")).Reload()

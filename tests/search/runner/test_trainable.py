@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from search.runner.trainable import TrialActor, checkpoint_name
+from search.runner.trainable import TrialActor
 from search.study.plan import StudyPlan
+from search.study.study_ledger import checkpoint_name
 from search.study.workload import Workload
 from spaces import BlockConfig, NetworkConfig
 
@@ -45,10 +46,10 @@ def test_the_first_step_is_the_start_and_each_other_an_epoch(begin: Any) -> None
     actor = begin()
     reports = [actor.step() for _ in range(5)]
     assert [report["status"] for report in reports] == ["running"] * 4 + ["finished"]
-    assert [len(report["accuracies"]) for report in reports] == [1, 2, 3, 4, 5]
+    assert [len(report["scores"]) for report in reports] == [1, 2, 3, 4, 5]
     assert [report.get("done", False) for report in reports] == [False] * 4 + [True]
     last = _measured(reports[-1])
-    assert reports[-1]["accuracies"] == [last["init_score"], *(epoch["val_top1"] for epoch in last["history"])]
+    assert reports[-1]["scores"] == [last["init_score"], *(epoch["score"] for epoch in last["history"])]
     assert reports[0]["size_bytes"] == last["cost"]["size_bytes"]
 
 
@@ -73,7 +74,7 @@ def test_a_damaged_checkpoint_begins_the_trial_anew(begin: Any, tmp_path: Path, 
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     report = begin().step()
-    assert (report["status"], len(report["accuracies"])) == ("running", 1)
+    assert (report["status"], len(report["scores"])) == ("running", 1)
 
 
 def test_the_packed_model_takes_the_place_of_the_checkpoint(begin: Any, tmp_path: Path) -> None:
@@ -91,5 +92,5 @@ def test_a_store_that_cannot_be_written_is_no_fault_of_the_trial(begin: Any, tmp
     actor = begin(checkpoint_s=0.0 if steps == 2 else 1e9)
     (tmp_path / "checkpoints").write_text("in the way")
     report = [actor.step() for _ in range(steps)][-1]
-    assert (report["status"], report["done"]) == ("lost", True)
+    assert (report["status"], report["done"]) == ("store_failed", True)
     assert report["error"].startswith("cannot write ")

@@ -52,7 +52,7 @@ def test_budgets_say_by_how_much_and_of_many_at_once(small: Space) -> None:
     budget = Budget(max_size=costs[0].size_bytes, max_flops=costs[1].flops)
     arrays = {name: np.array([float(getattr(cost, name)) for cost in costs]) for name in ("size_bytes", "flops")}
     fits = [budget.fits(cost) for cost in costs]
-    assert budget.fit(arrays).tolist() == fits
+    assert budget.fits_each(arrays).tolist() == fits
     assert [max(budget.excess(cost).values()) <= 0 for cost in costs] == fits
     assert budget.excess(costs[0])["max_size"] == 0
     assert Budget().excess(costs[0]) == {}
@@ -61,7 +61,9 @@ def test_budgets_say_by_how_much_and_of_many_at_once(small: Space) -> None:
 def test_a_budget_that_nothing_meets_says_what_is_least(small: Space) -> None:
     least = small.network.cost(extremes(small, Budget())[0]).size_bytes
     assert extremes(small, Budget(max_size=least)) is not None
-    with pytest.raises(UsageError, match=rf"is met by no config of the space, whose least size is {least} bytes"):
+    with pytest.raises(
+        UsageError, match=rf"no config of the space meets the budget .*: the least size is {least} bytes"
+    ):
         extremes(small, Budget(max_size=least - 1))
 
 

@@ -1,12 +1,12 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
-from layers import UsageError
-from search.runner.launch import _check_same
+from layers import OvertoneError, UsageError
 from search.study.budget import Budget
-from search.study.plan import StudyPlan
+from search.study.plan import StudyPlan, check_same_settings
 from search.study.workload import Workload, make_space
 from spaces import NetworkConfig
 from spaces.global_pruning import global_rates
@@ -29,13 +29,42 @@ def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
     assert StudyPlan.from_record({**json.loads(json.dumps(rich.to_record())), "name": "x", "uncompressed": {}}) == rich
 
 
-def test_a_study_older_than_a_setting_goes_on_with_its_default(plan: StudyPlan) -> None:
-    record = json.loads(json.dumps(plan.to_record()))
-    del record["recipe"]["distillation"], record["keep"], record["saliency"]
-    _check_same("old", record, plan.to_record())
-    taught = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, distillation=0.5))
-    with pytest.raises(UsageError, match=r"exists with schedule.distillation 0.0, 0.5 was given"):
-        _check_same("old", record, taught.to_record())
+def test_a_record_of_a_pre_release_or_without_a_setting_is_refused(plan: StudyPlan) -> None:
+    record = {**plan.to_record(), "name": "old"}
+    for setting in ("keep", "miss_rate", "recipe", "saliency"):
+        with pytest.raises(OvertoneError, match=f"the record of study 'old' lacks {setting}$"):
+            StudyPlan.from_record({name: value for name, value in record.items() if name != setting})
+    del record["format"]
+    with pytest.raises(OvertoneError, match="study 'old' is from a pre-release of Overtone: start a new one"):
+        StudyPlan.from_record(record)
+
+
+def test_a_setting_that_differs_is_named(plan: StudyPlan) -> None:
+    record = {**plan.to_record(), "name": "s"}
+    check_same_settings(record, dataclasses.replace(plan, trials=99, weights="elsewhere").to_record())
+    other = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, distillation=0.5))
+    with pytest.raises(UsageError, match=r"study 's' exists with recipe.distillation 0.0, 0.5 was given"):
+        check_same_settings(record, other.to_record())
+
+
+def test_a_located_plan_is_one_for_any_working_directory(
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.safetensors").touch()
+    located = dataclasses.replace(plan, weights="mine.safetensors", objectives=("score", "flops")).located()
+    assert located.weights == str(tmp_path / "mine.safetensors")
+    assert located.data.data_dir == str(tmp_path / "data")
+    assert located.objectives == ("val_top1", "flops")
+    assert dataclasses.replace(plan, weights="IMAGENET1K_V1").located().weights == "IMAGENET1K_V1"
+    assert located.located() == located
+
+
+def test_a_miss_rate_of_0_never_stops_and_none_is_no_rate(plan: StudyPlan) -> None:
+    assert StudyPlan.from_record(dataclasses.replace(plan, miss_rate=0).to_record()).miss_rate == 0
+    for rate in (-0.1, 1, float("nan")):
+        with pytest.raises(UsageError, match=r"miss_rate \(=.*\) must be at least 0 and below 1"):
+            dataclasses.replace(plan, miss_rate=rate)
 
 
 def test_a_plan_holds_rates_where_thresholds_were_asked(plan: StudyPlan) -> None:
@@ -67,7 +96,7 @@ def test_latency_is_measured_where_it_is_an_objective(plan: StudyPlan, objective
 def test_a_study_keeps_to_what_it_keeps(plan: StudyPlan) -> None:
     other = dataclasses.replace(plan, keep="all")
     with pytest.raises(UsageError, match=r"exists with keep 'front', 'all' was given"):
-        _check_same("s", plan.to_record(), other.to_record())
+        check_same_settings({**plan.to_record(), "name": "s"}, other.to_record())
     with pytest.raises(UsageError, match=r"keep \(='best'\) must be front or all"):
         dataclasses.replace(plan, keep="best")
 
