@@ -20,10 +20,9 @@ Columns are harmonics of conv1, layer1, layer2 and layer3, and block floating po
 import argparse
 import platform
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -32,10 +31,11 @@ from torch import Tensor, nn
 
 from layers import compress_model
 from spaces import BlockConfig, NetworkConfig
-from trainers.data import DataSpec, load_data
+from trainers.data import Data, DataSpec, load_data
 from trainers.evaluation import evaluate
-from trainers.start import calibration, start
-from trainers.start.calibration import _PairedLayer, _PairedNorm
+from trainers.start.calibration import Objective, calibrate, match_outputs
+from trainers.start.norm_statistics import InputMoments, NormStatistics, corrected_statistics
+from trainers.start.start import calibration_images
 from trainers.trial import load_baseline
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
@@ -43,45 +43,43 @@ _BITS = "8 bits"
 _ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2", _BITS)
 
 
-class _Unfitted(_PairedLayer):
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._regression = None
+def _leave_layer(original: nn.Module, x: Tensor, x0: Tensor, y0: Tensor) -> None:
+    return None
 
 
-class _OriginalInputs(_PairedLayer):
-    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
-        super().learn(originally, originally, outputs)
+def _original_inputs(original: nn.Module, x: Tensor, x0: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
+    return x0, y0
 
 
-class _OwnTargets(_PairedLayer):
-    def learn(self, x: Tensor, originally: Tensor, outputs: Tensor) -> None:
-        super().learn(x, originally, self.original(x))
+def _own_targets(original: nn.Module, x: Tensor, x0: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
+    return x, original(x)
 
 
-class _KeptNorm(_PairedNorm):
-    def settle(self) -> None:
-        pass
+def _trained_statistics(moments: InputMoments, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    return mean, variance
 
 
-class _TheseImagesNorm(_PairedNorm):
-    def settle(self) -> None:
-        if self.paired.compressed_before:
-            mean, _, square, *_ = torch.as_tensor(self._sums) / self._count
-            self.module.get_buffer("running_mean").copy_(mean)
-            self.module.get_buffer("running_var").copy_(square - mean.square())
+def _statistics_of_images(moments: InputMoments, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    return moments.mean, moments.square - moments.mean.square()
 
 
-_STARTS: dict[str, tuple[type[_PairedLayer], type[_PairedNorm], int] | None] = {
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    objective: Objective = match_outputs
+    statistics: NormStatistics = corrected_statistics
+    images: int = 512
+
+
+_STARTS: dict[str, _Start | None] = {
     "filters": None,
-    "filters, norms": (_Unfitted, _PairedNorm, 512),
-    "outputs, original inputs": (_OriginalInputs, _PairedNorm, 512),
-    "outputs, own inputs and targets": (_OwnTargets, _PairedNorm, 512),
-    "outputs": (_PairedLayer, _PairedNorm, 512),
-    "outputs, norms kept": (_PairedLayer, _KeptNorm, 512),
-    "outputs, norms of these images": (_PairedLayer, _TheseImagesNorm, 512),
-    "outputs, 128 images": (_PairedLayer, _PairedNorm, 128),
-    "outputs, 2048 images": (_PairedLayer, _PairedNorm, 2048),
+    "filters, norms": _Start(objective=_leave_layer),
+    "outputs, original inputs": _Start(objective=_original_inputs),
+    "outputs, own inputs and targets": _Start(objective=_own_targets),
+    "outputs": _Start(),
+    "outputs, norms kept": _Start(statistics=_trained_statistics),
+    "outputs, norms of these images": _Start(statistics=_statistics_of_images),
+    "outputs, 128 images": _Start(images=128),
+    "outputs, 2048 images": _Start(images=2048),
 }
 
 
@@ -105,7 +103,7 @@ def main() -> None:
     found = []
     for name, row, seed in track(asked, "starts"):
         model = compress_model(baseline, network.forms(_config(row)))
-        seconds = _begin(_STARTS[name], model, baseline, data, seed)
+        seconds = _calibrate(_STARTS[name], model, baseline, data, seed)
         top1 = evaluate(model, data.val, data.normalize, device="cpu").top1
         about = {"val_images": len(data.val), "threads": arguments.threads, "torch": version("torch")}
         found.append({"start": name, "harmonics": row, "seed": seed, "top1": 100 * top1, "seconds": seconds, **about})
@@ -115,18 +113,14 @@ def main() -> None:
     print(_markdown(runs))
 
 
-def _begin(kinds: Any, model: nn.Module, baseline: nn.Module, data: Any, seed: int) -> float:
-    if kinds is None:
+def _calibrate(start: _Start | None, model: nn.Module, baseline: nn.Module, data: Data, seed: int) -> float:
+    """Calibrate the model, and return the seconds that it took."""
+    if start is None:
         return 0.0
-    layer, norm, images = kinds
-    with (
-        patch.object(calibration, "_PairedLayer", layer),
-        patch.object(calibration, "_PairedNorm", norm),
-        patch.object(start, "CALIBRATION_IMAGES", images),
-    ):
-        begun = time.perf_counter()
-        start.initialize("calibrated", model, baseline, data, seed=seed, device=torch.device("cpu"))
-        return time.perf_counter() - begun
+    started = time.perf_counter()
+    images = calibration_images(data, seed=seed, device=torch.device("cpu"), count=start.images)
+    calibrate(model, baseline, images, objective=start.objective, statistics=start.statistics)
+    return time.perf_counter() - started
 
 
 def _config(row: str) -> NetworkConfig:

@@ -114,7 +114,9 @@ def _decode(
         mean, std = ((sum(planes) / 3,) for planes in (mean, std))
         augment = "shift"
     return Data(
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         classes=source.classes,
         mean=mean,
         std=std,

@@ -191,7 +191,7 @@ class _PairedLayer(_PairedModule):
             weight = dense.view(len(dense), -1, *self.module.shape.kernel)
             try:
                 if isinstance(self._regression, TemplateRegression):
-                    self._regression.place(weight)
+                    self._regression.apply(weight)
                 else:
                     self.module.set_coefficients(self._regression.solve(self._importance()), weight)
             except OvertoneError as error:

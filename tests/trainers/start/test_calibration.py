@@ -289,3 +289,30 @@ def test_a_convolution_along_one_axis_is_calibrated_too(form, x):
             calibrate(model, net, x)
         errors.append((record(model, x)["along"][1] - wanted).square().mean())
     assert errors[1] < errors[0]
+
+
+def test_an_objective_may_ask_for_other_pairs_or_leave_layers_as_they_are(baseline, x):
+    seen = []
+
+    def leave(original: nn.Module, x: Tensor, x0: Tensor, y0: Tensor) -> None:
+        seen.append(original.weight.shape)
+        assert torch.equal(original(x0), y0)
+
+    model, plain = compress_model(baseline, FORMS), compress_model(baseline, FORMS)
+    calibrate(model, baseline, x, objective=leave)
+    assert seen == [baseline.first.weight.shape, baseline.inner["second"].weight.shape, baseline.last.weight.shape]
+    assert torch.equal(model.first.coefficients, plain.first.coefficients)
+    assert not torch.equal(model.norm.running_mean, plain.norm.running_mean)
+    calibrate(plain, baseline, x, objective=lambda original, x, x0, y0: (x0, y0))
+    expected = OutputRegression(compress_model(baseline, FORMS).inner["second"])
+    expected.add(*record(baseline, x)["inner.second"])
+    assert torch.allclose(plain.inner["second"].coefficients, expected.solve(), atol=1e-4)
+
+
+def test_norms_take_the_statistics_that_are_asked_for(baseline, x):
+    model = compress_model(baseline, FORMS)
+    calibrate(model, baseline, x, statistics=lambda moments, mean, variance: (moments.mean, moments.original_square))
+    inputs, original = record(model, x)["norm"][0], record(baseline, x)["norm"][0]
+    assert torch.allclose(model.norm.running_mean, inputs.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(model.norm.running_var, original.square().mean((0, 2, 3)), atol=1e-4)
+    assert torch.equal(model.stem.running_mean, baseline.stem.running_mean)
