@@ -1,4 +1,4 @@
-"""The blocks and layers of any network, found by looking at it."""
+"""The blocks of any network, and the shapes of its layers, from one forward pass."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerShape, UsageError
+from layers.errors import translate_errors
 
 __all__ = ["Granularity", "Traced", "find_blocks", "trace"]
 
 Granularity = Literal["stage", "layer"]
 
+_FORWARD_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
+"""All that torchvision's networks raise for images that they cannot take."""
+
 
 def find_blocks(layers: Collection[str], granularity: Granularity = "stage") -> dict[str, tuple[str, ...]]:
-    """Which of the named convolution and linear layers, given in network order, are in each block.
+    """Return the layers of each block, from the names of convolution and linear layers in network order.
 
-    A `stage` is a child of the network; where one child holds more than half of all layers (torchvision's
-    `features`), its own children are the stages instead. With `layer`, each layer is a block.
+    A `stage` is a child of the network; if one child holds more than half of all layers (torchvision's `features`), its
+    own children are the stages instead. With `layer`, each layer is a block.
     """
     if granularity == "layer":
         return {name: (name,) for name in layers}
     if granularity != "stage":
-        raise UsageError(f"granularity (={granularity!r}) must be 'stage' or 'layer'.")
+        raise UsageError(f"granularity (={granularity!r}) must be one of stage, layer")
     blocks: dict[str, list[str]] = {}
     for name in layers:
         blocks.setdefault(_stage_of(name, layers), []).append(name)
@@ -36,7 +40,7 @@ def find_blocks(layers: Collection[str], granularity: Granularity = "stage") -> 
 
 
 def _stage_of(layer: str, layers: Collection[str]) -> str:
-    """The shortest prefix of the layer's path that holds at most half of all layers (or the layer itself)."""
+    """Return the shortest prefix of the layer's path that holds at most half of all layers, or the layer itself."""
     parts = layer.split(".")
     for depth in range(1, len(parts) + 1):
         prefix = ".".join(parts[:depth])
@@ -52,31 +56,34 @@ class Traced:
     shapes: dict[str, LayerShape]
     """Shape of every convolution and linear layer that can be compressed, in network order."""
     macs: int
-    """Multiply-accumulates of all convolutions and matrix products, those of attention and the like included."""
+    """Multiply-accumulates of all convolutions and matrix products, also of those without weights (attention's)."""
 
 
 def trace(model: nn.Module, image: tuple[int, int, int]) -> Traced:
-    """Look at a network while it takes a (channels, height, width) image.
+    """Return the shapes and products of a network, recorded while it takes a (channels, height, width) image.
 
-    Layers that are not called cannot be compressed: what reads their weights (torchvision's Swin does, and torch's
-    attention) knows nothing of a compressed form, or they serve training alone. Raises `UsageError` where the network
-    cannot take such an image.
+    Layers that are not called cannot be compressed: either other code reads their weights (torchvision's Swin and
+    torch's attention do) and would not understand a compressed form, or they serve training alone. Raises `UsageError`
+    if the network cannot take an image of this size.
     """
     calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and not _is_read_from_outside(model, name)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and not _is_read_by_parent(model, name)
     }
     hooks = [module.register_forward_hook(_recorder(calls.setdefault(name, []))) for name, module in layers.items()]
     training = model.training
+    size = "x".join(map(str, image))
+    failure = f"the network {type(model).__name__} cannot take {size} images"
     try:
-        with torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
+        with (
+            translate_errors(failure, *_FORWARD_ERRORS, to=UsageError),
+            torch.no_grad(),
+            _plain_attention(),
+            FlopCounterMode(display=False) as counter,
+        ):
             model.eval()(torch.zeros(1, *image))
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # all that torchvision's networks raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        size = "x".join(map(str, image))
-        raise UsageError(f"The network {type(model).__name__} cannot take {size} images: {reason}") from error
     finally:
         model.train(training)
         for hook in hooks:
@@ -89,7 +96,7 @@ def trace(model: nn.Module, image: tuple[int, int, int]) -> Traced:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Have attention computed by the products that it is made of, which can be counted."""
+    """Compute attention by the products that it is made of, which can be counted."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -99,8 +106,8 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _is_read_from_outside(model: nn.Module, layer: str) -> bool:
-    """Whether a layer is within a module of torch's that reads the weights of those within."""
+def _is_read_by_parent(model: nn.Module, layer: str) -> bool:
+    """Return whether a layer is within one of torch's modules that read the weights of their layers."""
     parts = layer.split(".")
     above = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
     return any(isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer) for module in above)
@@ -118,5 +125,5 @@ def _recorder(calls: list[tuple[tuple[int, int], tuple[int, int]]]):  # type: ig
 
 
 def _size(conv: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Height and width, one row for 1-D convolutions."""
+    """Return height and width; the height is 1 for 1-D convolutions."""
     return (1 if isinstance(conv, nn.Conv1d) else x.shape[-2], x.shape[-1])

@@ -20,73 +20,71 @@ _RANGES = {"groups": (1, 1 << 16), "bits": (2, 16), "exponent_block": (1, 128), 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What is asked of one block; `None` leaves that step out, and all `None` is the block as it was."""
+    """How one block is compressed; `None` leaves a step out, and all `None` is the block as it was."""
 
     basis: Basis | None = None
     """Series basis of the filters of convolutions larger than 1 x 1."""
     harmonics: tuple[int, int] | None = None
-    """Harmonics in y and x; a layer with a smaller kernel takes as many as it has taps."""
+    """Harmonics in y and x; a layer with fewer taps takes as many harmonics as taps."""
     allocation: Allocation | None = None
-    """`filter`: each layer's coefficients, as many as `harmonics` make, are spent where they buy most."""
+    """`filter`: a layer has as many coefficients as `harmonics` make, spent on the filters where they help most."""
     pruning_rate: float | None = None
     """Share of filters that are rebuilt from the others, in (0, 1)."""
     groups: int | None = None
     """Channel groups of the templates."""
     transform: Transform | None = None
-    """How templates become filters; `scalar` where a pruning rate is given without one, and for a single tap."""
+    """How templates become filters; `scalar` if a pruning rate is given without it, and for filters of a single tap."""
     bits: int | None = None
-    """Mantissa bits of weights and input activations; in the block `norms_and_biases` of biases and norms."""
+    """Mantissa bits of weights and inputs, or of biases and norms in the block `norms_and_biases`."""
     exponent_block: int | None = None
-    """Stored weights that share one exponent; 1 where bits are given without it."""
+    """Stored weights that share one exponent; 1 if bits are given without it."""
     exponent_axis: Axis | None = None
-    """What the weights' blocks are cut from; `flat` where bits are given without it."""
+    """What the weights' blocks are cut from; `flat` if bits are given without it."""
     activation_block: int | None = None
-    """Input channels of a pixel that share one exponent; 1 where bits are given without it."""
+    """Input channels of a pixel that share one exponent; 1 if bits are given without it."""
 
     def __post_init__(self) -> None:
         if self.basis is not None:
             object.__setattr__(self, "basis", basis_name(self.basis))
         if self.allocation is not None and self.allocation not in ALLOCATIONS:
-            raise UsageError(f"allocation (={self.allocation!r}) must be {', '.join(ALLOCATIONS)}, or left out.")
+            raise UsageError(f"allocation (={self.allocation!r}) must be {', '.join(ALLOCATIONS)}, or left out")
         if self.transform is not None and self.transform not in TRANSFORMS:
-            raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}, or left out.")
+            raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}, or left out")
         if self.exponent_axis is not None and self.exponent_axis not in AXES:
-            raise UsageError(f"exponent_axis (={self.exponent_axis!r}) must be one of {', '.join(AXES)}, or left out.")
+            raise UsageError(f"exponent_axis (={self.exponent_axis!r}) must be one of {', '.join(AXES)}, or left out")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not low <= value <= high):
-                raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}, or left out.")
+                raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}, or left out")
         if self.harmonics is not None:
             pair = tuple(self.harmonics) if isinstance(self.harmonics, Sequence) else ()
             if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair):
-                raise UsageError(f"harmonics (={self.harmonics}) must be two whole numbers of at least 1, (y, x).")
+                raise UsageError(f"harmonics (={self.harmonics}) must be two whole numbers of at least 1, (y, x)")
             object.__setattr__(self, "harmonics", pair)
         if self.allocation is not None and self.harmonics is None:
-            raise UsageError(
-                f"allocation (={self.allocation!r}) needs harmonics, which say how much there is to spend."
-            )
+            raise UsageError(f"allocation (={self.allocation!r}) must be given together with harmonics, its budget")
         if (self.basis is None) != (self.harmonics is None):
-            raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together.")
+            raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together")
         rate = self.pruning_rate
         if rate is not None and not (isinstance(rate, int | float) and 0 < rate < 1):
-            raise UsageError(f"pruning_rate (={rate!r}) must be between 0 and 1, or left out.")
+            raise UsageError(f"pruning_rate (={rate!r}) must be between 0 and 1, or left out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """How a network is compressed: a `BlockConfig` for each block that is, by the block's name."""
+    """How a network is compressed: a `BlockConfig` for each block that is compressed, by the block's name."""
 
     blocks: Mapping[str, BlockConfig] = field(default_factory=dict)
-    """Blocks that are not named stay as they were."""
+    """Block name -> how it is compressed; other blocks stay as they were."""
     minimum_templates: int = 8
     """Fewest templates (per group) that pruning leaves in a layer; the papers use 8 for CIFAR, 32 for ImageNet."""
 
     def __post_init__(self) -> None:
         if type(self.minimum_templates) is not int or self.minimum_templates < 1:
-            raise UsageError(f"minimum_templates (={self.minimum_templates!r}) must be a whole number of at least 1.")
+            raise UsageError(f"minimum_templates (={self.minimum_templates!r}) must be a whole number of at least 1")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data, without the knobs that are `None`."""
+        """Return plain JSON data, without the knobs that are `None`."""
         blocks = {
             name: {k: v for k, v in asdict(block).items() if v is not None} for name, block in self.blocks.items()
         }
@@ -95,22 +93,23 @@ class NetworkConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NetworkConfig:
-        """The inverse of `to_json`; `UsageError` names a key that does not belong."""
-        _only(data, {"blocks", "minimum_templates"}, "config")
+        """Return the config of JSON data, the inverse of `to_json`; raise `UsageError` for an unknown key."""
+        _check_keys(data, {"blocks", "minimum_templates"}, "config")
         knobs = {f.name for f in fields(BlockConfig)}
-        blocks = {}
-        asked = data.get("blocks", {})
-        if not isinstance(asked, Mapping):
-            raise UsageError(f"blocks (={asked!r}) must be a mapping of block names to knobs.")
-        for name, block in asked.items():
-            _only(block, knobs, f"block {name!r}")
-            blocks[name] = BlockConfig(**block)
-        return cls(blocks=blocks, minimum_templates=data.get("minimum_templates", 8))
+        blocks = data.get("blocks", {})
+        if not isinstance(blocks, Mapping):
+            raise UsageError(f"blocks (={blocks!r}) must be a mapping of block names to knobs")
+        for name, block in blocks.items():
+            _check_keys(block, knobs, f"block {name!r}")
+        return cls(
+            blocks={name: BlockConfig(**block) for name, block in blocks.items()},
+            minimum_templates=data.get("minimum_templates", 8),
+        )
 
 
-def _only(data: object, allowed: set[str], what: str) -> None:
+def _check_keys(data: object, allowed: set[str], owner: str) -> None:
     if not isinstance(data, Mapping):
-        raise UsageError(f"{what} (={data!r}) must be a mapping with the keys {', '.join(sorted(allowed))}.")
+        raise UsageError(f"{owner} (={data!r}) must be a mapping with the keys {', '.join(sorted(allowed))}")
     for key in data:
         if key not in allowed:
-            raise UsageError(f"{what} has the key {key!r}, allowed are {', '.join(sorted(allowed))}.")
+            raise UsageError(f"key (={key!r}) of {owner} must be one of {', '.join(sorted(allowed))}")

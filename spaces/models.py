@@ -13,18 +13,20 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from layers import UsageError
+from layers.errors import first_line
 from spaces.zoo import CifarResNet, CifarVGG16
 
 __all__ = ["RESNET_DEPTHS", "build_model", "check_outputs", "is_factory", "without_auxiliary"]
 
 RESNET_DEPTHS = (8, 20, 32, 44, 56)
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
-"""Torchvision's networks with classifiers for training alone, which are left away, by the names of their tensors. Both
-turn ImageNet's normalization of images into their own, as their published weights need it."""
+"""Torchvision's networks with auxiliary classifiers, which serve training alone and are left out -> prefixes of these
+tensors' names. Both networks turn ImageNet's normalization of images into their own, as their published weights need
+it."""
 
 
 def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
-    """A freshly initialized network for (B, channels, H, W) images, giving (B, classes) logits.
+    """Return a freshly initialized network that gives (B, classes) logits for (B, channels, H, W) images.
 
     `name` is resnet8/20/32/44/56 or vgg16 (for CIFAR-size images), a torchvision classification model (3 channels),
     or `package.module:factory`, called as `factory(classes=..., channels=...)`. Raises `UsageError` for any other.
@@ -36,21 +38,21 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
     import torchvision  # slow to import, and most commands do without
 
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise UsageError(_unknown(name, torchvision.models.list_models(module=torchvision.models)))
+        raise UsageError(_unknown_model(name, torchvision.models.list_models(module=torchvision.models)))
     if channels != 3:
-        raise UsageError(f"model (={name!r}) takes images of 3 channels, the data have {channels}.")
+        raise UsageError(f"channels (={channels}) must be 3 for the model {name!r}")
     plain = {"aux_logits": False, "transform_input": True, "init_weights": True} if name in _AUXILIARY else {}
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **plain)
     return model
 
 
 def without_auxiliary(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without those of a network's tensors that `build_model` leaves away."""
+    """Return a state dict without those of a network's tensors that `build_model` leaves out."""
     return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY.get(name, ()))}
 
 
 def check_outputs(name: str, model: nn.Module, image: tuple[int, int, int], classes: int) -> None:
-    """Raise `UsageError` where a network of the user's own does not give (B, classes) logits for (C, H, W) images."""
+    """Raise `UsageError` if a user's own network does not give (B, classes) logits for (C, H, W) images."""
     if not is_factory(name):
         return
     training = model.training
@@ -58,16 +60,16 @@ def check_outputs(name: str, model: nn.Module, image: tuple[int, int, int], clas
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, *image))
     except Exception as error:  # of the user's own code
-        raise UsageError(f"model (={name!r}) cannot take two images; {type(error).__name__}: {error}.") from error
+        raise UsageError(f"the model {name!r} cannot take two images: {_described(error)}") from error
     finally:
         model.train(training)
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != (2, classes):
-        raise UsageError(f"model (={name!r}) must give (2, {classes}) logits for two images, it gives {found}.")
+    output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if output != (2, classes):
+        raise UsageError(f"model (={name!r}) must give (2, {classes}) logits for two images, it gives {output}")
 
 
 def is_factory(name: str) -> bool:
-    """Whether the name says `package.module:factory`, which runs the user's own code."""
+    """Return whether the name has the form `package.module:factory`, which runs the user's own code."""
     return ":" in name
 
 
@@ -80,10 +82,9 @@ def _resnet(depth: int) -> Callable[..., nn.Module]:
     return lambda *, classes, channels: CifarResNet(depth, classes=classes, channels=channels)
 
 
-def _unknown(name: str, torchvision_names: list[str]) -> str:
-    known = [*_zoo(), *torchvision_names]
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"; did you mean {', '.join(close)}?" if close else "."
+def _unknown_model(name: str, torchvision_names: list[str]) -> str:
+    close = difflib.get_close_matches(name, [*_zoo(), *torchvision_names], n=3)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
     return f"model (={name!r}) must be one of {', '.join(_zoo())}, a torchvision model or package.module:factory{hint}"
 
 
@@ -92,34 +93,40 @@ def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UsageError(f"model (={name!r}) must be importable as package.module:factory; {error}.") from error
+        raise UsageError(
+            f"model (={name!r}) must be importable as package.module:factory: {first_line(error)}"
+        ) from error
     try:
         inspect.signature(factory).bind(classes=classes, channels=channels)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"model (={name!r}) must take classes=... and channels=...; {error}.") from error
+        raise UsageError(f"model (={name!r}) must take classes=... and channels=...: {first_line(error)}") from error
     try:
         model = factory(classes=classes, channels=channels)
     except Exception as error:  # of the user's own code
-        raise UsageError(f"model (={name!r}) cannot be built; {type(error).__name__}: {error}.") from error
+        raise UsageError(f"cannot build the model {name!r}: {_described(error)}") from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}.")
+        raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}")
     _check_weights(name, model)
     return model
 
 
 def _check_weights(name: str, model: nn.Module) -> None:
-    """Refuse what has no weights of its own to be copied and compressed: lazy layers, those that compute them, ties."""
+    """Raise `UsageError` for layers without plain weights of their own: lazy ones, computed weights, shared weights."""
     for path, layer in model.named_modules():
         if any(map(is_lazy, (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))):
-            raise UsageError(f"model (={name!r}) must be given an image in its factory: its layer {path!r} is lazy.")
+            raise UsageError(f"model (={name!r}) must be given an image in its factory: its layer {path!r} is lazy")
         plain = "weight" in layer._parameters or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
         if is_parametrized(layer) or not plain:
             raise UsageError(
-                f"model (={name!r}) must have plain weights, those of its layer {path!r} are computed (weight or "
-                f"spectral norm, say): remove that in its factory."
+                f"model (={name!r}) must have plain weights: those of its layer {path!r} are computed (by a weight or "
+                "spectral norm, for example), which its factory must remove"
             )
-    known: dict[nn.Parameter, str] = {}
+    paths: dict[nn.Parameter, str] = {}
     for path, weight in model.named_parameters(remove_duplicate=False):
-        if weight in known:
-            raise UsageError(f"model (={name!r}) must hold each weight once, {known[weight]!r} is {path!r} too.")
-        known[weight] = path
+        if weight in paths:
+            raise UsageError(f"model (={name!r}) must hold each weight once: {paths[weight]!r} is {path!r} too")
+        paths[weight] = path
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

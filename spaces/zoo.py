@@ -2,8 +2,7 @@
 
 ResNets have three stages of n residual blocks with 16, 32 and 64 channels (depth 6 n + 2) and parameter-free
 shortcuts (option A: every second pixel, new channels zero). VGG16 is Miles & Mikolajczyk's: 13 convolutions, one
-linear layer. Any input of at least 8 x 8 (ResNet) or 32 x 32 (VGG16) pixels fits, thanks to global pooling at the
-end.
+linear layer. Inputs of at least 8 x 8 (ResNet) or 32 x 32 (VGG16) pixels fit, thanks to global pooling at the end.
 """
 
 from __future__ import annotations

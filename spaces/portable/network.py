@@ -1,10 +1,12 @@
 """A compressed network in the few operations that every exchange format has.
 
 Filters are rebuilt once and become ordinary weights. Inputs that are rounded to block floating point stay rounded,
-exactly as `layers.quantize` does it, but without reading a number's bits: the exponent is guessed by a logarithm,
-corrected by comparing with exact powers of two, and powers of two come from a table. So the exported graph computes
+exactly as `layers.quantize` rounds them, but without access to a number's bits: the exponent is estimated by a
+logarithm and corrected by comparison with exact powers of two, which come from a table. So the exported graph computes
 what was measured, up to the order in which a runtime adds.
 """
+
+from __future__ import annotations
 
 import copy
 
@@ -20,61 +22,63 @@ __all__ = ["PortableRounding", "portable_model"]
 
 
 class PortableRounding(nn.Module):
-    """`layers.quantize` as plain arithmetic: for blocks of one value any shape, for blocks of channels (B, C, ...)."""
+    """`layers.quantize` as plain arithmetic; blocks of one value take any shape, blocks of channels (B, C, ...)."""
 
     powers: Tensor
 
     def __init__(self, form: BlockFormat) -> None:
         super().__init__()
         if form.block != 1 and form.axis != "channel":
-            raise ValueError(f"axis (={form.axis!r}) must be 'channel' for blocks of {form.block}.")
-        self.bits, self.block = form.bits, form.block
-        self.lowest, self.highest = form.lowest, -form.lowest - 1
+            raise ValueError(f"axis (={form.axis!r}) must be 'channel' for blocks of {form.block}")
+        self.bits = form.bits
+        self.block = form.block
+        self.lowest = form.lowest
+        self.highest = -form.lowest - 1
         self.reach = form.bits - form.lowest
         exponents = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
         self.register_buffer("powers", torch.exp2(exponents).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each block rounded to steps of its largest value's last bit, ties to even; out of range it is zero or NaN."""
+        """Round each block to steps of its largest value's last bit, ties to even; out of range it is zero or NaN."""
         if self.block == 1:
             return self._round(x, x.abs())
         channels = x.shape[1]
-        short = -channels % self.block
-        blocks = F.pad(x, [0, 0] * (x.dim() - 2) + [0, short]).unflatten(1, (-1, self.block))
+        missing = -channels % self.block
+        blocks = F.pad(x, [0, 0] * (x.dim() - 2) + [0, missing]).unflatten(1, (-1, self.block))
         return self._round(blocks, blocks.abs().amax(2, keepdim=True)).flatten(1, 2)[:, :channels]
 
     def _round(self, x: Tensor, size: Tensor) -> Tensor:
-        """`size` is the largest magnitude of each value's block."""
+        """Round values; `size` is the largest magnitude of each value's block."""
         exponent = self._exponent(size)
         carries = torch.round(size * self._power(self.bits - 1 - exponent)) >= 2**self.bits
         exponent = exponent + carries.to(torch.int64)
-        scale, step = self._power(self.bits - 1 - exponent), self._power(exponent - self.bits + 1)
+        scale = self._power(self.bits - 1 - exponent)
+        step = self._power(exponent - self.bits + 1)
         steps = torch.round(x * scale)
         rounded = torch.where((size < 2.0**self.lowest) | (steps == 0), 0.0, steps * step)
         return torch.where(torch.round(size * scale) * step < 2.0**-self.lowest, rounded, torch.nan)
 
     def _exponent(self, size: Tensor) -> Tensor:
-        """floor(log2(size)) as int64, exact between the format's lowest and highest exponent, its ends beyond."""
+        """Return floor(log2(size)) as int64, exact, clamped to the format's lowest and highest exponent."""
         safe = size.clamp(2.0**self.lowest, 2.0**self.highest)
-        guess = torch.log2(safe).floor().to(torch.int64).clamp(self.lowest, self.highest)
-        guess = guess - (self._power(guess) > safe).to(torch.int64)
-        return guess + (self._power(guess + 1) <= safe).to(torch.int64)
+        estimate = torch.log2(safe).floor().to(torch.int64).clamp(self.lowest, self.highest)
+        estimate = estimate - (self._power(estimate) > safe).to(torch.int64)
+        return estimate + (self._power(estimate + 1) <= safe).to(torch.int64)
 
     def _power(self, exponent: Tensor) -> Tensor:
         return self.powers[exponent + self.reach]
 
 
 def portable_model(model: nn.Module) -> nn.Module:
-    """A float32 copy in eval mode with each compressed layer replaced; its sums may be added in another order."""
+    """Return a float32 copy in eval mode with each compressed layer replaced; sums may be added in another order."""
     portable = copy.deepcopy(model).eval()
     for name, layer in compressed_layers(portable).items():
-        frozen = _frozen(layer)
         parent, _, attribute = name.rpartition(".")
-        setattr(portable.get_submodule(parent), attribute, frozen)
+        setattr(portable.get_submodule(parent), attribute, _freeze(layer))
     return portable
 
 
-def _frozen(layer: CompressedLayer) -> nn.Module:
+def _freeze(layer: CompressedLayer) -> nn.Module:
     if isinstance(layer, CompressedNorm):
         return layer.plain()
     if isinstance(layer, CompressedLinear):
@@ -107,7 +111,9 @@ class _Conv2d(_Frozen):
 
     def __init__(self, layer: CompressedConv2d) -> None:
         super().__init__(layer)
-        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.shape.groups
+        self.stride = layer.stride
+        self.dilation = layer.dilation
+        self.groups = layer.shape.groups
         left, right, top, bottom = layer.margins
         uneven = layer.padding_mode != "zeros" or (left, top) != (right, bottom)
         self.padding = (0, 0) if uneven else (top, left)

@@ -57,7 +57,7 @@ def test_every_layer_is_in_one_block_in_network_order(name):
 
 
 def test_unknown_granularity_is_refused():
-    with pytest.raises(UsageError, match=r"blocks \(='filter'\) must be 'stage' or 'layer'\."):
+    with pytest.raises(UsageError, match=r"granularity \(='filter'\) must be one of stage, layer"):
         find_blocks(["conv"], "filter")
 
 
@@ -119,7 +119,7 @@ def test_looking_leaves_the_network_as_it_was(training):
     ],
 )
 def test_images_that_do_not_fit_are_refused_in_one_sentence(model, image, reason):
-    with pytest.raises(UsageError, match=rf"The network {type(model).__name__} cannot take {reason}") as caught:
+    with pytest.raises(UsageError, match=rf"the network {type(model).__name__} cannot take {reason}") as caught:
         trace(model, image)
     assert "\n" not in str(caught.value)
     assert model.training

@@ -90,15 +90,17 @@ def test_a_rate_leaves_as_many_templates_as_the_threshold(single: Network, salie
 
 
 @pytest.mark.parametrize("value", ["global", "global 5", "global 1.0", "globally 0.5"])
-def test_a_threshold_that_cannot_be_is_named(single: Network, saliency, value: str) -> None:
-    with pytest.raises(UsageError, match=rf"^pruning_rate \(='{value}'\) must be a rate, or such as 'global 0\.5'"):
+def test_a_global_rate_that_cannot_be_is_named(single: Network, saliency, value: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^pruning_rate \(='{value}'\) must be a rate between 0 and 1, or one such as 'global 0\.5'$"
+    ):
         resolve_global_rates({"all": {"pruning_rate": [value]}}, single, saliency, 1)
 
 
 def test_a_block_without_filters_is_named(single: Network, saliency) -> None:
     with pytest.raises(UsageError, match=r"^space\.head has no filters to prune; stem, body\.0,"):
         resolve_global_rates({"head": {"pruning_rate": ["global 0.5"]}}, single, saliency, 1)
-    with pytest.raises(UsageError, match=r"^The network has no convolutions"):
+    with pytest.raises(UsageError, match=r"^the network has no convolutions"):
         global_rates(single, {}, 0.5, 1)
     with pytest.raises(UsageError, match=r"^global pruning rate \(=1\.5\) must be between 0 and 1"):
         global_rates(single, saliency, 1.5, 1)

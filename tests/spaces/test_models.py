@@ -58,19 +58,18 @@ def test_factory_by_name(factories):
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        ("gone", r"must be importable as package.module:factory; .*no attribute 'gone'"),
-        ("odd", r"must return a torch.nn.Module, not str\."),
-        ("narrow", r"must take classes=... and channels=...; .*'channels'\."),
-        ("broken", r"cannot be built; KeyError: 'boom'\."),
-        ("tied", r"must hold each weight once, '1.weight' is '2.weight' too\."),
-        ("twice", r"must hold each weight once, 'a.weight' is 'b.weight' too\."),
-        ("lazy", r"must be given an image in its factory: its layer '0' is lazy\."),
+        ("gone", r"must be importable as package.module:factory: .*no attribute 'gone'$"),
+        ("odd", r"must return a torch.nn.Module, not str$"),
+        ("narrow", r"must take classes=... and channels=...: .*'channels'$"),
+        ("tied", r"must hold each weight once: '1.weight' is '2.weight' too$"),
+        ("twice", r"must hold each weight once: 'a.weight' is 'b.weight' too$"),
+        ("lazy", r"must be given an image in its factory: its layer '0' is lazy$"),
         (
             "normed",
-            r"must have plain weights, those of its layer '0' are computed \(.*\): remove that in its factory\.",
+            r"must have plain weights: those of its layer '0' are computed \(.*\), which its factory must remove$",
         ),
-        ("spectral", r"must have plain weights, those of its layer '0' are computed"),
-        ("word", r"must take classes=... and channels=...; .*not a callable object\."),
+        ("spectral", r"must have plain weights: those of its layer '0' are computed"),
+        ("word", r"must take classes=... and channels=...: .*not a callable object$"),
     ],
 )
 def test_factories_that_make_no_network_are_refused(attribute, message, factories):
@@ -78,23 +77,28 @@ def test_factories_that_make_no_network_are_refused(attribute, message, factorie
         build_model(f"{factories}:{attribute}", classes=4, channels=2)
 
 
+def test_factories_that_fail_are_refused(factories):
+    with pytest.raises(UsageError, match=rf"^cannot build the model '{factories}:broken': KeyError: 'boom'$"):
+        build_model(f"{factories}:broken", classes=4, channels=2)
+
+
 @pytest.mark.parametrize("name", ["no_such_package:make", ":make", ".relative:make", "torch:"])
 def test_factories_that_cannot_be_imported_are_refused(name):
-    with pytest.raises(UsageError, match=rf"model \(='{name}'\) must be importable as package.module:factory; "):
+    with pytest.raises(UsageError, match=rf"model \(='{name}'\) must be importable as package.module:factory: "):
         build_model(name, classes=4, channels=2)
 
 
 def test_unknown_names_are_refused_with_the_nearest_known():
     with pytest.raises(UsageError, match=r"model \(='resnet21'\) must be one of resnet8, .*did you mean .*resnet20"):
         build_model("resnet21", classes=4, channels=3)
-    with pytest.raises(UsageError, match=r"model \(='qqq'\) must be .* or package.module:factory\."):
+    with pytest.raises(UsageError, match=r"model \(='qqq'\) must be .* or package.module:factory$"):
         build_model("qqq", classes=4, channels=3)
     with pytest.raises(UsageError, match=r"model \(='fasterrcnn_resnet50_fpn'\) must be one of"):
         build_model("fasterrcnn_resnet50_fpn", classes=4, channels=3)
 
 
 def test_torchvision_takes_three_channels_alone():
-    with pytest.raises(UsageError, match=r"model \(='resnet18'\) takes images of 3 channels, the data have 1\."):
+    with pytest.raises(UsageError, match=r"^channels \(=1\) must be 3 for the model 'resnet18'$"):
         build_model("resnet18", classes=4, channels=1)
 
 
@@ -128,12 +132,12 @@ def test_a_network_of_the_users_own_gives_logits_for_the_classes(factories):
     check_outputs(f"{factories}:make", model, (3, 8, 8), 6)
     assert model.training
     assert model[1].num_batches_tracked == 0
-    with pytest.raises(UsageError, match=r"must give \(2, 4\) logits for two images, it gives \(2, 6\)\."):
+    with pytest.raises(UsageError, match=r"must give \(2, 4\) logits for two images, it gives \(2, 6\)$"):
         check_outputs(f"{factories}:make", model, (3, 8, 8), 4)
-    with pytest.raises(UsageError, match=r"it gives dict\."):
+    with pytest.raises(UsageError, match=r"it gives dict$"):
         check_outputs(f"{factories}:make", Named(), (3, 8, 8), 4)
 
-    with pytest.raises(UsageError, match=r"cannot take two images; RuntimeError: .*invalid for input of size"):
+    with pytest.raises(UsageError, match=r"cannot take two images: RuntimeError: .*invalid for input of size"):
         check_outputs(f"{factories}:make", One(), (3, 8, 8), 4)
 
 

@@ -1,4 +1,4 @@
-"""The packed format as docs/packed-format.md describes it: a reader in NumPy that knows nothing else, and file sizes."""
+"""The packed format as docs/packed-format.md describes it: a NumPy reader that knows nothing else, and file sizes."""
 
 import json
 import random

@@ -55,8 +55,8 @@ def exported(packed, tmp_path_factory):
 
 
 @pytest.fixture
-def images(rng):
-    return torch.from_numpy(rng.standard_normal((64, 1, 8, 8), dtype="float32"))
+def images(np_rng):
+    return torch.from_numpy(np_rng.standard_normal((64, 1, 8, 8), dtype="float32"))
 
 
 def test_safetensors_is_the_packed_file_itself(packed, exported, images):
