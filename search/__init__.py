@@ -1,1 +1,1 @@
-"""Who asks, who runs, when to stop; the command line."""
+"""Searching: which config to try next, trials on Ray, exports, and the command line."""

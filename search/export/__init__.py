@@ -1,1 +1,1 @@
-"""Models handed over, and the proof that they are what the ledger says."""
+"""Exporting models, and verifying that they are what the ledger says."""

@@ -43,7 +43,7 @@ class RepeatResult:
     trials: tuple[str, ...]
     """The trials that were to be repeated."""
     wanted: int
-    """Repeats of them in all."""
+    """Repeats of them in all, once the run is finished."""
     done: int
     """Repeats that have finished, now or earlier."""
     failed: int

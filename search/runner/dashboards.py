@@ -97,8 +97,8 @@ def open_storage(url: str) -> BaseStorage:
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    wanted = f"optuna_storage (={url!r}) must be journal:FILE, sqlite:///FILE or a database's URL"
-    with translate_errors(wanted, Exception, to=UsageError):  # SQLAlchemy and the drivers have errors of their own
+    failure = f"optuna_storage (={url!r}) must be journal:FILE, sqlite:///FILE or a database's URL"
+    with translate_errors(failure, Exception, to=UsageError):  # SQLAlchemy and the drivers have errors of their own
         if url.startswith("journal:"):
             return JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
         if "://" not in url:

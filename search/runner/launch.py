@@ -44,6 +44,7 @@ class SearchResult:
     done: int
     """Trials in the ledger."""
     wanted: int
+    """Trials in all, once the study is finished."""
     exhausted: bool
     """Whether no new config was left in the space."""
 

@@ -83,7 +83,7 @@ class LedgerCallback(Callback):
             seconds_left=(time.monotonic() - self._started) / here * left if here else None,
         )
 
-    def record(self, row: TrialRow) -> None:
+    def record_row(self, row: TrialRow) -> None:
         """Make the row of an ended trial last, delete its checkpoint, and publish the progress."""
         self.guard(lambda: self.write(row))
         if self.failure is None:
@@ -112,11 +112,11 @@ class LedgerCallback(Callback):
         report = trial.last_result or {}
         self._running.discard(trial.trial_id)
         if report.get("status") == "failed":
-            self.record(failed_row(self.study.name, trial.config, report, report["error"], self._network))
+            self.record_row(failed_row(self.study.name, trial.config, report, report["error"], self._network))
         elif trial.trial_id in self._stopped:
-            self.record(pruned_row(self.study.name, trial.config, report))
+            self.record_row(pruned_row(self.study.name, trial.config, report))
         elif report.get("status") == "finished":
-            self.record(finished_row(self.study.name, trial.config, report, report["model_sha256"]))
+            self.record_row(finished_row(self.study.name, trial.config, report, report["model_sha256"]))
         elif report.get("status") == "store_failed":
             self.failure = self.failure or OvertoneError(report["error"])
 
@@ -126,7 +126,7 @@ class LedgerCallback(Callback):
         if trial.trial_id in self._retried:
             return
         reason = str(trial.get_error() or "the worker died").strip().splitlines()[-1]
-        self.record(failed_row(self.study.name, trial.config, trial.last_result or {}, reason, self._network))
+        self.record_row(failed_row(self.study.name, trial.config, trial.last_result or {}, reason, self._network))
 
     def guard(self, action: Callable[[], object]) -> None:
         """Let no error escape into Ray Tune, which would blame the trial for it."""

@@ -25,6 +25,7 @@ class RunProgress:
     """The progress of a run of trials."""
 
     wanted: int
+    """Trials in all, once the run is finished."""
     done: int
     """Ended trials, failed and pruned ones included."""
     failed: int

@@ -48,8 +48,7 @@ class StudyCallback(LedgerCallback):
     ) -> None:
         """`keep` is that of the plan, `gpus` are those of each trial; the rest is as `LedgerCallback` has it."""
         self._objectives = study.objectives()
-        costs = [objective.column for objective in self._objectives if objective.direction == "min"]
-        past = study.trials(["status", "total_s", *costs])
+        past = study.trials(["status", "total_s", *(objective.column for objective in self._objectives)])
         ended = Counter(past.column("status").to_pylist())
         super().__init__(study, network, wanted=wanted, ended=ended, stopped=stopped, retried=retried)
         self._observers = observers
@@ -63,7 +62,7 @@ class StudyCallback(LedgerCallback):
 
     def reuse(self, suggestion: dict[str, Any], row: Mapping[str, Any]) -> None:
         """Record another study's row as the outcome of a suggestion, which need not be run."""
-        self.record(reused_row(self.study.name, suggestion, row))
+        self.record_row(reused_row(self.study.name, suggestion, row))
 
     def write(self, row: TrialRow) -> None:
         """Append the row, and update the front.

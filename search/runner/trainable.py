@@ -146,5 +146,9 @@ class TrialActor(tune.Trainable):
 
     def _report(self, status: str) -> dict[str, Any]:
         device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
-        where = {"device": device, "threads": torch.get_num_threads()}
-        return {"status": status, "started": self._started.isoformat(), **where}
+        return {
+            "status": status,
+            "started": self._started.isoformat(),
+            "device": device,
+            "threads": torch.get_num_threads(),
+        }

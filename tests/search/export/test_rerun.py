@@ -118,7 +118,7 @@ def test_another_file_is_taken_where_it_is_as_accurate(
 
     _lost(ledger, score=(row.score or 0) + 0.006)
     with pytest.raises(
-        OvertoneError, match="trained again on cpu, has val_top1 .*, the ledger has .*: nothing was written"
+        OvertoneError, match=r"trained again on cpu, has val_top1 .*, the ledger has .*: nothing was written"
     ):
         _again(ledger, tmp_path / "far")
     assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", "near", "runs"}

@@ -59,7 +59,7 @@ def test_nonsense_is_named(name: str, value: float) -> None:
 def test_an_unreachable_cluster_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with (
-        pytest.raises(OvertoneError, match="cannot reach the Ray cluster at address '127.0.0.1:1': "),
+        pytest.raises(OvertoneError, match=r"cannot reach the Ray cluster at address '127.0.0.1:1': "),
         connected("127.0.0.1:1"),
     ):
         pass

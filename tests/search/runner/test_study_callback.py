@@ -54,7 +54,7 @@ def test_a_model_is_kept_where_no_trial_so_far_dominates_it(
         beaten = any(t >= point[0] and s <= point[1] and f <= point[2] and (t, s, f) != point for t, s, f in past)
         wanted |= set() if beaten and keep == "front" else {row.model_sha256}
         callback.on_trial_start(0, [], SimpleNamespace(trial_id=str(number), config={"trial": row.trial}))
-        callback.record(row)
+        callback.record_row(row)
         assert callback.failure is None
         assert ledger.has_model(row.model_sha256) == (row.model_sha256 in wanted)
         assert not ledger.store.exists(checkpoint_name("s", row.trial))
@@ -94,7 +94,7 @@ def test_a_trial_reads_nothing_of_the_study_and_leaves_the_front_of_all(
         with monkeypatch.context() as patch:
             for name in ("trials", "front", "repeats"):
                 patch.setattr(ledger, name, None)
-            callback.record(_random_row(rng, number))
+            callback.record_row(_random_row(rng, number))
             assert callback.failure is None
             progress = callback._study_progress()
         written = pq.read_table(pa.BufferReader(ledger.store.read_bytes("fronts/study=s/front.parquet")))
