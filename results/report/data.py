@@ -43,7 +43,7 @@ class Member(TypedDict):
     """A trial of the front, and how sure its score is."""
 
     index: int
-    """Its place in the columns of `trials`."""
+    """Its index in the columns of `trials`."""
     seeds: int
     score_mean: float
     score_low: float | None
@@ -55,7 +55,7 @@ class Landmark(TypedDict):
     """A point beside the trials."""
 
     at: Mapping[str, float]
-    """`score` and costs, as far as they are known."""
+    """`score` and costs, without those that are unknown."""
     lines: list[str]
     """Text that explains it."""
 

@@ -2,7 +2,7 @@
 const SPANS = { trials: 'finished trials', busy_s: 'time spent', elapsed_s: 'time since the start' };
 let span = 'trials';
 
-// Return the unit in which people would say this many seconds.
+// Return the largest unit in which this many seconds are at least three.
 function timeUnit(seconds) {
   const [name, unit] = [['seconds', 1], ['minutes', 60], ['hours', 3600], ['days', 86400]].findLast(([, size]) => seconds >= 3 * size) ?? ['seconds', 1];
   return { name, unit };

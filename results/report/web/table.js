@@ -51,10 +51,10 @@ function drawRows() {
   const part = shown.slice(state.page * PAGE, (state.page + 1) * PAGE);
   table.tBodies[0].replaceChildren(...part.map(tableRow));
   byId('count').textContent = `${plural(shown.length, 'trial')}${state.budgeted ? ' within the budgets' : ''}${state.search ? ' found' : ''}`;
-  byId('place').textContent = `page ${state.page + 1} of ${pages}`;
+  byId('page').textContent = `page ${state.page + 1} of ${pages}`;
   byId('previous').disabled = state.page === 0;
   byId('next').disabled = state.page >= pages - 1;
-  byId('place').parentElement.hidden = pages === 1;
+  byId('page').parentElement.hidden = pages === 1;
 }
 
 function tableRow(i) {
