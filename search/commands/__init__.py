@@ -1,1 +1,1 @@
-"""The command line: what is asked, and how it is answered on a terminal."""
+"""The command line: commands, their options, and what they print."""

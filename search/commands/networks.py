@@ -40,8 +40,8 @@ class LoadedNetwork:
 def load_network(model: str, options: ImageOptions, weights: str | None) -> LoadedNetwork:
     """Load the data if any are named, then the network for them with its weights, random ones from seed 0 without.
 
-    Without data the shape is that of the options, or what the network is usually used with. Raises `UsageError` where
-    both say it, or where the weights do not fit.
+    Without data the shape is that of the options, or what the network is usually used with. Raises `UsageError` if
+    both name it, or if the weights do not fit.
     """
     spec, data = options.data_spec(), None
     image, classes = usual_shape(model)
