@@ -38,7 +38,7 @@ def test_difference_is_what_the_other_study_adds(two):
 
 
 def test_studies_that_cannot_be_compared_are_refused(two, make_row):
-    with pytest.raises(UsageError, match=r"studies \(=none\) must name at least one"):
+    with pytest.raises(UsageError, match=r"studies \(=\[\]\) must name at least one"):
         merge_fronts(two, [])
     two.create_study("fast", {"score_name": "val_top1", "objectives": ["val_top1", "latency_ms"]})
     with pytest.raises(UsageError, match="'fast' cannot be compared with 'demo': its objectives are val_top1, latency"):

@@ -7,9 +7,12 @@ from scipy import stats
 
 from results.analysis.confidence import CONFIDENCE_SCHEMA, confidence, study_confidence
 from results.analysis.intervals import wilson_interval
+from results.analysis.summary import confidence_by_trial, summarize
 from results.objectives import parse_objectives
 from results.pareto.front import front
+from results.queries.query import query, sql
 from results.schema import to_table
+from tests.results.conftest import UNCOMPRESSED
 
 OBJECTIVES = parse_objectives(["val_top1", "size_bytes", "flops"], score_name="val_top1")
 IMAGES = 5000
@@ -37,7 +40,7 @@ def test_means_and_intervals_are_students(make_row, np_rng):
     trials, repeats = _tables(make_row, runs, costs)
     failed = make_row(trial="rx", repeat_of="t000000000", status="failed", error="x", score=None)
     repeats = pa.concat_tables([repeats, to_table([failed])]).take(np_rng.permutation(repeats.num_rows + 1))
-    found = confidence(trials, repeats, OBJECTIVES)
+    found = confidence(trials, repeats, OBJECTIVES, val_images=None)
     assert found.schema == CONFIDENCE_SCHEMA
     assert found.column("trial").to_pylist() == front(trials, OBJECTIVES).column("trial").to_pylist()
     for number, values in enumerate(runs):
@@ -65,7 +68,7 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say(make_row, np_rng):
 
 def test_a_single_seed_has_no_interval_and_says_whose_spread_it_borrows(make_row):
     alone = _tables(make_row, [[0.9], [0.95]], [(10, 10), (20, 20)])
-    rows = confidence(*alone, OBJECTIVES).to_pylist()
+    rows = confidence(*alone, OBJECTIVES, val_images=None).to_pylist()
     assert [(r["seeds"], r["score_mean"], r["score_low"], r["spread"]) for r in rows] == [
         (1, 0.9, None, None),
         (1, 0.95, None, None),
@@ -77,7 +80,9 @@ def test_a_single_seed_has_no_interval_and_says_whose_spread_it_borrows(make_row
     assert [row["spread"] for row in with_images] == ["images", "images"]
     assert with_images[0]["probability_dominated"] == 0
     assert with_images[1]["probability_dominated"] == pytest.approx(stats.norm.cdf(-0.05 / spread), abs=1e-4)
-    repeated = confidence(*_tables(make_row, [[0.9, 0.91, 0.89], [0.95]], [(10, 10), (20, 20)]), OBJECTIVES).to_pylist()
+    repeated = confidence(
+        *_tables(make_row, [[0.9, 0.91, 0.89], [0.95]], [(10, 10), (20, 20)]), OBJECTIVES, val_images=None
+    ).to_pylist()
     assert [row["spread"] for row in repeated] == ["seeds", "pooled"]
 
 
@@ -92,12 +97,14 @@ def test_probability_of_two_normals_and_of_ties_in_cost(make_row, np_rng):
     """Beliefs from many seeds are normal: P(a >= b) is a normal distribution function; equal costs share out one."""
     first, second = np_rng.normal(0.80, 0.02, 400), np_rng.normal(0.801, 0.02, 400)
     first[0], second[0] = 0.7, 0.9  # both on the front
-    rows = _by_trial(confidence(*_tables(make_row, [first, second], [(10, 10), (10, 20)]), OBJECTIVES))
+    rows = _by_trial(confidence(*_tables(make_row, [first, second], [(10, 10), (10, 20)]), OBJECTIVES, val_images=None))
     z = (second.mean() - first.mean()) / np.sqrt(first.var(ddof=1) / 400 + second.var(ddof=1) / 400)
     assert rows["t000000000"]["probability_dominated"] == 0
     assert rows["t000000001"]["probability_dominated"] == pytest.approx(stats.norm.cdf(-z), abs=3e-3)
     second[0] = first[0]
-    rows = confidence(*_tables(make_row, [first, second], [(10, 10), (10, 10)]), OBJECTIVES).to_pylist()
+    rows = confidence(
+        *_tables(make_row, [first, second], [(10, 10), (10, 10)]), OBJECTIVES, val_images=None
+    ).to_pylist()
     assert sum(row["probability_dominated"] for row in rows) == pytest.approx(1, abs=1e-3)
     assert {row["probability_dominated"] for row in rows} != {0.5}
 
@@ -137,7 +144,7 @@ def test_large_fronts_are_quick_and_huge_ones_go_without(make_row, np_rng):
     count = 300
     columns = {name: table.column(name).take(pa.array(np.zeros(count, int))) for name in table.column_names}
     columns |= {"trial": pa.array([f"t{i}" for i in range(count)]), "size_bytes": pa.array(np.arange(count) + 1)}
-    columns |= {"flops": pa.array(count - np.arange(count)), "val_top1": pa.array(np_rng.uniform(0.4, 0.9, count))}
+    columns |= {"flops": pa.array(count - np.arange(count)), "score": pa.array(np_rng.uniform(0.4, 0.9, count))}
     many = pa.table(columns, schema=table.schema)
     found = confidence(many, many.slice(0, 0), OBJECTIVES, val_images=IMAGES)
     assert found.column("probability_dominated").to_pylist() == [0.0] * count
@@ -154,3 +161,22 @@ def test_a_study_tells_its_own(ledger, make_row):
     ledger.append(make_row(number=0, trial="again", repeat_of="t000000000", seed=1, score=0.8))
     (row,) = study_confidence(ledger, "demo").to_pylist()
     assert (row["seeds"], row["score_mean"]) == (2, pytest.approx(0.85))
+
+
+def test_seeds_that_agree_give_the_same_interval_everywhere(ledger, make_row):
+    """The rounding of whole images is left, and every way to the interval knows of how many."""
+    ledger.update_study("demo", {"uncompressed": {**UNCOMPRESSED, "val_images": 360}})
+    ledger.append(make_row(number=0, score=0.9))
+    for seed in (1, 2):
+        ledger.append(make_row(number=0, trial=f"again{seed}", repeat_of="t000000000", seed=seed, score=0.9))
+    half = stats.t.ppf(0.975, 2) / np.sqrt(3) / np.sqrt(12) / 360
+    alone = ledger.trials("demo").slice(0, 1)
+    found = [
+        study_confidence(ledger, "demo").to_pylist()[0],
+        study_confidence(ledger, "demo", alone).to_pylist()[0],
+        query(ledger, "demo", front=True).to_dict("records")[0],
+        sql(ledger, "demo", "select * from front").to_dict("records")[0],
+        confidence_by_trial(ledger, summarize(ledger, "demo"))["t000000000"],
+    ]
+    for row in found:
+        assert (row["score_low"], row["score_high"]) == pytest.approx((0.9 - half, 0.9 + half), abs=1e-12)

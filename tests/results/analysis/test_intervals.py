@@ -24,7 +24,12 @@ def test_certain_results_reach_their_end():
     assert wilson_interval(0.0, 10)[0] == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize(("fraction", "n"), [(1.1, 10), (-0.1, 10), (float("nan"), 10), (0.5, 0)])
-def test_no_interval_without_images(fraction, n):
-    with pytest.raises(UsageError, match="an interval needs a fraction from 0 to 1 and n of at least 1"):
-        wilson_interval(fraction, n)
+@pytest.mark.parametrize("fraction", [1.1, -0.1, float("nan")])
+def test_no_interval_of_what_is_no_share(fraction):
+    with pytest.raises(UsageError, match=rf"fraction \(={fraction}\) must be from 0 to 1"):
+        wilson_interval(fraction, 10)
+
+
+def test_no_interval_without_images():
+    with pytest.raises(UsageError, match=r"n \(=0\) must be at least 1"):
+        wilson_interval(0.5, 0)

@@ -4,8 +4,8 @@ import pytest
 
 from layers.errors import OvertoneError
 from results.ledger.codec import decode, encode, select_columns
-from results.schema import LEDGER_VERSION, SCHEMA, to_table
-from tests.results.conftest import ASSETS, BLOCKS, CURVE, version_1, version_2, version_3
+from results.schema import LEDGER_VERSION, SCHEMA, TrialRow, to_records, to_table
+from tests.results.conftest import ASSETS, BLOCKS, HISTORY
 
 
 def _decode(table: pa.Table) -> pa.Table:
@@ -19,111 +19,49 @@ def test_rows_come_back_as_they_went_in(random_rows):
     assert decode(encode(table), study="demo", path="x").equals(table)
 
 
-def test_file_of_version_1_still_opens():
+def test_file_of_version_1_opens():
+    """Written by `encode`, like the file of any trial, of a trial that another study had run."""
     table = decode((ASSETS / "trial-v1.parquet").read_bytes(), study="old", path="old")
     assert table.schema == SCHEMA
-    assert table.select(["study", "trial", "status", "val_top1", "size_bytes"]).to_pylist() == [
-        {"study": "old", "trial": "0a1b2c3d4e", "status": "finished", "val_top1": 0.9375, "size_bytes": 20_000}
-    ]
-    assert table.column("blocks").to_pylist() == [list(BLOCKS)]
-    _check_nulls_of_version_2(table)
-
-
-def test_file_of_version_2_still_opens():
-    """Written by `encode`, like the file of any trial; `layer1` is that of version 1, spent by filter."""
-    table = decode((ASSETS / "trial-v2.parquet").read_bytes(), study="old", path="old")
-    assert table.schema == SCHEMA
-    assert table.select(["study", "trial", "status", "val_top1", "size_bytes"]).to_pylist() == [
-        {"study": "old", "trial": "1b2c3d4e5f", "status": "finished", "val_top1": 0.9375, "size_bytes": 20_000}
-    ]
-    assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter"}]]
-    _check_nulls_of_version_2(table)
-
-
-def _check_nulls_of_version_2(table: pa.Table) -> None:
-    assert table.column("ledger_version").to_pylist() == [LEDGER_VERSION]
-    assert table.column("reused_from").to_pylist() == [None]
-    assert table.select(["val_top5", "latency_b64_ms"]).to_pylist() == [{"val_top5": None, "latency_b64_ms": None}]
-    assert table.column("history").to_pylist() == [[{**epoch, "val_top5": None} for epoch in CURVE]]
-
-
-def test_file_of_version_3_still_opens():
-    """Written by `encode`, like the file of any trial; `layer1` has an axis of its exponents, and blocks of inputs."""
-    table = decode((ASSETS / "trial-v3.parquet").read_bytes(), study="old", path="old")
-    assert table.schema == SCHEMA
-    names = ["study", "trial", "val_top1", "val_top5", "latency_ms", "latency_b64_ms", "ledger_version"]
-    assert list(table.select(names).to_pylist()[0].values()) == [
-        "old",
-        "2c3d4e5f6a",
-        0.9375,
-        0.996,
-        1.25,
-        20.5,
-        LEDGER_VERSION,
-    ]
+    row = to_records(table)[0]
+    metrics = {"val_top1": 0.9375, "val_top5": 0.996, "val_loss": None}
+    expected = {"ledger_version": 1, "study": "old", "trial": "0a1b2c3d4e", "status": "finished", "size_bytes": 20_000}
+    expected |= {"score": 0.9375, "score_name": "val_top1", "init_score": 0.5, "metrics": metrics}
+    expected |= {"reused_from": "first", "latency_ms": 1.25, "latency_b64_ms": 20.5}
+    assert {name: row[name] for name in expected} == expected
     exponents = {"exponent_block": 8, "exponent_axis": "channel", "activation_block": 16}
-    assert table.column("blocks").to_pylist() == [[BLOCKS[0], {**BLOCKS[1], "allocation": "filter", **exponents}]]
-    assert table.column("history").to_pylist() == [list(CURVE)]
-    assert table.column("reused_from").to_pylist() == [None]
+    assert row["blocks"] == [BLOCKS[0], {**BLOCKS[1], "allocation": "filter", **exponents}]
+    assert row["history"] == list(HISTORY)
+    assert TrialRow.from_record(row).environment == '{"torch": "2.14.1"}'
 
 
-def test_file_of_version_4_still_opens():
-    """Written by `encode`, like the file of any trial, of a trial that another study had run."""
-    table = decode((ASSETS / "trial-v4.parquet").read_bytes(), study="old", path="old")
-    assert table.schema == SCHEMA
-    names = ["study", "trial", "reused_from", "val_top1", "ledger_version"]
-    assert list(table.select(names).to_pylist()[0].values()) == ["old", "3d4e5f6a7b", "first", 0.9375, LEDGER_VERSION]
-
-
-def test_blocks_of_earlier_versions_gain_what_each_lacks(random_rows):
-    table = to_table(random_rows(5))
-    for old in (version_1(table), version_2(table)):
-        knobs = {field.name for field in old.schema.field("blocks").type.value_type}
-        assert not knobs & {"exponent_axis", "activation_block"}
-        assert _decode(old).column("blocks").equals(table.column("blocks"))
-
-
-def test_rows_of_version_3_were_run_for_their_own_study(random_rows):
-    table = to_table(random_rows(5))
-    assert _decode(version_3(table)).equals(table)
-
-
-def test_columns_of_earlier_versions_are_read_alone(random_rows):
+@pytest.mark.parametrize("names", [["metrics"], ["trial", "history"], ["score", "study"]])
+def test_columns_are_read_alone(random_rows, names):
     table = to_table(random_rows(10))
-    for old in (version_1(table), version_2(table)):
-        for names in (["val_top5"], ["trial", "latency_b64_ms"], ["history"], ["reused_from"]):
-            found = select_columns(old, names, study="demo", path="x")
-            assert found.schema == pa.schema([SCHEMA.field(name) for name in names])
-            assert found.num_rows == 10
-        assert (
-            select_columns(old, ["history"], study="demo", path="x").column("history").to_pylist()
-            == [[{**epoch, "val_top5": None} for epoch in CURVE]] * 10
-        )
-
-
-def test_blocks_of_version_1_gain_a_null_wherever_lists_begin(np_rng):
-    kind, old = SCHEMA.field("blocks").type, version_1(to_table([])).schema.field("blocks").type
-    entry = {**dict.fromkeys(field.name for field in kind.value_type), "block": "fc"}
-    lists = [[{**entry, "bits": int(bits)} for bits in np_rng.integers(2, 9, n)] for n in np_rng.integers(0, 4, 40)]
-    lists = [None if np_rng.random() < 0.2 else one for one in lists] + [[None, entry], [], None]
-    for column in (lists, lists[-1:], [[]], []):
-        table = pa.table({"blocks": pa.array(column, type=old)})
-        for start in (0, len(column) // 2):
-            found = select_columns(table.slice(start), ["blocks"], study="demo", path="x").column("blocks")
-            found.validate(full=True)
-            assert found.equals(pa.chunked_array([pa.array(column[start:], type=kind)]))
-    none = pa.table({"blocks": pa.chunked_array([], type=old)})
-    assert (
-        select_columns(none, ["blocks"], study="demo", path="x")
-        .column("blocks")
-        .equals(pa.chunked_array([], type=kind))
-    )
+    assert select_columns(table, names, study="demo", path="x").equals(table.select(names))
 
 
 def test_blocks_that_lack_another_knob_are_refused():
     column = pa.array([[{"block": "fc", "basis": None}]], type=pa.list_(pa.struct({"block": "str", "basis": "str"})))
     with pytest.raises(OvertoneError, match=r"'x': column 'blocks' holds list<.*> where the ledger holds list<"):
         select_columns(pa.table({"blocks": column}), ["blocks"], study="demo", path="x")
+
+
+def test_history_without_metrics_is_refused():
+    """The cast of pyarrow 26 would fill them with null."""
+    fields = [field for field in SCHEMA.field("history").type.value_type if field.name != "metrics"]
+    column = pa.array([[]], type=pa.list_(pa.struct(fields)))
+    with pytest.raises(OvertoneError, match=r"'x': column 'history' holds list<.*> where the ledger holds list<"):
+        select_columns(pa.table({"history": column}), ["history"], study="demo", path="x")
+
+
+def test_types_that_others_write_are_cast(make_row):
+    """Such as pandas' large strings and lists."""
+    table = to_table([make_row()])
+    large = pa.large_list(SCHEMA.field("history").type.value_type)
+    other = table.set_column(SCHEMA.get_field_index("history"), "history", table.column("history").cast(large))
+    other = other.set_column(2, "trial", table.column("trial").cast(pa.large_string()))
+    assert select_columns(other, SCHEMA.names, study="demo", path="x").equals(table)
 
 
 def test_bytes_that_are_not_parquet_are_refused_by_name(np_rng, make_row):
@@ -138,8 +76,8 @@ def test_foreign_parquet_is_refused_by_name(make_row):
         _decode(pa.table({"a": [1]}))
     with pytest.raises(OvertoneError, match="its ledger_version is no positive integer"):
         _decode(pa.table({"ledger_version": ["one"]}))
-    with pytest.raises(OvertoneError, match="it has no column 'val_top1'"):
-        _decode(to_table([make_row()]).drop_columns(["val_top1"]))
+    with pytest.raises(OvertoneError, match="it has no column 'score'"):
+        _decode(to_table([make_row()]).drop_columns(["score"]))
 
 
 def test_column_of_another_type_is_refused(make_row):
@@ -150,6 +88,13 @@ def test_column_of_another_type_is_refused(make_row):
 
 def test_newer_version_is_refused(make_row):
     with pytest.raises(
-        OvertoneError, match=f"schema version {LEDGER_VERSION + 1}, newer than {LEDGER_VERSION}: update overtone"
+        OvertoneError, match=f"has version {LEDGER_VERSION + 1}, newer than {LEDGER_VERSION}: update overtone"
     ):
         _decode(to_table([make_row(ledger_version=LEDGER_VERSION + 1)]))
+
+
+def test_row_of_a_prerelease_is_refused(make_row):
+    table = to_table([make_row()])
+    names = ["schema_version" if name == "ledger_version" else name for name in table.column_names]
+    with pytest.raises(OvertoneError, match=r"^'runs/x\.parquet' is from a pre-release of Overtone \(key 'schema_ver"):
+        _decode(table.rename_columns(names))

@@ -50,7 +50,7 @@ def test_compaction_drops_superseded_rows(ledger, make_row):
     _fill(ledger, [row, replace(row, score=0.2, finished_at=row.finished_at + timedelta(1)), make_row(number=2)])
     ledger.compact("demo")
     folder = ledger.store.path_of(FOLDER)
-    found = duckdb.connect().sql(f"select number, val_top1 from read_parquet('{folder}/*.parquet') order by 1")
+    found = duckdb.connect().sql(f"select number, score from read_parquet('{folder}/*.parquet') order by 1")
     assert found.fetchall() == [(1, 0.2), (2, 0.9)]
 
 

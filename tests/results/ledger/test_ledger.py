@@ -3,6 +3,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import duckdb
 import pandas as pd
@@ -10,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from layers.errors import OvertoneError, UsageError
-from results.ledger.ledger import Ledger
+from results.ledger.ledger import RECORD_FORMAT, Ledger
 from results.ledger.store import Store
-from results.schema import LEDGER_VERSION, SCHEMA, TrialStatus, to_table
+from results.schema import SCHEMA, TrialStatus, to_table
 
 OBJECTIVES = {"score_name": "val_top1", "objectives": ["val_top1", "size_bytes"]}
 
@@ -22,7 +23,8 @@ def test_study_comes_back_with_its_record(ledger):
     assert ledger.study("second") == written
     assert written["name"] == "second"
     assert written["seed"] == 3
-    assert written["ledger_version"] == LEDGER_VERSION
+    assert written["format"] == RECORD_FORMAT == 1
+    assert ledger.score_name("second") == "val_top1"
     assert ledger.studies() == ["demo", "second"]
 
 
@@ -40,23 +42,39 @@ def test_empty_store_says_so(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "../x", "a b", "<script>", "x.progress", "é", "a\n"])
 def test_unfit_study_names_are_refused(ledger, name):
-    with pytest.raises(UsageError, match=r"study name .* must be 1 to 128 letters"):
+    with pytest.raises(UsageError, match=r"study name \(=.*\) must be 1 to 128 letters"):
         ledger.create_study(name, OBJECTIVES)
 
 
 def test_study_is_created_once_and_with_known_objectives(ledger):
     with pytest.raises(UsageError, match="study 'demo' exists already"):
         ledger.create_study("demo", OBJECTIVES)
-    with pytest.raises(UsageError, match="objective 'speed' is unknown"):
+    with pytest.raises(UsageError, match=r"objective \(='speed'\) must be one of val_top1, size_bytes"):
         ledger.create_study("other", {"score_name": "val_top1", "objectives": ["val_top1", "speed"]})
     assert ledger.studies() == ["demo"]
+
+
+@pytest.mark.parametrize("name", [None, "", "Top 1", "trial", "size_bytes", "init_score"])
+def test_study_names_its_score_like_no_other_column(ledger, name):
+    with pytest.raises(UsageError, match=r"score_name \(=.*\) must be lower-case letters"):
+        ledger.create_study("other", {"score_name": name, "objectives": ["score", "size_bytes"]})
+    with pytest.raises(UsageError, match=r"score_name \(=None\) must be lower-case letters"):
+        ledger.create_study("other", {"objectives": ["score", "size_bytes"]})
+
+
+def test_record_calls_the_score_by_its_own_name(ledger):
+    record = ledger.create_study("other", {"score_name": "miou", "objectives": ["size_bytes", "score"]})
+    assert record["objectives"] == ["size_bytes", "miou"]
+    assert [(o.name, o.column) for o in ledger.objectives("other")] == [("size_bytes", "size_bytes"), ("miou", "score")]
 
 
 def test_update_changes_what_may_change(ledger):
     before = ledger.study("demo")
     assert ledger.update_study("demo", {"trials": 48}) == {**before, "trials": 48} == ledger.study("demo")
-    with pytest.raises(UsageError, match="keeps its objectives"):
+    with pytest.raises(UsageError, match=r"objectives \(=.*\) must stay \['val_top1', .*\] in study 'demo'"):
         ledger.update_study("demo", OBJECTIVES)
+    with pytest.raises(UsageError, match=r"score_name \(='miou'\) must stay 'val_top1' in study 'demo'"):
+        ledger.update_study("demo", {"score_name": "miou"})
 
 
 def test_record_must_be_plain_json(ledger):
@@ -66,15 +84,21 @@ def test_record_must_be_plain_json(ledger):
 
 
 def test_damaged_or_newer_record_is_named(ledger):
-    ledger.store.write_bytes("studies/torn.json", b'{"score_name": "val_top1", "objectives": [')
+    ledger.store.write_bytes("studies/torn.json", b'{"objectives": [')
     with pytest.raises(OvertoneError, match=r"torn\.json' is not readable JSON"):
         ledger.study("torn")
     ledger.store.write_bytes("studies/list.json", b"[]")
     with pytest.raises(OvertoneError, match="holds list where an object belongs"):
         ledger.study("list")
-    ledger.store.write_bytes("studies/new.json", json.dumps({**OBJECTIVES, "ledger_version": 9}).encode())
-    with pytest.raises(OvertoneError, match=f"has schema version 9, not up to {LEDGER_VERSION}"):
+    ledger.store.write_bytes("studies/new.json", json.dumps({**OBJECTIVES, "format": 9}).encode())
+    with pytest.raises(OvertoneError, match=rf"new\.json' has version 9, newer than {RECORD_FORMAT}: update overtone"):
         ledger.study("new")
+    ledger.store.write_bytes("studies/old.json", json.dumps({**OBJECTIVES, "schema_version": 4}).encode())
+    with pytest.raises(OvertoneError, match=r"old\.json' is from a pre-release of Overtone"):
+        ledger.study("old")
+    ledger.store.write_bytes("studies/other.json", json.dumps(OBJECTIVES).encode())
+    with pytest.raises(OvertoneError, match=r"other\.json' is not a study record of Overtone: it has no key 'format'"):
+        ledger.study("other")
 
 
 def test_trials_of_a_new_study_are_an_empty_table(ledger):
@@ -125,7 +149,7 @@ def test_foreign_file_is_named(ledger, make_row):
 
 
 def test_trial_id_must_be_a_file_name(ledger, make_row):
-    with pytest.raises(OvertoneError, match=r"trial id '\.\./x' must be made of letters"):
+    with pytest.raises(OvertoneError, match=r"trial id \(='\.\./x'\) must be made of letters"):
         ledger.append(make_row(trial="../x"))
 
 
@@ -161,7 +185,7 @@ def test_batch_that_is_not_of_one_study_is_refused_whole(ledger, make_row):
         ledger.append_many([])
     with pytest.raises(OvertoneError, match="the ledger's schema; seed differs"):
         ledger.append_many(to_table([make_row()]).drop_columns(["seed"]))
-    with pytest.raises(OvertoneError, match="trial id 'a b' must be made of letters"):
+    with pytest.raises(OvertoneError, match=r"trial id \(='a b'\) must be made of letters"):
         ledger.append_many([make_row(), make_row(trial="a b")])
     with pytest.raises(UsageError, match="study 'gone' does not exist"):
         ledger.append_many([make_row(study="gone")])
@@ -177,7 +201,7 @@ def test_some_columns_are_those_of_all(ledger, random_rows, batch):
         ledger.append(row)
     whole, columns = Ledger(ledger.store).trials("demo"), ["flops", "trial", "study"]
     assert ledger.trials("demo", columns).equals(whole.select(columns))
-    with pytest.raises(UsageError, match="column 'speed' is unknown; allowed are ledger_version, study"):
+    with pytest.raises(UsageError, match=r"column \(='speed'\) must be one of ledger_version, study"):
         ledger.trials("demo", ["speed"])
 
 
@@ -187,6 +211,21 @@ def test_front_is_kept_beside_the_trials(full_ledger):
     assert front.equals(full_ledger.front("demo"))
     kept = pq.read_table(full_ledger.store.path_of("fronts/study=demo/front.parquet"), partitioning=None)
     assert kept.column("trial").to_pylist() == front.column("trial").to_pylist()
+
+
+def test_members_that_a_search_has_are_written_as_they_are(ledger, make_row, monkeypatch):
+    """Nothing is listed or read for them, and nothing is written where they have not changed."""
+    members = to_table([make_row(number=3)])
+    monkeypatch.setattr(ledger.store, "list", None)
+    monkeypatch.setattr(ledger.store, "read_bytes", None)
+    assert ledger.write_front("demo", members) is members
+    path = Path(ledger.store.path_of("fronts/study=demo/front.parquet"))
+    assert pq.read_table(path, partitioning=None).column("number").to_pylist() == [3]
+    path.unlink()
+    ledger.write_front("demo", to_table([make_row(number=3)]))
+    assert not path.exists()
+    ledger.write_front("demo", to_table([make_row(number=4)]))
+    assert path.exists()
 
 
 def test_models_are_kept_once_by_content(ledger, tmp_path, np_rng):
@@ -202,11 +241,11 @@ def test_models_are_kept_once_by_content(ledger, tmp_path, np_rng):
 
 
 def test_models_of_a_remote_store_are_checked_copies(tmp_path, monkeypatch, np_rng):
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "cache"))
     ledger, data = Ledger(Store("mock:///bucket")), np_rng.bytes(1000)
     digest = ledger.put_model(data)
     path = ledger.model_path(digest)
-    assert path.is_relative_to(tmp_path)
+    assert path == tmp_path / "cache" / "models" / f"{digest}.safetensors"
     assert path.read_bytes() == data
     path.write_bytes(b"tampered")
     assert ledger.model_path(digest).read_bytes() == data
@@ -214,12 +253,16 @@ def test_models_of_a_remote_store_are_checked_copies(tmp_path, monkeypatch, np_r
     path.unlink()
     with pytest.raises(OvertoneError, match="is damaged: its content does not match its name"):
         ledger.model_path(digest)
+    monkeypatch.setenv("OVERTONE_CACHE", str(path.parent.parent / "file"))
+    (path.parent.parent / "file").write_text("x")
+    with pytest.raises(OvertoneError, match=rf"cannot cache 'mock:///bucket/models/{digest}\.safetensors': Not a"):
+        ledger.model_path(digest)
 
 
 def test_missing_model_is_named(ledger):
     with pytest.raises(OvertoneError, match=r"cannot read '.*models/0{64}\.safetensors': it does not exist"):
         ledger.model_path("0" * 64)
-    with pytest.raises(UsageError, match="must be named by the 64 hexadecimal digits"):
+    with pytest.raises(UsageError, match=r"model \(=.*\) must be the 64 hexadecimal digits"):
         ledger.model_path("../../etc/passwd")
     with pytest.raises(OvertoneError, match=r"cannot read '.*/none\.safetensors': it does not exist"):
         ledger.put_model(ledger.store.path_of("none.safetensors"))

@@ -45,24 +45,15 @@ def test_rows_are_taken_by_their_positions(store, random_rows, np_rng):
     assert segment.take(positions[:0]).num_rows == 0
 
 
-def test_row_groups_that_ended_before_are_left_out(store, make_row):
-    rows = [make_row(number=n, score=0.5 + n / 100, size_bytes=10 - n) for n in (9, 1, 2)]
-    segment = Segment(store, _written(store, encode_segment(to_table(rows), OBJECTIVES)), "demo")
-    at = {row.number: int(row.finished_at.timestamp() * 1e6) for row in rows}
-    read = {since: sum(chunk.num_rows for chunk in segment.chunks(["trial"], since=since)) for since in at.values()}
-    assert read == {at[9]: 1, at[1]: 3, at[2]: 3}
-    assert list(segment.chunks(["trial"], since=at[9] + 1)) == []
-
-
 def test_trial_cannot_be_taken_for_a_segment():
     assert is_segment(f"trials/study=demo/{segment_name()}")
     assert not is_segment("trials/study=demo/segment-0123.parquet")
 
 
-@pytest.mark.parametrize("said", [None, "torn", "[]", "{}", '{"ledger_version": 1}'])
-def test_foreign_segment_is_named(store, make_row, said):
+@pytest.mark.parametrize("metadata", [None, "torn", "[]", "{}", '{"ledger_version": 1}'])
+def test_foreign_segment_is_named(store, make_row, metadata):
     sink, table = pa.BufferOutputStream(), to_table([make_row()])
-    pq.write_table(table.replace_schema_metadata({"overtone": said} if said else None), sink)
+    pq.write_table(table.replace_schema_metadata({"overtone": metadata} if metadata else None), sink)
     with pytest.raises(OvertoneError, match=r"segment\..*\.parquet' is not a segment of Overtone"):
         Segment(store, _written(store, sink.getvalue().to_pybytes()), "demo")
     with pytest.raises(OvertoneError, match=r"segment\..*\.parquet' is not a readable Parquet file"):
@@ -71,9 +62,17 @@ def test_foreign_segment_is_named(store, make_row, said):
 
 def test_newer_segment_is_refused(store, make_row):
     sink = pa.BufferOutputStream()
-    said = json.dumps({"ledger_version": LEDGER_VERSION + 1, "replaces": []})
-    pq.write_table(to_table([make_row()]).replace_schema_metadata({"overtone": said}), sink)
+    metadata = {"overtone": json.dumps({"ledger_version": LEDGER_VERSION + 1, "replaces": []})}
+    pq.write_table(to_table([make_row()]).replace_schema_metadata(metadata), sink)
     with pytest.raises(
-        OvertoneError, match=f"schema version {LEDGER_VERSION + 1}, newer than {LEDGER_VERSION}: update overtone"
+        OvertoneError, match=f"has version {LEDGER_VERSION + 1}, newer than {LEDGER_VERSION}: update overtone"
     ):
+        Segment(store, _written(store, sink.getvalue().to_pybytes()), "demo")
+
+
+def test_segment_of_a_prerelease_is_refused(store, make_row):
+    sink = pa.BufferOutputStream()
+    metadata = {"overtone": json.dumps({"schema_version": 4, "replaces": []})}
+    pq.write_table(to_table([make_row()]).replace_schema_metadata(metadata), sink)
+    with pytest.raises(OvertoneError, match=r"segment\..*\.parquet' is from a pre-release of Overtone"):
         Segment(store, _written(store, sink.getvalue().to_pybytes()), "demo")

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 
 import pandas as pd
@@ -8,21 +9,70 @@ from layers.errors import OvertoneError, UsageError
 from results.analysis.confidence import CONFIDENCE_SCHEMA
 from results.pareto.front import front
 from results.queries.query import pick, picks, query, sql
-from results.schema import SCHEMA
+from results.schema import SCHEMA, to_records
+from tests.results.conftest import UNCOMPRESSED
 
-UNCOMPRESSED = {"val_top1": 0.97, "flops": 25_000_000}
-"""Of the fixture's study record."""
+OWN_NAMES = ["val_top1", "init_top1", "val_top5", "val_loss"]
+"""Columns beside the stored ones, of the fixture's study."""
 
 
 @pytest.fixture
 def rows(full_ledger):
-    return full_ledger.trials("demo").to_pylist()
+    return to_records(full_ledger.trials("demo"))
 
 
 def test_query_gives_all_columns_by_number(full_ledger):
     frame = query(full_ledger, "demo")
-    assert list(frame.columns) == SCHEMA.names
+    assert list(frame.columns) == [*SCHEMA.names, *OWN_NAMES]
     assert frame["number"].tolist() == list(range(40))
+
+
+def test_score_and_metrics_have_their_own_names_too(full_ledger, rows):
+    """In conditions, for sorting and as columns, in each table."""
+    for name in ("score", "val_top1"):
+        frame = query(full_ledger, "demo", where=f"{name} > 0.6", sort=name, columns=["trial", name])
+        expected = sorted((r for r in rows if (r["score"] or 0) > 0.6), key=lambda r: (-r["score"], r["number"]))
+        assert frame["trial"].tolist() == [row["trial"] for row in expected]
+        assert frame[name].tolist() == [row["score"] for row in expected]
+    fives = [row["metrics"].get("val_top5") for row in rows]
+    frame = query(full_ledger, "demo", columns=["val_top5", "metrics", "history"])
+    assert [None if math.isnan(value) else value for value in frame["val_top5"]] == fives
+    assert frame["metrics"].tolist() == [row["metrics"] for row in rows]
+    assert [list(history) for history in frame["history"]] == [row["history"] for row in rows]
+    best = query(full_ledger, "demo", sort="val_top5", where="val_top5 is not null")["val_top5"].tolist()
+    assert best == sorted((value for value in fives if value is not None), reverse=True)
+    both = sql(full_ledger, "demo", "select val_top1 - score as d, val_top1_mean - score_mean as m from front")
+    assert (both == 0).all(axis=None)
+    baseline = sql(full_ledger, "demo", "select * from baseline").to_dict("records")[0]
+    assert {name: baseline[name] for name in UNCOMPRESSED} == UNCOMPRESSED
+    assert (baseline["val_top1"], baseline["val_top5"], baseline["val_loss"]) == (0.97, 0.99, 0.1)
+    epochs = sql(full_ledger, "demo", "select score, val_top1, val_loss, metrics from epochs")
+    expected = [(e["score"], e["score"], e["metrics"]["val_loss"], e["metrics"]) for r in rows for e in r["history"]]
+    assert list(epochs.itertuples(index=False, name=None)) == expected
+
+
+def test_another_task_has_other_names(ledger, make_row):
+    """`results` knows none: names come from the study's record and from the rows."""
+    uncompressed = {**UNCOMPRESSED, "score": 0.8, "metrics": {"miou": 0.8, "loss": 0.2}}
+    record = {"score_name": "miou", "objectives": ["miou", "flops"], "uncompressed": uncompressed}
+    ledger.create_study("streets", record)
+    assert query(ledger, "streets", sort="miou", columns=["miou", "init_miou", "loss"]).empty
+    for number, score in enumerate((0.5, 0.7, 0.6)):
+        metrics = {"miou": score, "loss": 1 - score, "dice": score / 2, "Flops": 1.0, "score": 9.0}
+        row = {"study": "streets", "score_name": "miou", "score": score, "init_score": 0.1, "metrics": metrics}
+        ledger.append(make_row(number=number, flops=10 + number, **row))
+    frame = query(ledger, "streets", sort="miou", where="miou > (select miou from baseline) - 0.25")
+    assert frame.columns.tolist() == [*SCHEMA.names, "miou", "init_miou", "loss", "dice"]
+    assert frame["score"].tolist() == frame["miou"].tolist() == [0.7, 0.6]
+    for name in ("dice", "init_miou"):
+        assert query(ledger, "streets", sort=name)[name].is_monotonic_decreasing
+    assert query(ledger, "streets", sort="loss")["number"].tolist() == [1, 2, 0]
+    names = ["miou", "miou_mean", "miou_low", "miou_high", "miou_repeats", "score_mean"]
+    assert query(ledger, "streets", front=True, columns=names)["miou_mean"].tolist() == [0.7, 0.5]
+    assert pick(ledger, "streets", "best", where="miou < 0.65")["metrics"]["dice"] == 0.3
+    assert set(pick(ledger, "streets", "knee")) == set(SCHEMA.names)
+    with pytest.raises(UsageError, match=r"column \(='val_top1'\) must be a column of the study; the closest are"):
+        query(ledger, "streets", sort="val_top1")
 
 
 def test_where_sort_and_limit_match_a_plain_loop(full_ledger, rows):
@@ -46,9 +96,11 @@ def test_columns_are_those_named_in_their_order_and_sorting_may_use_others(full_
     assert frame.columns.tolist() == ["flops", "trial"]
     expected = sorted(rows, key=lambda row: (row["size_bytes"], row["number"]))
     assert frame["trial"].tolist() == [row["trial"] for row in expected]
-    with pytest.raises(UsageError, match=r"column 'size' is unknown; the closest are size_bytes"):
+    with pytest.raises(
+        UsageError, match=r"column \(='size'\) must be a column of the study; the closest are size_bytes"
+    ):
         query(full_ledger, "demo", columns=["trial", "size"])
-    with pytest.raises(UsageError, match=r"column 'seeds' is unknown; the closest are seed"):
+    with pytest.raises(UsageError, match=r"column \(='seeds'\) must be a column of the study; the closest are seed"):
         query(full_ledger, "demo", columns=["seeds"])
     with pytest.raises(UsageError, match=r"columns \(=''\) must name one column or more"):
         query(full_ledger, "demo", columns=[])
@@ -56,7 +108,7 @@ def test_columns_are_those_named_in_their_order_and_sorting_may_use_others(full_
 
 def test_a_condition_may_ask_for_the_baseline(full_ledger, rows):
     frame = query(full_ledger, "demo", where="val_top1 >= (select val_top1 from baseline) - 0.1")
-    near = [row["trial"] for row in rows if (row["score"] or 0) >= UNCOMPRESSED["val_top1"] - 0.1]
+    near = [row["trial"] for row in rows if (row["score"] or 0) >= UNCOMPRESSED["score"] - 0.1]
     assert frame["trial"].tolist() == near
 
 
@@ -66,7 +118,8 @@ def test_a_front_says_over_how_many_seeds_it_was_measured(ledger, make_row):
     for seed, value in ((1, 0.92), (2, 0.91)):
         ledger.append(make_row(number=1, trial=f"r{seed}", repeat_of="t000000001", seed=seed, score=value))
     frame = query(ledger, "demo", front=True)
-    assert frame.columns.tolist() == [*SCHEMA.names, *CONFIDENCE_SCHEMA.names[1:]]
+    own = [f"val_top1_{name}" for name in ("mean", "low", "high", "repeats")]
+    assert frame.columns.tolist() == [*SCHEMA.names, *OWN_NAMES, *CONFIDENCE_SCHEMA.names[1:], *own]
     assert frame["seeds"].tolist() == [1, 3]
     assert frame["score_mean"].tolist() == pytest.approx([0.9, (0.95 + 0.92 + 0.91) / 3])
     assert frame["score_low"].isna().tolist() == [True, False]
@@ -81,7 +134,7 @@ def test_a_front_says_over_how_many_seeds_it_was_measured(ledger, make_row):
 
 
 def test_picks_are_the_front_or_one_trial(full_ledger):
-    fronts = front(full_ledger.trials("demo"), full_ledger.objectives("demo")).to_pylist()
+    fronts = to_records(front(full_ledger.trials("demo"), full_ledger.objectives("demo")))
     assert picks(full_ledger, "demo", "front") == fronts
     assert picks(full_ledger, "demo", "best") == [pick(full_ledger, "demo", "best")]
     with pytest.raises(OvertoneError, match="no finished trial is left to pick from"):
@@ -103,9 +156,9 @@ def test_where_may_look_into_blocks_and_other_rows(full_ledger, rows):
 def test_unknown_column_names_the_closest(full_ledger, column):
     close = "size_bytes" if column == "sizebytes" else "val_top1"
     for arguments in ({"sort": column}, {"where": f'"{column}_" > 0'}):
-        with pytest.raises(UsageError, match=rf"column '{column}_?' is unknown; the closest are .*{close}"):
+        with pytest.raises(UsageError, match=rf"column \(='{column}_?'\) must be .*; the closest are .*{close}"):
             query(full_ledger, "demo", **arguments)
-    with pytest.raises(UsageError, match=rf"column '{column}_' is unknown; the closest are .*{close}"):
+    with pytest.raises(UsageError, match=rf"column \(='{column}_'\) must be .*; the closest are .*{close}"):
         sql(full_ledger, "demo", f"select {column}_ from trials")
 
 
@@ -149,7 +202,7 @@ def test_sql_sees_the_tables_of_the_study(full_ledger, rows):
     fronts = sql(full_ledger, "demo", "select trial from front")["trial"].tolist()
     assert fronts == full_ledger.front("demo").column("trial").to_pylist()
     epochs = sql(full_ledger, "demo", "select trial, number, epoch, val_top1 from epochs order by number, epoch")
-    expected = [(row["trial"], row["number"], e["epoch"], e["val_top1"]) for row in rows for e in row["history"]]
+    expected = [(row["trial"], row["number"], e["epoch"], e["score"]) for row in rows for e in row["history"]]
     assert list(epochs.itertuples(index=False, name=None)) == expected
     blocks = sql(full_ledger, "demo", "select block, count(*) n, max(bits) bits from blocks group by all order by 1")
     assert json.loads(blocks.to_json(orient="values")) == [["conv1", 40, None], ["layer1", 40, 8]]
@@ -209,22 +262,22 @@ def test_an_unknown_table_names_those_there_are(full_ledger):
 
 def test_pick_finds_best_knee_and_trial(full_ledger, rows):
     finished = [row for row in rows if row["status"] == "finished"]
-    assert pick(full_ledger, "demo", "best")["val_top1"] == max(row["score"] for row in finished)
+    assert pick(full_ledger, "demo", "best")["score"] == max(row["score"] for row in finished)
     assert pick(full_ledger, "demo", "t000000012") == rows[12]
     assert pick(full_ledger, "demo", "t00000001", where="number = 12") == rows[12]
     small = [row for row in finished if row["size_bytes"] < 60_000]
     picked = pick(full_ledger, "demo", "best", where="size_bytes < 60000")
-    assert picked["val_top1"] == max(row["score"] for row in small)
+    assert picked["score"] == max(row["score"] for row in small)
     fronts = full_ledger.front("demo").column("trial").to_pylist()
     assert pick(full_ledger, "demo", "knee")["trial"] in fronts
 
 
 def test_pick_of_no_trial_says_what_is_allowed(full_ledger):
     with pytest.raises(
-        UsageError, match=r"pick 'finest' names none of its trials; allowed are best, knee or an id such"
+        UsageError, match=r"pick \(='finest'\) must be best, knee or an id such as .*; it names none of the trials"
     ):
         pick(full_ledger, "demo", "finest")
-    with pytest.raises(UsageError, match=r"pick 't00000000' names 10 of its trials"):
+    with pytest.raises(UsageError, match=r"pick \(='t00000000'\) must be .*; it names 10 of the trials"):
         pick(full_ledger, "demo", "t00000000")
     with pytest.raises(OvertoneError, match="no finished trial is left to pick from"):
         pick(full_ledger, "demo", "best", where="size_bytes < 0")

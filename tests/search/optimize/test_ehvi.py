@@ -61,11 +61,10 @@ def test_points_of_one_network_are_told_by_their_identity(space: Space) -> None:
 
 
 @pytest.mark.parametrize("costs", [1, 2, 3])
-def test_the_expected_gain_is_the_mean_gain_of_what_may_come(costs: int) -> None:
-    rng = np.random.default_rng()
-    losses = rng.uniform(0, 1.2, (12, costs + 1))
-    certain, uncertain = rng.uniform(0, 1.1, (20, costs)), rng.uniform(0, 1.1, (20, 4))
-    weights = rng.dirichlet(np.ones(4))
+def test_the_expected_gain_is_the_mean_gain_of_what_may_come(costs: int, np_rng: np.random.Generator) -> None:
+    losses = np_rng.uniform(0, 1.2, (12, costs + 1))
+    certain, uncertain = np_rng.uniform(0, 1.1, (20, costs)), np_rng.uniform(0, 1.1, (20, 4))
+    weights = np_rng.dirichlet(np.ones(4))
     reference = np.ones(costs + 1)
 
     def volume(points: np.ndarray) -> float:
@@ -90,10 +89,10 @@ def test_scores_and_log_errors_are_inverse() -> None:
     assert (np.diff(to_log_error(scores)) < 0).all()
 
 
-def test_the_surrogate_forecasts_what_it_has_not_seen(candidates: Candidates) -> None:
+def test_the_surrogate_forecasts_what_it_has_not_seen(candidates: Candidates, np_rng: np.random.Generator) -> None:
     every = candidates.all_points
     truth = np.array([_accuracy(candidates.config(point)) for point in every.indices])
-    rows = np.random.default_rng().permutation(len(truth))
+    rows = np_rng.permutation(len(truth))
     seen, unseen = rows[:40], rows[40:]
     surrogate = Surrogate(every.features[seen], truth[seen], np.zeros(40))
     mean, deviation = surrogate.predict(every.features[unseen])
@@ -102,12 +101,11 @@ def test_the_surrogate_forecasts_what_it_has_not_seen(candidates: Candidates) ->
     assert (deviation > 0).all()
 
 
-def test_what_is_left_out_is_forecast_by_the_others(candidates: Candidates) -> None:
+def test_what_is_left_out_is_forecast_by_the_others(candidates: Candidates, np_rng: np.random.Generator) -> None:
     """Against a process of the same kernel, fitted without the trial."""
     every = candidates.all_points
-    rng = np.random.default_rng()
-    rows = rng.permutation(len(every.indices))[:15]
-    accuracies = rng.uniform(0.8, 0.99, 15)
+    rows = np_rng.permutation(len(every.indices))[:15]
+    accuracies = np_rng.uniform(0.8, 0.99, 15)
     surrogate = Surrogate(every.features[rows], accuracies, np.zeros(15))
     process = surrogate._process
     for left in range(15):

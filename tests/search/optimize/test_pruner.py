@@ -28,13 +28,12 @@ def _learnt(rng: np.random.Generator, trials: int, miss_rate: float) -> Conforma
     return pruner
 
 
-def test_final_scores_end_above_their_optimistic_forecast_as_seldom_as_was_asked() -> None:
-    rng = np.random.default_rng()
+def test_final_scores_end_above_their_optimistic_forecast_as_seldom_as_was_asked(np_rng: np.random.Generator) -> None:
     above = []
     for _ in range(30):
-        pruner = _learnt(rng, 40, 0.2)
+        pruner = _learnt(np_rng, 40, 0.2)
         for _ in range(20):
-            _, scores, features = _trial(rng)
+            _, scores, features = _trial(np_rng)
             forecast = pruner.forecast(scores[:1], features)
             assert forecast is not None
             assert forecast[0] <= forecast[1]
@@ -42,12 +41,11 @@ def test_final_scores_end_above_their_optimistic_forecast_as_seldom_as_was_asked
     assert 0.08 < np.mean(above) < 0.3  # 0.2 in the limit; six deviations either way, judges being 30
 
 
-def test_a_better_start_is_never_forecast_to_end_worse() -> None:
+def test_a_better_start_is_never_forecast_to_end_worse(np_rng: np.random.Generator) -> None:
     """Where both tellers say nearly the same, plain least squares would often weigh one of them negatively."""
-    rng = np.random.default_rng()
     for _ in range(20):
-        pruner = _learnt(rng, 10, 0.1)
-        _, _, features = _trial(rng)
+        pruner = _learnt(np_rng, 10, 0.1)
+        _, _, features = _trial(np_rng)
         forecasts = [pruner.forecast([accuracy], features) for accuracy in (0.6, 0.7, 0.8, 0.9)]
         for one, other in pairwise(forecasts):
             assert one[0] <= other[0] + 1e-9
@@ -70,12 +68,11 @@ def test_a_config_unlike_any_seen_is_forecast_within_what_was_seen() -> None:
             assert min(ends) - spread <= expected <= max(ends) + spread
 
 
-def test_a_trial_is_given_up_only_where_one_that_costs_no_more_is_out_of_its_reach() -> None:
-    rng = np.random.default_rng()
+def test_a_trial_is_given_up_only_where_one_that_costs_no_more_is_out_of_its_reach(np_rng: np.random.Generator) -> None:
     pruner, finished = ConformalPruner(OBJECTIVES, miss_rate=0.1), []
     given_up = 0
     for _ in range(300):
-        costs, scores, features = _trial(rng)
+        costs, scores, features = _trial(np_rng)
         if pruner.should_prune(costs, scores[:2], features):
             given_up += 1
             best = pruner.forecast(scores[:2], features)[1]
@@ -89,31 +86,28 @@ def test_a_trial_is_given_up_only_where_one_that_costs_no_more_is_out_of_its_rea
     assert given_up > 50
 
 
-def test_nothing_is_given_up_before_enough_trials_have_finished() -> None:
-    rng = np.random.default_rng()
-    pruner = _learnt(rng, 8, 0.1)
-    _, scores, features = _trial(rng)
+def test_nothing_is_given_up_before_enough_trials_have_finished(np_rng: np.random.Generator) -> None:
+    pruner = _learnt(np_rng, 8, 0.1)
+    _, scores, features = _trial(np_rng)
     assert pruner.forecast(scores[:1], features) is None
     assert not pruner.should_prune({"size_bytes": 1e9, "flops": 1e9}, scores[:1], features)
-    pruner.observe(*_trial(rng))
+    pruner.observe(*_trial(np_rng))
     assert pruner.forecast(scores[:1], features) is not None
 
 
 @pytest.mark.parametrize("names", [("val_top1", "latency_ms"), ("val_top1", "size_bytes", "latency_b64_ms")])
-def test_what_costs_nobody_knows_yet_is_never_given_up(names: tuple[str, ...]) -> None:
-    rng = np.random.default_rng()
+def test_what_costs_nobody_knows_yet_is_never_given_up(names: tuple[str, ...], np_rng: np.random.Generator) -> None:
     pruner = ConformalPruner(parse_objectives(names, score_name="val_top1"), miss_rate=0.1)
     for _ in range(30):
-        costs, scores, features = _trial(rng)
+        costs, scores, features = _trial(np_rng)
         pruner.observe({**costs, "latency_ms": 1.0, "latency_b64_ms": 9.0}, scores, features)
     assert not pruner.should_prune({"size_bytes": 1e9}, [0.0], np.zeros(4))
 
 
-def test_with_a_miss_rate_of_0_every_trial_runs_to_its_end() -> None:
-    rng = np.random.default_rng()
+def test_with_a_miss_rate_of_0_every_trial_runs_to_its_end(np_rng: np.random.Generator) -> None:
     pruner = ConformalPruner(OBJECTIVES, miss_rate=0)
     for _ in range(30):
-        pruner.observe(*_trial(rng))
+        pruner.observe(*_trial(np_rng))
     assert not pruner.should_prune({"size_bytes": 1e9, "flops": 1e9}, [0.0], np.zeros(4))
 
 
