@@ -1,4 +1,4 @@
-"""What a layer costs, from its shape and form alone: known before anything is built or trained.
+"""What a layer costs by its shape and form alone, before anything is built or trained.
 
 `size_bytes` is the payload of the packed file. `macs` are multiply-accumulates of one image in the cheapest exact
 form: dense; factored (a series convolution as basis convolutions and a mix, `layers.series.harmonic`); or two-stage
@@ -43,7 +43,7 @@ class Cost:
 
 @lru_cache(maxsize=1 << 16)
 def layer_cost(shape: LayerShape, form: LayerForm) -> Cost:
-    """Cost of one layer; `UsageError` where the layer cannot take the form."""
+    """Return the cost of one layer; raise `UsageError` if the layer cannot have the form."""
     tensors = stored_tensors(shape, form).values()
     indices = stored_indices(shape, form).values()
     return Cost(
@@ -54,15 +54,15 @@ def layer_cost(shape: LayerShape, form: LayerForm) -> Cost:
 
 
 def network_cost(shapes: Mapping[str, LayerShape], forms: Mapping[str, LayerForm], rest: Cost) -> Cost:
-    """Cost of a network: its layers by name, each in its form (none: as it was), and what else it holds.
+    """Return the cost of a network: of its layers, each in its form (none: as it was), and of all else.
 
-    `rest` is what `remaining_cost` gives for the same layers.
+    `shapes` and `forms` are by layers' names; `rest` is the `remaining_cost` of the same layers.
     """
     return sum((layer_cost(shape, forms.get(name, LayerForm())) for name, shape in shapes.items()), rest)
 
 
 def remaining_cost(model: nn.Module, layers: Collection[str]) -> Cost:
-    """Cost of all parameters and buffers outside the named layers, as `layers.pack` keeps them."""
+    """Return the cost of all parameters and buffers outside the named layers, as `layers.pack` stores them."""
     inside = tuple(f"{name}." for name in layers)
     state = {
         name: value
@@ -81,30 +81,32 @@ def _packed_bytes(value: Tensor) -> int:
 
 
 def _macs(shape: LayerShape, form: LayerForm, source: tuple[int, int], target: tuple[int, int]) -> int:
-    (k_y, k_x), outputs, channels = shape.kernel, shape.out_channels, shape.in_channels
-    places = target[0] * target[1]
-    forms = [places * k_y * k_x * shape.filter_channels * outputs]
+    k_y, k_x = shape.kernel
+    outputs = shape.out_channels
+    channels = shape.in_channels
+    pixels = target[0] * target[1]
+    forms = [pixels * k_y * k_x * shape.filter_channels * outputs]
     if form.harmonics is not None and form.templates is None and (form.allocation is None or shape.groups == 1):
         n_y, n_x = form.harmonics if form.allocation is None else shape.kernel
         rows = target[0] * source[1] * channels * n_y * k_y
-        columns = places * channels * n_y * n_x * k_x
-        forms.append(rows + columns + places * prod(form.harmonics) * shape.filter_channels * outputs)
+        columns = pixels * channels * n_y * n_x * k_x
+        forms.append(rows + columns + pixels * prod(form.harmonics) * shape.filter_channels * outputs)
     if form.templates is not None and shape.groups == 1:
-        forms.append(_two_stage_macs(shape, form, source[0] * source[1], places))
+        forms.append(_two_stage_macs(shape, form, source[0] * source[1], pixels))
     elif form.transform == "zero":
         assert form.templates is not None
         forms.append(forms[0] // outputs * form.templates)
     return min(forms)
 
 
-def _two_stage_macs(shape: LayerShape, form: LayerForm, inputs: int, places: int) -> int:
-    """Maps of the templates, then the gather: eq. 5, and section 2.5 for transforms that mix taps."""
+def _two_stage_macs(shape: LayerShape, form: LayerForm, input_pixels: int, pixels: int) -> int:
+    """Count the maps of the templates, then the gather: eq. 5, and section 2.5 for transforms that mix taps."""
     assert form.templates is not None
     taps, rebuilt = prod(shape.kernel), form.groups * (shape.out_channels - form.templates)
     maps = taps * shape.in_channels * form.templates
     if form.transform == "zero":
-        return places * maps
+        return pixels * maps
     if form.transform == "scalar":
-        return places * (maps + taps * rebuilt)
+        return pixels * (maps + taps * rebuilt)
     neighbors = prod(2 if k > 1 else 1 for k in shape.kernel)
-    return inputs * maps + places * neighbors * taps * rebuilt
+    return input_pixels * maps + pixels * neighbors * taps * rebuilt

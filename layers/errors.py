@@ -25,7 +25,7 @@ class OvertoneWarning(UserWarning):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text without its period, or the error's type where it has no text.
+    """Return the first line of an error's text without its period, or the error's type if it has no text.
 
     Of an `OSError` it is the system's own words (`No space left on device`), without the number and the path.
     """
@@ -37,7 +37,7 @@ def first_line(error: BaseException) -> str:
 def translate_errors(
     failure: str, *kinds: type[BaseException], to: type[OvertoneError] = OvertoneError
 ) -> Iterator[None]:
-    """Raise `to` with the text `failure: first line` where the block raises one of `kinds`.
+    """Raise `to` with the text `failure: first line` if the block raises one of `kinds`.
 
     Our own errors pass as they are.
     """

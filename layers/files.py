@@ -46,9 +46,9 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, durab
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` where the block ends well, and is removed where it does not.
+    """Yield a temporary folder that becomes `path` if the block ends well, and is removed if it does not.
 
-    Raises `UsageError` unless `path` is new or an empty folder, and `OSError` where it cannot be made.
+    Raises `UsageError` unless `path` is new or an empty folder, and `OSError` if it cannot be made.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"out (={str(path)!r}) must be a new or empty folder")
@@ -65,7 +65,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def cache_folder() -> Path:
     """Return the folder of cached files: $OVERTONE_CACHE, else $XDG_CACHE_HOME/overtone, else ~/.cache/overtone.
 
-    Raises `OSError` where no variable names a folder and there is no home.
+    Raises `OSError` if no variable names a folder and there is no home.
     """
     if named := os.environ.get("OVERTONE_CACHE"):
         return Path(named)

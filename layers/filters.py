@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from layers.errors import UsageError
 from layers.form import PARAMETERS, LayerForm, LayerShape, stored_indices, stored_tensors
 from layers.quantized import QuantizedLayer
-from layers.series.allocation import expand_coefficients, support_slots
+from layers.series.allocation import expand_coefficients, index_supports
 from layers.series.basis import basis_matrix
 from layers.series.harmonic import series_taps
 from layers.templates.assignment import modulo_assignment
@@ -115,7 +115,7 @@ class FilterLayer(QuantizedLayer):
 
     def _index_supports(self, *_: Any) -> None:
         """Follow a change of `frequency_support`; loading calls this too."""
-        self.support_index = support_slots(self.frequency_support, self.shape.kernel, len(self.coefficients))
+        self.support_index = index_supports(self.frequency_support, self.shape.kernel, len(self.coefficients))
 
     def filters(self) -> Tensor:
         """Build the filters (N, C / groups, K_y, K_x).

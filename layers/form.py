@@ -1,7 +1,7 @@
 """The compressed form of one layer: plain data that says which tensors are stored, and how.
 
-`stored_tensors` is the one place that knows their shapes. The layer allocates them, the cost model counts them, and
-the packed file holds them; so the three cannot disagree.
+`stored_tensors` alone knows their shapes. The layer allocates them, the cost model counts them, and the packed file
+holds them, so the three cannot disagree.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = [
     "LayerShape",
     "StoredIndices",
     "StoredTensor",
-    "is_norm",
     "canonical_form",
+    "is_norm",
     "stored_indices",
     "stored_tensors",
 ]
@@ -38,23 +38,22 @@ ALLOCATIONS: tuple[Allocation, ...] = ("filter",)
 Assignment = Literal["residual"]
 ASSIGNMENTS: tuple[Assignment, ...] = ("residual",)
 MOST_TAPS = 256
-"""Taps of the largest filter that coefficients can be allocated to: a byte names its support."""
-
+"""Taps of the largest filter that coefficients can be allocated to: its support is stored as a byte in memory."""
 
 PARAMETERS: dict[Transform, str] = {"scalar": "gains", "rotation": "angles", "affine": "matrices"}
-"""What the transforms' parameters are called where they are stored; `zero` has none."""
+"""The name of the transforms' parameters in a layer; `zero` has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerForm:
-    """What is done to one layer; every `None` leaves that step out, all `None` is the layer as it was."""
+    """How one layer is compressed. `None` leaves a step out; with nothing but `None` the layer is as it was."""
 
     basis: Basis | None = None
     """Series basis of the filters."""
     harmonics: tuple[int, int] | None = None
     """Harmonics in y and in x; given together with `basis`."""
     allocation: Allocation | None = None
-    """`filter`: as many coefficients as `harmonics` make, spent across the filters (`layers.series.allocation`)."""
+    """`filter`: the coefficients that `harmonics` make are allocated to the filters (`layers.series.allocation`)."""
     templates: int | None = None
     """Templates M (per group) that all filters are rebuilt from."""
     groups: int = 1
@@ -62,51 +61,53 @@ class LayerForm:
     transform: Transform | None = None
     """How a template becomes a filter; given together with `templates`."""
     assignment: Assignment | None = None
-    """`residual`: each rebuilt filter names the template that serves it best; else the r-th has template r mod M."""
+    """`residual`: each pruned filter is rebuilt from its nearest template; else the r-th from template r mod M."""
     bits: int | None = None
     """Mantissa bits of stored weights (in blocks of `exponent_block`) and of inputs (of `activation_block`)."""
     exponent_block: int = 1
     """Stored weights that share one exponent."""
     exponent_axis: Axis = "flat"
-    """What the weights' blocks are cut from: the flattened tensor, each filter, or its channels at each tap."""
+    """What blocks of weights are cut from: the flattened tensor, each filter, or a filter's channels at each tap."""
     exponent_bits: int = 7
     """Bits of a shared exponent."""
     activation_block: int = 1
-    """Input channels of a pixel that share one exponent while the layer runs; 1 in the paper."""
+    """Input channels of a pixel that share one exponent when the layer runs; 1 in the paper."""
     vector_bits: int | None = None
-    """Mantissa bits of a layer's bias or a norm's vectors, each value with an exponent of its own."""
+    """Mantissa bits of a layer's bias or a norm's vectors; each value has its own exponent."""
 
     def __post_init__(self) -> None:
         if (self.basis is None) != (self.harmonics is None):
-            raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together.")
+            raise UsageError(f"basis (={self.basis!r}) and harmonics (={self.harmonics}) must be given together")
         if self.harmonics is not None:
             pair = self.harmonics if isinstance(self.harmonics, tuple) else ()
             if len(pair) != 2 or not all(type(n) is int and n >= 1 for n in pair):
-                raise UsageError(f"harmonics (={self.harmonics}) must be two whole numbers of at least 1, (y, x).")
+                raise UsageError(f"harmonics (={self.harmonics}) must be two whole numbers of at least 1, (y, x)")
         if self.basis is not None:
             object.__setattr__(self, "basis", basis_name(self.basis))
         if self.allocation is not None and (self.allocation not in ALLOCATIONS or self.basis is None or self.templates):
             raise UsageError(
-                f"allocation (={self.allocation!r}) must be {', '.join(ALLOCATIONS)}, in a series without templates."
+                f"allocation (={self.allocation!r}) must be {', '.join(ALLOCATIONS)}, in a series without templates"
             )
         if (self.templates is None) != (self.transform is None):
-            raise UsageError(f"templates (={self.templates}) and transform (={self.transform!r}) go together.")
+            raise UsageError(
+                f"templates (={self.templates}) and transform (={self.transform!r}) must be given together"
+            )
         if self.transform is not None and self.transform not in TRANSFORMS:
-            raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}.")
+            raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}")
         if self.assignment is not None and (
             self.assignment not in ASSIGNMENTS or (self.templates or 1) < 2 or self.transform == "zero"
         ):
             raise UsageError(
                 f"assignment (={self.assignment!r}) must be {', '.join(ASSIGNMENTS)}, of two templates or more that "
-                "are transformed."
+                "are transformed"
             )
         if not isinstance(self.groups, int) or self.groups < 1:
-            raise UsageError(f"groups (={self.groups!r}) must be a whole number of at least 1.")
+            raise UsageError(f"groups (={self.groups!r}) must be a whole number of at least 1")
         if self.templates is None and self.groups != 1:
-            raise UsageError(f"groups (={self.groups}) must be 1 in a layer without templates.")
+            raise UsageError(f"groups (={self.groups}) must be 1 in a layer without templates")
         if self.bits is None and (self.exponent_axis, self.activation_block) != ("flat", 1):
             raise UsageError(
-                f"exponent_axis (={self.exponent_axis!r}) and activation_block (={self.activation_block!r}) need bits."
+                f"exponent_axis (={self.exponent_axis!r}) and activation_block (={self.activation_block!r}) need bits"
             )
         _ = self.weight_format, self.activation_format, self.vector_format
 
@@ -137,7 +138,7 @@ class LayerForm:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """Shape of a convolution, linear layer or norm, and the places at which the network calls it."""
+    """Shape of a convolution, linear layer or norm, and of the images with which the network calls it."""
 
     kind: Literal["conv2d", "linear", "norm"]
     in_channels: int
@@ -148,15 +149,15 @@ class LayerShape:
     """Groups of the convolution itself."""
     bias: bool = False
     calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
-    """Input and output (height, width) of every call in one forward pass of one image; (1, rows) for linear layers."""
+    """Input and output (height, width) of each call in a forward pass of one image; (1, rows) for linear layers."""
     vectors: tuple[str, ...] = ()
-    """What a norm stores of each channel: `weight`, `bias`, and where it has them `running_mean`, `running_var`."""
+    """What a norm stores of each channel: `weight`, `bias`, and if it has them `running_mean`, `running_var`."""
 
     @classmethod
     def from_module(
         cls, layer: nn.Module, calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
     ) -> LayerShape:
-        """The shape of an `nn.Conv2d`, an `nn.Conv1d` (one row), an `nn.Linear`, or a norm (`is_norm`)."""
+        """Read the shape off an `nn.Conv2d`, an `nn.Conv1d` (one row), an `nn.Linear`, or a norm (`is_norm`)."""
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
             return cls(
@@ -176,7 +177,7 @@ class LayerShape:
             vectors = _vectors(layer)
             channels = next(iter(vectors.values())).numel()
             return cls(kind="norm", in_channels=channels, out_channels=channels, vectors=tuple(vectors))
-        raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d, a Linear or a norm.")
+        raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d, a Linear or a norm")
 
     @property
     def filter_channels(self) -> int:
@@ -185,7 +186,7 @@ class LayerShape:
 
 
 def is_norm(layer: nn.Module) -> bool:
-    """Whether the layer is a norm whose numbers are vectors, one value a channel."""
+    """Return whether the layer is a norm whose numbers are vectors, one value a channel."""
     norms = nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm
     vectors = _vectors(layer).values() if isinstance(layer, norms) else ()
     return bool(vectors) and all(vector.dim() == 1 for vector in vectors)
@@ -198,7 +199,7 @@ def _vectors(norm: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor that a layer stores: its shape, and its format where it is quantized (else float32)."""
+    """One tensor that a layer stores: its shape, and its format if it is quantized (else float32)."""
 
     shape: tuple[int, ...]
     format: BlockFormat | None = None
@@ -217,7 +218,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class StoredIndices:
-    """Whole numbers that a layer stores, of so many bits each."""
+    """Whole numbers that a layer stores, each in this many bits."""
 
     values: int
     bits: int
@@ -229,13 +230,13 @@ class StoredIndices:
 
 
 def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor]:
-    """The tensors of numbers that a layer of this shape stores in this form, by name.
+    """Return the tensors of numbers that a layer of this shape stores in this form, by name.
 
-    `coefficients` (G M, C / G, n_y, n_x): series coefficients of the templates, or their taps where there is no
-    basis, or all filters (G = 1, M = N) where there are no templates. Transforms: `gains` (N - M, G, K_y, K_x),
-    `angles` (N - M, G, 1) or `matrices` (N - M, G, 2, 3). `bias` (N,). Where coefficients are allocated to filters
-    they are (N n_y n_x, C), a row for each harmonic of each filter. A norm stores its vectors (C,), of which statistics
-    do not train. What is stored besides is `stored_indices`. Raises `UsageError` where form and shape clash.
+    `coefficients` (G M, C / G, n_y, n_x) are series coefficients of the templates; without a basis the templates' taps;
+    without templates those of all filters (G = 1, M = N). If they are allocated to filters they are (N n_y n_x, C), a
+    row for each harmonic of each filter. Transforms are `gains` (N - M, G, K_y, K_x), `angles` (N - M, G, 1) or
+    `matrices` (N - M, G, 2, 3). `bias` is (N,). A norm stores its vectors (C,), of which statistics do not train.
+    `stored_indices` returns what is stored besides. Raises `UsageError` if the shape cannot have this form.
     """
     _check(shape, form)
     if shape.kind == "norm":
@@ -259,9 +260,10 @@ def stored_tensors(shape: LayerShape, form: LayerForm) -> dict[str, StoredTensor
 
 
 def stored_indices(shape: LayerShape, form: LayerForm) -> dict[str, StoredIndices]:
-    """What a layer stores besides, by name, and does not train.
+    """Return the whole numbers that a layer stores besides, by name; they do not train.
 
-    Which filters are `kept`, the template that each of the others is `assigned`, each filter's `supports`.
+    `template_mask` (N,) says which filters are templates, `template_index` (N - M,) from which template each pruned
+    filter is rebuilt, `frequency_support` (N,) which harmonics each filter has.
     """
     indices = {}
     if form.templates is not None:
@@ -276,7 +278,7 @@ def stored_indices(shape: LayerShape, form: LayerForm) -> dict[str, StoredIndice
 
 
 def canonical_form(shape: LayerShape, form: LayerForm) -> LayerForm:
-    """The same form of this layer in its first spelling.
+    """Return the canonical form: forms that mean the same for this layer become equal, so that digests agree.
 
     That is the first axis that cuts the same blocks of all stored tensors, and blocks of activations no longer than the
     layer has channels.
@@ -294,18 +296,18 @@ def canonical_form(shape: LayerShape, form: LayerForm) -> LayerForm:
 
 def _check(shape: LayerShape, form: LayerForm) -> None:
     if shape.kind == "norm" and form != LayerForm(vector_bits=form.vector_bits, exponent_bits=form.exponent_bits):
-        raise UsageError("A norm takes vector_bits alone, neither bits nor harmonics nor templates.")
+        raise UsageError("a norm takes vector_bits alone, neither bits nor harmonics nor templates")
     if shape.kind == "linear" and (form.basis or form.templates):
-        raise UsageError("A linear layer takes bits alone, neither harmonics nor templates.")
+        raise UsageError("a linear layer takes bits alone, neither harmonics nor templates")
     if form.harmonics is not None and not all(1 <= n <= k for n, k in zip(form.harmonics, shape.kernel, strict=True)):
-        raise UsageError(f"harmonics (={form.harmonics}) must be between 1 and the kernel's size {shape.kernel}.")
+        raise UsageError(f"harmonics (={form.harmonics}) must be between 1 and the kernel's size {shape.kernel}")
     if form.templates is not None and not 1 <= form.templates <= shape.out_channels:
         raise UsageError(
-            f"templates (={form.templates}) must be between 1 and the layer's {shape.out_channels} filters."
+            f"templates (={form.templates}) must be between 1 and the layer's {shape.out_channels} filters"
         )
     if form.allocation is not None and prod(shape.kernel) > MOST_TAPS:
-        raise UsageError(f"allocation (={form.allocation!r}) takes filters of {MOST_TAPS} taps, not {shape.kernel}.")
-    if shape.filter_channels % form.groups:
         raise UsageError(
-            f"groups (={form.groups}) must divide the {shape.filter_channels} channels that a filter sees."
+            f"allocation (={form.allocation!r}) must be None for filters of {shape.kernel} taps, more than {MOST_TAPS}"
         )
+    if shape.filter_channels % form.groups:
+        raise UsageError(f"groups (={form.groups}) must divide the {shape.filter_channels} channels that a filter sees")

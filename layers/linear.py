@@ -12,7 +12,7 @@ __all__ = ["CompressedLinear"]
 
 
 class CompressedLinear(QuantizedLayer):
-    """A linear layer whose weights and inputs are held in block floating point; (..., C) to (..., N)."""
+    """A linear layer with weights and inputs in block floating point: (..., C) to (..., N)."""
 
     def __init__(self, linear: nn.Linear, form: LayerForm) -> None:
         super().__init__()
@@ -22,11 +22,11 @@ class CompressedLinear(QuantizedLayer):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
 
     def filters(self) -> Tensor:
-        """The weight (N, C)."""
+        """Return the weight (N, C) in its format."""
         return self.quantized(self.coefficients.view(self.shape.out_channels, -1), self.form.weight_format)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply; the input is rounded first where the form has bits."""
+        """Multiply; the input is rounded first if the form has bits."""
         form = self.form.activation_format
         if form is not None:
             x = self.quantized(x.reshape(-1, x.shape[-1]), form).view(x.shape)

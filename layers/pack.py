@@ -1,9 +1,9 @@
 """The packed state of a model: what the exported file holds, byte for byte what `layers.cost` counts.
 
-A quantized tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat.pack`); indices,
-such as the kept filters of a template layer, take as many bits each as they need, truth values one, most significant
-first; all else stays as the state dict has it. Batch counters of norms are left out. A file has them joined, in the
-order of their names: names and shapes follow from the network and its forms.
+A quantized tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat.pack`). Whole
+numbers (`layers.form.stored_indices`) take as many bits each as they need, truth values one, most significant first.
+All else stays as the state dict has it. Batch counters of norms are left out. A file has them joined, in the order of
+their names: names and shapes follow from the network and its forms.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ __all__ = ["join_state", "pack_state", "split_state", "unpack_state"]
 
 
 def pack_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors to store, on the CPU. Their bytes add up to the cost model's `size_bytes`.
+    """Return the tensors to store, on the CPU. Their bytes add up to the cost model's `size_bytes`.
 
     Raises `OvertoneError` naming the first tensor that block floating point cannot hold.
     """
-    quantized, widths, packed = _formats(model), _widths(model), {}
-    for name, value in _kept_state(model).items():
+    quantized = _formats(model)
+    widths = _widths(model)
+    packed = {}
+    for name, value in _stored_state(model).items():
         value = value.detach().cpu().contiguous()
         if name in quantized:
             try:
                 packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, quantized[name])
             except OvertoneError as error:
-                raise OvertoneError(f"The tensor {name!r} cannot be packed: {error}") from error
+                raise OvertoneError(f"cannot pack the tensor {name!r}: {error}") from error
         elif name in widths or value.dtype == torch.bool:
             packed[name] = pack_codes(value.flatten().long(), widths.get(name, 1))
         else:
@@ -47,18 +49,21 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
 
     Raises `OvertoneError` naming the first tensor that is missing, left over or of the wrong shape.
     """
-    quantized, widths, state, layout = _formats(model), _widths(model), {}, _layout(model)
+    layout = _layout(model)
     for name, (shape, dtype) in layout.items():
         if name not in packed:
-            raise OvertoneError(f"The packed model lacks the tensor {name!r}.")
+            raise OvertoneError(f"the packed model lacks the tensor {name!r}")
         value = packed[name]
         if value.shape != shape or value.dtype != dtype:
             raise OvertoneError(
-                f"The packed tensor {name!r} is {value.dtype} {tuple(value.shape)}, not {dtype} {tuple(shape)}."
+                f"the packed tensor {name!r} is {value.dtype} {tuple(value.shape)}, not {dtype} {tuple(shape)}"
             )
-    if left := next((name for name in packed if name not in layout), None):
-        raise OvertoneError(f"The packed model holds a tensor that the network has not: {left!r}.")
-    for name, value in _kept_state(model).items():
+    if extra := next((name for name in packed if name not in layout), None):
+        raise OvertoneError(f"the packed model holds the tensor {extra!r}, which the network lacks")
+    quantized = _formats(model)
+    widths = _widths(model)
+    state = {}
+    for name, value in _stored_state(model).items():
         if name in quantized:
             mantissas, exponents = packed[f"{name}.mantissas"], packed[f"{name}.exponents"]
             state[name] = unpack_blocks(mantissas, exponents, quantized[name], value.shape)
@@ -71,20 +76,22 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
 
 
 def join_state(packed: Mapping[str, Tensor]) -> Tensor:
-    """The bytes of packed tensors, one after another in the order of their names: (`size_bytes`,) uint8."""
+    """Join the bytes of packed tensors, in the order of their names: (`size_bytes`,) uint8."""
     parts = [packed[name].flatten().view(torch.uint8) for name in sorted(packed)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
 
 
 def split_state(model: nn.Module, joined: Tensor) -> dict[str, Tensor]:
-    """The packed tensors of a model, already in its compressed form, from their joined bytes.
+    """Return the packed tensors of a model, already in its compressed form, from their joined bytes.
 
-    Raises `OvertoneError` where there are fewer bytes or more than the model has.
+    Raises `OvertoneError` unless there are as many bytes as the model has.
     """
-    layout, packed, end = _layout(model), {}, 0
+    layout = _layout(model)
+    packed = {}
+    end = 0
     needed = sum(shape.numel() * dtype.itemsize for shape, dtype in layout.values())
     if joined.shape != (needed,) or joined.dtype != torch.uint8:
-        raise OvertoneError(f"The packed model must be {needed} bytes, not {joined.dtype} {tuple(joined.shape)}.")
+        raise OvertoneError(f"the packed model must be {needed} bytes, not {joined.dtype} {tuple(joined.shape)}")
     for name in sorted(layout):
         shape, dtype = layout[name]
         begin, end = end, end + shape.numel() * dtype.itemsize
@@ -93,9 +100,11 @@ def split_state(model: nn.Module, joined: Tensor) -> dict[str, Tensor]:
 
 
 def _layout(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and type of each packed tensor."""
-    quantized, widths, layout = _formats(model), _widths(model), {}
-    for name, value in _kept_state(model).items():
+    """Return shape and type of each packed tensor."""
+    quantized = _formats(model)
+    widths = _widths(model)
+    layout = {}
+    for name, value in _stored_state(model).items():
         if name in quantized:
             sizes = quantized[name].packed_bytes(value.shape)
             layout[f"{name}.mantissas"] = torch.Size([sizes[0]]), torch.uint8
@@ -124,7 +133,7 @@ def _widths(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _kept_state(model: nn.Module) -> dict[str, Tensor]:
-    """What is stored: neither the batch counters of norms nor what filters have until they leave."""
-    passing = (".num_batches_tracked", ".residuals.values")
-    return {k: v for k, v in model.state_dict().items() if not f".{k}".endswith(passing)}
+def _stored_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state without norms' batch counters and without what filters have until they are pruned."""
+    unstored = (".num_batches_tracked", ".residuals.values")
+    return {name: value for name, value in model.state_dict().items() if not f".{name}".endswith(unstored)}

@@ -1,4 +1,4 @@
-"""What all compressed layers share: a form, and block floating point as it is in training and in evaluation."""
+"""What all compressed layers share: a form, and rounding to block floating point in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ __all__ = ["QuantizedLayer"]
 
 
 class QuantizedLayer(nn.Module):
-    """A layer that may hold its numbers in block floating point.
-
-    `rounding` is how they are rounded in training; evaluation always rounds to nearest even.
-    """
+    """A layer that may hold its numbers in block floating point."""
 
     shape: LayerShape
     form: LayerForm
     rounding: Rounding = "nearest"
+    """How numbers are rounded in training; evaluation always rounds to nearest even."""
     bias: Tensor | None
 
     def quantized(self, x: Tensor, form: BlockFormat | None) -> Tensor:
-        """`x` rounded to the format, as it is where there is none; the gradient passes straight through."""
+        """Round `x` to the format, if there is one; the gradient passes straight through."""
         return x if form is None else quantize(x, form, self.rounding if self.training else "nearest")
 
     def rounded_bias(self) -> Tensor | None:
-        """The bias (N,) as it is added."""
+        """Return the bias (N,) as it is added."""
         return None if self.bias is None else self.quantized(self.bias, self.form.vector_format)

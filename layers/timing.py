@@ -12,24 +12,23 @@ import torch
 
 __all__ = ["median_ms"]
 
-
-_LEAST = 3
+_LEAST_RUNS = 3
 
 
 def median_ms(
     call: Callable[[], Any], device: torch.device, *, runs: int, warm_up: int, budget_s: float = math.inf
 ) -> float:
-    """Median time of one call in milliseconds, of `runs` that are timed after `warm_up` that are not.
+    """Return the median time of one call in milliseconds, of `runs` calls timed after `warm_up` calls that are not.
 
-    Once all calls together have taken `budget_s` seconds there are no more of them, and of those that there were, the
-    first ones are warm-up; one call that is not timed and three that are there always are.
-    CUDA is timed by its own events, so what the host does between launches counts only where the device waits for it.
+    There are no more calls once they have taken `budget_s` seconds together; the first of those made are the warm-up
+    then. One call that is not timed and three that are timed are always made. CUDA is timed by its own events, so what
+    the host does between launches counts only if the device waits for it.
     """
     times: list[float] = []
-    least = min(warm_up, 1) + min(runs, _LEAST)
+    least = min(warm_up, 1) + min(runs, _LEAST_RUNS)
     while len(times) < least or (len(times) < warm_up + runs and sum(times) < 1000 * budget_s):
         times.append(_elapsed_ms(call, device))
-    return statistics.median(times[min(warm_up, len(times) - min(runs, _LEAST)) :])
+    return statistics.median(times[min(warm_up, len(times) - min(runs, _LEAST_RUNS)) :])
 
 
 def _elapsed_ms(call: Callable[[], Any], device: torch.device) -> float:

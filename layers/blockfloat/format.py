@@ -1,4 +1,4 @@
-"""A format of block floating point: its widths, which values of a tensor share an exponent, and the bytes they take."""
+"""A format of block floating point: its widths, which values of a tensor share an exponent, and their size in bytes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class BlockFormat:
     """Bits of a shared exponent, 2..7."""
     axis: Axis = "flat"
     """What blocks are cut from: the flattened tensor, each filter (dim 0), or the channels (dim 1) of each filter at
-    each tap, for activations of each image at each pixel. The last block of each may be short."""
+    each tap; of activations, the channels of each image at each pixel. The last block of each may be short."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("bits", 2, 16), ("block", 1, 128), ("exponent_bits", 2, 7)):
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
-                raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}.")
+                raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}")
         if self.axis not in AXES:
-            raise UsageError(f"axis (={self.axis!r}) must be one of {', '.join(AXES)}.")
+            raise UsageError(f"axis (={self.axis!r}) must be one of {', '.join(AXES)}")
 
     @property
     def lowest(self) -> int:
@@ -43,13 +43,13 @@ class BlockFormat:
         return -(1 << (self.exponent_bits - 1))
 
     def runs(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """(outer, length, inner): a contiguous tensor of this shape, viewed so, has its blocks cut along `length`.
+        """Return (outer, length, inner): a contiguous tensor of this shape, viewed so, has blocks along `length`.
 
-        Two axes that cut the same blocks give the same. `UsageError` where a tensor without a second dimension has
-        another axis than `flat`.
+        Two axes that cut the same blocks give the same runs. Raises `UsageError` if the tensor has no second dimension
+        and the axis is not `flat`.
         """
         if self.axis != "flat" and len(shape) < 2:
-            raise UsageError(f"axis (={self.axis!r}) must be flat for a tensor of the shape {tuple(shape)}.")
+            raise UsageError(f"axis (={self.axis!r}) must be flat for a tensor of the shape {tuple(shape)}")
         if self.axis == "flat" or self.block == 1:
             return 1, prod(shape), 1
         across = 2 if self.axis == "channel" else len(shape)
@@ -57,7 +57,7 @@ class BlockFormat:
         return (1, prod(shape), 1) if inner == 1 and length % self.block == 0 else (shape[0], length, inner)
 
     def packed_bytes(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Bytes of a tensor's packed mantissas with signs, and of its shared exponents."""
+        """Return the bytes of a tensor's packed mantissas with signs, and of its shared exponents."""
         outer, length, inner = self.runs(shape)
         exponents = outer * -(-length // self.block) * inner
         return (prod(shape) * (1 + self.bits) + 7) // 8, (exponents * self.exponent_bits + 7) // 8

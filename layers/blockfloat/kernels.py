@@ -1,6 +1,6 @@
 """The kernels of block floating point, in C (`layers.kernels.cpu`) and in CUDA (`layers.kernels.gpu`).
 
-Where neither a compiler nor, for a GPU, the package `cuda-core` is at hand, plain PyTorch gives the same bits.
+Without a compiler or, on a GPU, the package `cuda-core`, plain PyTorch gives the same bits.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from layers.blockfloat.format import BlockFormat
 from layers.blockfloat.reference import round_reference
-from layers.errors import OvertoneWarning
+from layers.errors import OvertoneWarning, first_line
 from layers.kernels import cpu, gpu
 
-__all__ = ["cuda_launch", "kernel", "round_into", "is_supported", "is_available"]
+__all__ = ["cuda_launch", "is_available", "is_supported", "kernel", "round_into"]
 
 _MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("BFLOAT16",)}
-"""What the kernels' sources are compiled with for the types that they take."""
+"""The macros with which the kernels' sources are compiled, by type of the tensor."""
 _THREADS = 256
 _AHEAD = 4
 """Values of each thread in `blockfloat.cu`."""
 
 
 def is_supported(x: Tensor) -> bool:
-    """Whether a kernel can round this tensor: plain float32 or bfloat16, on the CPU or a CUDA GPU, untraced."""
+    """Return whether a kernel can round this tensor: float32 or bfloat16, on the CPU or a CUDA GPU, not traced."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter) or x.dtype not in _MACROS:
         return False
     if torch._C._get_tracing_state() is not None:
@@ -47,13 +47,14 @@ def round_into(out: Tensor, x: Tensor, form: BlockFormat) -> None:
         return
     library = kernel(x.dtype)
     assert library is not None
-    where = (x.data_ptr(), out.data_ptr(), *form.runs(x.shape))
-    library.round_blocks(*where, form.block, form.bits, form.lowest, torch.get_num_threads())
+    tensors = (x.data_ptr(), out.data_ptr())
+    library.round_blocks(*tensors, *form.runs(x.shape), form.block, form.bits, form.lowest, torch.get_num_threads())
 
 
 def cuda_launch(shape: Sequence[int], form: BlockFormat) -> tuple[str, tuple[int, ...], int]:
-    """How a GPU rounds a tensor of this shape: the kernel, its whole numbers, and how many threads they keep busy."""
-    (rows, length, inner), widths = form.runs(shape), (form.bits, form.lowest)
+    """Return how a GPU rounds a tensor of this shape: the kernel's name, its whole numbers, and its threads."""
+    rows, length, inner = form.runs(shape)
+    widths = (form.bits, form.lowest)
     blocks = rows * -(-length // form.block) * inner
     if form.block == 1:
         return "single_values", (blocks, *widths), -(-blocks // _AHEAD)
@@ -81,7 +82,7 @@ def _launch(out: Tensor, x: Tensor, form: BlockFormat) -> None:
 
 @cache
 def is_available(device: int) -> bool:
-    """Whether the CUDA kernels run on this GPU and give there what plain PyTorch gives; tried once."""
+    """Return whether the CUDA kernels run on this GPU and give plain PyTorch's bits; tried once, warns if not."""
     if not gpu.installed():
         return False
     values = torch.linspace(-3, 5, 2 * 37 * 3, device=f"cuda:{device}").exp().view(2, 37, 3)
@@ -92,21 +93,23 @@ def is_available(device: int) -> bool:
     try:
         for dtype, form in itertools.product(_MACROS, forms):
             x = values.to(dtype)
-            found = torch.full_like(x, 7.0)
-            _launch(found, x, form)
-            if not torch.equal(found, round_reference(x, form)):
-                raise RuntimeError("it gives other values than plain PyTorch")
+            out = torch.full_like(x, 7.0)
+            _launch(out, x, form)
+            if not torch.equal(out, round_reference(x, form)):
+                raise RuntimeError("its values are not those of plain PyTorch")
     except Exception as error:  # drivers and packages fail in many ways, and none need stop a training
-        warnings.warn(f"Rounding on cuda:{device} goes without our kernel: {error}", OvertoneWarning, stacklevel=2)
+        message = f"rounding on cuda:{device} does not use our kernel: {first_line(error)}"
+        warnings.warn(message, OvertoneWarning, stacklevel=2)
         return False
     return True
 
 
 @cache
 def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The compiled kernel for tensors of a type, or `None` where it cannot be had."""
-    found = cpu.library("blockfloat.c", _MACROS[dtype])
-    if found is not None:
+    """Return the compiled kernel for tensors of a type, or `None` if it cannot be had."""
+    library = cpu.library("blockfloat.c", _MACROS[dtype])
+    if library is not None:
         pointers, sizes, numbers = [ctypes.c_void_p] * 2, [ctypes.c_int64] * 4, [ctypes.c_int] * 3
-        found.round_blocks.argtypes, found.round_blocks.restype = [*pointers, *sizes, *numbers], None
-    return found
+        library.round_blocks.argtypes = [*pointers, *sizes, *numbers]
+        library.round_blocks.restype = None
+    return library

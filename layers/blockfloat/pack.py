@@ -1,7 +1,7 @@
-"""Block floating point as bytes: signed mantissas of all values in a row, and the shared exponents of all blocks.
+"""Block floating point as bytes: the signed mantissas of all values, and the shared exponents of all blocks.
 
-Values come in the tensor's order, sign and mantissa of each together; exponents, less the lowest, in the order of the
-blocks' first values. Both are packed without gaps, the most significant bit first.
+Values come in the tensor's order, each as its sign and then its mantissa; exponents, less the lowest, in the order of
+the blocks' first values. Both are packed without gaps, the most significant bit first.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["pack_blocks", "pack_codes", "unpack_blocks", "unpack_codes"]
 
 
 def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
-    """Quantize and pack: uint8 bytes of the signed mantissas, and of the shared exponents.
+    """Quantize and pack to uint8 bytes of the signed mantissas, and of the shared exponents.
 
-    Raises `OvertoneError` where `x` holds a value that is not finite or too large for the exponent.
+    Raises `OvertoneError` if `x` holds a value that is not finite or too large for the exponent.
     """
     blocks = cut_blocks(quantize(x.detach().float().cpu().contiguous(), form), form)
     if not torch.isfinite(blocks).all():
-        raise OvertoneError("A tensor that is to be packed holds values that are not finite, or too large.")
+        raise OvertoneError("values must be finite and within the range of the exponent")
     largest = blocks.abs().amax(2, keepdim=True)
     exponents = (torch.frexp(largest).exponent - 1).masked_fill(largest == 0, form.lowest)
     whole = join_blocks(blocks * power_of_two(form.bits - 1 - exponents), x.shape, form).flatten().long()
@@ -35,7 +35,7 @@ def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
 
 
 def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:
-    """The float32 tensor of `shape` that `pack_blocks` packed."""
+    """Return the float32 tensor of `shape` that `pack_blocks` packed."""
     signed = unpack_codes(mantissas, form.bits + 1, shape.numel())
     magnitude = signed & ((1 << form.bits) - 1)
     whole = torch.where(signed >> form.bits > 0, -magnitude, magnitude).float()
@@ -46,13 +46,13 @@ def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape
 
 
 def pack_codes(codes: Tensor, width: int) -> Tensor:
-    """Whole numbers (n,) below 2^width as uint8 bytes, most significant bit first."""
+    """Pack whole numbers (n,) below 2^width into uint8 bytes, most significant bit first."""
     shifts = np.arange(width - 1, -1, -1)
     bits: npt.NDArray[np.uint8] = ((codes.numpy()[:, None] >> shifts) & 1).astype(np.uint8)
     return torch.from_numpy(np.packbits(bits))
 
 
 def unpack_codes(packed: Tensor, width: int, count: int) -> Tensor:
-    """The int64 numbers (count,) that `pack_codes` packed."""
+    """Return the int64 numbers (count,) that `pack_codes` packed."""
     bits = np.unpackbits(packed.numpy(), count=count * width).reshape(count, width).astype(np.int64)
     return torch.from_numpy(bits @ (1 << np.arange(width - 1, -1, -1)))

@@ -4,15 +4,15 @@ Costain & Prisacariu, appendix C (7 exponent bits, block size 1, straight-throug
 and Drumond et al. 2018. A value is sign * m * 2^(e - b + 1) with a b-bit integer mantissa m < 2^b, written without
 hidden bits, so that b = 8 and block size 1 take 16 bits a value as in the paper's table 4.
 
-Our choices, where the paper is silent: rounding to nearest even; e is the exponent of the block's *rounded* largest
+Our choices where the paper is silent: rounding to nearest even; e is the exponent of the block's *rounded* largest
 magnitude, so that nothing saturates and block size 1 is ordinary rounding to b significant bits. With 7 exponent bits
-e is -64 .. 63: a block whose largest magnitude is below 2^-64 becomes zero, one that holds NaN, infinity or what rounds
-to 2^64 becomes NaN. Zeros have no sign. Which values make a block says `BlockFormat.axis`. Quantizing twice changes
-nothing.
+e is -64 .. 63: a block whose largest magnitude is below 2^-64 becomes zero; one that holds NaN, infinity or a value
+that rounds to 2^64 becomes NaN. Zeros have no sign. `BlockFormat.axis` says which values make a block. Quantizing twice
+changes nothing.
 
-Stochastic rounding, for training, goes up with a probability equal to the part that is cut off, so that its mean is
+Stochastic rounding, for training, rounds up with a probability equal to the part that is cut off, so that its mean is
 the value itself (to 2^-24 of a step). The grid must not depend on the draw: in blocks of more than one value e is the
-exponent of the largest magnitude rounded *up*. What could round to 2^64 becomes NaN.
+exponent of the largest magnitude rounded *up*. A value that could round to 2^64 becomes NaN.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def quantize(x: Tensor, form: BlockFormat, rounding: Rounding = "nearest") -> Tensor:
-    """`x` rounded to block floating point, same shape and dtype; the gradient passes straight through.
+    """Round `x` to block floating point, in its shape and dtype; the gradient passes straight through.
 
     Stochastic rounding draws from PyTorch's global generator of the device.
     """
     if rounding not in ROUNDINGS:
-        raise UsageError(f"rounding (={rounding!r}) must be one of {', '.join(ROUNDINGS)}.")
+        raise UsageError(f"rounding (={rounding!r}) must be one of {', '.join(ROUNDINGS)}")
     quantized: Tensor = _StraightThrough.apply(x, form, rounding)
     return quantized
 
 
 def _in_memory_order(x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
-    """Round, and keep channels last where blocks allow it: they are runs of channels, or single values."""
-    free = form.block == 1 or form.axis == "channel"
-    if free and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    """Round, and keep channels last if blocks allow it, that is if they are runs of channels or single values."""
+    keeps_layout = form.block == 1 or form.axis == "channel"
+    if keeps_layout and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         pixels = x.permute(0, 2, 3, 1)
         return _round(pixels.flatten(0, 2), form, rounding).view(pixels.shape).permute(0, 3, 1, 2)
     return _round(x.contiguous(), form, rounding)
@@ -98,5 +98,5 @@ def _round_at_random(x: Tensor, form: BlockFormat) -> Tensor:
 
 
 def power_of_two(exponents: Tensor) -> Tensor:
-    """2^exponents in float32, exact: written into the exponent field, for exponents in -126..127."""
+    """Return 2^exponents in float32, exact for exponents in -126..127, which are written into the exponent field."""
     return ((exponents.to(torch.int32) + 127) << 23).view(torch.float32)

@@ -1,1 +1,1 @@
-"""Compressed layers fitted, in closed form, to the outputs that they should give."""
+"""Compressed layers fitted in closed form to the outputs of the original layers."""

@@ -1,4 +1,4 @@
-"""Our CUDA kernels: compiled by NVRTC for the very GPU when a process first needs them, run on PyTorch's own stream.
+"""Our CUDA kernels: compiled by NVRTC for the GPU at hand when a process first needs them, run on PyTorch's stream.
 
 Neither a CUDA toolkit nor a compiler is needed, only the package `cuda-core` (`pip install 'overtone[cuda]'`).
 """
@@ -17,20 +17,20 @@ __all__ = ["compile_kernels", "installed", "launch"]
 
 
 def installed() -> bool:
-    """Whether kernels can be compiled here; running them takes a GPU too."""
+    """Return whether kernels can be compiled here; running them takes a GPU too."""
     return importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.core") is not None
 
 
 def compile_kernels(source: str, arch: str, macros: tuple[str, ...] = (), log: Any = None) -> Any:
-    """The file `source` of `csrc` as machine code for an architecture such as `sm_90`; kernels are got from it by name.
+    """Compile the file `source` of `csrc` for an architecture such as `sm_90`; the result has its kernels by name.
 
-    `log` takes, by its `write`, what the assembler says of registers, stack frames and spills.
+    To `log`, by its `write`, goes the assembler's report on registers, stack frames and spills.
     """
     from cuda.core import Program, ProgramOptions
 
-    told = {"ptxas_options": "-v"} if log is not None else {}
+    verbose = {"ptxas_options": "-v"} if log is not None else {}
     defined = {"define_macro": list(macros)} if macros else {}
-    options = ProgramOptions(name=source, arch=arch, include_path=[str(CSRC)], **told, **defined)
+    options = ProgramOptions(name=source, arch=arch, include_path=[str(CSRC)], **verbose, **defined)
     return Program((CSRC / source).read_text(), "c++", options).compile("cubin", logs=log)
 
 
@@ -51,9 +51,9 @@ def _code(source: str, arch: str, macros: tuple[str, ...]) -> Any:
 def launch(
     source: str, name: str, args: tuple[Any, ...], *, device: int, grid: int, block: int, macros: tuple[str, ...] = ()
 ) -> None:
-    """Run a kernel of `source` on a device's current stream, `grid` blocks of `block` threads.
+    """Run a kernel of `source` on a device's current stream, in `grid` blocks of `block` threads.
 
-    Arguments are addresses as `int` (as `long long` is) and NumPy scalars.
+    Arguments are addresses, as `int`, and NumPy scalars.
     """
     import cuda.core
 

@@ -1,1 +1,1 @@
-"""Filters as short series in y and x (Costain & Prisacariu): bases, coefficients, and how they are shared out."""
+"""Filters as short series in y and x (Costain & Prisacariu): bases, coefficients, and their allocation to filters."""

@@ -7,10 +7,10 @@ taps, whose positions u lie in [0, 1].
 Our deviations: the paper leaves the positions open; here they are part of a basis' name. `cosine` is sampled at
 half-sample points, (k + 1/2) / K, which makes the truncated series a truncated DCT-II, the least-squares answer;
 `chebyshev` at the Chebyshev-Gauss-Lobatto points that the paper names, (1 - cos(pi k / (K - 1))) / 2. `FAMILY@POINTS`
-asks for others, such as `chebyshev@endpoint`, polynomials at the equispaced positions k / (K - 1). Since
-T_i(cos t) = cos(i t), `cosine@endpoint` and `chebyshev` are one basis. Each sampled function is scaled to unit length,
-which spans the same filters: gradient descent on the coefficients then moves a filter about as far as gradient descent
-on its taps would, so that one learning rate suits all layers. A tap axis of one sample has the constant as its only
+selects others: `chebyshev@endpoint`, for one, is polynomials at the equispaced positions k / (K - 1). Since
+T_i(cos t) = cos(i t), `cosine@endpoint` and `chebyshev` are the same basis. Each sampled function is scaled to unit
+length, which spans the same filters: gradient descent on the coefficients then moves a filter about as far as gradient
+descent on its taps would, so that one learning rate suits all layers. On an axis of one tap the constant is the only
 harmonic.
 """
 
@@ -31,8 +31,8 @@ Points = Literal["half_sample", "endpoint", "gauss_lobatto"]
 Basis = Literal[
     "cosine", "chebyshev", "cosine@endpoint", "cosine@gauss_lobatto", "chebyshev@half_sample", "chebyshev@endpoint"
 ]
-"""A family and the positions of its taps; the family alone stands for its own points. Where several names are one and
-the same basis, the first is its canonical name."""
+"""A family and the positions of its taps; the family alone stands for its own points. If several names mean the same
+basis, the first is its canonical name."""
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 BASES: tuple[Basis, ...] = get_args(Basis)
@@ -41,23 +41,23 @@ _OWN_POINTS: dict[str, Points] = {"cosine": "half_sample", "chebyshev": "gauss_l
 
 
 def basis_name(basis: object) -> Basis:
-    """The basis of a name such as `chebyshev` or `cosine@half_sample`; own points are left out of it."""
-    for known in BASES:
-        family, _, points = known.partition("@")
-        if basis in (known, f"{family}@{points or _OWN_POINTS[family]}"):
-            return known
+    """Return the canonical name of a basis, which may be given as `chebyshev` or as `chebyshev@gauss_lobatto`."""
+    for name in BASES:
+        family, _, points = name.partition("@")
+        if basis in (name, f"{family}@{points or _OWN_POINTS[family]}"):
+            return name
     points = ", ".join(_POINTS)
-    raise UsageError(f"basis (={basis!r}) must be {' or '.join(FAMILIES)}, or FAMILY@POINTS with points {points}.")
+    raise UsageError(f"basis (={basis!r}) must be {' or '.join(FAMILIES)}, or FAMILY@POINTS with points {points}")
 
 
 def basis_matrix(basis: Basis, taps: int, harmonics: int) -> Tensor:
-    """The first `harmonics` basis functions at `taps` sample points: float64 (taps, harmonics), unit columns.
+    """Sample the first `harmonics` basis functions at `taps` points: (taps, harmonics) float64, unit columns.
 
     A 2-D filter is `Phi_y A Phi_x^T`. Raises `UsageError` unless 1 <= harmonics <= taps.
     """
     family, _, points = basis_name(basis).partition("@")
     if type(harmonics) is not int or not 1 <= harmonics <= taps:
-        raise UsageError(f"harmonics (={harmonics!r}) must be a whole number from 1 to the filter's {taps} taps.")
+        raise UsageError(f"harmonics (={harmonics!r}) must be a whole number from 1 to the filter's {taps} taps")
     positions = _positions(points or _OWN_POINTS[family], taps)
     angles = math.pi * positions if family == "cosine" else torch.acos(1 - 2 * positions)
     samples = torch.cos(angles[:, None] * torch.arange(harmonics, dtype=torch.float64))
@@ -65,7 +65,7 @@ def basis_matrix(basis: Basis, taps: int, harmonics: int) -> Tensor:
 
 
 def _positions(points: str, taps: int) -> Tensor:
-    """Positions of the taps in [0, 1], float64."""
+    """Return the positions of the taps in [0, 1], float64."""
     k = torch.arange(taps, dtype=torch.float64)
     if points == "half_sample":
         return (k + 0.5) / taps

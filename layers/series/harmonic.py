@@ -23,9 +23,9 @@ __all__ = [
 
 
 def series_taps(coefficients: Tensor, phi_y: Tensor, phi_x: Tensor) -> Tensor:
-    """Filters (..., C, K_y, K_x) of the coefficients (..., C, n_y, n_x) in the bases (K_y, n_y) and (K_x, n_x).
+    """Build filters (..., C, K_y, K_x) of coefficients (..., C, n_y, n_x) in the bases (K_y, n_y) and (K_x, n_x).
 
-    One product with both bases' product, from the left: of a filter's channels at once, which leaves them last in
+    One product from the left with both bases' product, for all channels of a filter at once, which leaves them last in
     memory.
     """
     both = (phi_y[:, None, :, None] * phi_x[:, None, :]).flatten(2).flatten(0, 1)
@@ -34,9 +34,9 @@ def series_taps(coefficients: Tensor, phi_y: Tensor, phi_x: Tensor) -> Tensor:
 
 
 def least_squares_coefficients(taps: Tensor, phi_y: Tensor, phi_x: Tensor) -> Tensor:
-    """Coefficients (..., n_y, n_x) whose series is nearest to `taps` (..., K_y, K_x) in the L2 norm.
+    """Return the coefficients (..., n_y, n_x) whose series is nearest to `taps` (..., K_y, K_x) in the L2 norm.
 
-    Solved in float64, returned in the dtype of `taps`; exact to rounding where n = K on both axes.
+    Solved in float64, returned in the dtype of `taps`; exact to rounding if n = K on both axes.
     """
     left = torch.linalg.pinv(phi_y.double())
     right = torch.linalg.pinv(phi_x.double())
@@ -53,12 +53,12 @@ def descend_coefficients(
     tolerance: float = 1e-9,
     limit: int = 100_000,
 ) -> Tensor:
-    """The same coefficients as the paper finds them: gradient descent on the squared error (eq. 5), in float64.
+    """Find the same coefficients as the paper does: by gradient descent on the squared error (eq. 5), in float64.
 
     Filters (N, C, K_y, K_x) start with their mean as the constant term and nothing else (`constant`, the paper's start
     of ChebConv), or with normal draws of variance 1 / (C K_y K_x) (its start of CosConv). The step is the inverse of
-    the largest eigenvalue; steps end when the gradient is `tolerance` of the filters' norm. Raises `OvertoneError`
-    where `limit` steps do not reach that.
+    the largest eigenvalue; steps end when the gradient is `tolerance` of the filters' norm. Raises `OvertoneError` if
+    `limit` steps are not enough.
     """
     target, left, right = taps.double(), phi_y.double(), phi_x.double()
     coefficients = _first_coefficients(target, left, right, constant=constant, generator=generator)
@@ -68,7 +68,7 @@ def descend_coefficients(
         if gradient.norm() <= tolerance * target.norm():
             return coefficients.to(taps.dtype)
         coefficients = coefficients - step * gradient
-    raise OvertoneError(f"Gradient descent has not found the series' coefficients within {limit} steps.")
+    raise OvertoneError(f"gradient descent does not reach the series' coefficients within {limit} steps")
 
 
 def _first_coefficients(
@@ -95,10 +95,11 @@ def factored_conv2d(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    """The same convolution without building filters: basis functions along y, then x, then a pointwise mix.
+    """Convolve without building filters: with basis functions along y, then x, then by a pointwise mix.
 
-    Input (B, C, H, W), coefficients (N, C / groups, n_y, n_x), margins (left, right, top, bottom), output (B, N, H_out,
-    W_out). Multiply-accumulates: H_out W C n_y K_y + H_out W_out C n_y n_x K_x + H_out W_out (C / groups) n_y n_x N.
+    Inputs (B, C, H, W), coefficients (N, C / groups, n_y, n_x), margins (left, right, top, bottom), outputs (B, N,
+    H_out, W_out). Multiply-accumulates: H_out W C n_y K_y + H_out W_out C n_y n_x K_x + H_out W_out (C / groups) n_y
+    n_x N.
     """
     x = basis_responses(x, phi_y, phi_x, stride=stride, margins=margins, padding_mode=padding_mode, dilation=dilation)
     return F.conv2d(x, coefficients.flatten(1)[:, :, None, None], groups=groups)
@@ -114,9 +115,9 @@ def basis_responses(
     padding_mode: str = "zeros",
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Each channel convolved with each product of basis functions: (B, C, H, W) to (B, C n_y n_x, H_out, W_out).
+    """Convolve each channel with each product of basis functions: (B, C, H, W) to (B, C n_y n_x, H_out, W_out).
 
-    Columns are padded only after the convolution along y, so that they are not computed twice.
+    Columns are padded only after the convolution along y, which then does not compute the padding.
     """
     channels, n_y, n_x = x.shape[1], phi_y.shape[1], phi_x.shape[1]
     left, right, top, bottom = margins
@@ -129,7 +130,7 @@ def basis_responses(
 
 
 def padded(x: Tensor, margins: tuple[int, int, int, int], mode: str) -> tuple[Tensor, tuple[int, int]]:
-    """The input with its margins, or as it is and the padding (y, x) that a convolution can add by itself."""
+    """Return the padded input and (0, 0), or the input as it is and the padding (y, x) for the convolution to add."""
     left, right, top, bottom = margins
     if mode == "zeros" and left == right and top == bottom:
         return x, (top, left)

@@ -1,6 +1,6 @@
-"""A template convolution in one pass, so that the maps of stage one never reach memory: for inference.
+"""A template convolution in one pass, for inference: the maps of stage one never reach memory.
 
-It goes beyond Miles & Mikolajczyk, whose two stages meet in memory. float32 and bfloat16 on the CPU have a kernel in C.
+Ours, beyond Miles & Mikolajczyk, whose two stages meet in memory. float32 and bfloat16 on the CPU have a kernel in C.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ __all__ = ["FusedTemplates", "fused_conv2d"]
 
 
 class FusedTemplates(NamedTuple):
-    """What the pass reads: templates (G, M, C / G, K_y, K_x), operators (N, G, T) or (N, G, T, T), and who uses which.
+    """What the pass reads: templates (G, M, C / G, K_y, K_x), operators (N, G, T) or (N, G, T, T), and their outputs.
 
-    Template m makes the outputs `order[begin[m] : begin[m + 1]]`. Of bfloat16 templates there are `pairs` too, two
-    channels in an int32 (G, M, C / G / 2, T): products with bfloat16 inputs are then those of the processor.
+    Template m makes the outputs `order[begin[m] : begin[m + 1]]`. bfloat16 templates have `pairs` too, two channels in
+    an int32 (G, M, C / G / 2, T): products with bfloat16 inputs are then those of the processor.
     """
 
     templates: Tensor
@@ -32,7 +32,7 @@ class FusedTemplates(NamedTuple):
 
     @classmethod
     def from_operators(cls, templates: Tensor, operators: Tensor, source: Tensor) -> "FusedTemplates":
-        """Of each output's template (N,)."""
+        """Sort the outputs by their template, `source` (N,)."""
         order = source.argsort(stable=True)
         begin = torch.searchsorted(source[order], torch.arange(templates.shape[1] + 1, device=source.device))
         pairs = _pairs(templates) if templates.dtype == torch.bfloat16 else None
@@ -40,7 +40,7 @@ class FusedTemplates(NamedTuple):
 
 
 def _pairs(templates: Tensor) -> Tensor:
-    """Channels two by two, the first in the lower half, a last one alone with zeros."""
+    """Pack channels two by two, the first in the lower half; an odd last one is paired with zeros."""
     taps = F.pad(templates.flatten(3), (0, 0, 0, templates.shape[2] % 2))
     low, high = taps.view(torch.int16).int().unflatten(2, (-1, 2)).unbind(3)
     return ((low & 0xFFFF) | (high << 16)).contiguous()
@@ -48,22 +48,22 @@ def _pairs(templates: Tensor) -> Tensor:
 
 def fused_conv2d(
     x: Tensor,
-    layer: FusedTemplates,
+    fused: FusedTemplates,
     bias: Tensor | None,
     *,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor | None:
-    """Outputs (B, N, H_out, W_out) of inputs (B, C, H, W), or `None` for gradients and where there is no kernel."""
-    tensors = (x, layer.templates, layer.operators, *([] if bias is None else [bias]))
-    where = _where(layer.templates, stride, padding, dilation)
+    """Convolve (B, C, H, W) to (B, N, H_out, W_out); return `None` if gradients are needed or there is no kernel."""
+    tensors = (x, fused.templates, fused.operators, *([] if bias is None else [bias]))
+    geometry = _geometry(fused.templates, stride, padding, dilation)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return None
-    if not kernels.convolves(x, where, mixes=layer.operators.dim() == 4):
+    if not kernels.can_convolve(x, geometry, mixes=fused.operators.dim() == 4):
         return None
     bias = None if bias is None else bias.float()
-    return _template_conv(x, *layer, bias, list(stride), list(padding), list(dilation))
+    return _template_conv(x, *fused, bias, list(stride), list(padding), list(dilation))
 
 
 @torch.library.custom_op("overtone::template_conv", mutates_args=())
@@ -79,23 +79,23 @@ def _template_conv(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """As `FusedTemplates` has them; outputs are contiguous and of the type of the inputs."""
-    where = _where(templates, stride, padding, dilation)
-    _check_args(x, templates, pairs, operators, order, begin, bias, where)
-    out = x.new_empty(x.shape[0], len(operators), *where.size((x.shape[2], x.shape[3])))
-    kernels.convolve(out, x.contiguous(), templates, pairs, operators, order, begin, bias, where)
+    """Convolve with the tensors of `FusedTemplates`; outputs are contiguous and of the inputs' type."""
+    geometry = _geometry(templates, stride, padding, dilation)
+    _check_args(x, templates, pairs, operators, order, begin, bias, geometry)
+    out = x.new_empty(x.shape[0], len(operators), *geometry.size((x.shape[2], x.shape[3])))
+    kernels.convolve(out, x.contiguous(), templates, pairs, operators, order, begin, bias, geometry)
     return out
 
 
 @_template_conv.register_fake
 def _(x: Tensor, templates: Tensor, pairs: Tensor | None, operators: Tensor, *rest: Any) -> Tensor:
     *_, stride, padding, dilation = rest
-    size = _where(templates, stride, padding, dilation).size((x.shape[2], x.shape[3]))
+    size = _geometry(templates, stride, padding, dilation).size((x.shape[2], x.shape[3]))
     return x.new_empty(x.shape[0], len(operators), *size)
 
 
-def _where(templates: Tensor, *places: Sequence[int]) -> ConvGeometry:
-    return ConvGeometry((templates.shape[3], templates.shape[4]), *((y, x) for y, x in places))
+def _geometry(templates: Tensor, *pairs: Sequence[int]) -> ConvGeometry:
+    return ConvGeometry((templates.shape[3], templates.shape[4]), *((y, x) for y, x in pairs))
 
 
 def _check_args(
@@ -106,26 +106,27 @@ def _check_args(
     order: Tensor,
     begin: Tensor,
     bias: Tensor | None,
-    where: ConvGeometry,
+    geometry: ConvGeometry,
 ) -> None:
     groups, count, depth, k_y, k_x = templates.shape
-    outputs, taps = len(operators), k_y * k_x
-    if not kernels.convolves(x, where, mixes=operators.dim() == 4):
+    outputs = len(operators)
+    taps = k_y * k_x
+    if not kernels.can_convolve(x, geometry, mixes=operators.dim() == 4):
         raise UsageError(
-            f"x (={x.dtype} on {x.device}) must be float32 or bfloat16 on the CPU, its outputs amid their taps, of "
-            "stride 1 where operators mix taps."
+            f"x (={x.dtype} on {x.device}) must be float32 or bfloat16 on the CPU, with outputs amid their taps, of "
+            "stride 1 if operators mix taps"
         )
     if x.dim() != 4 or x.shape[1] != groups * depth:
-        raise UsageError(f"x (={tuple(x.shape)}) must be (B, {groups * depth}, H, W).")
+        raise UsageError(f"x (={tuple(x.shape)}) must be (B, {groups * depth}, H, W)")
     if operators.shape[1:] not in ((groups, taps), (groups, taps, taps)):
-        raise UsageError(f"operators (={tuple(operators.shape)}) must be (N, {groups}, {taps}) or with {taps} twice.")
+        raise UsageError(f"operators (={tuple(operators.shape)}) must be (N, {groups}, {taps}) or with {taps} twice")
     floats = [templates, operators, *([] if bias is None else [bias])]
     if any(value.dtype != torch.float32 or not value.is_contiguous() for value in floats):
-        raise UsageError("templates, operators and bias must be contiguous float32 tensors.")
+        raise UsageError("templates, operators and bias must be contiguous float32 tensors")
     halves = (groups, count, (depth + 1) // 2, taps)
     if pairs is not None and (pairs.shape != halves or pairs.dtype != torch.int32 or not pairs.is_contiguous()):
-        raise UsageError(f"pairs (={pairs.dtype} {tuple(pairs.shape)}) must be contiguous int32 {halves}.")
+        raise UsageError(f"pairs (={pairs.dtype} {tuple(pairs.shape)}) must be contiguous int32 {halves}")
     if bias is not None and bias.shape != (outputs,):
-        raise UsageError(f"bias (={tuple(bias.shape)}) must be ({outputs},).")
+        raise UsageError(f"bias (={tuple(bias.shape)}) must be ({outputs},)")
     if order.shape != (outputs,) or begin.shape != (count + 1,) or {order.dtype, begin.dtype} != {torch.int64}:
-        raise UsageError(f"order and begin must be int64 ({outputs},) and ({count + 1},).")
+        raise UsageError(f"order and begin must be int64 ({outputs},) and ({count + 1},)")

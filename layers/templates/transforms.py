@@ -9,8 +9,8 @@ comes from few parameters:
 - `rotation`: one angle, about the filter's middle. The paper writes SO(3); in the plane that is our reading.
 - `affine`: a matrix (2, 3), (y, x, 1) -> (y, x) from the middle, in taps. The paper writes GL(3).
 
-The last two sample the template bilinearly where a tap's place is carried to, and find zeros beyond it: at most four
-taps of S in a row are not zero. At the angle 0 and the matrix (1, 0, 0; 0, 1, 0), S is the identity exactly.
+The last two move each tap's position and sample the template there, bilinearly and with zeros beyond its edge: at most
+four values in a row of S are not zero. At the angle 0 and the matrix (1, 0, 0; 0, 1, 0), S is exactly the identity.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ TRANSFORMS: tuple[Transform, ...] = ("scalar", "rotation", "affine", "zero")
 
 
 def parameter_shape(transform: Transform, kernel: tuple[int, int]) -> tuple[int, ...]:
-    """Shape of the parameters of one filter and group; `zero` has none."""
+    """Return the shape of the parameters of one filter and group; `zero` has none."""
     if transform not in TRANSFORMS:
-        raise UsageError(f"transform (={transform!r}) must be one of {', '.join(TRANSFORMS)}.")
+        raise UsageError(f"transform (={transform!r}) must be one of {', '.join(TRANSFORMS)}")
     shapes: dict[str, tuple[int, ...]] = {"scalar": kernel, "rotation": (1,), "affine": (2, 3), "zero": (0,)}
     return shapes[transform]
 
 
 def transformed(transform: Transform, base: Tensor, parameters: Tensor) -> Tensor:
-    """Templates (..., C, K_y, K_x) as their transforms, with parameters (..., *parameter_shape), make them."""
+    """Transform templates (..., C, K_y, K_x) with parameters (..., *parameter_shape)."""
     if transform == "scalar":
         return base * parameters.unsqueeze(-3)
     if transform == "zero":
@@ -48,37 +48,38 @@ def transformed(transform: Transform, base: Tensor, parameters: Tensor) -> Tenso
 
 
 def tap_operators(transform: Transform, parameters: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """The operators S (..., T, T) of parameters (..., *parameter_shape), T = K_y K_x; differentiable.
+    """Return the operators S (..., T, T) of parameters (..., *parameter_shape), T = K_y K_x; differentiable.
 
-    Where a place falls on a tap, the derivative is that towards the next one.
+    If a position falls on a tap, the derivative is that towards the next one.
     """
     taps = kernel[0] * kernel[1]
     if transform == "zero":
         return parameters.new_zeros(*parameters.shape[:-1], taps, taps)
     if transform == "scalar":
         return parameters.flatten(-2).unsqueeze(-1) * torch.eye(taps, dtype=parameters.dtype, device=parameters.device)
-    along, each = _places(kernel, parameters)
+    axes, taps_yx = _tap_positions(kernel, parameters)
     if transform == "rotation":
-        quarter = torch.stack([-each[1], each[0]])
+        quarter = torch.stack([-taps_yx[1], taps_yx[0]])
         turn = torch.cat([parameters.cos(), parameters.sin()], -1)
-        places = (turn @ torch.stack([each, quarter]).flatten(1)).unflatten(-1, each.shape)
+        positions = (turn @ torch.stack([taps_yx, quarter]).flatten(1)).unflatten(-1, taps_yx.shape)
     else:
-        places = parameters @ torch.cat([each, torch.ones_like(each[:1])])
-    to_y, to_x = _between(places, along[:, None]).unbind(-3)
+        positions = parameters @ torch.cat([taps_yx, torch.ones_like(taps_yx[:1])])
+    to_y, to_x = _linear_weights(positions, axes[:, None]).unbind(-3)
     return (to_y[..., : kernel[0], None] * to_x[..., None, : kernel[1]]).flatten(-2)
 
 
-def _places(kernel: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Where taps lie from the middle: along y and x (2, K), K the larger size; and all T of them, (y, x) (2, T)."""
-    along = torch.arange(max(kernel), dtype=like.dtype, device=like.device)
-    taps = torch.stack([along - (k - 1) / 2 for k in kernel])
-    y, x = taps[0, : kernel[0]], taps[1, : kernel[1]]
-    return taps, torch.stack([y.repeat_interleave(kernel[1]), x.repeat(kernel[0])])
+def _tap_positions(kernel: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positions from the middle: along y and x, (2, K) with K the larger size; and of all T taps, (2, T)."""
+    index = torch.arange(max(kernel), dtype=like.dtype, device=like.device)
+    axes = torch.stack([index - (k - 1) / 2 for k in kernel])
+    y = axes[0, : kernel[0]]
+    x = axes[1, : kernel[1]]
+    return axes, torch.stack([y.repeat_interleave(kernel[1]), x.repeat(kernel[0])])
 
 
-def _between(place: Tensor, taps: Tensor) -> Tensor:
-    """Linear weights (..., K) of the taps (..., K), one apart, on both sides of a place (...)."""
-    past = place.unsqueeze(-1) - taps
-    below = past.detach().floor()
-    slope = (below == -1).to(past.dtype) - (below == 0).to(past.dtype)
-    return torch.addcmul(slope.abs(), slope, past)
+def _linear_weights(positions: Tensor, taps: Tensor) -> Tensor:
+    """Return linear weights (..., K) of the taps (..., K), one apart, on both sides of each position (...)."""
+    offset = positions.unsqueeze(-1) - taps
+    below = offset.detach().floor()
+    slope = (below == -1).to(offset.dtype) - (below == 0).to(offset.dtype)
+    return torch.addcmul(slope.abs(), slope, offset)

@@ -74,11 +74,11 @@ def test_truth_values_of_any_shape_come_back(rng):
 def test_missing_and_misshapen_tensors_are_named(name, compressed):
     packed = pack_state(compressed)
     value = packed.pop(name)
-    with pytest.raises(OvertoneError, match=rf"The packed model lacks the tensor '{name}'\."):
+    with pytest.raises(OvertoneError, match=rf"^the packed model lacks the tensor '{name}'$"):
         unpack_state(compressed, packed)
-    with pytest.raises(OvertoneError, match=rf"The packed tensor '{name}' is .*, not {value.dtype} "):
+    with pytest.raises(OvertoneError, match=rf"^the packed tensor '{name}' is .*, not {value.dtype} "):
         unpack_state(compressed, packed | {name: value[1:]})
-    with pytest.raises(OvertoneError, match=rf"The packed tensor '{name}' is torch.float64 .*, not {value.dtype} "):
+    with pytest.raises(OvertoneError, match=rf"^the packed tensor '{name}' is torch.float64 .*, not {value.dtype} "):
         unpack_state(compressed, packed | {name: value.double()})
 
 
@@ -86,7 +86,7 @@ def test_left_over_tensor_is_named_and_nothing_is_filled(compressed):
     before = copy.deepcopy(compressed.state_dict())
     packed = pack_state(compressed) | {"7.weight": torch.zeros(1)}
     packed["0.bias"] = packed["0.bias"] + 1
-    with pytest.raises(OvertoneError, match=r"holds a tensor that the network has not: '7.weight'\."):
+    with pytest.raises(OvertoneError, match=r"^the packed model holds the tensor '7.weight', which the network lacks$"):
         unpack_state(compressed, packed)
     assert all(torch.equal(value, before[name]) for name, value in compressed.state_dict().items())
 
@@ -95,6 +95,6 @@ def test_left_over_tensor_is_named_and_nothing_is_filled(compressed):
 def test_tensor_that_cannot_be_packed_is_named(bad, compressed):
     with torch.no_grad():
         compressed[3].coefficients.view(-1)[3] = bad
-    message = r"The tensor '3.coefficients' cannot be packed: .* not finite, or too large\."
+    message = r"^cannot pack the tensor '3.coefficients': values must be finite and within the range of the exponent$"
     with pytest.raises(OvertoneError, match=message):
         pack_state(compressed)

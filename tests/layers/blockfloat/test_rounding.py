@@ -287,7 +287,7 @@ def test_empty_tensors_pack_and_come_back(block):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38, 4.0])
 def test_what_is_not_finite_or_too_large_does_not_pack(bad):
     x = torch.tensor([1.0, bad])
-    with pytest.raises(OvertoneError, match=r"holds values that are not finite, or too large\."):
+    with pytest.raises(OvertoneError, match=r"^values must be finite and within the range of the exponent$"):
         pack_blocks(x, BlockFormat(bits=4, exponent_bits=2))
 
 
@@ -339,14 +339,14 @@ def test_blocks_of_one_and_of_channels_keep_channels_last(rounding, normal):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16\."),
+        ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16$"),
         ({"bits": 17}, r"bits \(=17\) must be"),
         ({"bits": 8.0}, r"bits \(=8\.0\) must be"),
-        ({"bits": 8, "block": 0}, r"block \(=0\) must be a whole number from 1 to 128\."),
+        ({"bits": 8, "block": 0}, r"block \(=0\) must be a whole number from 1 to 128$"),
         ({"bits": 8, "block": 129}, r"block \(=129\) must be"),
-        ({"bits": 8, "exponent_bits": 1}, r"exponent_bits \(=1\) must be a whole number from 2 to 7\."),
+        ({"bits": 8, "exponent_bits": 1}, r"exponent_bits \(=1\) must be a whole number from 2 to 7$"),
         ({"bits": 8, "exponent_bits": 8}, r"exponent_bits \(=8\) must be"),
-        ({"bits": 8, "axis": "row"}, r"axis \(='row'\) must be one of flat, filter, channel\."),
+        ({"bits": 8, "axis": "row"}, r"axis \(='row'\) must be one of flat, filter, channel$"),
     ],
 )
 def test_formats_outside_the_limits_are_refused(asked, message):
@@ -358,12 +358,12 @@ def test_formats_outside_the_limits_are_refused(asked, message):
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_tensors_without_channels_know_flat_blocks_alone(axis, shape):
     form = BlockFormat(bits=4, block=2, axis=axis)
-    message = rf"axis \(='{axis}'\) must be flat for a tensor of the shape {re.escape(str(shape))}\."
+    message = rf"axis \(='{axis}'\) must be flat for a tensor of the shape {re.escape(str(shape))}"
     for call in (lambda: quantize(torch.ones(shape), form), lambda: form.packed_bytes(shape)):
         with pytest.raises(UsageError, match=message):
             call()
 
 
 def test_roundings_that_do_not_exist_are_refused():
-    with pytest.raises(UsageError, match=r"rounding \(='up'\) must be one of nearest, stochastic\."):
+    with pytest.raises(UsageError, match=r"rounding \(='up'\) must be one of nearest, stochastic$"):
         quantize(torch.ones(3), BlockFormat(bits=4), "up")

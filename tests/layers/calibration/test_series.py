@@ -164,7 +164,9 @@ def test_what_cannot_be_calibrated_is_refused(fill, normal):
         LayerForm(bits=4),
         LayerForm(basis="cosine", harmonics=(2, 2), templates=3, transform="scalar"),
     ):
-        with pytest.raises(UsageError, match=r"cannot be calibrated: it needs a series, no templates"):
+        with pytest.raises(
+            UsageError, match=r"^form \(=LayerForm\(.*\)\) must have a series and no templates for this calibration$"
+        ):
             OutputRegression(CompressedConv2d(conv, form))
     layer = CompressedConv2d(conv, LayerForm(basis="cosine", harmonics=(2, 2)))
     regression = OutputRegression(layer)

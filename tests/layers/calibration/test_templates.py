@@ -29,7 +29,7 @@ def placed(conv, form, x, outputs, **options):
     layer = CompressedConv2d(conv, form)
     regression = TemplateRegression(layer, **options)
     regression.add(x, outputs)
-    regression.place(conv.weight.detach())
+    regression.apply(conv.weight.detach())
     return layer
 
 
@@ -67,7 +67,7 @@ def test_each_rebuilt_filter_has_the_template_that_serves_its_outputs_best(parts
         plain.assignment = lambda template=template: torch.full((5,), template)  # one for all
         regression = TemplateRegression(plain, ridge=1e-12)
         regression.add(x, outputs)
-        regression.place(conv.weight.detach())
+        regression.apply(conv.weight.detach())
         assert torch.equal(plain.template_mask, layer.template_mask)
         tried.append(error(plain, x, outputs)[~layer.template_mask])
     assert torch.allclose(torch.stack(tried).amin(0), best, rtol=1e-6)
@@ -97,7 +97,7 @@ def test_batches_add_up(case, monkeypatch):
     regression = TemplateRegression(layer)
     for part in (slice(0, 5), slice(5, 6), slice(6, 24)):
         regression.add(x[part], outputs[part])
-    regression.place(conv.weight.detach())
+    regression.apply(conv.weight.detach())
     for name, value in at_once.state_dict().items():
         assert torch.allclose(layer.state_dict()[name].double(), value.double(), atol=1e-8)
 
@@ -129,9 +129,9 @@ def test_inputs_of_zeros_change_nothing(case):
 
 def test_what_cannot_be_calibrated_is_refused(case):
     conv, form, x, outputs = case()
-    with pytest.raises(UsageError, match=r"cannot be calibrated: it needs templates\."):
+    with pytest.raises(UsageError, match=r"^form \(=LayerForm\(.*\)\) must have templates for this calibration$"):
         TemplateRegression(CompressedConv2d(conv, LayerForm(bits=4)))
     regression = TemplateRegression(CompressedConv2d(conv, form))
     regression.add(torch.full_like(x, torch.inf), outputs)
     with pytest.raises(OvertoneError, match=r"its inputs or outputs are not finite"):
-        regression.place(conv.weight.detach())
+        regression.apply(conv.weight.detach())

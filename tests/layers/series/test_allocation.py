@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from layers import CompressedConv2d, LayerForm, LayerShape, OvertoneError, UsageError
 from layers.form import stored_indices, stored_tensors
-from layers.series.allocation import allocate, expand_coefficients, support_bits, support_slots, supports
+from layers.series.allocation import allocate, expand_coefficients, index_supports, support_bits, supports
 from layers.series.basis import basis_matrix
 from layers.series.harmonic import least_squares_coefficients, series_taps
 
@@ -40,7 +40,7 @@ def test_many_filters_spend_the_budget_to_the_last_coefficient(kernel, normal):
 
 @pytest.mark.parametrize("budget", [3, 37])
 def test_a_budget_that_cannot_be_met_is_named(budget, normal):
-    with pytest.raises(OvertoneError, match=rf"4 filters of \(3, 3\) taps cannot take {budget} coefficients a channel"):
+    with pytest.raises(OvertoneError, match=rf"4 filters of \(3, 3\) taps cannot have {budget} coefficients a channel"):
         allocate(normal(4, 9), (3, 3), budget)
 
 
@@ -53,15 +53,15 @@ def test_rows_stand_where_their_harmonics_are(kernel, normal, rng):
     for f, (n_y, n_x) in enumerate(pairs):
         for y, x in itertools.product(range(n_y), range(n_x)):
             expected[f, :, y, x] = stored[next(rows)]
-    slots = support_slots(chosen.to(torch.uint8), kernel, budget)
+    slots = index_supports(chosen.to(torch.uint8), kernel, budget)
     assert torch.equal(expand_coefficients(stored, slots, 5, kernel), expected)
 
 
 def test_supports_that_cannot_be_are_named():
-    with pytest.raises(OvertoneError, match=r"A filter's support \(=9\) must be below 9\."):
-        support_slots(torch.tensor([0, 9], dtype=torch.uint8), (3, 3), 10)
+    with pytest.raises(OvertoneError, match=r"^a filter's support \(=9\) must be below 9$"):
+        index_supports(torch.tensor([0, 9], dtype=torch.uint8), (3, 3), 10)
     with pytest.raises(OvertoneError, match=r"supports make 3 coefficients a channel, not 4"):
-        support_slots(torch.tensor([0, 1], dtype=torch.uint8), (3, 3), 4)
+        index_supports(torch.tensor([0, 1], dtype=torch.uint8), (3, 3), 4)
 
 
 @pytest.mark.parametrize(("kernel", "bits"), [((3, 3), 4), ((7, 7), 6), ((1, 2), 1), ((2, 2), 2), ((16, 16), 8)])
@@ -116,5 +116,7 @@ def test_forms_that_cannot_be_allocated_are_refused(asked, message):
 
 def test_filters_of_too_many_taps_are_refused():
     form = LayerForm(basis="cosine", harmonics=(2, 2), allocation="filter")
-    with pytest.raises(UsageError, match=r"takes filters of 256 taps, not \(17, 16\)"):
+    with pytest.raises(
+        UsageError, match=r"^allocation \(='filter'\) must be None for filters of \(17, 16\) taps, more than 256$"
+    ):
         stored_tensors(LayerShape.from_module(nn.Conv2d(1, 1, (17, 16))), form)

@@ -78,7 +78,7 @@ def test_one_harmonic_is_the_constant_in_both_families():
 
 @pytest.mark.parametrize(("taps", "harmonics"), [(3, 0), (3, 4), (1, 2), (5, -1), (5, 2.0), (5, True)])
 def test_harmonics_beyond_the_taps_are_refused(taps, harmonics):
-    message = rf"harmonics \(={harmonics}\) must be a whole number from 1 to the filter's {taps} taps\."
+    message = rf"harmonics \(={harmonics}\) must be a whole number from 1 to the filter's {taps} taps"
     with pytest.raises(UsageError, match=message):
         basis_matrix("cosine", taps, harmonics)
 

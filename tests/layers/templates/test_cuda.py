@@ -13,7 +13,7 @@ import torch
 from layers.errors import OvertoneWarning
 from layers.kernels import CSRC, gpu
 from layers.templates import cuda
-from layers.templates.gather import _format
+from layers.templates.gather import _layout
 from layers.templates.reference import ConvGeometry, gather_backward_reference, gather_reference
 from tests.layers.assembled import assert_in_registers
 from tests.layers.blockfloat.patterns import any_pattern
@@ -81,12 +81,12 @@ def draw(rng, generator):
     """Random maps (of some layout), operators, sources of which some are out of range, gradient, and where taps lie."""
 
     def tensors(kernel, *, last, diagonal, most=4):
-        where = ConvGeometry(kernel, *(tuple(rng.randint(*ends) for _ in "yx") for ends in ((1, 3), (0, 2), (1, 2))))
+        geometry = ConvGeometry(kernel, *(tuple(rng.randint(*ends) for _ in "yx") for ends in ((1, 3), (0, 2), (1, 2))))
         groups, templates, outputs = rng.randint(1, 2), rng.randint(1, 3), rng.randint(1, 9)
         taps = kernel[0] * kernel[1]
         size = [
             max(dilation * (k - 1) + 1 - 2 * pad, 1) + rng.randint(1, most)
-            for k, pad, dilation in zip(kernel, where.padding, where.dilation, strict=True)
+            for k, pad, dilation in zip(kernel, geometry.padding, geometry.dilation, strict=True)
         ]
         maps = torch.randn(rng.randint(1, 3), groups * taps * templates, *size, generator=generator)
         operators = torch.randn(outputs, groups, *[taps] * (1 if diagonal else 2), generator=generator)
@@ -94,9 +94,9 @@ def draw(rng, generator):
             operators[torch.rand(operators.shape, generator=generator) < 0.3] = 0.0
         choices = [*range(templates), *range(templates), -1, templates, 2**31 + 1, -(2**63)]
         source = torch.tensor(rng.choices(choices, k=outputs))
-        grad = torch.randn(gather_reference(maps, operators, source, where).shape, generator=generator)
+        grad = torch.randn(gather_reference(maps, operators, source, geometry).shape, generator=generator)
         maps = maps.contiguous(memory_format=torch.channels_last) if last else maps
-        return maps, grad.contiguous(memory_format=_format(maps)), operators, source, where
+        return maps, grad.contiguous(memory_format=_layout(maps)), operators, source, geometry
 
     return tensors
 
@@ -107,27 +107,27 @@ def between_margins(like, fill):
     return memory.as_strided(like.shape, like.stride(), MARGIN), memory
 
 
-def found(maps, grad, operators, source, where):
+def found(maps, grad, operators, source, geometry):
     """What the kernels give, once seen that they wrote nothing else; what they read lies between NaN."""
     given = [between_margins(x, torch.nan)[0].copy_(x) for x in (maps, grad, operators)]
     tensors, memories = zip(*(between_margins(x, 7.0) for x in (grad, maps, operators)), strict=True)
-    cuda.gather(tensors[0], given[0], given[2], source, where)
-    cuda.gather_backward(*tensors[1:], given[1], given[0], given[2], source, where)
+    cuda.gather(tensors[0], given[0], given[2], source, geometry)
+    cuda.gather_backward(*tensors[1:], given[1], given[0], given[2], source, geometry)
     for memory in memories:
         assert memory[:MARGIN].eq(7).all()
         assert memory[-MARGIN:].eq(7).all()
     return tensors
 
 
-def expected(maps, grad, operators, source, where):
-    outputs = gather_reference(maps, operators, source, where)
-    return outputs, *gather_backward_reference(grad, maps, operators, source, where)
+def expected(maps, grad, operators, source, geometry):
+    outputs = gather_reference(maps, operators, source, geometry)
+    return outputs, *gather_backward_reference(grad, maps, operators, source, geometry)
 
 
-def assert_right(maps, grad, operators, source, where):
-    context = maps.shape, operators.shape, source, where
-    wanted = expected(*(x.cpu().double() for x in (maps, grad, operators)), source.cpu(), where)
-    for name, x, y in zip(NAMES, found(maps, grad, operators, source, where), wanted, strict=True):
+def assert_right(maps, grad, operators, source, geometry):
+    context = maps.shape, operators.shape, source, geometry
+    wanted = expected(*(x.cpu().double() for x in (maps, grad, operators)), source.cpu(), geometry)
+    for name, x, y in zip(NAMES, found(maps, grad, operators, source, geometry), wanted, strict=True):
         near = TOLERANCE[x.dtype] * y.abs().max().clamp(min=1).item()
         assert torch.allclose(x.cpu().double(), y, rtol=0, atol=near), (name, context)
 
@@ -142,13 +142,13 @@ def test_kernels_give_what_the_definition_says(on_cpu, draw, kernel, last, diago
 @all_kinds
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_added_up_in_float32(on_cpu, draw, dtype, last, diagonal):
-    *tensors, source, where = draw((2, 2), last=last, diagonal=diagonal)
-    assert_right(*(x.to(dtype) for x in tensors), source, where)
+    *tensors, source, geometry = draw((2, 2), last=last, diagonal=diagonal)
+    assert_right(*(x.to(dtype) for x in tensors), source, geometry)
 
 
 @pytest.mark.parametrize(("last", "diagonal"), [(False, True), (True, False)])
 def test_large_tensors_are_counted_in_64_bits(on_cpu, draw, monkeypatch, last, diagonal):
-    monkeypatch.setattr(cuda, "_MANY", 1)
+    monkeypatch.setattr(cuda, "_WIDE_VALUES", 1)
     assert_right(*draw((2, 2), last=last, diagonal=diagonal))
     assert all("WIDE" in macros for macros in on_cpu)
 
@@ -166,16 +166,16 @@ def test_half_types_are_rounded_to_nearest_even(library, generator, dtype):
 
 
 def test_without_values_nothing_is_launched(on_cpu):
-    where, source = ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1)), torch.zeros(3, dtype=torch.int64)
+    geometry, source = ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1)), torch.zeros(3, dtype=torch.int64)
     for batch, templates, outputs in ((0, 2, 3), (2, 0, 3), (2, 2, 0)):
         maps, operators = torch.ones(batch, templates, 4, 5), torch.ones(outputs, 1, 1)
         grad = torch.ones(batch, outputs, 4, 5)
-        for x in found(maps, grad, operators, source[:outputs], where):
+        for x in found(maps, grad, operators, source[:outputs], geometry):
             assert x.eq(0).all()
     assert not on_cpu
 
 
-SHAPES = {"maps": (2, 24, 8, 9), "out": (2, 32, 4, 6), "where": ConvGeometry((2, 2), (2, 1), (1, 0), (1, 3))}
+SHAPES = {"maps": (2, 24, 8, 9), "out": (2, 32, 4, 6), "geometry": ConvGeometry((2, 2), (2, 1), (1, 0), (1, 3))}
 NUMBERS = (2, 32, 2, 3, 8, 9, 4, 6, 2, 2, 2, 1, 1, 0, 1, 3)
 
 
@@ -210,11 +210,14 @@ def test_without_the_package_gpus_go_without_kernels(monkeypatch, is_available):
 def test_kernels_that_give_other_values_are_left_alone(monkeypatch, is_available):
     monkeypatch.setattr(gpu, "installed", lambda: True)
     monkeypatch.setattr(cuda, "_agrees", lambda *_: False)
-    with pytest.warns(OvertoneWarning, match="they give other values than plain PyTorch"):
+    with pytest.warns(
+        OvertoneWarning,
+        match=r"^template convolutions on cuda:0 do not use our kernels: their values are not those of plain PyTorch$",
+    ):
         assert not is_available(0)
 
 
-@pytest.mark.parametrize(("dtype", "last", "diagonal"), cuda._TRIED)
+@pytest.mark.parametrize(("dtype", "last", "diagonal"), cuda._TRIALS)
 def test_the_self_check_takes_right_kernels_alone(on_cpu, monkeypatch, dtype, last, diagonal):
     here = torch.device("cpu")
     assert cuda._agrees(here, dtype, last, diagonal)
@@ -236,7 +239,7 @@ def spoilt(right):
 def test_gpus_give_what_the_definition_says(draw, is_available, dtype, last, diagonal):
     assert is_available(0)
     for kernel in ((1, 1), (3, 3), (5, 2)):
-        *tensors, source, where = draw(kernel, last=last, diagonal=diagonal, most=40)
-        args = *(x.to("cuda:0", dtype) for x in tensors), source.cuda(), where
+        *tensors, source, geometry = draw(kernel, last=last, diagonal=diagonal, most=40)
+        args = *(x.to("cuda:0", dtype) for x in tensors), source.cuda(), geometry
         assert_right(*args)
         assert all(map(torch.equal, found(*args), found(*args)))

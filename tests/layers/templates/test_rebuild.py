@@ -212,7 +212,7 @@ def test_template_count_falls_with_the_rate_and_stays_in_its_limits(rng):
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
 def test_pruning_rate_outside_its_range_is_refused(rate):
-    with pytest.raises(UsageError, match=r"pruning_rate \(=.*\) must be in \[0, 1\)\."):
+    with pytest.raises(UsageError, match=r"pruning_rate \(=.*\) must be in \[0, 1\)$"):
         template_count(rate, 64, 8)
 
 
