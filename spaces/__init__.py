@@ -1,4 +1,4 @@
-"""The networks by name, and which compressed forms of them can be asked for."""
+"""Networks by name, and the compressed forms that they can take."""
 
 from spaces.config import BlockConfig, NetworkConfig
 from spaces.models import build_model
