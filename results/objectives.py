@@ -1,7 +1,7 @@
 """Objectives by name, and the one place where every objective becomes lower-is-better.
 
-Every study has a score, which it maximizes, under a name of its own (`val_top1` in classification); in the ledger it is
-the column `score`. Costs are columns of the ledger by their own names.
+Every study has a score, which it maximizes, under a name of its own (such as `val_miou`); in the ledger it is the
+column `score`. Costs are columns of the ledger by their own names.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def parse_objectives(names: Sequence[str], *, score_name: str) -> tuple[Objectiv
 
 
 def init_name(score_name: str) -> str:
-    """Return what the score before fine-tuning is called: `init_top1` for `val_top1`."""
+    """Return what the score before fine-tuning is called: `init_miou` for `val_miou`."""
     return f"init_{score_name.removeprefix('val_')}"
 
 

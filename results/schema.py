@@ -5,7 +5,7 @@ uncompressed) and `history` (one entry for each epoch that ran). A number that i
 NaN; in `metrics` too, where its name stays.
 
 A row knows no task: `score` is what a search maximizes, a fraction in [0, 1], and `score_name` is what people call it
-(`val_top1` in classification).
+(such as `val_miou`).
 """
 
 import math

@@ -41,7 +41,7 @@ class Summary:
 
     @property
     def score_name(self) -> str:
-        """What people call the score: `val_top1` in classification."""
+        """What people call the score, such as `val_miou`."""
         return str(self.record["score_name"])
 
     def count(self, status: TrialStatus) -> int:

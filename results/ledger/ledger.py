@@ -95,7 +95,7 @@ class Ledger:
         return sorted(name for name in names if not name.endswith(".progress"))
 
     def score_name(self, name: str) -> str:
-        """Return what the score of a study is called: `val_top1` in classification."""
+        """Return what the score of a study is called, such as `val_miou`."""
         return str(self.study(name)["score_name"])
 
     def objectives(self, name: str) -> tuple[Objective, ...]:

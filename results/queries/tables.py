@@ -5,8 +5,8 @@
 `confirmations` one a repeat of a trial with another seed (`repeat_of` names the trial), and `baseline` one row, the
 uncompressed network.
 
-Beside the stored columns, all but `blocks` show each metric as a column of its own name, the score among them: in a
-study whose score is called `val_top1`, `val_top1` is `score`, `val_top1_mean` is `score_mean`, and `init_top1` is
+Beside the stored columns, all but `blocks` show each metric as a column of its own name, the score among them: if a
+study's score is called `val_miou`, then `val_miou` is `score`, `val_miou_mean` is `score_mean`, and `init_miou` is
 `init_score`. A stored column wins over a metric of the same name.
 """
 
