@@ -13,6 +13,7 @@ from results.ledger.store import Store
 from search.runner.cluster import Resources
 from search.runner.ledger_callback import LedgerCallback, StopOnFailure
 from search.runner.trainable import TrialActor
+from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload
 
 __all__ = ["run_trials"]
@@ -32,18 +33,9 @@ def run_trials(
     trial. The scheduler may stop trials early. If a worker dies the searcher gets an error, and may suggest the same
     again.
     """
-    actor = tune.with_parameters(
-        TrialActor,
-        data=workload.data,
-        baseline=workload.baseline,
-        network=workload.network,
-        store=_absolute(callback.study.ledger.store),
-        study=callback.study.name,
-    )
-    per_trial = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
     with tempfile.TemporaryDirectory(prefix="overtone-tune-") as folder:  # of this process alone: workers use the store
         tuner = tune.Tuner(
-            tune.with_resources(actor, per_trial),
+            _actor(workload, resources, callback.study),
             tune_config=tune.TuneConfig(
                 search_alg=_ElasticLimiter(searcher, resources) if resources.ceiling is None else searcher,
                 scheduler=scheduler,
@@ -62,6 +54,20 @@ def run_trials(
             ),
         )
         tuner.fit()
+
+
+def _actor(workload: Workload, resources: Resources, study: StudyLedger) -> Any:
+    """Return the actor of a study's trials, with what all of them share, and what each takes."""
+    actor = tune.with_parameters(
+        TrialActor,
+        data=workload.data,
+        baseline=workload.baseline,
+        network=workload.network,
+        store=_absolute(study.ledger.store),
+        study=study.name,
+    )
+    per_trial = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
+    return tune.with_resources(actor, per_trial)
 
 
 class _ElasticLimiter(ConcurrencyLimiter):

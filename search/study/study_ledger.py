@@ -45,9 +45,9 @@ class StudyLedger:
         """Return the record of the study; raise `UsageError` if there is none."""
         return self.ledger.study(self.name)
 
-    def update(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Change keys of the record; return the new record."""
-        return self.ledger.update_study(self.name, changes)
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Change keys of the record."""
+        self.ledger.update_study(self.name, changes)
 
     def objectives(self) -> tuple[Objective, ...]:
         """Return what the study improves."""

@@ -168,11 +168,11 @@ def test_a_study_lives_in_an_object_store(bucket: str, cluster: Cluster, weights
     cluster.add_node(num_cpus=2)
     _finish(_search(cluster, weights, bucket, trials=3))
     where = ["--study", "s", "--store", bucket]
-    _finish(_overtone("resume", *where, "--trials", 2, "--gpus-per-trial", 0, "--address", cluster.address))
+    _finish(_overtone("resume", *where, "--more", 2, "--gpus-per-trial", 0, "--address", cluster.address))
     ledger = Ledger(Store(bucket))
     _check_whole(ledger, 5)
     _finish(_overtone("export", *where, "--pick", "best", "--out", tmp_path / "best", "--json"))
-    best = max(ledger.trials("s").to_pylist(), key=lambda row: row["val_top1"])
+    best = max(ledger.trials("s").to_pylist(), key=lambda row: row["score"])
     assert json.loads((tmp_path / "best" / "config.json").read_text())
     assert (tmp_path / "best" / "model.safetensors").stat().st_size >= best["size_bytes"]
     files, prefix = pafs.FileSystem.from_uri(bucket)
