@@ -123,8 +123,8 @@ class FilterLayer(QuantizedLayer):
         In evaluation without gradients they are kept until a stored tensor changes in place or by loading. A change
         behind PyTorch's back (`layer.coefficients.data.add_(1)`) is seen only after `train()` or `eval()`.
 
-        Under autocast they are built in the parameters' precision all the same: where a template's tap is near 0 its
-        gain is large, and an error in bfloat16 would grow as much.
+        Under autocast they are built in the parameters' precision all the same: if a template's tap is near 0 its gain
+        is large, and an error in bfloat16 would grow as much.
         """
         with _without_autocast(self.coefficients.device.type):
             filters: Tensor = self.cache.get("filters", self, self._build_filters)

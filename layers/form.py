@@ -107,7 +107,8 @@ class LayerForm:
             raise UsageError(f"groups (={self.groups}) must be 1 in a layer without templates")
         if self.bits is None and (self.exponent_axis, self.activation_block) != ("flat", 1):
             raise UsageError(
-                f"exponent_axis (={self.exponent_axis!r}) and activation_block (={self.activation_block!r}) need bits"
+                f"exponent_axis (={self.exponent_axis!r}) and activation_block (={self.activation_block!r}) must be "
+                "'flat' and 1 without bits"
             )
         _ = self.weight_format, self.activation_format, self.vector_format
 

@@ -1,6 +1,6 @@
 /* Rounding to block floating point on a CPU: bit for bit what `layers.blockfloat` does in plain PyTorch.
 
-   Loops are such that compilers make vectors of them, whatever the size of a block. */
+   Loops are written so that compilers vectorize them, whatever the size of a block. */
 
 #include <stdint.h>
 
@@ -26,7 +26,7 @@ static inline int64_t least(int64_t one, int64_t other) {
     return one < other ? one : other;
 }
 
-/* Blocks of one value: the digits that stay, and one more in the last of them where those that go say so. */
+/* Blocks of one value: keep the leading digits, and add one in the last of them if the others round up. */
 static void single_values(const Part *part) {
     const Stored *restrict x = part->x + part->from;
     Stored *restrict y = part->y + part->from;
@@ -84,7 +84,7 @@ static void row_of_blocks(const Part *part, int64_t first, int64_t blocks, int64
         for (int64_t i = 0; i < count; i++) y[j * count + i] = narrowed(rounded(widened(x[j * count + i]), by[j]));
 }
 
-/* Blocks side by side: one for each of `inner` places, their values `inner` apart. */
+/* Blocks side by side: one for each of `inner` columns, their values `inner` apart. */
 static void many_blocks(const Part *part, int64_t first, int64_t count) {
     float by[PLACES];
     for (int64_t start = 0; start < part->inner; start += PLACES) {

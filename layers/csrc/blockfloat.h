@@ -1,7 +1,7 @@
-/* Rounding to block floating point, nearest even: what C and CUDA share.
+/* Rounding to block floating point, to nearest even: the part that C and CUDA share.
 
-   A float32 x is rounded to a multiple of 2^(e - b + 1) by adding and taking away an anchor of 1.5 * 2^(e - b + 24):
-   their sum has no bits below that step, and the processor rounds it to nearest even. So a value costs one addition and
+   A float32 x is rounded to a multiple of 2^(e - b + 1) by adding and then subtracting the anchor 1.5 * 2^(e - b + 24):
+   the sum has no bits below that step, and the processor rounds it to nearest even. So a value costs one addition and
    one subtraction, a block one integer sum on the bit pattern of its largest magnitude.
 
    A bfloat16 is the upper half of a float32. Rounding adds no digits to it, so the result is a bfloat16 too. */
@@ -56,7 +56,7 @@ EACH Pattern larger(Pattern magnitude, float x) {
     return other > magnitude ? other : magnitude;
 }
 
-/* The anchor of a block by its largest magnitude: NaN where that is too large, one that swallows too small a block. */
+/* The anchor of a block by its largest magnitude: NaN if that is too large; if too small, one that rounds it to 0. */
 EACH float anchor(Pattern largest, int bits, int lowest) {
     Pattern drop = 24 - bits;
     Pattern exponent = (largest + (1u << (drop - 1)) - 1 + ((largest >> drop) & 1)) >> 23;

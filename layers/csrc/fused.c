@@ -1,10 +1,10 @@
 /* A template convolution in one pass on a CPU: stage one and the gather take turns on tiles that stay in the cache.
 
-   For images (B, C, H, W), every place of which, or every so many-th, is the middle of an output's filter. A tile is a
-   few whole images, or some rows of one. Its inputs are packed once; then, template by template, a small matrix product
-   makes the template's maps, and the outputs that are made from it are summed while the maps are still in the
-   first-level cache. With a stride an input is looked at as several of every so many-th row and column, which are as
-   large as an output: each tap sees one of these phases. */
+   It takes images (B, C, H, W) of which every pixel, or with a stride every stride-th, is the middle of an output's
+   filter. A tile is a few whole images, or some rows of one. Its inputs are packed once; then, template by template, a
+   small matrix product makes the template's maps, and the outputs made from it are summed while the maps are still in
+   the first-level cache. With a stride an input is split into phases, the pixels of every stride-th row and column,
+   each as large as an output; a tap sees one of these phases. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
-enum { PAIRED = 1 }; /* products of bfloat16 are of two channels at once, which are held as a float's bits */
+enum { PAIRED = 1 }; /* products of bfloat16 take two channels at once, held as the bits of a float */
 #else
 enum { PAIRED = 0 };
 #endif
@@ -27,7 +27,7 @@ enum { LANES = 8, ROWS = 5, VECTORS = 2, OUTPUTS = 4 };
 enum { LANES = 4, ROWS = 5, VECTORS = 3, OUTPUTS = 4 };
 #endif
 enum { PANEL = LANES * VECTORS, AHEAD = 2, LEAST_ROWS = 16 };
-enum { CACHED = 1 << 17 }; /* values of a tile's inputs, which the second-level cache should hold */
+enum { CACHED = 1 << 17 }; /* values of a tile's inputs, so that they fit into the second-level cache */
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -35,14 +35,14 @@ typedef uint32_t Bits __attribute__((may_alias)); /* of a float */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    const void *x;                             /* float32, or bfloat16 as y is then */
+    const void *x;                             /* float32 or bfloat16, like y */
     const float *templates, *operators, *bias; /* (G, M, C / G, T), (N, G, T) or (N, G, T, T), (N,) */
-    const float *pairs;                        /* or 0: (G, M, C / G / 2, T) of two bfloat16 each, the first one lower */
-    const int64_t *order, *begin;              /* outputs by their template, and where each template's begin */
+    const float *pairs;                        /* or 0: (G, M, C / G / 2, T), two bfloat16 each, the first one lower */
+    const int64_t *order, *begin;              /* outputs sorted by template, and where each template's begin */
     void *y;
     int64_t batch, channels, height, width, outputs, groups, count; /* height and width of outputs; templates M */
-    int64_t seen[2], kernel[2], stride[2], dilation[2];             /* (y, x); height and width of inputs */
-    int64_t full, half;             /* whether operators mix taps; whether x and y are bfloat16 */
+    int64_t input_size[2], kernel[2], stride[2], dilation[2];       /* (y, x) */
+    int64_t full, half; /* whether operators mix taps; whether x and y are bfloat16 */
 } Layer;
 
 typedef struct {
@@ -56,7 +56,7 @@ typedef struct {
 } Spot;
 
 typedef struct {
-    int64_t y, x, first, taps; /* the taps from the first on, in the order of Room, that see it */
+    int64_t y, x, first, taps; /* the taps that see it, from the first on in the order of Room */
 } Phase;
 
 typedef struct {
@@ -69,7 +69,7 @@ typedef struct {
     float *panels, *maps; /* packed inputs, and the maps of a template */
     float *taps;          /* a template's, in the order of the phases */
     int32_t *masks;       /* (T, masked), all bits where an output's tap lies in its image */
-    int64_t *order;       /* which tap comes when, phase by phase: so are masks, shifts and maps */
+    int64_t *order;       /* the taps phase by phase, the order of masks, shifts and maps too */
     int64_t *shifts;      /* where in its map each tap of the output at place 0 lies */
     Phase *phases;
     Spot *spots;
@@ -80,7 +80,7 @@ typedef struct {
 static _Thread_local struct {
     char *memory;
     int64_t size;
-} scratch; /* kept: fresh memory would cost more than what is done with it */
+} scratch; /* reused: fresh memory would cost more than what is done with it */
 
 static inline int64_t least(int64_t one, int64_t other) {
     return one < other ? one : other;
@@ -98,7 +98,7 @@ static inline int paired(const Layer *layer) {
     return PAIRED && layer->half && layer->pairs;
 }
 
-/* Values that a place has in a panel for each group: its channels, or pairs of them. */
+/* Values of a pixel in a panel for each group: its channels, or pairs of them. */
 static inline int64_t depth_of(const Layer *layer) {
     int64_t channels = layer->channels / layer->groups;
     return paired(layer) ? (channels + 1) / 2 : channels;
@@ -121,7 +121,7 @@ INLINE void take_each(int64_t step, float *to, const Layer *layer, int64_t from,
 
 /* A group's value of some places, which begin at x + from: that of a channel, or of two. */
 static inline void take(float *to, const Layer *layer, int64_t from, int64_t group, int64_t value, int64_t count) {
-    int64_t area = layer->seen[0] * layer->seen[1], channels = layer->channels / layer->groups;
+    int64_t area = layer->input_size[0] * layer->input_size[1], channels = layer->channels / layer->groups;
     int64_t channel = paired(layer) ? 2 * value : value, step = layer->stride[1];
     int64_t other = channel + 1 < channels ? area : 0;
     from += (group * channels + channel) * area;
@@ -149,8 +149,8 @@ static inline void write(const Layer *layer, int64_t to, const float *values, in
     for (int64_t i = 0; i < count; i++) y[i] = halved(values[i]);
 }
 
-/* Inputs of the tile as panels (phases, places / PANEL, C, PANEL), where C may be pairs: those of a panel and group are
-   read in one sweep. What a phase has beyond the image stays as it is: no output that counts sees it. */
+/* Pack the tile's inputs into panels (phases, places / PANEL, C, PANEL), C channels or pairs of them: those of a panel
+   and group are read in one sweep. What a phase has beyond the image stays as it is: no output that counts sees it. */
 static void pack(const Layer *layer, const Tile *tile, const Room *room) {
     int64_t depth = depth_of(layer), panel = PANEL * layer->groups * depth;
     int64_t whole = layer->stride[0] == 1 && layer->stride[1] == 1; /* then all rows follow one another */
@@ -158,9 +158,10 @@ static void pack(const Layer *layer, const Tile *tile, const Room *room) {
     for (int64_t line = 0; line < room->used * tile->images * rows; line++) {
         const Phase *phase = room->phases + line / (tile->images * rows);
         int64_t image = line / rows % tile->images, row = line % rows;
-        int64_t y = (tile->from + row) * layer->stride[0] + phase->y, left = layer->seen[1] - phase->x;
-        int64_t count = y >= layer->seen[0] ? 0 : whole ? each : (left + layer->stride[1] - 1) / layer->stride[1];
-        int64_t from = ((tile->image + image) * layer->channels * layer->seen[0] + y) * layer->seen[1] + phase->x;
+        int64_t y = (tile->from + row) * layer->stride[0] + phase->y, left = layer->input_size[1] - phase->x;
+        int64_t count = y >= layer->input_size[0] ? 0 : whole ? each : (left + layer->stride[1] - 1) / layer->stride[1];
+        int64_t above = (tile->image + image) * layer->channels * layer->input_size[0] + y; /* rows of inputs */
+        int64_t from = above * layer->input_size[1] + phase->x;
         float *panels = room->panels + (phase - room->phases) * up(tile->inputs, PANEL) / PANEL * panel;
         for (int64_t done = 0, some; done < count; done += some) {
             int64_t place = (image * rows + row) * each + done, inside = place % PANEL;
@@ -283,12 +284,12 @@ static void make_maps(const Layer *layer, const Tile *tile, const Room *room, in
         stage_one(layer, tile, room->phases + i, room->panels + i * values, taps, group, maps);
 }
 
-/* How far a tap lies from its output along a side (0 is y). */
+/* The distance of a tap from its output along a side (0 is y). */
 static inline int64_t away(const Layer *layer, int side, int64_t tap) {
     return (2 * tap - layer->kernel[side] + 1) * layer->dilation[side] / 2;
 }
 
-/* The phase along a side that a tap sees, and how far it lies from its output there. */
+/* The phase along a side that a tap sees, and below it the tap's distance from its output in that phase. */
 static inline int64_t phase_of(const Layer *layer, int side, int64_t tap) {
     int64_t left = away(layer, side, tap) % layer->stride[side];
     return left < 0 ? left + layer->stride[side] : left;
@@ -298,7 +299,7 @@ static inline int64_t steps(const Layer *layer, int side, int64_t tap) {
     return (away(layer, side, tap) - phase_of(layer, side, tap)) / layer->stride[side];
 }
 
-/* Phases that some tap sees; with room for them, they and the order of taps are put there. */
+/* The number of phases that some tap sees; into `room`, if there is one, go these phases and the order of taps. */
 static int64_t fill_phases(const Layer *layer, Room *room) {
     int64_t used = 0, done = 0, count = layer->kernel[0] * layer->kernel[1];
     for (int64_t y = 0; y < layer->stride[0]; y++)
@@ -319,14 +320,14 @@ static int64_t fill_phases(const Layer *layer, Room *room) {
 
 static void fill_masks(const Layer *layer, const Tile *tile, const Room *room) {
     int64_t rows = tile->last - tile->first;
-    uint32_t columns = layer->width, step = layer->stride[1], wide = layer->seen[1];
+    uint32_t columns = layer->width, step = layer->stride[1], wide = layer->input_size[1];
     for (int64_t i = 0; i < layer->kernel[0] * layer->kernel[1]; i++) {
         int64_t down = away(layer, 0, room->order[i] / layer->kernel[1]);
         uint32_t right = away(layer, 1, room->order[i] % layer->kernel[1]); /* below 0 it is beyond any width */
         int32_t *mask = room->masks + i * room->masked;
         for (int64_t row = 0; row < tile->images * rows; row++, mask += columns) {
             int64_t y = (tile->first + row % rows) * layer->stride[0] + down;
-            int32_t inside = -(y >= 0 && y < layer->seen[0]);
+            int32_t inside = -(y >= 0 && y < layer->input_size[0]);
             for (uint32_t x = 0; x < columns; x++) mask[x] = inside & -(int32_t)(right + x * step < wide);
         }
         memset(mask, 0, (room->masks + (i + 1) * room->masked - mask) * sizeof(int32_t));
@@ -338,8 +339,8 @@ static inline int64_t shift(const Layer *layer, const Tile *tile, int64_t tap) {
     return (tile->first - tile->from + down) * layer->width + right;
 }
 
-/* `left` values from place `inside` on, image after image of `each` places; `to` is where the first image's begin.
-   Inlined it would take the compiler long. */
+/* Write `left` values from place `inside` on, image after image of `each` places; those of the first image begin at
+   `to`. Inlined it would take the compiler long. */
 static __attribute__((noinline)) void put_parts(const Layer *layer, int64_t to, int64_t inside, int64_t each,
                                                 int64_t left, Vector values) {
     int64_t area = layer->height * layer->width;
@@ -353,7 +354,7 @@ static __attribute__((noinline)) void put_parts(const Layer *layer, int64_t to, 
     }
 }
 
-/* A vector of an output's values at place `at`, which may belong to several images. */
+/* Write a vector of an output's values at place `at`; they may belong to several images. */
 static inline void put(const Layer *layer, const Tile *tile, int64_t output, int64_t place, Spot at, Vector values) {
     int64_t area = layer->height * layer->width, each = (tile->last - tile->first) * layer->width;
     int64_t to = ((tile->image + at.image) * layer->outputs + output) * area + tile->first * layer->width;
@@ -429,7 +430,7 @@ static void gather_gains(const Layer *layer, const Tile *tile, const Room *room,
         }
 }
 
-/* One output whose operator mixes taps, which there is of stride 1: the sum of its terms that are not zero. */
+/* One output whose operator mixes taps, of stride 1: the sum of its terms that are not zero. */
 static void gather_mixed(const Layer *layer, const Tile *tile, const Room *room, int64_t output) {
     int64_t taps = layer->kernel[0] * layer->kernel[1], count = 0;
     const float *by = layer->operators + output * layer->groups * taps * taps;
@@ -455,20 +456,20 @@ static void gather_mixed(const Layer *layer, const Tile *tile, const Room *room,
     }
 }
 
-/* A part of the scratch memory, of so many bytes, that begins where a vector may. */
+/* A part of the scratch memory, aligned for vectors. */
 static inline void *part(char **next, int64_t bytes) {
     void *found = *next;
     *next += up(bytes, sizeof(Vector));
     return found;
 }
 
-/* Memory for a tile; 0 where it is short. */
+/* Allocate memory for a tile; 0 if it is short. */
 static int lay_out(const Layer *layer, const Tile *tile, Room *room) {
     int64_t taps = layer->kernel[0] * layer->kernel[1], terms = layer->full ? layer->groups * taps * taps : 0;
     int64_t wide = layer->width + layer->kernel[1] * layer->dilation[1];
     int64_t beyond = up((layer->kernel[0] * layer->dilation[0] + 1) * wide, LANES) + 4 * LANES; /* read, but masked */
     room->masked = up(tile->places, AHEAD * LANES), room->used = fill_phases(layer, 0);
-    for (int tried = 0; tried < 2; tried++) { /* first to see how much it is */
+    for (int tried = 0; tried < 2; tried++) { /* the first time to count the bytes */
         char *next = tried ? scratch.memory : 0;
         int64_t values = layer->groups * depth_of(layer) * sizeof(float);
         room->panels = part(&next, room->used * up(tile->inputs, PANEL) * values);
@@ -490,7 +491,7 @@ static int lay_out(const Layer *layer, const Tile *tile, Room *room) {
     return 1;
 }
 
-/* Outputs of templates `from` to `to` in a tile; 0 where memory is short. */
+/* Make the outputs of templates `from` to before `to` in a tile; 0 if memory is short. */
 static int convolve(const Layer *layer, const Tile *tile, int64_t from, int64_t to) {
     int64_t taps = layer->kernel[0] * layer->kernel[1];
     Room room;
@@ -535,7 +536,7 @@ static int sound(const Layer *layer) {
 
 EXPORT_LAYOUT(Layer, half)
 
-/* 1, or 0 where memory is short, or -1 where outputs are not given to templates as they should be. */
+/* 1, or 0 if memory is short, or -1 if `order` and `begin` do not give each output a template. */
 int template_conv(const Layer *layer, int threads) {
     if (!sound(layer)) return -1;
     int64_t area = layer->height * layer->width, budget = CACHED / (layer->channels * fill_phases(layer, 0));

@@ -1,7 +1,7 @@
 /* The second stage of a template convolution and its backward on a CPU, as `layers.templates.gather` defines them.
 
-   Maps are (B, G, T, M, H, W), operators (N, G, T) or, `full`, (N, G, T, T), all contiguous. Each value is written by one
-   thread, in one order whatever the number of threads. */
+   Maps are (B, G, T, M, H, W), operators (N, G, T) or, if `full`, (N, G, T, T), all contiguous. Each value is written
+   by one thread, in one order whatever the number of threads. */
 
 #include <stdint.h>
 #include <string.h>
@@ -18,15 +18,15 @@ typedef struct {
 } Gather;
 
 typedef struct {
-    int64_t first, last; /* places of output along a side whose tap lies in the input */
-    int64_t from;        /* where the tap of the first of them does */
+    int64_t first, last; /* outputs along a side whose tap lies in the input, the last one excluded */
+    int64_t from;        /* the position in the input that the tap of the first one sees */
 } Range;
 
 static inline int64_t least(int64_t one, int64_t other) {
     return one < other ? one : other;
 }
 
-/* The places along a side (0 is y) that see a tap. */
+/* The outputs along a side (0 is y) whose tap lies in the input. */
 static inline Range range(const Gather *all, int side, int64_t tap) {
     int64_t size = side ? all->width : all->height, places = side ? all->width_out : all->height_out;
     int64_t stride = all->stride[side], at = tap * all->dilation[side] - all->padding[side];
@@ -46,7 +46,7 @@ static inline int exists(const Gather *all, int64_t output) {
     return all->source[output] >= 0 && all->source[output] < all->templates;
 }
 
-/* The places of a plane of outputs that see a tap, and where they see it. */
+/* The outputs of a plane whose tap lies in the input, and what it sees there. */
 typedef struct {
     Range down, along;
     int64_t count; /* of them in a row */
@@ -75,7 +75,7 @@ static inline float dot(const float *one, const float *other, int64_t other_step
     return sum;
 }
 
-/* Of each of a field's rows: where it begins in a plane of outputs, `to`, and where it is seen in a map, `from`. */
+/* Loop over a field's rows: `to` is where a row begins in a plane of outputs, `from` where it begins in a map. */
 #define EACH_ROW(all, seen)                                                                             \
     for (int64_t row = seen.down.first, to = row * all->width_out + seen.along.first,                   \
                  from = seen.down.from * all->width + seen.along.from;                                  \

@@ -1,9 +1,9 @@
 /* The second stage of a template convolution on a GPU, and its gradients: see `layers.templates.gather`.
 
-   FLOAT16 or BFLOAT16 says what values are kept as, float else; LAST that maps, outputs and their gradients are
-   channels_last; DIAGONAL that operators are (outputs, groups, taps), else (outputs, groups, taps, taps). For LAST,
-   operators are given with outputs as their last dimension. Sums are float, and always in one order. Neighbouring
-   threads have neighboring values of what they write. */
+   FLOAT16 or BFLOAT16 is the type of values, else float; LAST says that maps, outputs and their gradients are
+   channels_last; DIAGONAL that operators are (outputs, groups, taps), else (outputs, groups, taps, taps). With LAST,
+   outputs are the last dimension of operators. Sums are float, and always in one order. Neighboring threads write
+   neighboring values. */
 
 #ifdef WIDE
 typedef long long Index; /* for tensors of 2^30 values and more: dividing is slow */
@@ -64,8 +64,8 @@ EACH float widened(Value x) { return x; }
 EACH Value narrowed(float x) { return x; }
 #endif
 
-/* All kernels take these: maps are (batch, groups * taps * templates, height, width), outputs (batch, outputs,
-   out_height, out_width). `SEEN` is where tap (ty, tx) of an output's place (y, x) lies in the maps. */
+/* The arguments of all kernels: maps are (batch, groups * taps * templates, height, width), outputs (batch, outputs,
+   out_height, out_width). `SEEN` is the position in the maps that tap (ty, tx) of output (y, x) sees. */
 #define SHAPES                                                                                                         \
     Index batch, Index outputs, Index groups, Index templates, Index height, Index width, Index out_height,            \
         Index out_width, Index taps_y, Index taps_x, Index stride_y, Index stride_x, Index padding_y, Index padding_x, \
@@ -73,7 +73,7 @@ EACH Value narrowed(float x) { return x; }
 #define SEEN(y, ty, side) ((y) * stride_##side + (ty) * dilation_##side - padding_##side)
 
 /* An operator joins tap `to` with JOINED(taps) taps `from`, FIRST(to) to before FIRST(to) + JOINED(taps). Zeros of full
-   operators are not multiplied, be it with NaN. */
+   operators are not multiplied, not even with NaN. */
 #ifdef DIAGONAL
 #define FIRST(to) (to)
 #define JOINED(taps) 1
@@ -84,7 +84,7 @@ EACH Value narrowed(float x) { return x; }
 #define SKIPPED(gain) ((gain) == 0.0f)
 #endif
 
-/* Where a gain of output n lies. */
+/* The index of a gain of output n. */
 EACH Index gain_at(Index n, Index g, Index to, Index from, Index outputs, Index groups, Index taps) {
     Index inner = (g * taps + to) * JOINED(taps) + from - FIRST(to);
 #ifdef LAST
@@ -94,11 +94,11 @@ EACH Index gain_at(Index n, Index g, Index to, Index from, Index outputs, Index 
 #endif
 }
 
-EACH Index known(long long source, Index templates) {
+EACH Index valid(long long source, Index templates) {
     return source >= 0 && source < templates ? (Index)source : -1;
 }
 
-/* Where a value of a tensor of so many channels, each of so many places, lies in memory; and the other way round. */
+/* The index in memory of a value of a tensor with `channels` channels of `places` pixels; `spot` is its inverse. */
 EACH Index address(Index b, Index channel, Index place, Index channels, Index places) {
 #ifdef LAST
     return (b * places + place) * channels + channel;
@@ -121,19 +121,19 @@ EACH Spot spot(Index i, Index channels, Index places) {
 
 EACH bool inside(Index y, Index x, Index height, Index width) { return y >= 0 && y < height && x >= 0 && x < width; }
 
-/* A place `seen` of the maps, less its padding and tap, comes from output place seen / stride, or from none: -1. */
+/* The output that sees a position of the maps, of which padding and tap are subtracted already, or -1. */
 EACH Index behind(Index seen, Index stride, Index size) {
     return seen >= 0 && seen % stride == 0 && seen / stride < size ? seen / stride : -1;
 }
 
-/* Outputs, a thread each. */
+/* Outputs, one a thread. */
 extern "C" __global__ void gather(const Value *maps, const Value *operators, const long long *source, Value *out,
                                   SHAPES) {
     Index taps = taps_y * taps_x, channels = groups * taps * templates, places = height * width;
     Index count = batch * outputs * out_height * out_width, step = (Index)gridDim.x * blockDim.x;
     for (Index i = (Index)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
         Spot at = spot(i, outputs, out_height * out_width);
-        Index y = at.place / out_width, x = at.place % out_width, m = known(source[at.channel], templates);
+        Index y = at.place / out_width, x = at.place % out_width, m = valid(source[at.channel], templates);
         float sum = 0.0f;
         for (Index g = 0; g < groups && m >= 0; g++)
             for (Index to = 0; to < taps; to++) {
@@ -150,7 +150,7 @@ extern "C" __global__ void gather(const Value *maps, const Value *operators, con
     }
 }
 
-/* Gradients of the maps, a thread each. Outputs made from template m are order[begin[m]] to before
+/* Gradients of the maps, one a thread. Outputs made from template m are order[begin[m]] to before
    order[begin[m + 1]]. */
 extern "C" __global__ void gather_to_maps(const Value *grad, const Value *operators, const long long *order,
                                           const long long *begin, Value *to_maps, SHAPES) {
@@ -188,7 +188,7 @@ extern "C" __global__ void gather_to_operators(const Value *grad, const Value *m
     for (Index i = blockIdx.x; i < (outputs + team - 1) / team * gains; i += gridDim.x) { /* as often for all */
         Index n = i / gains * team + own, inner = i % gains;
         Index from = inner % taps, to = inner / JOINED(taps) % taps, g = inner / JOINED(taps) / taps;
-        Index m = n < outputs ? known(source[n], templates) : -1, channel = (g * taps + from) * templates + m;
+        Index m = n < outputs ? valid(source[n], templates) : -1, channel = (g * taps + from) * templates + m;
         Index end = m < 0 ? 0 : batch * out_places;
         float sum = 0.0f;
         for (Index k = thread / team; k < end; k += threads / team) {

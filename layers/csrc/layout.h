@@ -1,4 +1,4 @@
-/* What `layers.kernels.cpu` compares with Python's declaration of a struct: its size, and where its last field begins. */
+/* What `layers.kernels.cpu` compares with Python's declaration of a struct: its size and its last field's offset. */
 
 #include <stddef.h>
 #include <stdint.h>

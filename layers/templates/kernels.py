@@ -105,7 +105,7 @@ def convolve(
         channels=x.shape[1],
         height=out.shape[2],
         width=out.shape[3],
-        seen=tuple(x.shape[2:]),
+        input_size=tuple(x.shape[2:]),
         stride=geometry.stride,
         outputs=len(operators),
         groups=templates.shape[0],
@@ -138,7 +138,7 @@ class _Convolution(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "templates", "operators", "bias", "pairs", "order", "begin", "y")),
         *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "outputs", "groups", "count")),
-        *((name, _Pair) for name in ("seen", "kernel", "stride", "dilation")),
+        *((name, _Pair) for name in ("input_size", "kernel", "stride", "dilation")),
         *((name, ctypes.c_int64) for name in ("full", "half")),
     )
 

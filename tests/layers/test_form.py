@@ -36,8 +36,14 @@ LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
         ({"bits": 4, "exponent_bits": 9}, r"exponent_bits \(=9\) must be a whole number from 2 to 7$"),
         ({"bits": 4, "exponent_axis": "row"}, r"axis \(='row'\) must be one of flat, filter, channel$"),
         ({"bits": 4, "activation_block": 0}, r"block \(=0\) must be a whole number from 1 to 128$"),
-        ({"exponent_axis": "filter"}, r"exponent_axis \(='filter'\) and activation_block \(=1\) need bits$"),
-        ({"activation_block": 4}, r"exponent_axis \(='flat'\) and activation_block \(=4\) need bits$"),
+        (
+            {"exponent_axis": "filter"},
+            r"exponent_axis \(='filter'\) and activation_block \(=1\) must be 'flat' and 1 without bits$",
+        ),
+        (
+            {"activation_block": 4},
+            r"exponent_axis \(='flat'\) and activation_block \(=4\) must be 'flat' and 1 without bits$",
+        ),
     ],
 )
 def test_forms_that_contradict_themselves_are_refused(asked, message):
