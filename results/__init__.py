@@ -1,1 +1,1 @@
-"""What is kept, asked, shown and shipped: the ledger of trials, its fronts, queries, reports and exports."""
+"""The ledger of trials and everything that is made from it: fronts, statistics, queries, reports, figures, exports."""

@@ -47,8 +47,8 @@ def _shared_objectives(ledger: Ledger, studies: Sequence[str]) -> tuple[Objectiv
     for name in studies[1:]:
         objectives = ledger.objectives(name)
         if set(objectives) != set(first):
-            theirs, wanted = (", ".join(objective.name for objective in each) for each in (objectives, first))
+            theirs, ours = (", ".join(objective.name for objective in each) for each in (objectives, first))
             raise UsageError(
-                f"study {name!r} cannot be compared with {studies[0]!r}: its objectives are {theirs}, not {wanted}"
+                f"study {name!r} cannot be compared with {studies[0]!r}: its objectives are {theirs}, not {ours}"
             )
     return first

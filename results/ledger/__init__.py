@@ -1,1 +1,1 @@
-"""The ledger: what is kept of all studies in a store."""
+"""The ledger: the studies of a store with their trials, fronts and packed models."""

@@ -84,8 +84,8 @@ class Ledger:
         record = self._read_json(_record(name))
         path = self.store.path_of(_record(name))
         refuse_prerelease(record, path)
-        if not isinstance(record.get("format"), int):
-            raise OvertoneError(f"{path!r} is not a study record of Overtone: it has no key 'format'")
+        if not isinstance(record.get("format"), int) or record["format"] < 1:
+            raise OvertoneError(f"{path!r} is not a study record of Overtone: its format is no positive integer")
         check_version(record["format"], RECORD_FORMAT, path)
         return record
 

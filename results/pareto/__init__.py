@@ -1,1 +1,1 @@
-"""Which trials dominate which: fronts and hypervolume of a table."""
+"""Pareto dominance among the trials of a table: fronts, ranks and hypervolume."""
