@@ -106,10 +106,9 @@ def pick(ledger: Ledger, study: str, which: str, *, where: str | None = None) ->
     if len(exact) != 1:
         ids = [row["trial"] for row in matches] or table.column("trial").to_pylist()
         close = ids if matches else difflib.get_close_matches(which, ids, n=3, cutoff=0.0)
-        examples = f" such as {', '.join(close[:3])}" if close else ""
+        examples = f" such as {', '.join(close[:3])}" if close else " of a trial"
         raise UsageError(
-            f"pick (={which!r}) must be best, knee or the id of a trial{examples}; "
-            f"it names {len(matches) or 'none'} of the trials"
+            f"pick (={which!r}) must be best, knee or an id{examples}; it names {len(matches) or 'none'} of the trials"
         )
     return exact[0]
 

@@ -275,7 +275,7 @@ def test_pick_finds_best_knee_and_trial(full_ledger, rows):
 def test_pick_of_no_trial_says_what_is_allowed(full_ledger):
     with pytest.raises(
         UsageError,
-        match=r"pick \(='finest'\) must be best, knee or the id of a trial such as .*; it names none of the trials",
+        match=r"pick \(='finest'\) must be best, knee or an id such as .*; it names none of the trials",
     ):
         pick(full_ledger, "demo", "finest")
     with pytest.raises(UsageError, match=r"pick \(='t00000000'\) must be .*; it names 10 of the trials"):
