@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from results.ledger.segments import Segment, encode_segment, segment_name
-from results.ledger.snapshot import Snapshot, TrialFiles, trials_folder
+from results.ledger.snapshot import Snapshot, TrialFiles
 from results.ledger.store import Store
 from results.objectives import Objective
 from results.schema import SCHEMA
@@ -41,22 +41,20 @@ class Compaction:
         return asdict(self)
 
 
-def compact(store: Store, files: TrialFiles, study: str, objectives: Sequence[Objective]) -> Compaction:
+def compact(store: Store, files: TrialFiles, objectives: Sequence[Objective]) -> Compaction:
     """Merge small files until only segments are left that are full, or too unequal in size to be worth merging."""
-    snapshot = files.snapshot(study)
+    snapshot = files.snapshot()
     before = len(snapshot.names) + len(snapshot.replaced)
     written = 0
     rows = 0
     deleted = _delete(store, snapshot.replaced)
     while small := _mergeable(snapshot):
-        table = _rows(files, small, study)
-        store.write_bytes(
-            f"{trials_folder(study)}/{segment_name()}", encode_segment(table, objectives, sorted(small.names))
-        )
+        table = _rows(files, small)
+        store.write_bytes(f"{files.folder}/{segment_name()}", encode_segment(table, objectives, sorted(small.names)))
         written += 1
         rows += table.num_rows
         deleted += _delete(store, sorted(small.names))
-        snapshot = files.snapshot(study)
+        snapshot = files.snapshot()
     return Compaction(
         files_before=before,
         files_after=len(snapshot.names),
@@ -85,9 +83,9 @@ def _mergeable(snapshot: Snapshot) -> Snapshot | None:
     return Snapshot(row_files=row_files, segments=tuple(segments))
 
 
-def _rows(files: TrialFiles, snapshot: Snapshot, study: str) -> pa.Table:
+def _rows(files: TrialFiles, snapshot: Snapshot) -> pa.Table:
     def pieces() -> Iterator[pa.Table]:
-        for source in files.sources(snapshot, study):
+        for source in files.sources(snapshot):
             yield from source.chunks(SCHEMA.names)
 
     return pa.concat_tables(pieces())

@@ -28,7 +28,7 @@ from results.ledger.codec import check_version, refuse_prerelease
 from results.ledger.compaction import Compaction
 from results.ledger.model_cache import cached_file
 from results.ledger.store import Store
-from results.ledger.trials import Trials
+from results.ledger.trials import StudyTrials
 from results.objectives import SCORE, Objective, parse_objectives
 from results.schema import SCHEMA, TrialRow, to_table
 
@@ -50,7 +50,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._trials = Trials(store)
+        self._trials: dict[str, StudyTrials] = {}
 
     def create_study(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Write the record of a new study, plain JSON, and return what was written.
@@ -106,7 +106,7 @@ class Ledger:
     def append(self, row: TrialRow) -> str:
         """Add one trial as one Parquet file, durable when this returns; return the file's name in the store."""
         _check_name(row.study)
-        return self._trials.append(row)
+        return self._trials_of(row.study).append(row)
 
     def append_many(self, rows: Sequence[TrialRow] | pa.Table) -> str:
         """Add many trials of one study as one segment, all of them durable when this returns or none.
@@ -120,11 +120,11 @@ class Ledger:
         studies = table.column("study").unique().to_pylist()
         if len(studies) != 1:
             raise OvertoneError(f"rows must be of one study, not of {', '.join(studies) or 'none'}")
-        return self._trials.append_many(studies[0], table, self.objectives(studies[0]))
+        return self._trials_of(studies[0]).append_many(table, self.objectives(studies[0]))
 
     def compact(self, study: str) -> Compaction:
         """Merge the small files of a study into few segments, while others append and read; return what was done."""
-        return self._trials.compact(study, self.objectives(study))
+        return self._trials_of(study).compact(self.objectives(study))
 
     def trials(self, study: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row for each trial of the search, by number; an empty table of the same schema if there is none.
@@ -140,22 +140,21 @@ class Ledger:
         unknown = sorted(set(columns or ()) - set(SCHEMA.names))
         if unknown:
             raise UsageError(f"column (={unknown[0]!r}) must be one of {', '.join(SCHEMA.names)}")
-        if columns is None:
-            rows = self._trials.rows(study)
-        else:
-            rows = self._trials.columns(study, columns).select(list(dict.fromkeys([*columns, "repeat_of"])))
+        rows = self._trials_of(study).rows(columns)
+        if columns is not None:
+            rows = rows.select(list(dict.fromkeys([*columns, "repeat_of"])))
         rows = rows.filter(pc.is_null(rows.column("repeat_of")))
         return rows if columns is None else rows.select(columns)
 
     def repeats(self, study: str) -> pa.Table:
         """Return one row for each trial that repeats another one (column `repeat_of`) with a new seed."""
         self.study(study)
-        rows = self._trials.rows(study)
+        rows = self._trials_of(study).rows()
         return rows.filter(pc.is_valid(rows.column("repeat_of")))
 
     def front(self, study: str) -> pa.Table:
         """Return the front of a study's trials as they are now, computed from all files: whole rows, smallest first."""
-        return self._trials.front(study, self.objectives(study))
+        return self._trials_of(study).front(self.objectives(study))
 
     def write_front(self, study: str, members: pa.Table | None = None) -> pa.Table:
         """Write the front as Parquet beside the trials, and return it.
@@ -165,7 +164,7 @@ class Ledger:
         """
         _check_name(study)
         members = self.front(study) if members is None else members
-        self._trials.write_front(study, members)
+        self._trials_of(study).write_front(members)
         return members
 
     def put_model(self, model: str | os.PathLike[str] | bytes) -> str:
@@ -210,6 +209,9 @@ class Ledger:
         if not self.store.exists(_progress(study)) or not self.store.read_bytes(_progress(study)):
             return None
         return self._read_json(_progress(study))
+
+    def _trials_of(self, study: str) -> StudyTrials:
+        return self._trials.setdefault(study, StudyTrials(self.store, study))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.store.path_of(name)

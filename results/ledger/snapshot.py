@@ -18,7 +18,7 @@ from results.ledger.segments import Segment, is_segment
 from results.ledger.store import MissingFile, Store
 from results.schema import SCHEMA
 
-__all__ = ["Snapshot", "Source", "TableSource", "TrialFiles", "retry_on_compaction", "trials_folder"]
+__all__ = ["Snapshot", "Source", "TableSource", "TrialFiles", "retry_on_compaction"]
 
 _T = TypeVar("_T")
 _ATTEMPTS = 5
@@ -82,10 +82,12 @@ class Snapshot:
 
 
 class TrialFiles:
-    """The trial files of a store's studies, each file read once."""
+    """The trial files of one study, each file read once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, study: str) -> None:
         self._store = store
+        self._study = study
+        self.folder = f"trials/study={study}"
         self._row_files: dict[str, pa.Table] = {}
         self._segments: dict[str, Segment] = {}
 
@@ -93,14 +95,13 @@ class TrialFiles:
         """Remember the rows of a row file that was just written, so that it need not be read."""
         self._row_files[name] = rows
 
-    def snapshot(self, study: str) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """List the files that are there now; read the footers of new segments."""
-        folder = trials_folder(study)
-        names = self._store.list(folder, ".parquet")
+        names = self._store.list(self.folder, ".parquet")
         for cache in (self._row_files, self._segments):
-            for name in [name for name in cache.keys() - set(names) if name.startswith(f"{folder}/")]:
+            for name in cache.keys() - set(names):
                 del cache[name]
-        segments = [self._segment(name, study) for name in names if is_segment(name)]
+        segments = [self._segment(name) for name in names if is_segment(name)]
         replaced = frozenset[str]().union(*(segment.replaces for segment in segments))
         return Snapshot(
             row_files=tuple(name for name in names if not is_segment(name) and name not in replaced),
@@ -108,32 +109,26 @@ class TrialFiles:
             replaced=tuple(name for name in names if name in replaced),
         )
 
-    def sources(self, snapshot: Snapshot, study: str) -> list[Source]:
+    def sources(self, snapshot: Snapshot) -> list[Source]:
         """Return the rows of the files that count: all row files as one source, then each segment."""
-        row_files = [TableSource(self.row_files(snapshot.row_files, study))] if snapshot.row_files else []
+        row_files = [TableSource(self.row_files(snapshot.row_files))] if snapshot.row_files else []
         return [*row_files, *snapshot.segments]
 
-    def row_files(self, names: Sequence[str], study: str) -> pa.Table:
+    def row_files(self, names: Sequence[str]) -> pa.Table:
         """Return the rows of row files in the order of `names`; raise `OvertoneError` naming one that is unreadable."""
         unread = [name for name in names if name not in self._row_files]
         if unread:
             with ThreadPoolExecutor(max_workers=_READERS) as pool:
-                tables = pool.map(lambda name: self._read(name, study), unread)
-                self._row_files.update(zip(unread, tables, strict=True))
+                self._row_files.update(zip(unread, pool.map(self._read, unread), strict=True))
         return pa.concat_tables([SCHEMA.empty_table(), *(self._row_files[name] for name in names)]).combine_chunks()
 
-    def _segment(self, name: str, study: str) -> Segment:
+    def _segment(self, name: str) -> Segment:
         if name not in self._segments:
-            self._segments[name] = Segment(self._store, name, study)
+            self._segments[name] = Segment(self._store, name, self._study)
         return self._segments[name]
 
-    def _read(self, name: str, study: str) -> pa.Table:
-        return decode(self._store.read_bytes(name), study=study, path=self._store.path_of(name))
-
-
-def trials_folder(study: str) -> str:
-    """Return the folder that holds a study's trial files."""
-    return f"trials/study={study}"
+    def _read(self, name: str) -> pa.Table:
+        return decode(self._store.read_bytes(name), study=self._study, path=self._store.path_of(name))
 
 
 def retry_on_compaction(attempt: Callable[[], _T]) -> _T:
