@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What is to be run, the most telling first."""
+    """Return the runs, the most telling first."""
     runs = []
     for seed in range(max(arguments.seeds, arguments.harsh_seeds)):
         rows = [row for row in reversed(_ROWS) if seed < arguments.seeds or row in _HARSH]

@@ -57,12 +57,12 @@ _CHOICES: dict[str, dict[str, list[Any]]] = {
 
 
 def grid_network() -> Network:
-    """The ResNet-8 for digits; what it costs does not depend on its weights."""
+    """Return the ResNet-8 for digits; its costs do not depend on its weights."""
     return Network.from_module(random_network("resnet8", load_data(DataSpec()), seed=0), (1, 8, 8))
 
 
 def grid_space(network: Network) -> Space:
-    """The space whose every config is in the grid."""
+    """Return the space whose every config is in the grid."""
     everything = {**_CHOICES["all"], "groups": [1]}
     return Space.default(network).restrict({**_CHOICES, "all": everything})
 
@@ -105,7 +105,7 @@ def _prepare() -> None:
 
 @cache
 def _fold(number: int) -> tuple[Data, nn.Module, Network]:
-    """The data of a fold, its trained baseline, and what the search knows of that."""
+    """Return a fold's data, its trained baseline, and the baseline's `Network`."""
     pixels, classes = load_digits(return_X_y=True)
     images = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
     labels = torch.from_numpy(classes).long()

@@ -378,7 +378,7 @@ def _first(split: Split, count: int) -> Split:
 
 
 def _held(split: Split) -> torch.Tensor:
-    """The images (n, C, H, W) of a set that is small enough to be held decoded, as CIFAR-10 is."""
+    """Return the images (n, C, H, W) of a set that is small enough to be held decoded, as CIFAR-10 is."""
     assert isinstance(split.images, torch.Tensor)
     return split.images
 

@@ -112,7 +112,7 @@ def _alone(measure: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any
 
 
 def _with_memory(measure: Callable[..., dict[str, Any]], given: tuple[Any, ...]) -> dict[str, Any]:
-    """The measurement, this process's peak memory and what of it imports took, and the machine's load average."""
+    """Return the measurement, this process's peak memory with the imports' part, and the machine's load average."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = measure(*given)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -258,7 +258,7 @@ def _compact(uri: str) -> dict[str, Any]:
 
 
 def _disk_alone(uri: str) -> dict[str, Any]:
-    """What the disk allows: 8 KiB written, synced, renamed, the folder synced, by eight threads; no Parquet."""
+    """Measure what the disk allows: 8 KiB written, synced, renamed, the folder synced, by eight threads; no Parquet."""
     store, data = Store(f"{uri}/disk"), os.urandom(8192)
     with _timed() as took, ThreadPoolExecutor(_WRITERS) as pool:
         list(pool.map(lambda index: store.write_bytes(f"f/{index}", data), range(2_000)))
@@ -282,7 +282,7 @@ def _front_cold(uri: str) -> dict[str, Any]:
 
 
 def _one_more_trial(uri: str, n: int) -> dict[str, Any]:
-    """What a trial more costs a search's driver, which holds the front in memory: appended, and the front written.
+    """Measure a further trial in a search's driver, which holds the front in memory: row appended, front written.
 
     The median of 20; each trial enters the front.
     """
@@ -303,7 +303,7 @@ def _one_more_trial(uri: str, n: int) -> dict[str, Any]:
 
 
 def _small_trial(number: int, *, size: int) -> TrialRow:
-    """A trial that is smaller than all others, so that it enters the front."""
+    """Return a trial that is smaller than all others, so that it enters the front."""
     ended = _START + timedelta(days=10_000, seconds=number)
     return TrialRow(
         study="s", trial=f"more{number}", number=number, status=TrialStatus.FINISHED, model="resnet20",
@@ -314,7 +314,7 @@ def _small_trial(number: int, *, size: int) -> TrialRow:
 
 
 def _query(uri: str) -> dict[str, Any]:
-    """The ten most accurate within a budget, by DuckDB over the segments."""
+    """Ask DuckDB for the ten most accurate within a budget, over the segments."""
     dropped = _drop_cache(uri)
     files = f"{uri}/trials/study=s/*.parquet"
     question = (
@@ -358,7 +358,7 @@ def _frame_front(uri: str, how: str) -> dict[str, Any]:
 
 
 def _optuna(uri: str) -> dict[str, Any]:
-    """The same trials in Optuna's SQLite: values and eight parameters a trial, loaded and `best_trials` asked."""
+    """Put the same trials into Optuna's SQLite, values and eight parameters each; load them and their `best_trials`."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _runs(seeds: int) -> list[Run]:
-    """What is to be run: both without block floating point, all bits and blocks, then biases and norms."""
+    """Return the runs: both without block floating point, all bits and blocks, then biases and norms."""
     runs = []
     for seed in range(seeds):
         for filters in _FILTERS:

@@ -72,7 +72,7 @@ def _measure(rounds: int) -> pd.DataFrame:
 
 
 def _sides(size: int, dtype: torch.dtype) -> dict[tuple[str, str], Callable[[], Any]]:
-    """What is timed, by side and blocks (copies have none)."""
+    """Return the calls to time, by side and blocks (copies have none)."""
     generator = torch.Generator().manual_seed(size)
     x = torch.randn(size // dtype.itemsize, generator=generator).to(dtype)
     ready = torch.zeros_like(x)
@@ -96,7 +96,7 @@ def _through_float32(x: Tensor, form: BlockFormat) -> Tensor:
 
 
 def _shaped(x: Tensor, name: str) -> Tensor | None:
-    """The tensor as contiguous memory of the shape that the format's blocks are cut from; `None` where it is small."""
+    """Return the tensor as contiguous memory in the shape that blocks are cut from; `None` if it is small."""
     if "channels" not in name:
         return x
     if x.numel() % (64 * 1024) or x.numel() < 64 * 1024 * 16:

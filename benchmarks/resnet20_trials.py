@@ -44,7 +44,7 @@ _shared: dict[str, Any] = {}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that these benchmarks have in common."""
+    """Return a parser of the options that these benchmarks share."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--data", required=True, help="folder of train-*.parquet and test-*.parquet")
     found.add_argument("--weights", required=True, help="safetensors of the trained ResNet-20")
@@ -99,7 +99,7 @@ def accuracies(rows: pd.DataFrame) -> list[str]:
 
 
 def load_subject(arguments: argparse.Namespace, blocks: Granularity = "stage") -> tuple[Data, nn.Module, Network]:
-    """The data and the trained network of all runs."""
+    """Load the data and the trained network of all runs."""
     data = load_data(_data_spec(arguments))
     return data, *load_baseline("resnet20", arguments.weights, data, blocks)
 
@@ -185,7 +185,7 @@ def _top1(trial: Trial, images: Split) -> float:
 
 
 def device() -> str:
-    """The processor, as the system calls it."""
+    """Return the processor's name as the system has it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -124,7 +124,7 @@ def _alone(make: Callable[[int], optuna.samplers.BaseSampler], seed: int, trials
 
 
 def _ours(sampler: str, miss_rate: float, seed: int, trials: int, table: Path) -> Replay:
-    """What `overtone search` does, with the grid's answers."""
+    """Search as `overtone search` does, with the grid's answers."""
     network, space, grid = _grid(table)
     candidates, limits = Candidates(space), extremes(space, Budget())
     searcher = FrontSearcher(
@@ -204,7 +204,7 @@ def _replay(name: str, seed: int, trials: int, table: Path) -> list[dict[str, An
 
 
 def _alone_and_together(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
-    """The front of every config of one kind of knob alone, and what our search finds over all in as many trials."""
+    """Compare the front of one kind of knob alone with our search over all knobs in as many trials."""
     network, space, grid = _grid(table)
     whole = [_losses(measured, network) for measured in grid.values()]
     best = {worst: _volume(whole, worst) for worst in (1.0, 1 - _FLOOR)}

@@ -125,7 +125,7 @@ class _IdleTrial(TrialActor):
         path.write_bytes(self._config["trial"].encode() * 1000)
 
     def _identify(self) -> dict[str, Any]:
-        """What a real trial works out once."""
+        """Return what a real trial works out once."""
         spec = TrialSpec.from_json(self._config["spec"])
         cost = self._network.cost(spec.config)
         return {

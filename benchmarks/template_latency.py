@@ -174,7 +174,7 @@ def _call(layer: nn.Module, x: torch.Tensor, passes: str) -> Callable[[], Any]:
 
 
 def _whole(device: torch.device, dtypes: tuple[str, ...], rounds: int) -> Iterator[dict[str, Any]]:
-    """A VGG16 whose convolutions but the first have gains for templates, and the share of each stage."""
+    """Return a VGG16 whose convolutions but the first have templates with gains, and the share of each stage."""
     for dtype in dtypes:
         x = torch.randn(_BATCH["vgg16"], 3, 32, 32, device=device, dtype=getattr(torch, dtype))
         dense = build_model("vgg16", classes=10, channels=3).to(device).eval()

@@ -86,7 +86,7 @@ def _measure(arguments: argparse.Namespace) -> pd.DataFrame:
 
 
 def _steps(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """A step of each network, by its form."""
+    """Return a training step of each network, by its form."""
     torch.manual_seed(0)
     plain = build_model(arguments.model, classes=10, channels=3)
     network = Network.from_module(plain, (3, 32, 32))

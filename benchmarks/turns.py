@@ -59,7 +59,7 @@ def _wait(device: torch.device | None) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a row says of where it was measured."""
+    """Return a row's columns about the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"device": name, "threads": torch.get_num_threads(), "torch": version("torch")}
 

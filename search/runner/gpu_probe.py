@@ -37,7 +37,7 @@ def gpu_share(workload: Workload, recipe: TrainingRecipe) -> float:
         used, total = ray.get(task.remote(ray.put(workload), recipe))
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise OvertoneError(f"cannot try a trial on a GPU for gpus_per_trial (='auto'): {reason}") from error
+        raise OvertoneError(f"cannot try a trial on a GPU for --gpus-per-trial auto: {reason}") from error
     return share_of(used, total)
 
 
