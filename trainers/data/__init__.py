@@ -1,4 +1,4 @@
-"""Labelled images: where they come from, how they are split, and how they reach a trial."""
+"""Labeled images: where they come from, how they are split, and how they reach a trial."""
 
 from trainers.data.dataset import Data, Split
 from trainers.data.load import ProgressFn, load_data

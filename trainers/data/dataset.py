@@ -1,4 +1,4 @@
-"""Labelled images in three splits, and what a network must know about them."""
+"""Labeled images in three splits, and what a network must know about them."""
 
 import hashlib
 from collections.abc import Generator, Sequence

@@ -1,4 +1,4 @@
-"""Labelled images as uint8 tensors, split by seed into training, validation and test images.
+"""Labeled images as uint8 tensors, split by seed into training, validation and test images.
 
 The validation split steers a search; the test split is only read to report. Which images they hold depends on the set,
 `DataSpec.seed` and `DataSpec.val_from`, whatever `train_limit` is. Every set except the digits is decoded once per
