@@ -9,7 +9,7 @@ consecutive weights share an exponent (inputs: none do).
 - `series`: 2 x 2 harmonics in every filter larger than 1 x 1, each filter with as many of its layer's coefficients as
   it makes use of (`allocation: filter`).
 
-Rows with `vectors` hold biases and norms in block floating point too. It writes `quantization_accuracy.parquet`, `.md`
+Rows with `norms` hold biases and norms in block floating point too. It writes `quantization_accuracy.parquet`, `.md`
 and `.png`.
 """
 
@@ -29,8 +29,8 @@ _SERIES = {"basis": "cosine", "harmonics": (2, 2), "allocation": "filter"}
 _FILTERS: dict[str, dict[str, Any]] = {"as it was": {}, "series": _SERIES}
 _BITS = (8, 6, 4, 3)
 _SHARING = (1, 16, 64)
-_VECTORS = (8, 6, 4, 3)
-_KEY = ["filters", "bits", "sharing", "vectors", "seed"]
+_NORM_BITS = (8, 6, 4, 3)
+_KEY = ["filters", "bits", "sharing", "norms", "seed"]
 _NONE = 0
 """In the table's key: no block floating point."""
 
@@ -46,13 +46,13 @@ def _runs(seeds: int) -> list[Run]:
     runs = []
     for seed in range(seeds):
         for filters in _FILTERS:
-            runs.append({"filters": filters, "bits": _NONE, "sharing": _NONE, "vectors": _NONE, "seed": seed})
+            runs.append({"filters": filters, "bits": _NONE, "sharing": _NONE, "norms": _NONE, "seed": seed})
         for bits in _BITS:
             for sharing in _SHARING:
                 for filters in _FILTERS:
-                    runs.append({"filters": filters, "bits": bits, "sharing": sharing, "vectors": _NONE, "seed": seed})
-        for vectors in _VECTORS:
-            runs.append({"filters": "series", "bits": 4, "sharing": 16, "vectors": vectors, "seed": seed})
+                    runs.append({"filters": filters, "bits": bits, "sharing": sharing, "norms": _NONE, "seed": seed})
+        for norm_bits in _NORM_BITS:
+            runs.append({"filters": "series", "bits": 4, "sharing": 16, "norms": norm_bits, "seed": seed})
     return runs
 
 
@@ -61,8 +61,8 @@ def _config(run: Run) -> NetworkConfig:
     layers = {
         block: BlockConfig(**rounding, **({} if block == "linear" else _FILTERS[run["filters"]])) for block in _BLOCKS
     }
-    vectors = {NORMS_AND_BIASES: BlockConfig(bits=run["vectors"])} if run["vectors"] else {}
-    return NetworkConfig(blocks={**layers, **vectors})
+    norms = {NORMS_AND_BIASES: BlockConfig(bits=run["norms"])} if run["norms"] else {}
+    return NetworkConfig(blocks={**layers, **norms})
 
 
 def _write(runs: pd.DataFrame, out: Path) -> None:
@@ -72,14 +72,14 @@ def _write(runs: pd.DataFrame, out: Path) -> None:
 
 def _markdown(runs: pd.DataFrame) -> str:
     words = (
-        "Bits are those of weights and layer inputs; so many weights share an exponent; `vectors` are bits of biases "
+        "Bits are those of weights and layer inputs; so many weights share an exponent; `norms` are bits of biases "
         "and norms. `-` is float32."
     )
     lines = ["# Accuracy against bytes in block floating point, ResNet-20", "", f"{about(runs)} {words}", ""]
-    lines += ["| filters | bits | share | vectors | kB | n | before | after |", "|---|---|---|---|---|---|---|---|"]
+    lines += ["| filters | bits | share | norms | kB | n | before | after |", "|---|---|---|---|---|---|---|---|"]
     order = {name: place for place, name in enumerate(_FILTERS)}
     ranked = runs.assign(rank=runs.filters.map(order), most=-runs.bits.replace(_NONE, 99))
-    for _, same in ranked.groupby(["rank", "most", "sharing", "vectors"]):
+    for _, same in ranked.groupby(["rank", "most", "sharing", "norms"]):
         first = same.iloc[0]
         cells = [first.filters, *("-" if first[name] == _NONE else str(first[name]) for name in _KEY[1:4])]
         cells += [f"{first.size_bytes / 1000:.1f}", str(len(same)), *accuracies(same)]
@@ -94,12 +94,12 @@ def _draw(runs: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     top1 = runs.assign(top1=(runs.post_test + runs.post_val) / 2, kB=runs.size_bytes / 1000)
     means = top1.groupby(_KEY[:4], as_index=False)[["top1", "kB"]].mean().sort_values("kB")
-    for (filters, bits), same in means[means.vectors == _NONE].groupby(["filters", "bits"]):
+    for (filters, bits), same in means[means.norms == _NONE].groupby(["filters", "bits"]):
         color, (line, marker) = f"C{(_NONE, *_BITS).index(bits)}", ("-", "o") if filters == "series" else (":", "s")
         name = f"{filters}, {'float32' if bits == _NONE else f'{bits} bits'}"
         axes.plot(same.kB, same.top1, color=color, linestyle=line, marker=marker, markersize=4, label=name)
-    rounded = means[means.vectors != _NONE]
-    axes.scatter(rounded.kB, rounded.top1, marker="x", color="black", zorder=3, label="series, vectors rounded too")
+    rounded = means[means.norms != _NONE]
+    axes.scatter(rounded.kB, rounded.top1, marker="x", color="black", zorder=3, label="series, norms rounded too")
     axes.set(xscale="log", xlabel="size_bytes, kB", ylabel="top-1 of 10,000 images, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)

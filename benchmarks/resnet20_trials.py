@@ -134,7 +134,7 @@ def _run(run: Run, config: NetworkConfig) -> Run:
     )
     trial = Trial(spec, data=data, baseline=_shared["baseline"], network=network, device="cpu")
     if run.get("start") == "identity":
-        _begin_at_the_identity(trial.model)
+        _set_identity(trial.model)
     before = {split: _top1(trial, images) for split, images in (("val", data.val), ("test", data.test))}
     for _ in trial.epochs():
         pass
@@ -166,7 +166,7 @@ class _Modulo(Network):
         return {name: replace(form, assignment=None) for name, form in super().forms(config).items()}
 
 
-def _begin_at_the_identity(model: nn.Module) -> None:
+def _set_identity(model: nn.Module) -> None:
     """Let every filter that is rebuilt by gains be a copy of its template."""
     for layer in compressed_layers(model).values():
         if isinstance(layer, CompressedConv2d) and layer.form.transform == "scalar":
