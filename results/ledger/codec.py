@@ -51,7 +51,8 @@ def select_columns(table: pa.Table, columns: Sequence[str], *, study: str, path:
 
     Raises `OvertoneError` if one is missing or of another type.
     """
-    missing = [name for name in columns if name not in ("study", *table.column_names)]
+    present = {"study", *table.column_names}
+    missing = [name for name in columns if name not in present]
     if missing:
         raise OvertoneError(f"{path!r} is not a ledger file of Overtone: it has no column {missing[0]!r}")
     fields = [SCHEMA.field(name) for name in columns]
