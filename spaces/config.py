@@ -103,7 +103,7 @@ class NetworkConfig:
             _check_keys(block, knobs, f"block {name!r}")
         return cls(
             blocks={name: BlockConfig(**block) for name, block in blocks.items()},
-            minimum_templates=data.get("minimum_templates", 8),
+            minimum_templates=data.get("minimum_templates", cls.minimum_templates),
         )
 
 

@@ -35,7 +35,7 @@ BITS = (4, 6, 8, None)
 EXPONENT_BLOCKS = (16,)
 EXPONENT_AXES = ("flat",)
 ACTIVATION_BLOCKS = (1,)
-VECTOR_BITS = (8, None)
+NORM_BITS = (8, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +45,17 @@ class Space:
     network: Network
     choices: Mapping[str, Mapping[str, tuple[Value, ...]]]
     """Block -> knob -> values; their order means something except in `basis`, `transform` and `exponent_axis`."""
-    minimum_templates: int = 8
+    minimum_templates: int = NetworkConfig.minimum_templates
 
     @classmethod
-    def default(cls, network: Network, minimum_templates: int = 8) -> Space:
+    def default(cls, network: Network, minimum_templates: int = NetworkConfig.minimum_templates) -> Space:
         """Return the space of what each block can take, the uncompressed network included.
 
         Of some knobs it has a selection of values; `restrict` takes others.
         """
         choices = {block: _default_choices(network, block, minimum_templates) for block in network.blocks}
         if network.layers_in(NORMS_AND_BIASES):
-            choices[NORMS_AND_BIASES] = {"bits": VECTOR_BITS}
+            choices[NORMS_AND_BIASES] = {"bits": NORM_BITS}
         return cls(network=network, choices=choices, minimum_templates=minimum_templates)
 
     def restrict(self, limits: Mapping[str, Any]) -> Space:

@@ -45,7 +45,7 @@ class StudyPlan:
     """What counts as a block of the search space."""
     space: Mapping[str, Any] = field(default_factory=dict)
     """Limits of the search space, as `Space.restrict` takes them."""
-    minimum_templates: int = 8
+    minimum_templates: int = NetworkConfig.minimum_templates
     recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
     init: str = "calibrated"
     """How compressed weights begin."""
