@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 
@@ -9,12 +7,7 @@ from results.objectives import parse_objectives
 from results.pareto.dominance import front_mask, nondominated, ranks
 from results.pareto.front import front
 from results.schema import to_table
-
-SETS = [
-    ["val_top1", "size_bytes"],
-    ["flops", "val_top1", "size_bytes"],
-    ["val_top1", "size_bytes", "latency_ms", "macs"],
-]
+from tests.results.pareto.costs import SETS, costs
 
 
 def _slow_mask(points):
@@ -32,21 +25,12 @@ def _slow_ranks(points):
     return found
 
 
-def _points(rows, names):
-    """Lower is better, None where a row takes no part."""
-    for row in rows:
-        columns = {name: "score" if name == "val_top1" else name for name in names}
-        values = [-row[c] if c == "score" else row[c] for c in columns.values() if row[c] is not None]
-        usable = row["status"] == "finished" and len(values) == len(names) and all(map(math.isfinite, values))
-        yield values if usable else None
-
-
 @pytest.mark.parametrize("names", SETS)
 @pytest.mark.parametrize("count", [0, 1, 80])
 def test_ranks_equal_the_slow_oracle_on_shuffled_rows(random_rows, np_rng, names, count):
     rows = random_rows(count)
     table = to_table([rows[i] for i in np_rng.permutation(count)])
-    points = list(_points(table.to_pylist(), names))
+    points = [costs(row, names) for row in table.to_pylist()]
     taking_part = np.array([point is not None for point in points], dtype=bool)
     expected = np.full(count, -1)
     expected[taking_part] = _slow_ranks(np.array([point for point in points if point]).reshape(-1, len(names)))
@@ -84,7 +68,7 @@ def test_limits_bound_who_takes_part(random_rows):
         and (row["latency_ms"] or 99) <= 4
     ]
     found = front(table, objectives, limits).column("trial").to_pylist()
-    points = np.array(list(_points(rows, ["val_top1", "size_bytes", "flops"])))
+    points = np.array([costs(row, ["val_top1", "size_bytes", "flops"]) for row in rows])
     assert set(found) == {row["trial"] for row, kept in zip(rows, _slow_mask(points), strict=True) if kept}
     assert (ranks(table, objectives, limits) >= 0).sum() == len(rows)
     same = {"score" if name == "val_top1" else name: worst for name, worst in limits.items()}

@@ -7,19 +7,7 @@ from layers.errors import OvertoneError
 from results.objectives import parse_objectives
 from results.pareto.front import best, front, knee
 from results.schema import SCHEMA, to_table
-
-SETS = [
-    ["val_top1", "size_bytes"],
-    ["flops", "val_top1", "size_bytes"],
-    ["val_top1", "size_bytes", "latency_ms", "macs"],
-]
-
-
-def _values(row, names):
-    values = [row["score" if name == "val_top1" else name] for name in names]
-    if row["status"] != "finished" or any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return [-value if name == "val_top1" else value for name, value in zip(names, values, strict=True)]
+from tests.results.pareto.costs import SETS, costs
 
 
 def _dominates(a, b):
@@ -27,7 +15,7 @@ def _dominates(a, b):
 
 
 def _slow_front(rows, names):
-    usable = [(row, _values(row, names)) for row in rows if _values(row, names) is not None]
+    usable = [(row, costs(row, names)) for row in rows if costs(row, names) is not None]
     return {row["trial"] for row, mine in usable if not any(_dominates(other, mine) for _, other in usable)}
 
 

@@ -11,19 +11,7 @@ from results.objectives import parse_objectives
 from results.pareto.hypervolume import hypervolume, hypervolume_after_each, hypervolume_trace, reference_point
 from results.schema import SCHEMA, to_table
 from tests.results.conftest import UNCOMPRESSED
-
-SETS = [
-    ["val_top1", "size_bytes"],
-    ["flops", "val_top1", "size_bytes"],
-    ["val_top1", "size_bytes", "latency_ms", "macs"],
-]
-
-
-def _values(row, names):
-    values = [row["score" if name == "val_top1" else name] for name in names]
-    if row["status"] != "finished" or any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return [-value if name == "val_top1" else value for name, value in zip(names, values, strict=True)]
+from tests.results.pareto.costs import SETS, costs
 
 
 def _monte_carlo(points, rng, count=200_000):
@@ -47,7 +35,7 @@ def test_hypervolume_of_one_point_is_its_box(make_row):
 def test_hypervolume_equals_the_share_of_random_darts(random_rows, np_rng, names):
     table, objectives = to_table(random_rows(60)), parse_objectives(names, score_name="val_top1")
     reference = reference_point(objectives, {}, table)
-    usable = [_values(row, names) for row in table.to_pylist()]
+    usable = [costs(row, names) for row in table.to_pylist()]
     scaled = [
         [
             1 + value if name == "val_top1" else value / reference[name]
