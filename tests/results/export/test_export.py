@@ -5,15 +5,13 @@ import re
 import pytest
 import torch
 
-from layers import compress_model
 from layers.errors import OvertoneError, UsageError
 from results.export.export import export_model
 from results.export.model_card import model_card
-from spaces.config import BlockConfig, NetworkConfig
-from spaces.models import build_model
-from spaces.network import Network
-from spaces.packed import load_model, save_model
+from spaces.packed import load_model
 from spaces.portable import FORMATS
+from tests.spaces.mixed import CARD as MIXED_CARD
+from tests.spaces.mixed import save_mixed
 
 CARD = {
     "study": "demo",
@@ -31,20 +29,8 @@ COSTS = {"size_bytes": 12_345, "flops": 1_234_567, "parameters": 999}
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """A packed ResNet-8 with every kind of compression, on 8x8 images of one channel."""
-    model = build_model("resnet8", classes=10, channels=1)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_var.uniform_(0.5, 1.5)
-    both = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, bits=8)
-    config = NetworkConfig(
-        blocks={"layer1": both, "layer2": BlockConfig(bits=5, activation_block=12), "layer3": BlockConfig(bits=4)}
-    )
-    compressed = compress_model(model, Network.from_module(model, (1, 8, 8)).forms(config)).eval()
     path = tmp_path_factory.mktemp("packed") / "trial.safetensors"
-    card = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.3], "std": [0.4]}
-    save_model(compressed, path, card={**card, "config": config.to_json()})
-    return path
+    return save_mixed(path, {**MIXED_CARD, "mean": [0.3], "std": [0.4]})
 
 
 @pytest.fixture(scope="module")

@@ -6,29 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from layers import OvertoneError, UsageError, compress_model
-from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_model
+from layers import OvertoneError, UsageError
+from spaces import load_model
 from spaces.portable import FORMATS, check_format, write
-
-CARD = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8}
+from tests.spaces.mixed import CARD, save_mixed
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed ResNet-8 with every kind of compression, on 8x8 images of one channel."""
-    model = build_model("resnet8", classes=10, channels=1)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_var.uniform_(0.5, 1.5)
-    both = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, bits=8)
-    config = NetworkConfig(
-        blocks={"layer1": both, "layer2": BlockConfig(bits=5, activation_block=12), "layer3": BlockConfig(bits=4)}
-    )
-    compressed = compress_model(model, Network.from_module(model, (1, 8, 8)).forms(config)).eval()
-    path = tmp_path_factory.mktemp("packed") / "trial.safetensors"
-    save_model(compressed, path, card=CARD)
-    return path
+    return save_mixed(tmp_path_factory.mktemp("packed") / "trial.safetensors")
 
 
 def test_safetensors_is_the_packed_file_itself(packed: Path, tmp_path: Path) -> None:
