@@ -1,7 +1,8 @@
-"""Networks by name: our zoo, torchvision's classification models, or a factory of the user's."""
+"""Networks: our zoo and torchvision's classification models by name, a factory of the user's, or a module of theirs."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -16,9 +17,13 @@ from layers import UsageError
 from layers.errors import first_line
 from spaces.zoo import CifarResNet, CifarVGG16
 
-__all__ = ["RESNET_DEPTHS", "build_model", "check_outputs", "is_factory", "without_auxiliary"]
+__all__ = [
+    *("RESNET_DEPTHS", "build_model", "check_outputs", "copy_module", "describe_module", "is_factory", "is_object"),
+    "without_auxiliary",
+]
 
 RESNET_DEPTHS = (8, 20, 32, 44, 56)
+_OBJECT = "object:"
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """Torchvision's networks with auxiliary classifiers, which serve training alone and are left out -> prefixes of these
 tensors' names. Both networks turn ImageNet's normalization of images into their own, as their published weights need
@@ -29,8 +34,11 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
     """Return a freshly initialized network that gives (B, classes) logits for (B, channels, H, W) images.
 
     `name` is resnet8/20/32/44/56 or vgg16 (for CIFAR-size images), a torchvision classification model (3 channels),
-    or `package.module:factory`, called as `factory(classes=..., channels=...)`. Raises `UsageError` for any other.
+    or `package.module:factory`, called as `factory(classes=..., channels=...)`. Raises `UsageError` for any other, and
+    for the name of a module that was given as an object.
     """
+    if is_object(name):
+        raise UsageError(f"the network {name!r} was given as an object: give it again in Python, as model=...")
     if name in _zoo():
         return _zoo()[name](classes=classes, channels=channels)
     if is_factory(name):
@@ -53,7 +61,7 @@ def without_auxiliary(name: str, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def check_outputs(name: str, model: nn.Module, image: tuple[int, int, int], classes: int) -> None:
     """Raise `UsageError` if a user's own network does not give (B, classes) logits for (C, H, W) images."""
-    if not is_factory(name):
+    if not (is_factory(name) or is_object(name)):
         return
     training = model.training
     try:
@@ -70,7 +78,38 @@ def check_outputs(name: str, model: nn.Module, image: tuple[int, int, int], clas
 
 def is_factory(name: str) -> bool:
     """Return whether the name has the form `package.module:factory`, which runs the user's own code."""
-    return ":" in name
+    return ":" in name and not is_object(name)
+
+
+def is_object(name: str) -> bool:
+    """Return whether the name is that of a module which was given as an object, by `describe_module`."""
+    return name.startswith(_OBJECT)
+
+
+def describe_module(module: nn.Module) -> str:
+    """Return the name under which studies and files know a module that is given as an object: that of its class.
+
+    Where the class is defined does not matter, as one moves from a notebook to a file.
+    """
+    return f"{_OBJECT}{type(module).__name__}"
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """Return a copy of a user's module on the CPU, in evaluation mode.
+
+    Raises `UsageError` if it cannot be copied, or has weights that are no float32, shared or computed.
+    """
+    name = describe_module(module)
+    try:
+        copied = copy.deepcopy(module).cpu().eval()
+    except Exception as error:  # of the user's own code
+        raise UsageError(f"cannot copy the model {name!r}: {_described(error)}") from error
+    for path, weight in copied.named_parameters():
+        if weight.dtype != torch.float32:
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise UsageError(f"model (={name!r}) must have float32 weights: {path!r} is {kind}")
+    _check_weights(name, copied)
+    return copied
 
 
 def _zoo() -> dict[str, Callable[..., nn.Module]]:

@@ -36,9 +36,12 @@ from layers.errors import first_line, translate_errors
 from layers.files import atomic_write
 from spaces.card import PACKED_FORMAT, decode_card, decode_forms, encode_card
 from spaces.meta_device import build_on_meta, convert_layers, materialize, packed_bytes
-from spaces.models import is_factory
+from spaces.models import copy_module, is_factory, is_object
 
-__all__ = ["PACKED_FORMAT", "load_model", "read_card", "save_model"]
+__all__ = ["PACKED_FORMAT", "OwnModel", "load_model", "read_card", "save_model"]
+
+OwnModel = nn.Module | Callable[..., nn.Module]
+"""A user's own network: a module, or what builds one."""
 
 _MAX_REASON = 500
 """Characters of the reason in an error about a file, which can quote what the file says."""
@@ -63,28 +66,40 @@ def read_card(path: str | Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
-def load_model(path: str | Path, *, factory: Callable[..., nn.Module] | None = None) -> nn.Module:
+def load_model(path: str | Path, *, model: OwnModel | None = None) -> nn.Module:
     """Return the compressed network of a packed file, in eval mode; it gives the predictions that were measured.
 
-    A network that came from a user's own `package.module:factory` is built by `factory`, never by what the file says.
-    Raises `OvertoneError` if the file is not a packed model or does not hold the network that it names.
+    `model` is the uncompressed network where it came from a user's own code: a module, of which a copy is taken, or
+    its factory, called as `factory(classes=..., channels=...)`. What the file says builds no such network. Raises
+    `OvertoneError` if the file is not a packed model or does not hold the network that it names.
     """
     card, joined = _read(path)
-    if factory is None and is_factory(card["model"]):
-        raise UsageError(f"{str(path)!r} holds the network {card['model']!r}: pass its factory to load_model")
+    if model is None and (is_factory(card["model"]) or is_object(card["model"])):
+        raise UsageError(
+            f"{str(path)!r} holds the network {card['model']!r} of your own: pass it, or its factory, as model=..."
+        )
+    factory = None if model is None else _as_factory(model)
     with _file_errors(f"cannot build the network of {str(path)!r}"):
         forms = decode_forms(card)
         if factory is None:
-            model = _empty_network(card, forms, joined.nbytes)
+            network = _empty_network(card, forms, joined.nbytes)
         else:
-            model = compress_model(factory(classes=card["classes"], channels=card["channels"]), forms)
-        packed = split_state(model, joined)
+            network = compress_model(factory(classes=card["classes"], channels=card["channels"]), forms)
+        packed = split_state(network, joined)
         if factory is None:
-            _check_computed_indices(model, packed)
-            materialize(model)
-        unpack_state(model, packed)
-        _check_templates(model)
-    return model.eval()
+            _check_computed_indices(network, packed)
+            materialize(network)
+        unpack_state(network, packed)
+        _check_templates(network)
+    return network.eval()
+
+
+def _as_factory(model: OwnModel) -> Callable[..., nn.Module]:
+    """Return what builds the network anew; a module is copied now, so that its faults are the caller's."""
+    if not isinstance(model, nn.Module):
+        return model
+    copied = copy_module(model)
+    return lambda **shape: copied
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], Tensor]:

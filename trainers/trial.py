@@ -17,7 +17,7 @@ from torch import nn
 from layers import Cost, UsageError, compress_model
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
-from spaces.models import check_outputs
+from spaces.models import check_outputs, copy_module
 from trainers.data import Data
 from trainers.evaluation import SCORE_NAME, Evaluation, evaluate
 from trainers.runtime.device import training_precision
@@ -195,11 +195,18 @@ def image_card(data: Data) -> dict[str, Any]:
 
 
 def load_baseline(
-    model: str, weights: str, data: Data, granularity: Granularity = "stage"
+    model: str, weights: str, data: Data, granularity: Granularity = "stage", *, module: nn.Module | None = None
 ) -> tuple[nn.Module, Network]:
-    """Return the uncompressed network with its trained weights, and its description for the search."""
-    baseline = build_model(model, classes=data.classes, channels=data.channels)
-    load_weights(baseline, weights, name=model)
+    """Return the uncompressed network with its trained weights, and its description for the search.
+
+    A network that was given as an object is a copy of `module`, with the module's own weights if `weights` is its name.
+    """
+    if module is None:
+        baseline = build_model(model, classes=data.classes, channels=data.channels)
+    else:
+        baseline = copy_module(module)
+    if module is None or weights != model:
+        load_weights(baseline, weights, name=model)
     network = Network.from_module(baseline, data.val.image_shape, granularity)
     check_outputs(model, baseline, data.val.image_shape, data.classes)
     return baseline.eval(), network
@@ -213,14 +220,15 @@ def run_trial(
     on_epoch: Callable[[Epoch], None],
     on_start: Callable[[Trial], None] = lambda trial: None,
     checkpoint: Path | None = None,
+    module: nn.Module | None = None,
 ) -> Trial:
     """Run a trial from its spec to its end, or continue it from the checkpoint file if that exists.
 
-    The checkpoint is written after each epoch. Raises UsageError if the data or the weights are not those of the spec.
+    `module` is the uncompressed network if it was given as an object. The checkpoint is written after each epoch. Raises UsageError if the data or the weights are not those of the spec.
     """
     if data.fingerprint != spec.data_fingerprint:
         raise UsageError(f"data_fingerprint (={spec.data_fingerprint}) must be that of the data, {data.fingerprint}")
-    baseline, network = load_baseline(spec.model, spec.weights, data)
+    baseline, network = load_baseline(spec.model, spec.weights, data, module=module)
     sha256 = state_sha256(baseline)
     if sha256 != spec.weights_sha256:
         raise UsageError(f"weights_sha256 (={spec.weights_sha256}) must be that of {spec.weights}, {sha256}")

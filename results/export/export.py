@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from layers.errors import translate_errors
 from layers.files import atomic_folder, atomic_write
 from results.export.model_card import model_card
-from spaces.packed import read_card
+from spaces.packed import OwnModel, read_card
 from spaces.portable import check_format, write
 
 __all__ = ["export_model"]
@@ -28,13 +26,13 @@ def export_model(
     *,
     format: str,
     card: Mapping[str, Any],
-    factory: Callable[..., nn.Module] | None = None,
+    model: OwnModel | None = None,
     prove: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write `model.<format>`, `config.json` and `README.md` into `out_dir`, which must be new or empty.
 
     `card` adds to the packed file's own card, plain JSON; `results.export.model_card` says which facts it prints.
-    `factory` builds a network that came from a user's own code. `prove` takes the path of the written model and returns
+    `model` is that of `load_model`, for a user's own network. `prove` takes the path of the written model and returns
     more facts for the card; when it raises, nothing is left. Raises `UsageError` for an unknown format, an `out_dir` in
     use, or missing packages, and `OvertoneError` when the model cannot be read or the format cannot express it.
     """
@@ -42,10 +40,10 @@ def export_model(
     source, out = Path(model_path), Path(out_dir)
     facts = {**read_card(source), **card, "file_format": format}
     with translate_errors(f"cannot write {str(out)!r}", OSError), atomic_folder(out) as folder:
-        model = folder / f"model.{format}"
-        write(source, model, format=format, card=facts, factory=factory)
+        file = folder / f"model.{format}"
+        write(source, file, format=format, card=facts, model=model)
         if prove is not None:
-            facts |= prove(model)
+            facts |= prove(file)
         atomic_write(folder / "config.json", (json.dumps(facts, indent=2) + "\n").encode())
-        atomic_write(folder / "README.md", model_card(facts, model.stat().st_size).encode())
+        atomic_write(folder / "README.md", model_card(facts, file.stat().st_size).encode())
     return out

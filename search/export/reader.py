@@ -1,7 +1,8 @@
 """Read an exported file as its user will: in a process of its own, which knows nothing but the file and the data.
 
-`python -m search.export.reader FILE OUT` reads a job from its standard input (`spec`, the trial's as JSON, and
-`threads`), and writes the class of each validation image to OUT, a .npy file. It needs neither Ray nor Optuna.
+`python -m search.export.reader FILE OUT` reads a job from its standard input (`spec`, the trial's as JSON, `threads`,
+and `images`, a safetensors file of images that cannot be read by name, or null), and writes the class of each
+validation image to OUT, a .npy file. It needs neither Ray nor Optuna.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from layers import OvertoneError, UsageError
 from spaces import build_model, load_model
 from spaces.models import is_factory
-from trainers.data import load_data
+from trainers.data import Data, Split, load_data
 from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 
@@ -34,17 +36,27 @@ def check_reader(format: str) -> None:
         raise UsageError("format 'onnx' is verified by onnxruntime: pip install 'overtone[onnx]'")
 
 
-def predict_in_subprocess(path: Path, spec: TrialSpec) -> Tensor:
+def predict_in_subprocess(path: Path, spec: TrialSpec, data: Data) -> Tensor:
     """Return the class (n,), int64, that an exported file gives each validation image of the trial's data.
 
-    The reading process has this one's threads and looks for modules where this one does. Raises `OvertoneError` with
-    the last line of its errors if it fails.
+    The reading process has this one's threads and looks for modules where this one does. It reads the data by name;
+    only images that have none lie beside the file for it meanwhile. Raises `OvertoneError` with the last line of its
+    errors if it fails.
     """
-    job = json.dumps({"spec": spec.to_json(), "threads": torch.get_num_threads()})
-    out = path.with_name(f"{path.name}.npy")
+    out, images = path.with_name(f"{path.name}.npy"), None
+    if spec.data.is_object:
+        images = path.with_name(f"{path.name}.images")
+        batches = data.val.batches(torch.arange(len(data.val)).split(1024), "cpu")
+        normalized = torch.cat([data.normalize(batch).contiguous() for batch, _ in batches])
+        safetensors.torch.save_file({"images": normalized}, images)
+    job = json.dumps(
+        {"spec": spec.to_json(), "threads": torch.get_num_threads(), "images": None if images is None else str(images)}
+    )
     command = [sys.executable, "-P", "-m", "search.export.reader", str(path), str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)}
     reader = subprocess.run(command, input=job, env=environment, capture_output=True, text=True, check=False)
+    if images is not None:
+        images.unlink()
     if reader.returncode != 0:
         lines = reader.stderr.strip().splitlines() or [f"it ended with {reader.returncode}"]
         reason = lines[-1].rstrip(".")
@@ -67,17 +79,25 @@ def main() -> int:
     try:
         spec = TrialSpec.from_json(job["spec"])
         network = _open(path, spec.model)
-        data = load_data(spec.data)
-        np.save(out, predict(network, data.val, data.normalize, device="cpu").numpy())
+        np.save(out, _classes(network, spec, job["images"]).numpy())
     except OvertoneError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
+def _classes(network: nn.Module, spec: TrialSpec, images: str | None) -> Tensor:
+    if images is None:
+        data = load_data(spec.data)
+        return predict(network, data.val, data.normalize, device="cpu")
+    normalized = safetensors.torch.load_file(images)["images"]
+    split = Split(images=normalized, labels=torch.zeros(len(normalized), dtype=torch.int64))
+    return predict(network, split, lambda batch: batch.contiguous(memory_format=torch.channels_last), device="cpu")
+
+
 def _open(path: Path, model: str) -> nn.Module:
     readers: dict[str, Callable[[], nn.Module]] = {
-        ".safetensors": lambda: load_model(path, factory=factory_of(model)),
+        ".safetensors": lambda: load_model(path, model=factory_of(model)),
         ".onnx": lambda: _Runtime(path),
         ".pt2": lambda: _Program(path),
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from layers import OvertoneError
 from results.ledger.ledger import Ledger
@@ -33,6 +34,7 @@ def rerun_trial(
     ledger: Ledger,
     row: Mapping[str, Any],
     data: Data,
+    module: nn.Module | None = None,
     *,
     device: torch.device,
     checkpoint: Path,
@@ -41,11 +43,11 @@ def rerun_trial(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the packed model of a row's trial, and what it changes in the row: `same_file`, and figures if it is not.
 
-    The same file goes into the store; another one is deleted when the context ends. The checkpoint stays after an
+    `module` is the uncompressed network if it was given as an object. The same file goes into the store; another one is deleted when the context ends. The checkpoint stays after an
     interruption, for the next call to go on from. `log` is given lines about the progress. Raises `UsageError` if the
     weights are gone or changed, and `OvertoneError` if the score differs by more than `tolerance`.
     """
-    trial = _train(row, data, device, checkpoint, log)
+    trial = _train(row, data, module, device, checkpoint, log)
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model.safetensors"
         trial.save(packed)
@@ -62,7 +64,12 @@ def rerun_trial(
 
 
 def _train(
-    row: Mapping[str, Any], data: Data, device: torch.device, checkpoint: Path, log: Callable[[str], None]
+    row: Mapping[str, Any],
+    data: Data,
+    module: nn.Module | None,
+    device: torch.device,
+    checkpoint: Path,
+    log: Callable[[str], None],
 ) -> Trial:
     spec = TrialSpec.from_json(json.loads(row["spec"]))
 
@@ -73,7 +80,7 @@ def _train(
         log(f"going on from {checkpoint}")
     threads = json.loads(row["environment"]).get("threads") if device.type == "cpu" else None
     with num_threads(threads or torch.get_num_threads()):  # another number of threads rounds sums otherwise
-        return run_trial(spec, data, device, on_epoch=log_epoch, checkpoint=checkpoint)
+        return run_trial(spec, data, device, on_epoch=log_epoch, checkpoint=checkpoint, module=module)
 
 
 def _figures(

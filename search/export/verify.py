@@ -21,31 +21,33 @@ from torch import nn
 from layers import OvertoneError, UsageError
 from results.export.export import export_model
 from results.ledger.ledger import Ledger
-from results.queries.query import pick
 from search.export.facts import MAX_DISAGREEMENT, card_facts
 from search.export.reader import check_reader, factory_of, predict_in_subprocess
 from search.export.rerun import rerun_trial
+from search.study.objects import NO_OBJECTS, Objects
+from search.study.workload import load_images
 from spaces import load_model
+from spaces.models import is_object
 from spaces.portable import check_format
-from trainers.data import Data, load_data
+from trainers.data import Data
 from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 
-__all__ = ["export_trial"]
+__all__ = ["check_model", "export_trial"]
 
 
 def export_trial(
     ledger: Ledger,
     study: str,
-    which: str,
+    row: Mapping[str, Any],
     *,
-    where: str | None,
     format: str,
     out: Path,
     rerun_on: torch.device | None = None,
+    objects: Objects = NO_OBJECTS,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write the picked trial (`best`, `knee` or an id) to the folder `out`, verified; return the facts of its card.
+    """Write the trial of a row to the folder `out`, verified; return the facts of its card.
 
     If its model was not kept it is trained again on the device `rerun_on`; `log` is given lines about that. Raises
     `OvertoneError`, leaving no folder behind, if there is no model, the data changed, or the file does not give the
@@ -55,59 +57,74 @@ def export_trial(
     check_reader(format)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"out (={str(out)!r}) must be a new or empty folder")
-    row = pick(ledger, study, which, where=where)
-    _check_model(ledger, study, row, rerun=rerun_on is not None)
+    check_model(ledger, study, row, rerun=rerun_on is not None)
     spec = TrialSpec.from_json(json.loads(row["spec"]))
-    data = load_data(spec.data)
+    objects.check(model=spec.model)
+    data = load_images(spec.data, objects=objects)
     if data.fingerprint != spec.data_fingerprint:
         raise OvertoneError(
             f"cannot verify trial {row['trial']}: the data {spec.data.name!r} are not those that it ran on"
         )
     checkpoint = Path(f"{os.path.abspath(out)}.checkpoint")
-    with _packed_model(ledger, row, data, rerun_on, checkpoint, log) as (packed, row):
-        model = load_model(packed, factory=factory_of(spec.model))
+    own = factory_of(spec.model) if objects.model is None else objects.model
+    with _packed_model(ledger, row, data, rerun_on, objects, checkpoint, log) as (packed, row):
+        model = load_model(packed, model=own)
         card = card_facts(ledger, study, row, spec, model, data)
         verified: dict[str, Any] = {}
 
         def verify(file: Path) -> Mapping[str, Any]:
-            verified["differing"] = _count_differing(file, row, spec, model, data)
+            verified.update(_verify(file, row, spec, model, data, objects))
             return verified
 
-        export_model(packed, out, format=format, card=card, factory=factory_of(spec.model), prove=verify)
+        export_model(packed, out, format=format, card=card, model=own, prove=verify)
     return {**card, **verified}
 
 
-def _check_model(ledger: Ledger, study: str, row: Mapping[str, Any], *, rerun: bool) -> None:
+def check_model(ledger: Ledger, study: str, row: Mapping[str, Any], *, rerun: bool = False) -> None:
+    """Raise `OvertoneError` if the store has no packed model of a row's trial, unless `rerun` can make it again."""
     if row["model_sha256"] is None:
         raise OvertoneError(f"trial {row['trial']} of study {study!r} has no model: it {row['status']}")
     if not rerun and not ledger.has_model(row["model_sha256"]):
         reason = "was not kept (--keep front)" if ledger.study(study)["keep"] == "front" else "is not in the store"
         epochs = f"{row['epochs']} epoch{'' if row['epochs'] == 1 else 's'}"
-        raise OvertoneError(f"the model of trial {row['trial']} {reason}: add --rerun to train it again, {epochs}")
+        raise OvertoneError(f"the model of trial {row['trial']} {reason}: add --rerun (rerun=True) to train it again, {epochs}")
 
 
 @contextmanager
 def _packed_model(
     ledger: Ledger,
-    row: dict[str, Any],
+    row: Mapping[str, Any],
     data: Data,
     rerun_on: torch.device | None,
+    objects: Objects,
     checkpoint: Path,
     log: Callable[[str], None],
-) -> Iterator[tuple[Path, dict[str, Any]]]:
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Yield the packed model, kept or trained again, and its row."""
     if rerun_on is None or ledger.has_model(row["model_sha256"]):
         yield ledger.model_path(row["model_sha256"]), row
         return
-    rerun = rerun_trial(ledger, row, data, device=rerun_on, checkpoint=checkpoint, tolerance=MAX_DISAGREEMENT, log=log)
+    rerun = rerun_trial(
+        ledger,
+        row,
+        data,
+        objects.model,
+        device=rerun_on,
+        checkpoint=checkpoint,
+        tolerance=MAX_DISAGREEMENT,
+        log=log,
+    )
     with rerun as (packed, changes):
         yield packed, {**row, **changes}
 
 
-def _count_differing(file: Path, row: Mapping[str, Any], spec: TrialSpec, model: nn.Module, data: Data) -> int:
-    """Return for how many validation images the exported file gives another class than the model.
+def _verify(
+    file: Path, row: Mapping[str, Any], spec: TrialSpec, model: nn.Module, data: Data, objects: Objects
+) -> dict[str, Any]:
+    """Return `differing`, for how many validation images the exported file gives another class than the model.
 
-    The same number bounds how many images are right in one and wrong in the other, and so the difference in accuracy.
+    `own_process` says whether a process of its own read the file: it cannot build a network that was given as an
+    object, whose packed file is read here. The same number bounds how many images are right in one and wrong in the other, and so the difference in accuracy.
     Raises `OvertoneError` if they are too many, or the file holds another number of bytes than the row.
     """
     format = file.suffix[1:]
@@ -117,13 +134,18 @@ def _count_differing(file: Path, row: Mapping[str, Any], spec: TrialSpec, model:
             f"{row['size_bytes']}: nothing was written"
         )
     classes = predict(model, data.val, data.normalize, device="cpu")
-    differing = int((classes != predict_in_subprocess(file, spec)).sum())
+    own_process = not (format == "safetensors" and is_object(spec.model))
+    if own_process:
+        read = predict_in_subprocess(file, spec, data)
+    else:
+        read = predict(load_model(file, model=objects.model), data.val, data.normalize, device="cpu")
+    differing = int((classes != read).sum())
     if differing > (0 if format == "safetensors" else MAX_DISAGREEMENT * len(data.val)):
         raise OvertoneError(
             f"the exported {format} gives another class than trial {row['trial']} for {differing} of "
             f"{len(data.val)} validation images: nothing was written"
         )
-    return differing
+    return {"differing": differing, "own_process": own_process}
 
 
 def _payload_bytes(file: Path) -> int:

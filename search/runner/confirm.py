@@ -17,23 +17,22 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from layers import UsageError
-from results.ledger.ledger import Ledger
 from results.queries.query import picks
 from results.schema import TrialRow, TrialStatus
 from search.optimize.retries import RetryPolicy
 from search.runner.cluster import Resources, connected
 from search.runner.engine import run_trials
 from search.runner.gpu_probe import gpu_share
-from search.runner.launch import open_study
 from search.runner.ledger_callback import LedgerCallback
 from search.runner.progress import Progress
+from search.study.plan import StudyPlan
 from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload
 from spaces import Network
 from trainers.spec import TrialSpec
 from trainers.training.recipe import TrainingRecipe
 
-__all__ = ["RepeatResult", "confirm_trials"]
+__all__ = ["RepeatResult", "confirm_trials", "rows_to_confirm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,28 +49,40 @@ class RepeatResult:
     """Repeats that have failed."""
 
 
-def confirm_trials(
-    ledger: Ledger, study: str, which: str, *, where: str | None, seeds: int, resources: Resources, console: Console
-) -> RepeatResult:
-    """Repeat the picked trials (`front`, `best`, `knee` or an id) over `seeds` further seeds each.
+def rows_to_confirm(study: StudyLedger, which: str, *, where: str | None, seeds: int) -> list[dict[str, Any]]:
+    """Return the picked trials (`front`, `best`, `knee` or an id) as records.
 
-    Finished repeats are not run again, failed ones are. Raises `UsageError` if nothing can be repeated: no such trial,
-    one that did not finish, other data or weights than the study's.
+    Raises `UsageError` if there is no such trial, or one that did not finish, and unless `seeds` are at least 1.
     """
     if seeds < 1:
         raise UsageError(f"seeds (={seeds}) must be at least 1")
-    rows = picks(ledger, study, which, where=where)
+    rows = picks(study.ledger, study.name, which, where=where)
     for row in rows:
         if row["status"] != TrialStatus.FINISHED:
             raise UsageError(f"pick (={which!r}) must be a finished trial: {row['trial']} {row['status']}")
-    opened = StudyLedger(ledger, study)
-    plan, workload = open_study(opened, console)
+    return rows
+
+
+def confirm_trials(
+    study: StudyLedger,
+    rows: Sequence[Mapping[str, Any]],
+    workload: Workload,
+    *,
+    seeds: int,
+    resources: Resources,
+    console: Console,
+) -> RepeatResult:
+    """Repeat the trials of these rows over `seeds` further seeds each.
+
+    Finished repeats are not run again, failed ones are.
+    """
     repeats = [_repeat(row, offset, workload.network) for offset in range(1, seeds + 1) for row in rows]
-    finished = _by_status(opened, repeats)[TrialStatus.FINISHED]
+    finished = _by_status(study, repeats)[TrialStatus.FINISHED]
     missing = [repeat for repeat in repeats if repeat["trial"] not in finished]
     if missing:
-        _run(opened, missing, workload, plan.recipe, resources, console, wanted=len(repeats))
-    ended = _by_status(opened, repeats)
+        recipe = StudyPlan.from_record(study.record()).recipe
+        _run(study, missing, workload, recipe, resources, console, wanted=len(repeats))
+    ended = _by_status(study, repeats)
     return RepeatResult(
         trials=tuple(row["trial"] for row in rows),
         wanted=len(repeats),

@@ -1,4 +1,4 @@
-"""Run a study on Ray Tune: a new one, to its end after a stop, or further than was first asked for."""
+"""Begin a study, and run it on Ray Tune: for the first time, to its end after a stop, or further than before."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from optuna.storages import BaseStorage
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from layers import UsageError
-from results.ledger.ledger import Ledger
 from search.optimize.candidates import Candidates
 from search.optimize.initial import initial_configs
 from search.optimize.pruner import ConformalPruner
@@ -26,13 +24,14 @@ from search.runner.run_lock import ensure_not_running
 from search.runner.scheduler import FrontStopper
 from search.runner.study_callback import StudyCallback
 from search.study.budget import extremes, may_try
+from search.study.objects import Objects
 from search.study.plan import StudyPlan, check_same_settings
 from search.study.reuse import comparable_studies, finished_rows, warm_start_rows
 from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload, make_space
 from spaces import NetworkConfig, Space
 
-__all__ = ["SearchResult", "open_study", "resume_study", "start_study"]
+__all__ = ["SearchResult", "create_study", "open_workload", "run_study"]
 
 _NO_DASHBOARDS = DashboardOptions()
 
@@ -66,74 +65,57 @@ class _Setup:
         return cls(study=study, workload=workload, space=space, limits=extremes(space, plan.budget))
 
 
-def start_study(
-    ledger: Ledger,
-    name: str,
-    plan: StudyPlan,
-    resources: Resources,
-    console: Console,
-    dashboards: DashboardOptions = _NO_DASHBOARDS,
-) -> SearchResult:
-    """Start a study, or go on with one of the same name and the same settings."""
+def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload) -> None:
+    """Write the record of a new study, and its first rows; a study of the same name must have the same settings.
+
+    `plan` is as `StudyPlan.located` gives it, `workload` what it loads. Raises `UsageError` if no config of its space
+    meets the budget, or if the study exists with other settings.
+    """
     check_sampler(plan.sampler)
-    study = StudyLedger(ledger, name)
-    plan = plan.located()
-    workload = _load(plan, console)
-    opened = dashboards.open(name)
     plan = workload.resolved(plan)
-    setup = _Setup.of(study, plan, workload)
+    space = make_space(plan, workload.network)
+    extremes(space, plan.budget)
     settings = {**plan.to_record(), **workload.identity()}
     if study.exists():
         check_same_settings(study.record(), settings)
-        ensure_not_running(study, console)
-        return _run(setup, resources, console, opened)
-    rows = warm_start_rows(study, settings, lambda config: may_try(config, setup.space, plan.budget))
-    about = {"dataset": plan.data.label, "uncompressed": workload.reference(), "choices": setup.space.choices}
-    with connected(resources.address):
-        resources.resolved()
-        study.create({**settings, **about, "trials": plan.trials + len(rows)}, rows)
-        return _run(setup, resources, console, opened)
+        return
+    rows = warm_start_rows(study, settings, lambda config: may_try(config, space, plan.budget))
+    about = {"dataset": plan.data.label, "uncompressed": workload.reference(), "choices": space.choices}
+    counts = {"trials": plan.trials + len(rows), "warm_started": len(rows)}
+    study.create({**settings, **about, **counts}, rows)
 
 
-def resume_study(
-    ledger: Ledger,
-    name: str,
-    more: int | None,
-    resources: Resources,
-    console: Console,
-    dashboards: DashboardOptions = _NO_DASHBOARDS,
-) -> SearchResult:
-    """Bring a study to its end, or run `more` trials than it has asked for so far."""
-    if more is not None and more < 1:
-        raise UsageError(f"more (={more}) must be at least 1")
-    study = StudyLedger(ledger, name)
-    plan, workload = open_study(study, console)
-    opened = dashboards.open(name)
-    setup = _Setup.of(study, plan, workload)
-    ensure_not_running(study, console)
-    if more is None:
-        return _run(setup, resources, console, opened)
-    with connected(resources.address):
-        resources.resolved()
-        study.update({"trials": max(plan.trials, study.trials(["trial"]).num_rows) + more})
-        return _run(setup, resources, console, opened)
-
-
-def open_study(study: StudyLedger, console: Console) -> tuple[StudyPlan, Workload]:
-    """Return a study's plan, and its data and network, loaded.
+def open_workload(study: StudyLedger, console: Console, objects: Objects) -> Workload:
+    """Load a study's data and network, those of `objects` among them.
 
     Raises `UsageError` if data or weights are not those that it was started with.
     """
     record = study.record()
-    plan = StudyPlan.from_record(record)
-    workload = _load(plan, console)
-    check_same_settings(record, workload.identity())
-    return plan, workload
-
-
-def _load(plan: StudyPlan, console: Console) -> Workload:
     with decoding_bar(console) as on_progress:
-        return Workload.load(plan, on_progress)
+        workload = Workload.load(StudyPlan.from_record(record), on_progress, objects)
+    check_same_settings(record, workload.identity())
+    return workload
+
+
+def run_study(
+    study: StudyLedger,
+    workload: Workload,
+    trials: int,
+    resources: Resources,
+    console: Console,
+    dashboards: DashboardOptions = _NO_DASHBOARDS,
+) -> SearchResult:
+    """Run a study, as `open_workload` loads it, until it has this many trials in all."""
+    plan = StudyPlan.from_record(study.record())
+    opened = dashboards.open(study.name)
+    setup = _Setup.of(study, plan, workload)
+    ensure_not_running(study, console)
+    if trials == plan.trials:
+        return _run(setup, resources, console, opened)
+    with connected(resources.address):
+        resources.resolved()
+        study.update({"trials": trials})
+        return _run(setup, resources, console, opened)
 
 
 def _run(setup: _Setup, resources: Resources, console: Console, dashboards: Dashboards) -> SearchResult:
@@ -190,7 +172,7 @@ def _make_searcher(
         budget=plan.budget,
         cheapest=setup.limits[0],
         objectives=objectives,
-        make_spec=lambda config: plan.spec(config, **setup.workload.identity()),
+        make_spec=lambda config: plan.spec(config, **setup.workload.hashes()),
         seed=plan.seed,
     )
     for row in past:

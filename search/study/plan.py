@@ -14,6 +14,7 @@ from results.objectives import Objective, parse_objectives
 from search.study.budget import Budget
 from spaces import NetworkConfig
 from spaces.blocks import Granularity
+from spaces.identity import network_difference
 from trainers.data import DataSpec
 from trainers.evaluation import SCORE_NAME
 from trainers.spec import TrialSpec
@@ -140,6 +141,10 @@ def check_same_settings(record: Mapping[str, Any], settings: Mapping[str, Any]) 
     for key, value in settings.items():
         stored = record.get(key)
         if stored == value or key in _MAY_DIFFER:
+            continue
+        if key == "network":
+            if part := network_difference(stored, value):
+                raise UsageError(f"study {record.get('name')!r} was begun with another network: its {part} differs")
             continue
         if isinstance(stored, dict) and isinstance(value, dict):
             key, stored, value = next(

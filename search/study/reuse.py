@@ -14,6 +14,7 @@ from results.schema import TrialRow, TrialStatus
 from search.study.record import network_config, reused_row
 from search.study.study_ledger import StudyLedger
 from spaces import NetworkConfig
+from spaces.identity import network_difference
 
 __all__ = ["comparable_studies", "finished_rows", "warm_start_rows"]
 
@@ -65,4 +66,6 @@ def warm_start_rows(
 
 def _difference(record: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return the first key by which the trials of two studies differ, "" if there is none."""
-    return next((name for name in _SAME if record.get(name) != other.get(name)), "")
+    key = next((name for name in _SAME if record.get(name) != other.get(name)), "")
+    part = network_difference(record.get("network"), other.get("network"))
+    return key or (part and f"network's {part}")

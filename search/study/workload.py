@@ -6,17 +6,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
+from layers import UsageError
+from search.study.objects import NO_OBJECTS, Objects
 from search.study.plan import StudyPlan
 from spaces import Network, NetworkConfig, Space, state_sha256
 from spaces.global_pruning import has_global_rate, resolve_global_rates
-from trainers.data import Data, load_data
+from spaces.identity import network_identity
+from spaces.models import copy_module
+from trainers.data import Data, DataSpec, load_data
+from trainers.data.objects import Parts, object_data, read_parts
 from trainers.evaluation import SCORE_NAME, evaluate
 from trainers.start.saliency import filter_saliency
 from trainers.trial import load_baseline
 
-__all__ = ["Workload", "make_space"]
+__all__ = ["Workload", "load_images", "make_space"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +33,30 @@ class Workload:
     baseline: nn.Module
     network: Network
     weights_sha256: str
+    network_identity: dict[str, Any]
+    """What the network computes (`spaces.identity`)."""
 
     @classmethod
-    def load(cls, plan: StudyPlan, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Workload:
-        """Load the data and the trained network of a plan; `on_progress` is that of `load_data`."""
-        data = load_data(plan.data, on_progress)
-        baseline, network = load_baseline(plan.model, plan.weights, data, plan.granularity)
-        return cls(data=data, baseline=baseline, network=network, weights_sha256=state_sha256(baseline))
+    def load(
+        cls,
+        plan: StudyPlan,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        objects: Objects = NO_OBJECTS,
+    ) -> Workload:
+        """Load the data and the trained network of a plan; `on_progress` is that of `load_data`.
+
+        Raises `UsageError` unless `objects` are those that the plan is about.
+        """
+        objects.check(model=plan.model)
+        data = load_images(plan.data, on_progress, objects)
+        baseline, network = load_baseline(plan.model, plan.weights, data, plan.granularity, module=objects.model)
+        return cls(
+            data=data,
+            baseline=baseline,
+            network=network,
+            weights_sha256=state_sha256(baseline),
+            network_identity=network_identity(baseline, data.val.image_shape),
+        )
 
     def resolved(self, plan: StudyPlan) -> StudyPlan:
         """Return the plan with pruning rates for each block in place of global ones, which depend on the weights."""
@@ -42,9 +65,13 @@ class Workload:
         saliency = filter_saliency(plan.saliency, self.baseline, self.data, seed=plan.seed)
         return replace(plan, space=resolve_global_rates(plan.space, self.network, saliency, plan.minimum_templates))
 
-    def identity(self) -> dict[str, str]:
-        """Return the content hashes that a study's record keeps."""
+    def hashes(self) -> dict[str, str]:
+        """Return the content hashes that are part of a trial's identity."""
         return {"weights_sha256": self.weights_sha256, "data_fingerprint": self.data.fingerprint}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a study's record keeps, to know network and data again by their content."""
+        return {**self.hashes(), "network": self.network_identity}
 
     def reference(self) -> dict[str, Any]:
         """Return what the uncompressed network measures and costs, untouched."""
@@ -58,6 +85,33 @@ class Workload:
             **asdict(cost),
             "flops": cost.flops,
         }
+
+
+def load_images(
+    spec: DataSpec,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    objects: Objects = NO_OBJECTS,
+) -> Data:
+    """Load data by name, or split those of `objects`; raise `UsageError` unless the spec is about these."""
+    objects.check(data=spec.name)
+    if objects.data is None:
+        return load_data(spec, on_progress)
+    parts = read_parts(objects.data, on_progress)
+    return object_data(spec, parts, _count_outputs(objects.model, parts))
+
+
+def _count_outputs(model: nn.Module | None, parts: Parts) -> int | None:
+    """Return how many outputs a user's module has for an image, None if there is none or it cannot be told."""
+    if model is None:
+        return None
+    images, _ = next(iter(parts.values()))
+    try:
+        with torch.no_grad():
+            return int(copy_module(model)(torch.zeros(2, *images.shape[1:])).shape[-1])
+    except UsageError:
+        raise
+    except Exception:  # of the user's own code; `check_outputs` says what it is
+        return None
 
 
 def make_space(plan: StudyPlan, network: Network) -> Space:

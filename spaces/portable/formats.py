@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
-from spaces.packed import load_model
+from spaces.packed import OwnModel, load_model
 from spaces.portable.network import portable_model
 
 __all__ = ["FORMATS", "check_format", "write"]
 
 _Card = Mapping[str, Any]
-_Factory = Callable[..., nn.Module] | None
+_Own = OwnModel | None
 
 
 def check_format(format: str) -> None:
@@ -35,26 +34,26 @@ def check_format(format: str) -> None:
         raise UsageError(f"format 'onnx' needs the package {missing[0]}: pip install 'overtone[onnx]'")
 
 
-def write(source: Path, target: Path, *, format: str, card: _Card, factory: _Factory = None) -> None:
+def write(source: Path, target: Path, *, format: str, card: _Card, model: _Own = None) -> None:
     """Write the packed model at `source` to the file `target` in one of `FORMATS`.
 
-    `onnx` and `pt2` take batches of any size; of the card they read `model`, `channels` and `image_size`. `factory`
-    builds a network that came from a user's own code. Raises `UsageError` as `check_format` does, and `OvertoneError`
+    `onnx` and `pt2` take batches of any size; of the card they read `model`, `channels` and `image_size`. `model` is
+    that of `load_model`. Raises `UsageError` as `check_format` does, and `OvertoneError`
     when the model cannot be read or the format cannot express it.
     """
     check_format(format)
-    FORMATS[format](source, target, card, factory)
+    FORMATS[format](source, target, card, model)
 
 
-def _write_safetensors(source: Path, target: Path, card: _Card, factory: _Factory) -> None:
+def _write_safetensors(source: Path, target: Path, card: _Card, model: _Own) -> None:
     target.write_bytes(source.read_bytes())
 
 
-def _write_onnx(source: Path, target: Path, card: _Card, factory: _Factory) -> None:
-    model, example = portable_model(load_model(source, factory=factory)), _example(card)
+def _write_onnx(source: Path, target: Path, card: _Card, model: _Own) -> None:
+    network, example = portable_model(load_model(source, model=model)), _example(card)
     with _exporting("onnx", card):
         program = torch.onnx.export(
-            model,
+            network,
             (example,),
             dynamo=True,
             verbose=False,
@@ -67,14 +66,14 @@ def _write_onnx(source: Path, target: Path, card: _Card, factory: _Factory) -> N
         program.save(target, external_data=False)
 
 
-def _write_pt2(source: Path, target: Path, card: _Card, factory: _Factory) -> None:
-    model, example = portable_model(load_model(source, factory=factory)), _example(card)
+def _write_pt2(source: Path, target: Path, card: _Card, model: _Own) -> None:
+    network, example = portable_model(load_model(source, model=model)), _example(card)
     with _exporting("pt2", card):
         shapes = ({0: torch.export.Dim("batch")},)
-        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=shapes), target)
+        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), target)
 
 
-FORMATS: dict[str, Callable[[Path, Path, _Card, _Factory], None]] = {
+FORMATS: dict[str, Callable[[Path, Path, _Card, _Own], None]] = {
     "safetensors": _write_safetensors,
     "onnx": _write_onnx,
     "pt2": _write_pt2,

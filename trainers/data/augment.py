@@ -12,19 +12,18 @@ import torch
 import torch.nn.functional as F
 
 from layers.errors import UsageError
+from trainers.data.spec import AUGMENTATIONS
 
 __all__ = ["augment", "normalize"]
 
-_KINDS = ("none", "shift", "crop-flip")
-
 
 def augment(images: torch.Tensor, kind: str, generator: torch.Generator, *, rotation: float = 0.0) -> torch.Tensor:
-    """Move each image of uint8 (n, C, H, W) by its own draw, then rotate it by up to `rotation` degrees either way.
+    """Move each image of (n, C, H, W) by its own draw, then rotate it by up to `rotation` degrees either way.
 
-    `kind` is 'none', 'shift' (crop) or 'crop-flip'. The generator must be on the images' device.
+    `kind` is one of `trainers.data.spec.AUGMENTATIONS`. The generator must be on the images' device.
     """
-    if kind not in _KINDS:
-        raise UsageError(f"augment (={kind!r}) must be one of {', '.join(_KINDS)}")
+    if kind not in AUGMENTATIONS:
+        raise UsageError(f"augment (={kind!r}) must be one of {', '.join(AUGMENTATIONS)}")
     if kind != "none":
         images = _random_crop(images, max(1, images.shape[-1] // 8), generator)
     if kind == "crop-flip":
@@ -33,17 +32,22 @@ def augment(images: torch.Tensor, kind: str, generator: torch.Generator, *, rota
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Return (images / 255 - mean) / std of uint8 (n, C, H, W) as float32, channels last in memory."""
-    scale, shift = _scale_and_shift(mean, std, images.device)
-    return images.contiguous(memory_format=torch.channels_last).float().mul_(scale).sub_(shift)
+    """Return (images / 255 - mean) / std of uint8 (n, C, H, W) as float32, channels last in memory.
+
+    Of float32 images it is (images - mean) / std.
+    """
+    unit = 255 if images.dtype == torch.uint8 else 1
+    scale, shift = _scale_and_shift(mean, std, unit, images.device)
+    copied = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+    return copied.mul_(scale).sub_(shift)
 
 
 @cache
 def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], unit: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors (C, 1, 1), made once for a set and device: a GPU would wait for them at each batch."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
+    scale = torch.tensor([1 / (unit * s) for s in std], device=device).view(-1, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
     return scale, shift
 
@@ -77,4 +81,5 @@ def _rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
     aspect = images.shape[-2] / images.shape[-1]  # affine_grid's coordinates run from -1 to 1 on either axis
     matrices = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], 1).view(-1, 2, 3)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, align_corners=False).round_().to(images.dtype)
+    turned = F.grid_sample(images.float(), grid, align_corners=False)
+    return turned if images.is_floating_point() else turned.round_().to(images.dtype)

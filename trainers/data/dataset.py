@@ -19,15 +19,15 @@ class Split:
     """Images and their labels."""
 
     images: torch.Tensor | StreamedImages
-    """uint8 (n, C, H, W), or images that are decoded to that when they are read."""
+    """uint8 or float32 (n, C, H, W), or images that are decoded to uint8 when they are read."""
     labels: torch.Tensor
     """int64 (n,)."""
 
     def __post_init__(self) -> None:
         dtype = torch.uint8 if isinstance(self.images, StreamedImages) else self.images.dtype
-        if dtype != torch.uint8 or len(self.images.shape) != 4 or self.labels.shape != self.images.shape[:1]:
+        if dtype not in (torch.uint8, torch.float32) or len(self.images.shape) != 4 or self.labels.shape != self.images.shape[:1]:
             raise UsageError(
-                f"images (={dtype}, {tuple(self.images.shape)}) must be uint8 (n, C, H, W) "
+                f"images (={dtype}, {tuple(self.images.shape)}) must be uint8 or float32 (n, C, H, W) "
                 f"and labels (={tuple(self.labels.shape)}) must be (n,)"
             )
 
@@ -47,7 +47,7 @@ class Split:
         return Split(images=self.images.to(device), labels=self.labels.to(device))
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the uint8 images (k, C, H, W) at rows (k,) on the images' device, the CPU for streamed images."""
+        """Return the images (k, C, H, W) at rows (k,) on the images' device, the CPU for streamed images."""
         if isinstance(self.images, StreamedImages):
             return self.images.read(rows)
         return self.images[rows.to(self.images.device)]
@@ -82,7 +82,7 @@ class Data:
     test: Split
     classes: int
     mean: tuple[float, ...]
-    """One value a channel, of images scaled to [0, 1]."""
+    """One value a channel, of uint8 images scaled to [0, 1], of float32 images as they are."""
     std: tuple[float, ...]
     augment: str
     """'none', 'shift' (crops only: a mirrored digit is no digit) or 'crop-flip'."""
@@ -108,7 +108,7 @@ class Data:
         return self.train.images.shape[2]
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Return uint8 images (n, C, H, W) as a network takes them: (images / 255 - mean) / std, float32."""
+        """Return images (n, C, H, W) as a network takes them, float32: (images - mean) / std, uint8 scaled to [0, 1]."""
         return normalize(images, self.mean, self.std)
 
     def _hash(self) -> str:

@@ -13,7 +13,7 @@ from functools import cache, partial
 
 import torch
 
-from layers.errors import OvertoneError, OvertoneWarning
+from layers.errors import OvertoneError, OvertoneWarning, UsageError
 from trainers.data.dataset import Data, Split
 from trainers.data.decode import AdvanceFn
 from trainers.data.decoded_cache import data_key, load_decoded, save_decoded
@@ -39,9 +39,11 @@ def load_data(spec: DataSpec, progress: ProgressFn = lambda done, total: None) -
     """Read and split a set of images; decode only the images that a split keeps, once per machine.
 
     `progress` is called while images are decoded. Warns (OvertoneWarning) of unusable images that are left out, at most
-    1 % of a split, and of decoded images that cannot be cached. Raises UsageError for a folder that does not exist,
-    OvertoneError for images or labels that cannot be used.
+    1 % of a split, and of decoded images that cannot be cached. Raises UsageError for a folder that does not exist and
+    for images that the caller holds (`trainers.data.objects`), OvertoneError for images or labels that cannot be used.
     """
+    if spec.is_object:
+        raise UsageError(f"the images {spec.name!r} were given as objects: give them again in Python, as data=...")
     data = _decode(spec, _open(spec)) if spec.kind == "digits" else _load_or_decode(spec, progress)
     for sentence in data.warnings:
         warnings.warn(sentence, OvertoneWarning, stacklevel=2)

@@ -1,11 +1,15 @@
 """Which images a trial sees and how they are split, as plain values."""
 
+import math
 import os
 from dataclasses import dataclass, replace
 
 from layers.errors import UsageError
 
-__all__ = ["DataSpec"]
+__all__ = ["AUGMENTATIONS", "DataSpec"]
+
+AUGMENTATIONS = ("none", "shift", "crop-flip")
+"""What training images go through: nothing, random crops alone (a mirrored digit is no digit), crops and mirroring."""
 
 _FORMS = "'digits', 'cifar10', 'parquet:DIR' or 'imagefolder:DIR'"
 
@@ -15,7 +19,8 @@ class DataSpec:
     """Which images, and how they are split."""
 
     name: str = "digits"
-    """'digits', 'cifar10', 'parquet:DIR' (Hugging Face image layout) or 'imagefolder:DIR' (ImageNet's layout)."""
+    """'digits', 'cifar10', 'parquet:DIR' (Hugging Face image layout) or 'imagefolder:DIR' (ImageNet's layout); 'object:'
+    and what they are for images that the caller holds (`trainers.data.objects`)."""
     data_dir: str = "data"
     """Folder of 'cifar10', which is downloaded there if it is missing."""
     seed: int = 0
@@ -31,10 +36,18 @@ class DataSpec:
     stream: bool = False
     """Whether training images are decoded when they are needed, for a folder whose decoded images do not fit in memory.
     They keep three planes even if all are gray, and an unusable image ends the training."""
+    mean: tuple[float, ...] | None = None
+    """Of images that the caller holds: the mean of each channel, of uint8 images scaled to [0, 1], that the network's
+    weights were trained with. Float images are taken as they are without it."""
+    std: tuple[float, ...] | None = None
+    """The deviation that goes with `mean`."""
+    augment: str | None = None
+    """Of images that the caller holds: one of `AUGMENTATIONS`. Default: shift for one channel, else crop-flip."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self._is_known()):
             raise UsageError(f"dataset (={self.name!r}) must be one of {_FORMS}")
+        self._check_object_settings()
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:  # the CPU's generator reads no more bits
             raise UsageError(f"data seed (={self.seed}) must be a whole number of at least 0 and below 2**32")
         if not (self.train_limit is None or (isinstance(self.train_limit, int) and self.train_limit >= 2)):
@@ -56,7 +69,28 @@ class DataSpec:
 
     def _is_known(self) -> bool:
         in_folder = self.kind in ("parquet", "imagefolder") and self.folder != "" and "\0" not in self.folder
-        return in_folder or self.name in ("digits", "cifar10")
+        return in_folder or self.is_object or self.name in ("digits", "cifar10")
+
+    def _check_object_settings(self) -> None:
+        for name in ("mean", "std", "augment"):
+            if getattr(self, name) is not None and not self.is_object:
+                raise UsageError(
+                    f"{name} (={getattr(self, name)!r}) must be left out for {self.name!r}; only images that are given "
+                    "as objects take it"
+                )
+        if (self.mean is None) != (self.std is None):
+            raise UsageError(f"mean (={self.mean}) and std (={self.std}) must be given together")
+        for name, least in (("mean", -math.inf), ("std", 0.0)):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            values = tuple(values) if isinstance(values, list | tuple) else (values,)
+            if not all(isinstance(v, int | float) and least < v < math.inf for v in values):
+                above = " above 0" if name == "std" else ""
+                raise UsageError(f"{name} (={getattr(self, name)!r}) must be finite numbers{above}, one a channel")
+            object.__setattr__(self, name, tuple(float(value) for value in values))  # JSON has lists only
+        if self.augment is not None and self.augment not in AUGMENTATIONS:
+            raise UsageError(f"augment (={self.augment!r}) must be one of {', '.join(AUGMENTATIONS)}")
 
     @property
     def kind(self) -> str:
@@ -64,9 +98,14 @@ class DataSpec:
         return self.name.partition(":")[0]
 
     @property
+    def is_object(self) -> bool:
+        """Whether the caller holds the images, so that they must be given whenever they are read."""
+        return self.kind == "object"
+
+    @property
     def folder(self) -> str:
         """The DIR of the name ('~' is the home folder), '' if it has none."""
-        return os.path.expanduser(self.name.partition(":")[2])
+        return "" if self.is_object else os.path.expanduser(self.name.partition(":")[2])
 
     def absolute(self) -> "DataSpec":
         """Return the same data for a process with another working directory."""
