@@ -14,6 +14,7 @@ from layers.errors import UsageError
 __all__ = [
     "cost_axis",
     "format_block",
+    "format_duration",
     "format_flops",
     "format_kilobytes",
     "format_megabytes",
@@ -95,6 +96,16 @@ def format_network(blocks: Sequence[Mapping[str, Any]], separator: str = "; ") -
     """Return all blocks of a ledger row (its column `blocks`), first to last; templates as the share that is kept."""
     texts = [format_block(block) for block in blocks]
     return separator.join(texts) if any(not text.endswith("uncompressed") for text in texts) else "uncompressed"
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as 42 s, 3 min 05 s or 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def format_block(block: Mapping[str, Any]) -> str:

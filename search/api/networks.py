@@ -1,19 +1,22 @@
-"""The network that a command is about, with its data or only the shape of its images."""
+"""A single network to look at, with its data or only the shape of its images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from layers import UsageError
-from search.commands.display import err_console
-from search.commands.option_groups import ImageOptions
-from search.runner.progress import decoding_bar
-from spaces import build_model, load_weights
+from search.runner.progress import decoding_bar, make_console
+from search.study.plan import StudyPlan
+from spaces import Network, build_model, load_weights
+from spaces.blocks import Granularity
+from spaces.global_pruning import global_rates
 from spaces.models import RESNET_DEPTHS
-from trainers.data import Data, load_data
+from trainers.data import Data, DataSpec, load_data
+from trainers.start.saliency import SALIENCIES, filter_saliency
 
 __all__ = ["LoadedNetwork", "load_network", "usual_shape"]
 
@@ -37,32 +40,61 @@ class LoadedNetwork:
         return name if self.trained else f"{name} (random start)"
 
 
-def load_network(model: str, options: ImageOptions, weights: str | None) -> LoadedNetwork:
+    def pruning_rates(
+        self, rate: float, granularity: Granularity, minimum_templates: int, saliencies: Sequence[str] = ()
+    ) -> dict[str, dict[str, float]]:
+        """Return each block's pruning rate under one threshold that prunes this share of all filters, by saliency.
+
+        Without `saliencies`, filters are ranked by magnitude, and with data by each of `SALIENCIES`.
+        """
+        network = Network.from_module(self.module, self.image, granularity)
+        kinds = saliencies or (SALIENCIES if self.data is not None else SALIENCIES[:1])
+        return {
+            kind: dict(
+                global_rates(
+                    network,
+                    filter_saliency(kind, self.module, self.data, seed=StudyPlan.seed),
+                    rate,
+                    minimum_templates,
+                )
+            )
+            for kind in kinds
+        }
+
+
+def load_network(
+    model: str,
+    *,
+    weights: str | None = None,
+    data: DataSpec | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    classes: int | None = None,
+) -> LoadedNetwork:
     """Load the data if any are named, then the network for them with its weights, random ones from seed 0 without.
 
-    Without data the shape is that of the options, or what the network is usually used with. Raises `UsageError` if
-    both name it, or if the weights do not fit.
+    Without data the images are as `image_size`, `channels` and `classes` say, or what the network is usually used with.
+    Raises `UsageError` if both name them, or if the weights do not fit.
     """
-    spec, data = options.data_spec(), None
-    image, classes = usual_shape(model)
-    if spec is None:
-        size = options.image_size
-        image = (options.channels or image[0], size or image[1], size or image[2])
-        classes = options.classes or classes
+    loaded = None
+    image, usual_classes = usual_shape(model)
+    if data is None:
+        image = (channels or image[0], image_size or image[1], image_size or image[2])
+        classes = classes or usual_classes
     else:
-        for name in ("image_size", "channels", "classes"):
-            if (value := getattr(options, name)) is not None:
+        for name, value in ("image_size", image_size), ("channels", channels), ("classes", classes):
+            if value is not None:
                 raise UsageError(f"{name} (={value}) must be left out with --dataset, whose images tell it")
-        with decoding_bar(err_console) as on_progress:
-            data = load_data(spec, on_progress)
-        image, classes = data.val.image_shape, data.classes
+        with decoding_bar(make_console()) as on_progress:
+            loaded = load_data(data, on_progress)
+        image, classes = loaded.val.image_shape, loaded.classes
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = build_model(model, classes=classes, channels=image[0])
     if weights is not None:
         load_weights(module, weights, name=model)
     return LoadedNetwork(
-        name=model, module=module, image=image, classes=classes, data=data, trained=weights is not None
+        name=model, module=module, image=image, classes=classes, data=loaded, trained=weights is not None
     )
 
 

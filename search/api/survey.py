@@ -1,17 +1,25 @@
-"""The figures that `overtone inspect` shows of a network before anything is trained."""
+"""What a network is made of and what a search could make of it, before anything is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from layers import Cost
-from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, presets
-from spaces.network import NORMS_AND_BIASES
-from trainers.estimate import TrialEstimate
+import torch
 
-__all__ = ["Survey", "survey"]
+from layers import Cost
+from search.api.networks import LoadedNetwork
+from search.study.plan import StudyPlan
+from search.study.workload import make_space
+from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, presets
+from spaces.global_pruning import has_global_rate, resolve_global_rates
+from spaces.network import NORMS_AND_BIASES
+from trainers.estimate import TrialEstimate, estimate_trial
+from trainers.runtime.device import keep_freed_memory
+from trainers.start.saliency import filter_saliency
+
+__all__ = ["Survey", "survey", "survey_network"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,14 @@ class Survey:
         }
 
 
+def survey_network(loaded: LoadedNetwork, plan: StudyPlan, *, device: torch.device) -> Survey:
+    """Survey the space that a search of this plan would search; with data, estimate a trial on the device too."""
+    space = _search_space(plan, loaded)
+    trial = None if loaded.data is None else _estimate(loaded, plan, device)
+    train_images = 0 if loaded.data is None else len(loaded.data.train)
+    return survey(space, model=plan.model, train_images=train_images, epochs=plan.epochs, trial=trial)
+
+
 def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: TrialEstimate | None = None) -> Survey:
     """Count everything but the estimate from shapes alone; a backward pass counts as two forward passes.
 
@@ -73,6 +89,32 @@ def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: T
         trial_flops=3 * whole.flops * train_images * epochs,
         trial=trial,
         presets=tuple(_preset(network, preset, whole) for preset in presets(model, network)),
+    )
+
+
+def _search_space(plan: StudyPlan, loaded: LoadedNetwork) -> Space:
+    """Return the space of the plan; its global pruning rates are resolved on the network's weights."""
+    network = Network.from_module(loaded.module, loaded.image, plan.granularity)
+    if has_global_rate(plan.space):
+        saliency = filter_saliency(plan.saliency, loaded.module, loaded.data, seed=plan.seed)
+        limits = resolve_global_rates(plan.space, network, saliency, plan.minimum_templates)
+        plan = replace(plan, space=limits)
+    return make_space(plan, network)
+
+
+def _estimate(loaded: LoadedNetwork, plan: StudyPlan, device: torch.device) -> TrialEstimate:
+    """Time a few training steps, after telling the allocator what the processes of trials tell it."""
+    assert loaded.data is not None
+    keep_freed_memory()
+    return estimate_trial(
+        loaded.module,
+        loaded.image,
+        recipe=plan.recipe,
+        epochs=plan.epochs,
+        train_images=len(loaded.data.train),
+        val_images=len(loaded.data.val),
+        device=device,
+        streamed=not isinstance(loaded.data.train.images, torch.Tensor),
     )
 
 

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from results.formatting import format_flops, format_kilobytes
-from search.commands.options import DEFAULT_STORE
-from search.runner.progress import duration
+from results.formatting import format_duration, format_flops, format_kilobytes
+from search.study.plan import DEFAULT_STORE
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from search.runner.confirm import RepeatResult
     from search.runner.launch import SearchResult
 
@@ -24,8 +23,19 @@ __all__ = [
     *("print_line", "search_line", "status_line"),
 ]
 
-out_console = Console(width=None if sys.stdout.isatty() else 140)
-err_console = Console(stderr=True)
+
+def out_console() -> Console:
+    """Return the console of standard output, wide where that is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def err_console() -> Console:
+    """Return the console of standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def print_answer(answer: Mapping[str, Any], line: str, as_json: bool) -> None:
@@ -43,7 +53,7 @@ def print_json(answer: Mapping[str, Any]) -> None:
 
 def print_line(line: str) -> None:
     """Print a line as it is, however wide the terminal."""
-    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    out_console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def format_values(values: Sequence[Any]) -> str:
@@ -85,7 +95,7 @@ def confirm_line(study: str, result: RepeatResult) -> str:
 
 def status_line(status: Mapping[str, Any]) -> str:
     """Return the state of a study, as `overtone status` knows it, in a line."""
-    left = "" if status["seconds_left"] is None else f", {duration(status['seconds_left'])} left"
+    left = "" if status["seconds_left"] is None else f", {format_duration(status['seconds_left'])} left"
     return (
         f"{status['study']}: {status['state']}; {status['finished']} finished, {status['failed']} failed, "
         f"{status['pruned']} pruned, {status['running']} running of {status['wanted']}{left}; "

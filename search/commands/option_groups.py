@@ -9,12 +9,13 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from search.commands import options
-from search.commands.parsing import parse_gpus, parse_granularity, read_recipe, read_space
+from search.study.parsing import parse_gpus, read_recipe
 from search.study.plan import StudyPlan
-from trainers.data import DataSpec
+from trainers.data.spec import DataSpec
 from trainers.training.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
+    from search.api.networks import LoadedNetwork
     from search.runner.cluster import Resources
     from search.runner.dashboards import DashboardOptions
 
@@ -99,9 +100,18 @@ class ImageOptions(_AnyDataOptions):
     channels: options.Channels = None
     classes: options.Classes = None
 
-    def data_spec(self) -> DataSpec | None:
-        """Return the data that they name, None without a data set."""
-        return None if self.dataset is None else self._spec_of(self.dataset)
+    def load(self, model: str, weights: str | None) -> LoadedNetwork:
+        """Load the network of this name for these images."""
+        from search.api.networks import load_network
+
+        return load_network(
+            model,
+            weights=weights,
+            data=None if self.dataset is None else self._spec_of(self.dataset),
+            image_size=self.image_size,
+            channels=self.channels,
+            classes=self.classes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +122,6 @@ class SpaceOptions:
     granularity: options.Granularity = StudyPlan.granularity
     minimum_templates: options.MinimumTemplates = StudyPlan.minimum_templates
     saliency: options.Saliency = StudyPlan.saliency
-
-    def plan_fields(self) -> dict[str, Any]:
-        """Return the fields of `StudyPlan` that they set."""
-        return {
-            "space": read_space(self.space),
-            "granularity": parse_granularity(self.granularity),
-            "minimum_templates": self.minimum_templates,
-            "saliency": self.saliency,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,19 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from results.objectives import COSTS
-from search.commands.parsing import SETTINGS
+from search.study.parsing import SETTINGS
 from search.study.plan import StudyPlan
 from trainers.evaluation import SCORE_NAME
 from trainers.training.recipe import RECIPES
 
 __all__ = [
     *("Address", "AsJson", "BatchSize", "Channels", "Classes", "Concurrency", "Config", "CpusPerTrial", "DataDir"),
+    "Device",
     *("Dataset", "Distillation", "Epochs", "GpusPerTrial", "Granularity", "ImageSize", "Init", "Keep", "Layer"),
     *("LearningRate", "LrSchedule", "MaxFlops", "MaxSize", "MinimumTemplates", "MissRate", "Model", "Objectives"),
     *("OptionalDataset", "OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate", "Recipe", "Rerun"),
+    "RerunDevice",
     *("Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Store", "Stream", "Study", "TensorBoardFolder"),
     *("TrainEpochs", "TrainLimit", "Trials", "ValFrom", "WarmStart", "Weights", "Where", "option"),
-    *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "DEFAULT_STORE", "PANELS"),
+    *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "PANELS"),
 ]
 
 NETWORK = "Network and data"
@@ -33,8 +35,6 @@ CLUSTER = "Cluster"
 OUTPUT = "Output"
 PANELS = (NETWORK, SPACE, TRAINING, SEARCH, STUDY, TRIALS, CLUSTER, OUTPUT)
 """Titles of groups of options, in the order of a help page."""
-
-DEFAULT_STORE = "runs"
 
 
 def option(panel: str, help: str, *names: str, **more: Any) -> Any:
@@ -247,6 +247,10 @@ Rerun = Annotated[
         "--rerun",
     ),
 ]
+
+_DEVICE = "cpu, cuda or cuda:1. Default: cuda if there is a GPU, else cpu."
+Device = Annotated[str | None, option(TRAINING, f"Device that trains: {_DEVICE}")]
+RerunDevice = Annotated[str | None, option(TRIALS, f"Device on which --rerun trains: {_DEVICE}")]
 
 Address = Annotated[
     str | None,

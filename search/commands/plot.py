@@ -1,27 +1,21 @@
-"""`overtone plot`: pictures of a study's front, of a layer's filters, and of pruning rates.
-
-matplotlib is slow to import, so only the commands that draw import it.
-"""
+"""`overtone plot`: pictures of a study's front, of a layer's filters, and of pruning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from results.ledger.ledger import Ledger
-from results.ledger.store import Store as OpenStore
 from search.commands import options
 from search.commands.display import err_console, print_answer
 from search.commands.help_panels import CommandWithPanels
-from search.commands.networks import LoadedNetwork, load_network
 from search.commands.option_groups import ImageOptions, with_option_groups
-from search.commands.parsing import parse_granularity
-from search.study.plan import StudyPlan
-from spaces import Network
-from spaces.global_pruning import global_rates
-from trainers.start.saliency import SALIENCIES, filter_saliency
+from search.study.parsing import parse_granularity
+from search.study.plan import DEFAULT_STORE, StudyPlan
+from trainers.start.choices import SALIENCIES
+
+if TYPE_CHECKING:
+    from search.api.networks import LoadedNetwork
 
 __all__ = ["plot_app"]
 
@@ -29,7 +23,7 @@ __all__ = ["plot_app"]
 def front(
     study: options.Study,
     out: options.Picture,
-    store: options.Store = options.DEFAULT_STORE,
+    store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw a study's front.
@@ -38,9 +32,9 @@ def front(
 
     Example: overtone plot front --study demo --out front.svg
     """
-    from results.report.plot import plot_front
+    from search.api.create import load_study
 
-    plot_front(Ledger(OpenStore(store)), study, out)
+    load_study(study, store=store).plot_front(out)
     print_answer({"out": str(out), "study": study}, str(out), as_json)
 
 
@@ -61,7 +55,7 @@ def filters(
     """
     from results.figures.series import get_conv, mean_errors, plot_filters
 
-    loaded = load_network(model, images, weights)
+    loaded = images.load(model, weights)
     conv, title = get_conv(loaded.module, layer), loaded.title(layer)
     plot_filters(conv, out, name=title)
     errors = mean_errors(conv, name=title)
@@ -88,7 +82,7 @@ def rebuilt(
     from results.figures.series import get_conv
     from results.figures.templates import plot_reconstructions, reconstruction_errors
 
-    loaded = load_network(model, images, weights)
+    loaded = images.load(model, weights)
     conv, title = get_conv(loaded.module, layer), loaded.title(layer)
     plot_reconstructions(conv, out, pruning_rate, name=title)
     errors = reconstruction_errors(conv, pruning_rate, name=title)
@@ -123,25 +117,17 @@ def rates(
     """
     from results.figures.pruning_rates import plot_pruning_rates
 
-    loaded = load_network(model, images, weights)
-    network = Network.from_module(loaded.module, loaded.image, parse_granularity(granularity))
-    kinds = tuple(saliency or (SALIENCIES if loaded.data is not None else SALIENCIES[:1]))
-    by_saliency: Mapping[str, Mapping[str, float]] = {
-        kind: global_rates(
-            network,
-            filter_saliency(kind, loaded.module, loaded.data, seed=StudyPlan.seed),
-            pruning_rate,
-            minimum_templates,
-        )
-        for kind in kinds
-    }
+    loaded = images.load(model, weights)
+    by_saliency = loaded.pruning_rates(
+        pruning_rate, parse_granularity(granularity), minimum_templates, tuple(saliency or ())
+    )
     plot_pruning_rates(by_saliency, out, title=loaded.title(), rate=pruning_rate)
     print_answer({"out": str(out), "pruning_rate": pruning_rate, "rates": by_saliency}, str(out), as_json)
 
 
 def _warn_if_random(loaded: LoadedNetwork) -> None:
     if not loaded.trained:
-        err_console.print("no weights were given: these are the filters of a random start", highlight=False)
+        err_console().print("no weights were given: these are the filters of a random start", highlight=False)
 
 
 plot_app = typer.Typer(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from results.analysis.confidence import study_confidence
-from results.analysis.summary import confidence_by_trial, summarize
-from results.ledger.ledger import Ledger
-from results.ledger.store import Store as OpenStore
-from results.queries.query import query as query_trials
-from results.schema import TrialStatus
 from search.commands import options
 from search.commands.display import (
     confirm_line,
@@ -32,14 +27,14 @@ from search.commands.option_groups import (
     SpaceOptions,
     with_option_groups,
 )
-from search.commands.parsing import parse_amount
-from search.commands.trial_table import show_trials
-from search.runner.run_lock import is_running
-from search.study.budget import Budget
-from search.study.plan import StudyPlan
+from search.study.plan import DEFAULT_STORE, StudyPlan
 
 if TYPE_CHECKING:
+    from search.api.study import Study
+    from search.runner.confirm import RepeatResult
     from search.runner.launch import SearchResult
+
+_Result = TypeVar("_Result", "SearchResult", "RepeatResult")
 
 __all__ = ["confirm", "print_search_result", "resume", "search", "status"]
 
@@ -64,7 +59,7 @@ def search(
     warm_start: options.WarmStart = None,
     keep: options.Keep = StudyPlan.keep,
     seed: options.Seed = StudyPlan.seed,
-    store: options.Store = options.DEFAULT_STORE,
+    store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Search the compressed forms of a network on Ray.
@@ -74,31 +69,34 @@ def search(
 
     Example: overtone search --model resnet8 --weights resnet8.safetensors --dataset digits --study demo --trials 24
     """
-    from search.runner.launch import start_study
+    from search.api.create import create_study
 
-    plan = StudyPlan(
+    asked, dashboards = resources.resources(), boards.dashboards()
+    opened = create_study(
+        study,
         model=model,
         weights=weights,
         data=data.data_spec(),
-        objectives=tuple(objective or StudyPlan.objectives),
-        budget=Budget(
-            max_size=None if max_size is None else parse_amount(max_size, name="max_size"),
-            max_flops=None if max_flops is None else parse_amount(max_flops, name="max_flops"),
-        ),
-        **space.plan_fields(),
+        objectives=objective or StudyPlan.objectives,
+        max_size=max_size,
+        max_flops=max_flops,
+        space=space.space,
+        granularity=space.granularity,
+        minimum_templates=space.minimum_templates,
+        saliency=space.saliency,
         recipe=recipe.training_recipe(),
         epochs=recipe.epochs,
         init=init,
         seed=seed,
         sampler=sampler,
         miss_rate=miss_rate,
-        warm_start=tuple(warm_start or ()),
+        warm_start=warm_start or (),
         keep=keep,
         trials=trials,
+        store=store,
     )
-    ledger = Ledger(OpenStore(store))
-    result = start_study(ledger, study, plan, resources.resources(), err_console, boards.dashboards())
-    print_search_result(ledger, study, result, as_json)
+    result = _result_of(lambda: opened.optimize(trials, resources=asked, dashboards=dashboards))
+    print_search_result(opened, result, as_json)
 
 
 @with_option_groups
@@ -112,18 +110,19 @@ def resume(
             options.STUDY, "Run this many trials more than asked for so far. Default: only those still missing."
         ),
     ] = None,
-    store: options.Store = options.DEFAULT_STORE,
+    store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Continue a study that stopped, or add trials to it.
 
     Example: overtone resume --study demo --more 12
     """
-    from search.runner.launch import resume_study
+    from search.api.create import load_study
 
-    ledger = Ledger(OpenStore(store))
-    result = resume_study(ledger, study, more, resources.resources(), err_console, boards.dashboards())
-    print_search_result(ledger, study, result, as_json)
+    opened = load_study(study, store=store)
+    asked, dashboards = resources.resources(), boards.dashboards()
+    result = _result_of(lambda: opened.optimize(more=more, resources=asked, dashboards=dashboards))
+    print_search_result(opened, result, as_json)
 
 
 @with_option_groups
@@ -138,7 +137,7 @@ def confirm(
         ),
     ] = "front",
     where: options.Where = None,
-    store: options.Store = options.DEFAULT_STORE,
+    store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Run members of the front again with other seeds.
@@ -148,65 +147,65 @@ def confirm(
 
     Example: overtone confirm --study demo --seeds 3 --where "size_bytes < 20000"
     """
-    from search.runner.confirm import confirm_trials
+    from results.analysis.confidence import study_confidence
+    from search.api.create import load_study
 
-    ledger = Ledger(OpenStore(store))
-    result = confirm_trials(
-        ledger, study, pick, where=where, seeds=seeds, resources=resources.resources(), console=err_console
-    )
+    opened = load_study(study, store=store)
+    asked = resources.resources()
+    result: RepeatResult = _result_of(lambda: opened.confirm(seeds, pick=pick, where=where, resources=asked))
     if as_json:
-        print_json({**asdict(result), "study": study, "front": study_confidence(ledger, study).to_pylist()})
+        print_json({**asdict(result), "study": study, "front": study_confidence(opened.ledger, study).to_pylist()})
     else:
-        _show_front(ledger, study, f"{study}: the front over its seeds")
+        _show_front(opened, f"{study}: the front over its seeds")
         print_line(confirm_line(study, result))
     if result.done < result.wanted:
         raise typer.Exit(1)
 
 
-def status(study: options.Study, store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:
+def status(study: options.Study, store: options.Store = DEFAULT_STORE, as_json: options.AsJson = False) -> None:
     """Show how far a study is.
 
     It counts trials by their state, and shows front, hypervolume and time left, from any terminal.
 
     Example: overtone status --study demo
     """
-    ledger = Ledger(OpenStore(store))
-    summary, progress = summarize(ledger, study), ledger.read_progress(study) or {}
-    statuses = summary.trials.column("status").to_pylist()
-    running = is_running(progress)
-    state = "running" if running else "finished" if len(statuses) >= summary.record["trials"] else "stopped"
-    answer = {
-        "study": study,
-        "state": state,
-        "wanted": summary.record["trials"],
-        **{name: statuses.count(name) for name in ("finished", "failed", "pruned")},
-        "running": progress.get("running", 0) if running else 0,
-        "front": summary.front.num_rows,
-        "confirmed": sum(row["seeds"] > 1 for row in confidence_by_trial(ledger, summary).values()),
-        "hypervolume": summary.hypervolume,
-        "seconds_left": progress.get("seconds_left") if running else None,
-    }
+    from search.api.create import load_study
+
+    answer = load_study(study, store=store).status()
     print_answer(answer, status_line(answer), as_json)
 
 
-def print_search_result(ledger: Ledger, study: str, result: SearchResult, as_json: bool) -> None:
+def print_search_result(study: Study, result: SearchResult, as_json: bool) -> None:
     """Print the front and the command that continues the study.
 
     Raises `typer.Exit` with 1 for a study that was stopped early, and for one of which every trial failed.
     """
-    summary = summarize(ledger, study)
+    status = study.status()
     if as_json:
-        answer = {**asdict(result), "study": study, "front": summary.front.num_rows}
-        print_json({**answer, "hypervolume": summary.hypervolume})
+        answer = {**asdict(result), "study": study.name, "front": status["front"]}
+        print_json({**answer, "hypervolume": status["hypervolume"]})
     else:
-        _show_front(ledger, study, f"{study}: the front of {result.done} trials")
-        print_line(f"hypervolume {summary.hypervolume:.4f}; {search_line(study, ledger.store.label, result)}")
-    failed = summary.trials.column("status").to_pylist().count(TrialStatus.FAILED)
+        _show_front(study, f"{study.name}: the front of {result.done} trials")
+        line = search_line(study.name, study.ledger.store.label, result)
+        print_line(f"hypervolume {status['hypervolume']:.4f}; {line}")
+    failed = status["failed"]
     if failed:
-        err_console.print(f"{failed} of {result.done} trials failed", highlight=False)
+        err_console().print(f"{failed} of {result.done} trials failed", highlight=False)
     if (failed and failed == result.done) or (result.done < result.wanted and not result.exhausted):
         raise typer.Exit(1)
 
 
-def _show_front(ledger: Ledger, study: str, title: str) -> None:
-    show_trials(out_console, query_trials(ledger, study, front=True), title, ledger.score_name(study))
+def _show_front(study: Study, title: str) -> None:
+    from search.commands.trial_table import show_trials
+
+    show_trials(out_console(), study.front(), title, study.score_name)
+
+
+def _result_of(run: Callable[[], _Result]) -> _Result:
+    """Return how a run ended, by itself or by Ctrl-C."""
+    from search.api.study import Interrupted
+
+    try:
+        return run()
+    except Interrupted as stopped:
+        return stopped.result

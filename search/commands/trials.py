@@ -6,20 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from layers import UsageError
-from results.analysis.importance import importance as study_importance
-from results.ledger.ledger import Ledger
-from results.ledger.store import Store as OpenStore
-from results.queries.formats import serialize
-from results.queries.query import query as query_trials
-from results.queries.query import sql as query_sql
-from results.queries.tables import TABLES
-from results.report.report import write_report
+from layers.errors import UsageError
 from search.commands import options
-from search.commands.display import err_console, export_line, out_console, print_answer, print_json, print_line
-from search.commands.importance_table import show_importance
-from search.commands.trial_table import show_trials
-from trainers.runtime.device import default_device, parse_device
+from search.commands.display import export_line, out_console, print_answer, print_json, print_line
+from search.study.plan import DEFAULT_STORE
 
 __all__ = ["compact", "export", "importance", "query", "report"]
 
@@ -46,35 +36,39 @@ def query(
     ] = None,
     sql: Annotated[
         str | None,
-        options.option(options.TRIALS, f"One SELECT over the tables {', '.join(TABLES)}, instead of the above."),
+        options.option(options.TRIALS, f"One SELECT over the tables {', '.join(TABLE_NAMES)}, instead of the above."),
     ] = None,
     format: Annotated[str, options.option(options.OUTPUT, "table, json, csv or parquet.")] = "table",
-    store: options.Store = options.DEFAULT_STORE,
+    store: options.Store = DEFAULT_STORE,
 ) -> None:
     """Ask a study for its trials.
 
     Example: overtone query --study demo --front --where "size_bytes < 20000" --sort val_top1 --limit 10
     """
-    ledger = Ledger(OpenStore(store))
+    from results.queries.formats import serialize
+    from search.api.create import load_study
+    from search.commands.trial_table import show_trials
+
     if sql is not None and (front or where or sort or limit is not None or columns is not None):
         raise UsageError(f"sql (={sql!r}) must stand alone: front, where, sort, columns and limit belong in the SELECT")
+    opened = load_study(study, store=store)
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     if sql is None:
-        frame = query_trials(ledger, study, front=front, where=where, sort=sort, limit=limit, columns=names)
+        frame = opened.query(where, front=front, sort=sort, limit=limit, columns=names)
     else:
-        frame = query_sql(ledger, study, sql)
+        frame = opened.sql(sql)
     if format != "table":
         sys.stdout.buffer.write(serialize(frame, format))
         sys.stdout.buffer.flush()
     elif sql is None:
         title = f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}"
-        show_trials(out_console, frame, title, ledger.score_name(study), names)
+        show_trials(out_console(), frame, title, opened.score_name, names)
     else:
-        out_console.print(frame.to_string(index=False), markup=False, highlight=False)
+        out_console().print(frame.to_string(index=False), markup=False, highlight=False)
 
 
 def compact(
-    study: options.Study, store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False
+    study: options.Study, store: options.Store = DEFAULT_STORE, as_json: options.AsJson = False
 ) -> None:
     """Merge the many small files of a study into few.
 
@@ -82,7 +76,9 @@ def compact(
 
     Example: overtone compact --study demo
     """
-    result = Ledger(OpenStore(store)).compact(study).to_json()
+    from search.api.create import load_study
+
+    result = load_study(study, store=store).compact()
     counts = f"{result['files_before']} files became {result['files_after']}"
     print_answer({"study": study, **result}, f"{study}: {counts}, {result['rows_written']} rows rewritten", as_json)
 
@@ -90,7 +86,7 @@ def compact(
 def report(
     study: options.Study,
     out: Annotated[Path, options.option(options.OUTPUT, "HTML file to write; it opens offline.")],
-    store: options.Store = options.DEFAULT_STORE,
+    store: options.Store = DEFAULT_STORE,
 ) -> None:
     """Write a study's report as one HTML page.
 
@@ -98,15 +94,15 @@ def report(
 
     Example: overtone report --study demo --out report.html
     """
-    if out.suffix in (".png", ".svg"):
-        raise UsageError(f"out (={str(out)!r}) must end in .html; `overtone plot front` draws pictures")
-    print_line(str(write_report(Ledger(OpenStore(store)), study, out)))
+    from search.api.create import load_study
+
+    print_line(str(load_study(study, store=store).report(out)))
 
 
 def importance(
     study: options.Study,
     limit: Annotated[int, options.option(options.OUTPUT, "Show at most this many knobs, the most important ones.")] = 8,
-    store: options.Store = options.DEFAULT_STORE,
+    store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Show which knobs matter and what the front has in common.
@@ -115,14 +111,18 @@ def importance(
 
     Example: overtone importance --study demo
     """
+    from results.analysis.importance import importance
+    from search.api.create import load_study
+    from search.commands.importance_table import show_importance
+
     if limit < 1:
         raise UsageError(f"limit (={limit}) must be at least 1")
-    ledger = Ledger(OpenStore(store))
-    result = study_importance(ledger, study)
+    opened = load_study(study, store=store)
+    result = importance(opened.ledger, study)
     if as_json:
         print_json(result)
     else:
-        show_importance(out_console, result, study, ledger.score_name(study), limit)
+        show_importance(out_console(), result, study, opened.score_name, limit)
 
 
 def export(
@@ -134,10 +134,8 @@ def export(
     where: options.Where = None,
     format: Annotated[str, options.option(options.OUTPUT, "safetensors (packed), onnx or pt2.")] = "safetensors",
     rerun: options.Rerun = False,
-    device: Annotated[
-        str, options.option(options.TRIALS, "Where --rerun trains: cpu, cuda or cuda:1.")
-    ] = default_device(),
-    store: options.Store = options.DEFAULT_STORE,
+    device: options.RerunDevice = None,
+    store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a trial's model to a folder, and verify it.
@@ -147,16 +145,7 @@ def export(
 
     Example: overtone export --study demo --pick best --where "size_bytes < 20000" --out model
     """
-    from search.export.verify import export_trial
+    from search.api.create import load_study
 
-    card = export_trial(
-        Ledger(OpenStore(store)),
-        study,
-        pick,
-        where=where,
-        format=format,
-        out=out,
-        rerun_on=parse_device(device) if rerun else None,
-        log=lambda line: err_console.print(line, markup=False, highlight=False, soft_wrap=True),
-    )
+    card = load_study(study, store=store).pick(pick, where).export(out, format, rerun=rerun, device=device)
     print_answer({"out": str(out), **card}, export_line(out, card), as_json)

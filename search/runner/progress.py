@@ -1,4 +1,4 @@
-"""The display of a running search: a bar on a terminal, plain lines elsewhere."""
+"""The display of a running search: a bar on a terminal and in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from results.formatting import format_flops, format_kilobytes
+from results.formatting import format_duration, format_flops, format_kilobytes
 from results.schema import TrialRow, TrialStatus
+from search.runner.notebook import NotebookBar
 from trainers.evaluation import SCORE_NAME
 from trainers.training.loop import Epoch
 
-__all__ = ["Progress", "RunProgress", "StudyProgress", "decoding_bar", "duration", "epoch_line"]
+__all__ = ["Progress", "RunProgress", "StudyProgress", "decoding_bar", "epoch_line", "make_console"]
+
+
+_READING = "reading images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class RunProgress:
     def _time_left(self) -> str:
         if self.seconds_left is None or self.done >= self.wanted:
             return ""
-        return f", {duration(self.seconds_left)} left"
+        return f", {format_duration(self.seconds_left)} left"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,11 @@ class StudyProgress(RunProgress):
         return f"{self._counts()}, {front}, {spent}{self._time_left()}"
 
 
+def make_console(progress: bool = True) -> Console:
+    """Return the console of standard error, which prints nothing without `progress`."""
+    return Console(stderr=True, quiet=not progress)
+
+
 class Progress:
     """Shows the progress of a run, and each trial as it ends."""
 
@@ -87,6 +96,7 @@ class Progress:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(description, total=None, line="")
+        self._notebook = NotebookBar(description) if _in_notebook(console) else None
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -100,9 +110,11 @@ class Progress:
     def show(self, progress: RunProgress, row: TrialRow | None) -> None:
         """Update the display; `row` is a trial that ended just now."""
         self._bar.update(self._task, completed=progress.done, total=progress.wanted, line=progress.line())
+        if self._notebook is not None:
+            self._notebook.show(progress.done, progress.wanted, progress.line())
         if row is None:
             return
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and self._notebook is None:
             self._console.print(
                 f"[{progress.done}/{progress.wanted}] {_trial_line(row)}; {progress.line()}",
                 markup=False,
@@ -115,10 +127,16 @@ class Progress:
 
 @contextmanager
 def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Yield the progress function that `load_data` calls. It shows a bar once images are decoded, on a terminal."""
+    """Yield the progress function that `load_data` calls, which shows a bar once images are read.
+
+    Where there is neither a terminal nor a notebook it shows nothing.
+    """
+    if _in_notebook(console):
+        yield NotebookBar(_READING).show
+        return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = RichProgress(*columns, console=console, transient=True)
-    task = bar.add_task("decoding images, once on this machine", total=None)
+    task = bar.add_task(_READING, total=None)
     with ExitStack() as stack:
 
         def show(done: int, total: int) -> None:
@@ -129,20 +147,14 @@ def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as 42 s, 3 min 05 s or 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def _in_notebook(console: Console) -> bool:
+    return console.is_jupyter and not console.quiet
 
 
 def epoch_line(epoch: Epoch, epochs: int) -> str:
     """Return the progress of a training after an epoch, and how long the rest takes at that pace."""
     left = epoch.seconds * (epochs - epoch.epoch)
-    rest = f", about {duration(left)} left" if epoch.epoch < epochs else ""
+    rest = f", about {format_duration(left)} left" if epoch.epoch < epochs else ""
     measured = f"train_loss {epoch.train_loss:.4f}, {SCORE_NAME} {epoch.score:.4f}"
     return f"epoch {epoch.epoch}/{epochs}: {measured}, {epoch.seconds:.1f} s{rest}"
 

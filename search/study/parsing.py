@@ -1,45 +1,28 @@
-"""Values of options: how the text that was typed becomes a number, a recipe, a config or a search space."""
+"""Settings as people write them: how a name, text or file becomes a recipe, a config or a search space."""
 
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
-from layers import OvertoneWarning, UsageError
-from spaces import Network, NetworkConfig, presets
-from spaces.blocks import Granularity
+from layers.errors import OvertoneWarning, UsageError
 from trainers.training.recipe import RECIPES, TrainingRecipe
 
+if TYPE_CHECKING:
+    from spaces import Network, NetworkConfig
+    from spaces.blocks import Granularity
+
 __all__ = [
-    *("SETTINGS", "parse_amount", "parse_gpus", "parse_granularity"),
-    *("read_config", "read_recipe", "read_space"),
+    *("SETTINGS", "parse_gpus", "parse_granularity", "read_config", "read_recipe", "read_space"),
 ]
 
 _WITH_OPTION = ("lr", "batch_size", "lr_schedule", "precision", "distillation")
 SETTINGS = tuple(field.name for field in fields(TrainingRecipe) if field.name not in _WITH_OPTION)
 """Settings of a recipe that have no option of their own."""
-
-_PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)\s*(b|bytes|flops?)?\s*", re.IGNORECASE)
-
-
-def parse_amount(text: str, *, name: str) -> int:
-    """Return the whole number that `text` spells, with decimal prefixes (1 kB = 1,000 bytes).
-
-    Raises `UsageError`, which calls the option `name`.
-    """
-    match = _AMOUNT.fullmatch(text)
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"{name} (={text!r}) must be an amount above 0 such as 40kB, 1.5MB, 5M or 250000")
-    return round(float(match[1]) * _PREFIXES[match[2].lower()])
-
 
 def parse_gpus(text: str | None) -> float | Literal["auto"] | None:
     """Return a number, `auto`, or None for no text."""
@@ -100,6 +83,8 @@ def read_config(text: str, model: str, network: Network) -> NetworkConfig:
 
     Raises `UsageError` unless it is one of them and fits the network.
     """
+    from spaces import NetworkConfig, presets
+
     named = {preset.name: preset.config for preset in presets(model, network)}
     if text in named:
         return named[text]
@@ -113,23 +98,24 @@ def read_config(text: str, model: str, network: Network) -> NetworkConfig:
     return network.canonical(NetworkConfig.from_json(data))
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that comes twice; YAML itself would take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"found {key!r} twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_space(path: Path | None) -> Mapping[str, Any]:
-    """Return the limits in a space file, none without a file."""
+    """Return the limits in a space file, none without a file; raise `UsageError` for a key that comes twice."""
+    import yaml
+
+    class UniqueKeys(yaml.SafeLoader):
+        """Refuses a key that comes twice; YAML itself would take the last one."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise yaml.constructor.ConstructorError(None, None, f"found {key!r} twice", node.start_mark)
+            return super().construct_mapping(node, deep)
+
     if path is None:
         return {}
     try:
-        limits = yaml.load(path.read_text(), _UniqueKeys)
+        limits = yaml.load(path.read_text(), UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"space (={str(path)!r}) must be a readable YAML file: {reason}") from error

@@ -22,8 +22,10 @@ from trainers.start.saliency import SALIENCIES
 from trainers.start.start import INITS
 from trainers.training.recipe import TrainingRecipe
 
-__all__ = ["DEFAULT_OBJECTIVES", "StudyPlan", "check_same_settings"]
+__all__ = ["DEFAULT_OBJECTIVES", "DEFAULT_STORE", "StudyPlan", "check_same_settings"]
 
+DEFAULT_STORE = "runs"
+"""Folder of studies where no store is named."""
 DEFAULT_OBJECTIVES = (SCORE_NAME, "size_bytes", "flops")
 _LATENCIES = frozenset({"latency_ms", "latency_b64_ms"})
 """Objectives for which a trial measures latency, both of them at once."""

@@ -1,0 +1,1 @@
+"""The Python interface: studies, their trials, and the compression of a single network."""
