@@ -19,8 +19,9 @@ from layers.form import Assignment, canonical_form, is_norm, stored_tensors
 from layers.series.basis import BASES, Basis
 from layers.series.sampling import basis_matrix
 from layers.templates.rebuild import template_count
-from spaces.blocks import Granularity, find_blocks, trace
+from spaces.blocks import Granularity, find_blocks
 from spaces.config import BlockConfig, NetworkConfig
+from spaces.tracing import trace
 
 __all__ = ["NORMS_AND_BIASES", "Network"]
 

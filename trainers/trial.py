@@ -19,9 +19,10 @@ from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from spaces.models import check_outputs
 from trainers.data import Data
-from trainers.evaluation import SCORE_NAME, Evaluation, evaluate
+from trainers.evaluation import Evaluation, evaluate
 from trainers.runtime.device import training_precision
 from trainers.runtime.latency import latency_ms
+from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 from trainers.start.saliency import filter_saliency
 from trainers.start.start import initialize

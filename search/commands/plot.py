@@ -21,7 +21,8 @@ from search.commands.parsing import parse_granularity
 from search.study.plan import StudyPlan
 from spaces import Network
 from spaces.global_pruning import global_rates
-from trainers.start.saliency import SALIENCIES, filter_saliency
+from trainers.start.choices import SALIENCIES
+from trainers.start.saliency import filter_saliency
 
 __all__ = ["plot_app"]
 

@@ -18,8 +18,8 @@ from search.study.plan import StudyPlan
 from spaces import Network, NetworkConfig, state_sha256
 from spaces.models import check_outputs
 from trainers.data import Data, load_data
-from trainers.evaluation import SCORE_NAME
 from trainers.runtime.device import default_device, keep_freed_memory, parse_device
+from trainers.score import SCORE_NAME
 from trainers.train import random_network, save_trained, train_model
 from trainers.training.gradual_pruning import defer_pruning
 from trainers.training.recipe import TrainingRecipe

@@ -15,10 +15,9 @@ from search.study.budget import Budget
 from spaces import NetworkConfig
 from spaces.blocks import Granularity
 from trainers.data import DataSpec
-from trainers.evaluation import SCORE_NAME
+from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
-from trainers.start.saliency import SALIENCIES
-from trainers.start.start import INITS
+from trainers.start.choices import INITS, SALIENCIES
 from trainers.training.recipe import TrainingRecipe
 
 __all__ = ["DEFAULT_OBJECTIVES", "StudyPlan", "check_same_settings"]

@@ -12,7 +12,8 @@ from search.study.plan import StudyPlan
 from spaces import Network, NetworkConfig, Space, state_sha256
 from spaces.global_pruning import has_global_rate, resolve_global_rates
 from trainers.data import Data, load_data
-from trainers.evaluation import SCORE_NAME, evaluate
+from trainers.evaluation import evaluate
+from trainers.score import SCORE_NAME
 from trainers.start.saliency import filter_saliency
 from trainers.trial import load_baseline
 
