@@ -52,7 +52,7 @@ from search.runner.study_callback import StudyCallback
 from search.runner.trainable import TrialActor
 from search.study.plan import StudyPlan
 from spaces import build_model, save_weights
-from trainers.evaluation import SCORE_NAME
+from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 
 _STEPS = 6

@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from layers.form import LayerForm, LayerShape, stored_indices, stored_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["Cost", "layer_cost", "network_cost", "remaining_cost"]
 
@@ -77,6 +78,8 @@ def remaining_cost(model: nn.Module, layers: Collection[str]) -> Cost:
 
 
 def _packed_bytes(value: Tensor) -> int:
+    import torch
+
     return (value.numel() + 7) // 8 if value.dtype == torch.bool else value.numel() * value.element_size()
 
 

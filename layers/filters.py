@@ -18,8 +18,8 @@ from layers.errors import UsageError
 from layers.form import PARAMETERS, LayerForm, LayerShape, stored_indices, stored_tensors
 from layers.quantized import QuantizedLayer
 from layers.series.allocation import expand_coefficients, index_supports
-from layers.series.basis import basis_matrix
 from layers.series.harmonic import series_taps
+from layers.series.sampling import basis_matrix
 from layers.templates.assignment import modulo_assignment
 from layers.templates.gradual import Residuals
 from layers.templates.rebuild import output_operators, rebuild_filters

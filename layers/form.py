@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from layers.blockfloat.format import AXES, Axis, BlockFormat
 from layers.errors import UsageError
-from layers.series.allocation import support_bits
 from layers.series.basis import Basis, basis_name
 from layers.templates.transforms import TRANSFORMS, Transform, parameter_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = [
     "ALLOCATIONS",
@@ -159,6 +159,8 @@ class LayerShape:
         cls, layer: nn.Module, calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
     ) -> LayerShape:
         """Read the shape off an `nn.Conv2d`, an `nn.Conv1d` (one row), an `nn.Linear`, or a norm (`is_norm`)."""
+        from torch import nn
+
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
             return cls(
@@ -188,6 +190,8 @@ class LayerShape:
 
 def is_norm(layer: nn.Module) -> bool:
     """Return whether the layer is a norm whose numbers are vectors, one value a channel."""
+    from torch import nn
+
     norms = nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm
     vectors = _vectors(layer).values() if isinstance(layer, norms) else ()
     return bool(vectors) and all(vector.dim() == 1 for vector in vectors)
@@ -274,7 +278,8 @@ def stored_indices(shape: LayerShape, form: LayerForm) -> dict[str, StoredIndice
             shape.out_channels - form.templates, (form.templates - 1).bit_length()
         )
     if form.allocation is not None:
-        indices["frequency_support"] = StoredIndices(shape.out_channels, support_bits(shape.kernel))
+        supports = prod(shape.kernel)
+        indices["frequency_support"] = StoredIndices(shape.out_channels, max(1, (supports - 1).bit_length()))
     return indices
 
 

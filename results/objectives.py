@@ -1,4 +1,4 @@
-"""Objectives by name, and the one place where every objective becomes lower-is-better.
+"""Objectives by name.
 
 Every study has a score, which it maximizes, under a name of its own (such as `val_miou`); in the ledger it is the
 column `score`. Costs are columns of the ledger by their own names.
@@ -8,14 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from layers.errors import UsageError
 
-__all__ = ["COSTS", "SCORE", "Objective", "init_name", "losses", "parse_objectives"]
+__all__ = ["COSTS", "SCORE", "Objective", "init_name", "parse_objectives"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +56,3 @@ def parse_objectives(names: Sequence[str], *, score_name: str) -> tuple[Objectiv
 def init_name(score_name: str) -> str:
     """Return what the score before fine-tuning is called: `init_miou` for `val_miou`."""
     return f"init_{score_name.removeprefix('val_')}"
-
-
-def losses(table: pa.Table, objectives: Sequence[Objective]) -> npt.NDArray[np.float64]:
-    """Return the objectives of a table as float64 (rows, objectives), lower is better, null as NaN."""
-    columns = [_floats(table, objective.column) for objective in objectives]
-    signs = [-1.0 if objective.direction == "max" else 1.0 for objective in objectives]
-    return np.column_stack(columns) * np.array(signs)
-
-
-def _floats(table: pa.Table, column: str) -> npt.NDArray[np.float64]:
-    values = pc.fill_null(table.column(column).cast(pa.float64()), float("nan"))
-    return np.asarray(values.to_numpy(), dtype=np.float64)

@@ -1,12 +1,30 @@
 """Networks by name, and the compressed forms that they can take."""
 
-from spaces.config import BlockConfig, NetworkConfig
-from spaces.models import build_model
-from spaces.network import Network
-from spaces.packed import load_model, read_card, save_model
-from spaces.papers import PaperResult, Preset, presets, published_rows
-from spaces.space import Space
-from spaces.weights import load_weights, save_weights, state_sha256
+from typing import TYPE_CHECKING
+
+from layers.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from spaces.config import BlockConfig, NetworkConfig
+    from spaces.models import build_model
+    from spaces.network import Network
+    from spaces.packed import load_model, read_card, save_model
+    from spaces.papers import PaperResult, Preset, presets, published_rows
+    from spaces.space import Space
+    from spaces.weights import load_weights, save_weights, state_sha256
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "spaces.config": ("BlockConfig", "NetworkConfig"),
+            "spaces.models": ("build_model",),
+            "spaces.network": ("Network",),
+            "spaces.packed": ("load_model", "read_card", "save_model"),
+            "spaces.papers": ("PaperResult", "Preset", "presets", "published_rows"),
+            "spaces.space": ("Space",),
+            "spaces.weights": ("load_weights", "save_weights", "state_sha256"),
+        },
+    )
 
 __all__ = [
     "BlockConfig",

@@ -1,26 +1,15 @@
-"""The blocks of any network, and the shapes of its layers, from one forward pass."""
+"""The blocks of any network: which layers are compressed alike."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from layers.errors import UsageError
 
-from layers import LayerShape, UsageError
-from layers.errors import translate_errors
-
-__all__ = ["Granularity", "Traced", "find_blocks", "trace"]
+__all__ = ["Granularity", "find_blocks"]
 
 Granularity = Literal["stage", "layer"]
-
-_FORWARD_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
-"""All that torchvision's networks raise for images that they cannot take."""
 
 
 def find_blocks(layers: Collection[str], granularity: Granularity = "stage") -> dict[str, tuple[str, ...]]:
@@ -47,83 +36,3 @@ def _stage_of(layer: str, layers: Collection[str]) -> str:
         if 2 * sum(name == prefix or name.startswith(f"{prefix}.") for name in layers) <= len(layers):
             return prefix
     return layer
-
-
-@dataclass(frozen=True)
-class Traced:
-    """What a network does with one image."""
-
-    shapes: dict[str, LayerShape]
-    """Shape of every convolution and linear layer that can be compressed, in network order."""
-    macs: int
-    """Multiply-accumulates of all convolutions and matrix products, also of those without weights (attention's)."""
-
-
-def trace(model: nn.Module, image: tuple[int, int, int]) -> Traced:
-    """Return the shapes and products of a network, recorded while it takes a (channels, height, width) image.
-
-    Layers that are not called cannot be compressed: either other code reads their weights (torchvision's Swin and
-    torch's attention do) and would not understand a compressed form, or they serve training alone. Raises `UsageError`
-    if the network cannot take an image of this size.
-    """
-    calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and not _is_read_by_parent(model, name)
-    }
-    hooks = [module.register_forward_hook(_recorder(calls.setdefault(name, []))) for name, module in layers.items()]
-    training = model.training
-    size = "x".join(map(str, image))
-    failure = f"the network {type(model).__name__} cannot take {size} images"
-    try:
-        with (
-            translate_errors(failure, *_FORWARD_ERRORS, to=UsageError),
-            torch.no_grad(),
-            _plain_attention(),
-            FlopCounterMode(display=False) as counter,
-        ):
-            model.eval()(torch.zeros(1, *image))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    shapes = {
-        name: LayerShape.from_module(module, tuple(calls[name])) for name, module in layers.items() if calls[name]
-    }
-    return Traced(shapes, counter.get_total_flops() // 2)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Compute attention by the products that it is made of, which can be counted."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _is_read_by_parent(model: nn.Module, layer: str) -> bool:
-    """Return whether a layer is within one of torch's modules that read the weights of their layers."""
-    parts = layer.split(".")
-    above = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
-    return any(isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer) for module in above)
-
-
-def _recorder(calls: list[tuple[tuple[int, int], tuple[int, int]]]):  # type: ignore[no-untyped-def]
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Linear):
-            rows = output[0].numel() // module.out_features
-            calls.append(((1, rows), (1, rows)))
-        else:
-            calls.append((_size(module, inputs[0]), _size(module, output)))
-
-    return record
-
-
-def _size(conv: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Return height and width; the height is 1 for 1-D convolutions."""
-    return (1 if isinstance(conv, nn.Conv1d) else x.shape[-2], x.shape[-1])

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["network_difference", "network_identity"]
 
@@ -29,6 +29,8 @@ def network_identity(model: nn.Module, image: tuple[int, int, int]) -> dict[str,
     `structure_sha256` is over the classes and settings of all its modules by name, `outputs` are the first logits of
     two images of seeded noise, in evaluation mode.
     """
+    import torch
+
     batch = torch.randn(_IMAGES, *image, generator=torch.Generator().manual_seed(0))
     training = model.training
     with torch.no_grad():

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
 from layers.form import Assignment, canonical_form, is_norm, stored_tensors
-from layers.series.basis import BASES, Basis, basis_matrix
+from layers.series.basis import BASES, Basis
+from layers.series.sampling import basis_matrix
 from layers.templates.rebuild import template_count
-from spaces.blocks import Granularity, find_blocks, trace
+from spaces.blocks import Granularity, find_blocks
 from spaces.config import BlockConfig, NetworkConfig
+from spaces.tracing import trace
 
 __all__ = ["NORMS_AND_BIASES", "Network"]
 

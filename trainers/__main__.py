@@ -9,8 +9,8 @@ from pathlib import Path
 from layers import OvertoneError, OvertoneWarning, UsageError
 from layers.errors import first_line
 from trainers.data import load_data
-from trainers.evaluation import SCORE_NAME
 from trainers.runtime.device import default_device, keep_freed_memory, parse_device
+from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 from trainers.training.loop import Epoch
 from trainers.trial import Trial, TrialResult, run_trial

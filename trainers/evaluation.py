@@ -15,10 +15,7 @@ from layers.errors import OvertoneError
 from trainers.data import Split
 from trainers.runtime.determinism import eval_mode
 
-__all__ = ["SCORE_NAME", "Evaluation", "default_eval_batch_size", "evaluate", "predict"]
-
-SCORE_NAME = "val_top1"
-"""Name of the metric that is the score of a trial."""
+__all__ = ["Evaluation", "default_eval_batch_size", "evaluate", "predict"]
 
 _TOP = 5
 

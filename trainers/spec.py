@@ -7,15 +7,17 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layers import UsageError
 from layers.errors import translate_errors
-from spaces import Network, NetworkConfig
+from spaces import NetworkConfig
 from trainers.data import DataSpec
-from trainers.start.saliency import SALIENCIES
-from trainers.start.start import INITS
+from trainers.start.choices import INITS, SALIENCIES
 from trainers.training.recipe import TrainingRecipe
+
+if TYPE_CHECKING:
+    from spaces import Network
 
 __all__ = ["TrialSpec"]
 
@@ -39,9 +41,9 @@ class TrialSpec:
     recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
     """How it is fine-tuned."""
     init: str = "calibrated"
-    """How the compressed weights are initialized, one of `trainers.start.start.INITS`."""
+    """How the compressed weights are initialized, one of `trainers.start.choices.INITS`."""
     saliency: str = "magnitude"
-    """How the filters that stay as templates are chosen, one of `trainers.start.saliency.SALIENCIES`."""
+    """How the filters that stay as templates are chosen, one of `trainers.start.choices.SALIENCIES`."""
     epochs: int = 5
     """Epochs of fine-tuning; 0 measures the initialized network."""
     seed: int = 0

@@ -19,9 +19,10 @@ from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from spaces.models import check_outputs, copy_module
 from trainers.data import Data
-from trainers.evaluation import SCORE_NAME, Evaluation, evaluate
+from trainers.evaluation import Evaluation, evaluate
 from trainers.runtime.device import training_precision
 from trainers.runtime.latency import latency_ms
+from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 from trainers.start.saliency import filter_saliency
 from trainers.start.start import initialize
@@ -224,7 +225,8 @@ def run_trial(
 ) -> Trial:
     """Run a trial from its spec to its end, or continue it from the checkpoint file if that exists.
 
-    `module` is the uncompressed network if it was given as an object. The checkpoint is written after each epoch. Raises UsageError if the data or the weights are not those of the spec.
+    `module` is the uncompressed network if it was given as an object. The checkpoint is written after each epoch.
+    Raises UsageError if the data or the weights are not those of the spec.
     """
     if data.fingerprint != spec.data_fingerprint:
         raise UsageError(f"data_fingerprint (={spec.data_fingerprint}) must be that of the data, {data.fingerprint}")

@@ -1,4 +1,7 @@
-"""A format of block floating point: its widths, which values of a tensor share an exponent, and their size in bytes."""
+"""A format of block floating point: its widths, which values of a tensor share an exponent, and their size in bytes.
+
+And the ways to round to one, by name.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from typing import Literal
 
 from layers.errors import UsageError
 
-__all__ = ["AXES", "Axis", "BlockFormat"]
+__all__ = ["AXES", "ROUNDINGS", "Axis", "BlockFormat", "Rounding"]
 
 Axis = Literal["flat", "filter", "channel"]
 AXES: tuple[Axis, ...] = ("flat", "filter", "channel")
+Rounding = Literal["nearest", "stochastic"]
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 
 
 @dataclass(frozen=True, kw_only=True)

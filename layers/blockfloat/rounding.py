@@ -17,29 +17,24 @@ exponent of the largest magnitude rounded *up*. A value that could round to 2^64
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from layers.blockfloat import kernels
-from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.format import ROUNDINGS, BlockFormat, Rounding
 from layers.blockfloat.reference import cut_blocks, join_blocks, round_reference
 from layers.errors import UsageError
 
 __all__ = [
-    "ROUNDINGS",
     "BlockFormat",
-    "Rounding",
     "cut_blocks",
     "join_blocks",
     "power_of_two",
     "quantize",
     "round_reference",
 ]
-
-Rounding = Literal["nearest", "stochastic"]
-ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -16,17 +16,12 @@ from torch.nn import functional as F
 
 from layers.errors import OvertoneError
 
-__all__ = ["allocate", "allocated_mix", "expand_coefficients", "index_supports", "support_bits", "supports"]
+__all__ = ["allocate", "allocated_mix", "expand_coefficients", "index_supports", "supports"]
 
 
 def supports(kernel: tuple[int, int]) -> list[tuple[int, int]]:
     """Return all harmonics (n_y, n_x) that a filter of these taps can have; a support is an index into this list."""
     return [(y, x) for y in range(1, kernel[0] + 1) for x in range(1, kernel[1] + 1)]
-
-
-def support_bits(kernel: tuple[int, int]) -> int:
-    """Return how many bits tell the supports apart."""
-    return max(1, (kernel[0] * kernel[1] - 1).bit_length())
 
 
 def allocate(errors: Tensor, kernel: tuple[int, int], budget: int) -> Tensor:

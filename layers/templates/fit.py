@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from layers.templates.transforms import Transform, parameter_shape, tap_operators, transformed
+from layers.templates.operators import tap_operators, transformed
+from layers.templates.transforms import Transform, parameter_shape
 
 __all__ = ["fit_transforms", "least_squares_gains", "transform_residuals"]
 

@@ -2,7 +2,7 @@
 
 Miles & Mikolajczyk, "Reconstructing Pruned Filters using Cheap Spatial Transformations", eqs. 1-4 and section 2.4:
 the M filters of largest magnitude, or of another saliency, stay as templates; every other filter is pruned and rebuilt
-from a template by a transform (`layers.templates.transforms`), such as a gain per tap. With G groups the templates see
+from a template by a transform (`layers.templates.operators`), such as a gain per tap. With G groups the templates see
 C / G channels each, and a filter joins one transformed template from each group.
 
 Our deviations: templates keep their position in the output, marked by a bit for each filter, while the paper renumbers
@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from layers.errors import UsageError
 from layers.templates.fit import fit_transforms
 from layers.templates.gather import template_gather
-from layers.templates.transforms import Transform, tap_operators, transformed
+from layers.templates.operators import tap_operators, transformed
+from layers.templates.transforms import Transform
 
 __all__ = [
     "choose_templates",

@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from layers.errors import UsageError
 from results.ledger.ledger import Ledger
-from results.objectives import Objective, losses
+from results.objectives import Objective
 from results.pareto.front import front
+from results.pareto.losses import losses
 
 __all__ = ["merge_fronts", "new_members"]
 

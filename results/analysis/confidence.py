@@ -28,12 +28,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import stats
+import scipy
 
 from results.analysis.intervals import wilson_interval
 from results.ledger.ledger import Ledger
-from results.objectives import Objective, losses
+from results.objectives import Objective
 from results.pareto.front import front
+from results.pareto.losses import losses
 from results.schema import TrialStatus
 
 __all__ = ["CONFIDENCE_SCHEMA", "confidence", "study_confidence"]
@@ -133,7 +134,7 @@ def _belief(runs: tuple[float, ...], pooled: tuple[float, float] | None, images:
         return _Belief(runs=runs, scale=pooled[0], freedom=pooled[1], spread="pooled")
     if images:
         low, high = wilson_interval(runs[0], images)
-        return _Belief(runs=runs, scale=(high - low) / (2 * stats.norm.ppf(0.975)), freedom=inf, spread="images")
+        return _Belief(runs=runs, scale=(high - low) / (2 * scipy.special.ndtri(0.975)), freedom=inf, spread="images")
     return _Belief(runs=runs, scale=0.0, freedom=inf, spread=None)
 
 
@@ -149,8 +150,8 @@ def _probabilities_dominated(beliefs: Sequence[_Belief], costs: _Floats) -> list
     scale = np.maximum([belief.scale for belief in beliefs], 1e-9)[:, None]
     freedom = np.array([belief.freedom for belief in beliefs])[:, None]
     levels = (np.arange(n := max(9, _POINTS // count)) + 0.5) / n
-    grid = np.unique(mean + scale * stats.t.ppf(levels, freedom))
-    below = stats.t.cdf((grid - mean) / scale, freedom)
+    grid = np.unique(mean + scale * scipy.special.stdtrit(freedom, levels))
+    below = scipy.special.stdtr(freedom, (grid - mean) / scale)
     rivals = (costs[None, :, :] <= costs[:, None, :]).all(axis=2) & ~np.eye(count, dtype=bool)
     unbeaten = np.exp(rivals @ np.log(np.maximum(below, 1e-300)))
     edges = np.hstack([rivals.sum(axis=1, keepdims=True) == 0, unbeaten, np.ones((count, 1))])
@@ -162,7 +163,7 @@ def _probabilities_dominated(beliefs: Sequence[_Belief], costs: _Floats) -> list
 def _row(trial: str, belief: _Belief, probability: float | None) -> Mapping[str, object]:
     mean = float(np.mean(belief.runs))
     runs = len(belief.runs)
-    half = belief.scale * float(stats.t.ppf(0.975, belief.freedom)) if runs > 1 else None
+    half = belief.scale * float(scipy.special.stdtrit(belief.freedom, 0.975)) if runs > 1 else None
     return {
         "trial": trial,
         "seeds": runs,

@@ -34,7 +34,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import stats
+import scipy
 
 from results.ledger.ledger import Ledger
 from results.pareto.dominance import ranks
@@ -168,7 +168,7 @@ def _divergence(values: pd.Series[Any], best: _Bools, active: _Bools) -> tuple[f
     divergence = float((everyone * (chosen / everyone - 1) ** 2).sum())
     blind = (len(kinds) - 1) * (count - drawn) / (drawn * (count - 1))
     weight = (drawn / best.sum()) ** 2 / (count / len(best))
-    chance = float(stats.chi2.sf(divergence / blind * (len(kinds) - 1), len(kinds) - 1))
+    chance = float(scipy.special.chdtrc(len(kinds) - 1, divergence / blind * (len(kinds) - 1)))
     return max(0.0, divergence - blind) * float(weight), chance
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from layers.errors import OvertoneError, UsageError
-from layers.series.basis import FAMILIES, Family, basis_matrix
+from layers.series.basis import FAMILIES, Family
 from layers.series.harmonic import least_squares_coefficients, series_taps
+from layers.series.sampling import basis_matrix
 from results.figures.grid import MINUS, TIMES, FilterGrid, Panel, render_grid
 from results.figures.saving import check_picture_path, save_figure
 

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from results.ledger.dedup import KEYS, deduplicated_indices
 from results.ledger.snapshot import Source, TableSource
-from results.objectives import SCORE, Objective, losses
+from results.objectives import SCORE, Objective
 from results.pareto.dominance import nondominated, usable
 from results.pareto.front import front
+from results.pareto.losses import losses
 from results.schema import SCHEMA, TrialStatus
 
 __all__ = ["compute_front"]

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from layers.errors import UsageError
-from results.objectives import COSTS, SCORE, Objective, losses
+from results.objectives import COSTS, SCORE, Objective
+from results.pareto.losses import losses
 from results.schema import TrialStatus
 
 __all__ = ["front_mask", "nondominated", "ranks", "usable"]

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from layers.errors import OvertoneError
-from results.objectives import SCORE, Objective, losses
+from results.objectives import SCORE, Objective
 from results.pareto.dominance import front_mask, usable
+from results.pareto.losses import losses
 from results.schema import to_records
 
 __all__ = ["best", "front", "knee"]

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from layers.errors import UsageError
-from results.objectives import Objective, losses
+from results.objectives import Objective
 from results.pareto.dominance import usable
+from results.pareto.losses import losses
 
 __all__ = ["hypervolume", "hypervolume_after_each", "hypervolume_trace", "reference_point"]
 

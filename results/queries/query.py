@@ -3,14 +3,15 @@
 The SQL sees the tables of `results.queries.tables` and nothing else: no files, no settings, and no other statements.
 """
 
+from __future__ import annotations
+
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,9 @@ from results.pareto.front import best, knee
 from results.pareto.front import front as pareto_front
 from results.queries.tables import TABLES, baseline_table, larger_is_better, trials_table, with_confidence
 from results.schema import SCHEMA, to_records
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["pick", "picks", "query", "sql"]
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from results.analysis.confidence import CONFIDENCE_SCHEMA, study_confidence
 from results.ledger.ledger import Ledger
 from results.objectives import init_name
+from results.queries.names import TABLE_NAMES
 from results.schema import SCHEMA
 
 __all__ = ["TABLES", "baseline_table", "larger_is_better", "trials_table", "with_confidence"]
@@ -108,11 +109,12 @@ def _exploded(trials: pa.Table, column: str) -> pa.Table:
     return pa.table({**keys, **fields})
 
 
-TABLES: Mapping[str, Callable[[Ledger, str], pa.Table]] = {
-    "trials": trials_table,
-    "front": lambda ledger, study: with_confidence(ledger, study, trials_table(ledger, study)),
-    "epochs": lambda ledger, study: _with_own_names(_exploded(ledger.trials(study), "history"), ledger.study(study)),
-    "blocks": lambda ledger, study: _exploded(ledger.trials(study), "blocks"),
-    "confirmations": lambda ledger, study: _with_own_names(ledger.repeats(study), ledger.study(study)),
-    "baseline": baseline_table,
-}
+_MAKERS: tuple[Callable[[Ledger, str], pa.Table], ...] = (
+    trials_table,
+    lambda ledger, study: with_confidence(ledger, study, trials_table(ledger, study)),
+    lambda ledger, study: _with_own_names(_exploded(ledger.trials(study), "history"), ledger.study(study)),
+    lambda ledger, study: _exploded(ledger.trials(study), "blocks"),
+    lambda ledger, study: _with_own_names(ledger.repeats(study), ledger.study(study)),
+    baseline_table,
+)
+TABLES: Mapping[str, Callable[[Ledger, str], pa.Table]] = dict(zip(TABLE_NAMES, _MAKERS, strict=True))

@@ -61,8 +61,8 @@ def create_study(
     `weights`. `data` is the name of a set, a `DataSpec`, or images: `(images, labels)` as tensors, uint8 or float
     (n, C, H, W) and int (n,); a map-style dataset of such pairs; or a mapping of `train`, `val` and `test` to these.
     `data_settings` are the other fields of `DataSpec`: uint8 images need the `mean` and `std` that the weights were
-    trained with. `space` limits what knobs may be, as a mapping or a YAML file; sizes may be texts like "200kB". `trials`
-    is how many `optimize` runs unless it is told otherwise. The meaning of all others is that of `StudyPlan`.
+    trained with. `space` limits what knobs may be, as a mapping or a YAML file; sizes may be texts like "200kB".
+    `trials` is how many `optimize` runs unless it is told otherwise. All others mean what `StudyPlan` says.
 
     Loads data and network and evaluates it once, on the CPU. Raises `UsageError` for settings that are not allowed, and
     for a study that exists with others.

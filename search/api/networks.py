@@ -16,7 +16,8 @@ from spaces.blocks import Granularity
 from spaces.global_pruning import global_rates
 from spaces.models import RESNET_DEPTHS
 from trainers.data import Data, DataSpec, load_data
-from trainers.start.saliency import SALIENCIES, filter_saliency
+from trainers.start.choices import SALIENCIES
+from trainers.start.saliency import filter_saliency
 
 __all__ = ["LoadedNetwork", "load_network", "usual_shape"]
 
@@ -38,7 +39,6 @@ class LoadedNetwork:
         """Return the name of the network, or of one of its layers, for a picture."""
         name = f"{self.name} {layer}".rstrip()
         return name if self.trained else f"{name} (random start)"
-
 
     def pruning_rates(
         self, rate: float, granularity: Granularity, minimum_templates: int, saliencies: Sequence[str] = ()

@@ -14,8 +14,8 @@ from spaces import Network, NetworkConfig, state_sha256
 from spaces.blocks import Granularity
 from spaces.models import check_outputs
 from trainers.data import Data, DataSpec, load_data
-from trainers.evaluation import SCORE_NAME
 from trainers.runtime.device import default_device, keep_freed_memory, parse_device
+from trainers.score import SCORE_NAME
 from trainers.train import random_network, save_trained, train_model
 from trainers.training.gradual_pruning import defer_pruning
 from trainers.training.loop import Epoch

@@ -10,7 +10,7 @@ import typer
 from results.objectives import COSTS
 from search.study.parsing import SETTINGS
 from search.study.plan import StudyPlan
-from trainers.evaluation import SCORE_NAME
+from trainers.score import SCORE_NAME
 from trainers.training.recipe import RECIPES
 
 __all__ = [

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from results.formatting import format_duration, format_flops, format_kilobytes, format_megabytes
-from search.commands.display import format_values
 from search.api.survey import Survey
+from search.commands.display import format_values
 from trainers.estimate import TrialEstimate
 
 __all__ = ["show_survey"]
@@ -51,8 +51,8 @@ def _trial_lines(trial: TrialEstimate, flops: int) -> list[str]:
     parts = ("weights", "gradients", "optimizer", "activations", "validation", "images")
     memory = ", ".join(f"{part} {format_megabytes(getattr(trial, f'{part}_bytes'))}" for part in parts)
     return [
-        f"a trial: about {format_duration(trial.seconds)} on {trial.device}{threads}, {format_megabytes(trial.memory_bytes)}, "
-        f"up to {flops / 1e9:,.1f} GFLOPs of fine-tuning",
+        f"a trial: about {format_duration(trial.seconds)} on {trial.device}{threads}, "
+        f"{format_megabytes(trial.memory_bytes)}, up to {flops / 1e9:,.1f} GFLOPs of fine-tuning",
         f"  time: training {format_duration(trial.training_s)}, validation {format_duration(trial.validation_s)}; "
         "compression is extra",
         f"  memory: {memory}",

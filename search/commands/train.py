@@ -11,7 +11,7 @@ from search.commands.display import print_answer
 from search.commands.option_groups import BaselineRecipeOptions, DataOptions, with_option_groups
 from search.study.parsing import parse_granularity
 from search.study.plan import StudyPlan
-from trainers.evaluation import SCORE_NAME
+from trainers.score import SCORE_NAME
 
 __all__ = ["train"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from layers.errors import UsageError
+from results.queries.names import TABLE_NAMES
 from search.commands import options
 from search.commands.display import export_line, out_console, print_answer, print_json, print_line
 from search.study.plan import DEFAULT_STORE
@@ -53,10 +54,10 @@ def query(
         raise UsageError(f"sql (={sql!r}) must stand alone: front, where, sort, columns and limit belong in the SELECT")
     opened = load_study(study, store=store)
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
-    if sql is None:
-        frame = opened.query(where, front=front, sort=sort, limit=limit, columns=names)
-    else:
+    if sql is not None:
         frame = opened.sql(sql)
+    else:
+        frame = opened.query(where, front=front, sort=sort, limit=limit, columns=names)
     if format != "table":
         sys.stdout.buffer.write(serialize(frame, format))
         sys.stdout.buffer.flush()
@@ -67,9 +68,7 @@ def query(
         out_console().print(frame.to_string(index=False), markup=False, highlight=False)
 
 
-def compact(
-    study: options.Study, store: options.Store = DEFAULT_STORE, as_json: options.AsJson = False
-) -> None:
+def compact(study: options.Study, store: options.Store = DEFAULT_STORE, as_json: options.AsJson = False) -> None:
     """Merge the many small files of a study into few.
 
     A search does so at its end. Others may read and write meanwhile.

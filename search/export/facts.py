@@ -12,7 +12,8 @@ from layers import OvertoneError
 from results.analysis.confidence import study_confidence
 from results.ledger.ledger import Ledger
 from trainers.data import Data
-from trainers.evaluation import SCORE_NAME, evaluate
+from trainers.evaluation import evaluate
+from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 
 __all__ = ["MAX_DISAGREEMENT", "card_facts"]

@@ -43,9 +43,10 @@ def rerun_trial(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the packed model of a row's trial, and what it changes in the row: `same_file`, and figures if it is not.
 
-    `module` is the uncompressed network if it was given as an object. The same file goes into the store; another one is deleted when the context ends. The checkpoint stays after an
-    interruption, for the next call to go on from. `log` is given lines about the progress. Raises `UsageError` if the
-    weights are gone or changed, and `OvertoneError` if the score differs by more than `tolerance`.
+    `module` is the uncompressed network if it was given as an object. The same file goes into the store; another one
+    is deleted when the context ends. The checkpoint stays after an interruption, for the next call to go on from. `log`
+    is given lines about the progress. Raises `UsageError` if the weights are gone or changed, and `OvertoneError` if
+    the score differs by more than `tolerance`.
     """
     trial = _train(row, data, module, device, checkpoint, log)
     with tempfile.TemporaryDirectory() as folder:

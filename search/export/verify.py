@@ -87,7 +87,9 @@ def check_model(ledger: Ledger, study: str, row: Mapping[str, Any], *, rerun: bo
     if not rerun and not ledger.has_model(row["model_sha256"]):
         reason = "was not kept (--keep front)" if ledger.study(study)["keep"] == "front" else "is not in the store"
         epochs = f"{row['epochs']} epoch{'' if row['epochs'] == 1 else 's'}"
-        raise OvertoneError(f"the model of trial {row['trial']} {reason}: add --rerun (rerun=True) to train it again, {epochs}")
+        raise OvertoneError(
+            f"the model of trial {row['trial']} {reason}: add --rerun (rerun=True) to train it again, {epochs}"
+        )
 
 
 @contextmanager
@@ -124,8 +126,9 @@ def _verify(
     """Return `differing`, for how many validation images the exported file gives another class than the model.
 
     `own_process` says whether a process of its own read the file: it cannot build a network that was given as an
-    object, whose packed file is read here. The same number bounds how many images are right in one and wrong in the other, and so the difference in accuracy.
-    Raises `OvertoneError` if they are too many, or the file holds another number of bytes than the row.
+    object, whose packed file is read here. The same number bounds how many images are right in one and wrong in the
+    other, and so the difference in accuracy. Raises `OvertoneError` if they are too many, or the file holds another
+    number of bytes than the row.
     """
     format = file.suffix[1:]
     if format == "safetensors" and (size := _payload_bytes(file)) != row["size_bytes"]:

@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 from results.formatting import format_duration, format_flops, format_kilobytes
 from results.schema import TrialRow, TrialStatus
 from search.runner.notebook import NotebookBar
-from trainers.evaluation import SCORE_NAME
+from trainers.score import SCORE_NAME
 from trainers.training.loop import Epoch
 
 __all__ = ["Progress", "RunProgress", "StudyProgress", "decoding_bar", "epoch_line", "make_console"]

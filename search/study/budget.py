@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from layers.cost import Cost
+from layers.errors import UsageError
+from spaces.config import BlockConfig, NetworkConfig
 
-from layers import Cost, UsageError
-from spaces import BlockConfig, NetworkConfig, Space
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from spaces import Space
 
 __all__ = ["Budget", "extremes", "may_try"]
 
@@ -45,6 +49,8 @@ class Budget:
 
     def fits_each(self, costs: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
         """Return which of m networks may be tried (m,), from their costs by name (m,)."""
+        import numpy as np
+
         limits = {"size_bytes": self.max_size, "flops": self.max_flops}
         within = [costs[name] <= limit for name, limit in limits.items() if limit is not None]
         return np.logical_and.reduce([np.ones(len(costs["flops"]), dtype=bool), *within])

@@ -24,6 +24,7 @@ _WITH_OPTION = ("lr", "batch_size", "lr_schedule", "precision", "distillation")
 SETTINGS = tuple(field.name for field in fields(TrainingRecipe) if field.name not in _WITH_OPTION)
 """Settings of a recipe that have no option of their own."""
 
+
 def parse_gpus(text: str | None) -> float | Literal["auto"] | None:
     """Return a number, `auto`, or None for no text."""
     if text is None:

@@ -8,18 +8,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from layers import OvertoneError, UsageError
-from results.ledger.ledger import RECORD_FORMAT
+from layers.errors import OvertoneError, UsageError
 from results.objectives import Objective, parse_objectives
 from search.study.budget import Budget
-from spaces import NetworkConfig
 from spaces.blocks import Granularity
+from spaces.config import NetworkConfig
 from spaces.identity import network_difference
-from trainers.data import DataSpec
-from trainers.evaluation import SCORE_NAME
+from trainers.data.spec import DataSpec
+from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
-from trainers.start.saliency import SALIENCIES
-from trainers.start.start import INITS
+from trainers.start.choices import INITS, SALIENCIES
 from trainers.training.recipe import TrainingRecipe
 
 __all__ = ["DEFAULT_OBJECTIVES", "DEFAULT_STORE", "StudyPlan", "check_same_settings"]
@@ -95,7 +93,7 @@ class StudyPlan:
 
     def to_record(self) -> dict[str, Any]:
         """Return plain JSON data, the inverse of `from_record`."""
-        settings = {**asdict(self), "recipe": self.recipe.to_json(), "format": RECORD_FORMAT, "score_name": SCORE_NAME}
+        settings = {**asdict(self), "recipe": self.recipe.to_json(), "score_name": SCORE_NAME}
         record: dict[str, Any] = json.loads(json.dumps(settings))
         return record
 
@@ -103,10 +101,8 @@ class StudyPlan:
     def from_record(cls, record: Mapping[str, Any]) -> StudyPlan:
         """Return the plan in a study's record, which may hold more.
 
-        Raises `OvertoneError` if the record is of another format, or lacks a setting.
+        Raises `OvertoneError` if the record lacks a setting.
         """
-        if record.get("format") != RECORD_FORMAT:
-            raise OvertoneError(f"study {record.get('name')!r} is from a pre-release of Overtone: start a new one")
         missing = [setting.name for setting in fields(cls) if setting.name not in record]
         if missing:
             raise OvertoneError(f"the record of study {record.get('name')!r} lacks {', '.join(missing)}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from results.schema import TrialRow, TrialStatus, block_records
 from spaces import Network, NetworkConfig
-from trainers.evaluation import SCORE_NAME
+from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 
 __all__ = ["failed_row", "finished_row", "network_config", "pruned_row", "reused_row", "row_scores"]

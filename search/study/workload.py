@@ -18,7 +18,8 @@ from spaces.identity import network_identity
 from spaces.models import copy_module
 from trainers.data import Data, DataSpec, load_data
 from trainers.data.objects import Parts, object_data, read_parts
-from trainers.evaluation import SCORE_NAME, evaluate
+from trainers.evaluation import evaluate
+from trainers.score import SCORE_NAME
 from trainers.start.saliency import filter_saliency
 from trainers.trial import load_baseline
 

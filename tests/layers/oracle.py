@@ -8,8 +8,8 @@ from torch import Tensor
 
 from layers import CompressedConv2d, LayerForm
 from layers.blockfloat import BlockFormat, quantize
-from layers.series.basis import basis_matrix
-from layers.templates.transforms import tap_operators
+from layers.series.sampling import basis_matrix
+from layers.templates.operators import tap_operators
 
 
 def oracle_filters(layer: CompressedConv2d) -> Tensor:

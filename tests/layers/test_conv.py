@@ -20,7 +20,7 @@ from layers import (
     compress_layer,
 )
 from layers.blockfloat import BlockFormat, quantize
-from layers.series.basis import basis_matrix
+from layers.series.sampling import basis_matrix
 from tests.layers.oracle import oracle_filters, rounded_inputs
 
 SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))

@@ -1,9 +1,7 @@
-import numpy as np
 import pytest
 
 from layers.errors import UsageError
-from results.objectives import COSTS, init_name, losses, parse_objectives
-from results.schema import to_table
+from results.objectives import COSTS, init_name, parse_objectives
 
 
 def test_known_objectives_keep_their_order_and_direction():
@@ -35,9 +33,3 @@ def test_score_and_its_own_name_mean_the_same():
 def test_unfit_objectives_are_refused(names, message):
     with pytest.raises(UsageError, match=message):
         parse_objectives(names, score_name="val_top1")
-
-
-def test_losses_are_lower_is_better_and_null_is_nan(make_row):
-    table = to_table([make_row(score=0.8, latency_ms=3.0), make_row(number=1, score=0.9)])
-    found = losses(table, parse_objectives(["latency_ms", "val_top1"], score_name="val_top1"))
-    np.testing.assert_array_equal(found, [[3.0, -0.8], [np.nan, -0.9]])

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from layers import LayerShape, UsageError, compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_model
-from spaces.blocks import find_blocks, trace
+from spaces.blocks import find_blocks
+from spaces.tracing import trace
 
 
 def blocks_of(name: str, granularity="stage") -> dict[str, tuple[str, ...]]:

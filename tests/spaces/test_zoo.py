@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerForm, LayerShape, layer_cost
 from spaces import Network, build_model, load_weights
-from spaces.blocks import trace
+from spaces.tracing import trace
 
 
 def trained(model: nn.Module) -> int:

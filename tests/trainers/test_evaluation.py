@@ -8,7 +8,8 @@ from torch import nn
 from layers.errors import OvertoneError
 from trainers.data import Split
 from trainers.data.augment import normalize
-from trainers.evaluation import SCORE_NAME, evaluate, predict
+from trainers.evaluation import evaluate, predict
+from trainers.score import SCORE_NAME
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 NORMALIZE = partial(normalize, mean=MEAN, std=STD)

@@ -25,7 +25,11 @@ class Split:
 
     def __post_init__(self) -> None:
         dtype = torch.uint8 if isinstance(self.images, StreamedImages) else self.images.dtype
-        if dtype not in (torch.uint8, torch.float32) or len(self.images.shape) != 4 or self.labels.shape != self.images.shape[:1]:
+        if (
+            dtype not in (torch.uint8, torch.float32)
+            or len(self.images.shape) != 4
+            or self.labels.shape != self.images.shape[:1]
+        ):
             raise UsageError(
                 f"images (={dtype}, {tuple(self.images.shape)}) must be uint8 or float32 (n, C, H, W) "
                 f"and labels (={tuple(self.labels.shape)}) must be (n,)"
@@ -108,7 +112,7 @@ class Data:
         return self.train.images.shape[2]
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images (n, C, H, W) as a network takes them, float32: (images - mean) / std, uint8 scaled to [0, 1]."""
+        """Return images (n, C, H, W) as a network takes them: (images - mean) / std, uint8 ones scaled to [0, 1]."""
         return normalize(images, self.mean, self.std)
 
     def _hash(self) -> str:

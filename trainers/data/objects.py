@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -91,7 +91,9 @@ def object_data(spec: DataSpec, parts: Parts, classes: int | None = None) -> Dat
         for name, (part, rows) in _rows(spec, parts, generator).items()
     }
     return Data(
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         classes=max(2, highest + 1) if classes is None else classes,
         mean=mean,
         std=std,
@@ -114,17 +116,17 @@ def _divided(data: ImageObjects) -> dict[str, Part]:
     return parts
 
 
-def _is_pair(part: object) -> bool:
+def _is_pair(part: object) -> TypeGuard[tuple[Any, Any]]:
     return isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[0], Tensor | np.ndarray)
 
 
 def _read(name: str, part: Part, progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
-    if not len(part):  # type: ignore[arg-type]
+    if not len(part):
         raise UsageError(f"data (={name}) must hold one image or more")
     if _is_pair(part):
-        images, labels = (torch.as_tensor(values).detach().cpu() for values in part)  # type: ignore[union-attr]
+        images, labels = (torch.as_tensor(values).detach().cpu() for values in part)
     else:
-        images, labels = _read_dataset(name, part, progress)  # type: ignore[arg-type]
+        images, labels = _read_dataset(name, part, progress)
     if images.is_floating_point():
         images = images.float()
     if images.dim() != 4 or images.dtype not in (torch.uint8, torch.float32):

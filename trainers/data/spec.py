@@ -19,8 +19,8 @@ class DataSpec:
     """Which images, and how they are split."""
 
     name: str = "digits"
-    """'digits', 'cifar10', 'parquet:DIR' (Hugging Face image layout) or 'imagefolder:DIR' (ImageNet's layout); 'object:'
-    and what they are for images that the caller holds (`trainers.data.objects`)."""
+    """'digits', 'cifar10', 'parquet:DIR' (Hugging Face image layout) or 'imagefolder:DIR' (ImageNet's layout); or
+    'object:' and what they are, for images that the caller holds (`trainers.data.objects`)."""
     data_dir: str = "data"
     """Folder of 'cifar10', which is downloaded there if it is missing."""
     seed: int = 0

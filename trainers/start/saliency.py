@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from layers import UsageError
 from trainers.data import Data
 from trainers.runtime.determinism import deterministic_cudnn, epoch_generator, eval_mode
+from trainers.start.choices import SALIENCIES
 
-__all__ = ["SALIENCIES", "filter_saliency"]
-
-SALIENCIES = ("magnitude", "gradient")
+__all__ = ["filter_saliency"]
 
 _IMAGES = 512
 _BATCH = 64

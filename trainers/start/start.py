@@ -8,13 +8,9 @@ from layers.series.harmonic import descend_coefficients
 from trainers.data import Data
 from trainers.runtime.determinism import epoch_generator
 from trainers.start.calibration import calibrate
+from trainers.start.choices import INITS
 
-__all__ = ["CALIBRATION_IMAGES", "INITS", "calibration_images", "initialize"]
-
-INITS = ("calibrated", "least_squares", "gradient_descent")
-"""`calibrated`: fitted to the uncompressed network's outputs on training images without their labels, norms
-re-estimated (`trainers.start.calibration`); `least_squares`: nearest to the trained filters, in closed form;
-`gradient_descent`: the same answer, found as Costain & Prisacariu do (eq. 5)."""
+__all__ = ["CALIBRATION_IMAGES", "calibration_images", "initialize"]
 
 CALIBRATION_IMAGES = 512
 

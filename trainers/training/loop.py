@@ -50,7 +50,7 @@ class Epoch:
     train_loss: float
     """Mean over the training images as the network saw them: augmented, smoothed, while it changed."""
     score: float
-    """Metric by which trials are compared (`trainers.evaluation.SCORE_NAME`)."""
+    """Metric by which trials are compared (`trainers.score.SCORE_NAME`)."""
     metrics: dict[str, float]
     """Metrics of the validation split by name."""
     lr: float

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from layers import CompressedConv2d, LayerForm, LayerShape, OvertoneError, UsageError
-from layers.form import stored_indices, stored_tensors
-from layers.series.allocation import allocate, expand_coefficients, index_supports, support_bits, supports
-from layers.series.basis import basis_matrix
+from layers.form import StoredIndices, stored_indices, stored_tensors
+from layers.series.allocation import allocate, expand_coefficients, index_supports, supports
 from layers.series.harmonic import least_squares_coefficients, series_taps
+from layers.series.sampling import basis_matrix
 
 
 @pytest.fixture
@@ -66,7 +66,9 @@ def test_supports_that_cannot_be_are_named():
 
 @pytest.mark.parametrize(("kernel", "bits"), [((3, 3), 4), ((7, 7), 6), ((1, 2), 1), ((2, 2), 2), ((16, 16), 8)])
 def test_bits_of_a_support(kernel, bits):
-    assert support_bits(kernel) == bits
+    shape = LayerShape(kind="conv2d", in_channels=2, out_channels=3, kernel=kernel)
+    form = LayerForm(basis="cosine", harmonics=(1, 1), allocation="filter")
+    assert stored_indices(shape, form)["frequency_support"] == StoredIndices(3, bits)
 
 
 @pytest.mark.parametrize("basis", ["cosine", "chebyshev"])

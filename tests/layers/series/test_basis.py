@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from layers import UsageError
-from layers.series.basis import BASES, FAMILIES, basis_matrix, basis_name
+from layers.series.basis import BASES, FAMILIES, basis_name
+from layers.series.sampling import basis_matrix
 
 SIZES = range(1, 12)
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from layers import OvertoneError
 from layers.series import harmonic
-from layers.series.basis import FAMILIES, basis_matrix
+from layers.series.basis import FAMILIES
 from layers.series.harmonic import (
     basis_responses,
     descend_coefficients,
@@ -14,6 +14,7 @@ from layers.series.harmonic import (
     least_squares_coefficients,
     series_taps,
 )
+from layers.series.sampling import basis_matrix
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from layers.form import LayerShape
 from layers.pack import pack_state
 from layers.templates.assignment import modulo_assignment, residual_assignment
 from layers.templates.fit import fit_transforms
-from layers.templates.transforms import transformed
+from layers.templates.operators import transformed
 
 
 def left(transform: str, templates: Tensor, filters: Tensor, assigned: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from layers import UsageError
 from layers.templates.fit import fit_transforms
+from layers.templates.operators import tap_operators, transformed
 from layers.templates.rebuild import fitted_transforms, output_operators, rebuild_filters, two_stage_conv2d
-from layers.templates.transforms import TRANSFORMS, parameter_shape, tap_operators, transformed
+from layers.templates.transforms import TRANSFORMS, parameter_shape
 
 MIXING = ("rotation", "affine")
 KERNELS = [(3, 3), (1, 1), (5, 3), (2, 4), (1, 5)]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from layers.errors import OvertoneError, UsageError
-from layers.series.basis import FAMILIES, basis_matrix
+from layers.series.basis import FAMILIES
+from layers.series.sampling import basis_matrix
 from results.figures import grid, series
 from results.figures.series import filter_errors, get_conv, mean_errors, plot_filters
 from results.figures.templates import plot_reconstructions, reconstruction_errors

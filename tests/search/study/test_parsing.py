@@ -3,9 +3,9 @@ import warnings
 from pathlib import Path
 
 import pytest
+from search.commands.parsing import parse_amount, read_config, read_recipe
 
 from layers import OvertoneWarning, UsageError
-from search.commands.parsing import parse_amount, read_config, read_recipe
 from spaces import Network
 
 

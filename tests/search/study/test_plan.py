@@ -10,7 +10,8 @@ from search.study.plan import StudyPlan, check_same_settings
 from search.study.workload import Workload, make_space
 from spaces import NetworkConfig
 from spaces.global_pruning import global_rates
-from trainers.start.saliency import SALIENCIES, filter_saliency
+from trainers.start.choices import SALIENCIES
+from trainers.start.saliency import filter_saliency
 from trainers.training.recipe import TrainingRecipe
 
 

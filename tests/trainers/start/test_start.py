@@ -5,7 +5,8 @@ from torch import nn
 from layers import UsageError, compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model
 from trainers.data import Data, DataSpec, load_data
-from trainers.start.start import CALIBRATION_IMAGES, INITS, initialize
+from trainers.start.choices import INITS
+from trainers.start.start import CALIBRATION_IMAGES, initialize
 
 CPU = torch.device("cpu")
 CONFIG = NetworkConfig(
