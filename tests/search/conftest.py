@@ -58,8 +58,10 @@ def run_alone(ledger: Ledger, tmp_path: Path) -> Callable[[StudyPlan], str]:
 
     def run(plan: StudyPlan) -> str:
         workload = Workload.load(plan)
-        ledger.create_study("s", {**plan.to_record(), **workload.identity(), "uncompressed": workload.reference()})
-        spec = plan.spec(CONFIG, **workload.identity())
+        ledger.create_study(
+            "s", {**plan.to_record(), **workload.identity(), "uncompressed": workload.reference(), "warm_started": 0}
+        )
+        spec = plan.spec(CONFIG, **workload.hashes())
         trial = run_trial(spec, workload.data, "cpu", on_epoch=lambda epoch: None)
         trial.save(tmp_path / "m.safetensors")
         report = {

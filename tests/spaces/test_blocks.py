@@ -156,7 +156,7 @@ def test_a_network_with_a_1d_convolution_is_compressed_priced_packed_and_loaded(
     assert network.forms(config)["rows"].harmonics == (1, 2)
     compressed = compress_model(model, network.forms(config)).eval()
     save_model(compressed, tmp_path / "m.safetensors", card={"model": "x:Rows", "classes": 3, "channels": 1})
-    loaded = load_model(tmp_path / "m.safetensors", factory=Rows)
+    loaded = load_model(tmp_path / "m.safetensors", model=Rows)
     x = images(4, 1, 8, 6)
     assert torch.equal(loaded(x), compressed(x))
     tensors = safetensors.torch.load_file(tmp_path / "m.safetensors")

@@ -321,7 +321,9 @@ def test_a_file_cannot_bring_its_own_code(files, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imported {name}"))
     for model in ("os:system", "spaces.models:build_model", ":", "a:b:c"):
         (tmp_path / "m").write_bytes(change_to(files[0][-1], {"model": model}))
-        with pytest.raises(OvertoneError, match=rf"^'{tmp_path}/m' holds the network '{model}': pass its factory"):
+        with pytest.raises(
+            OvertoneError, match=rf"^'{tmp_path}/m' holds the network '{model}' of your own: pass it, or its factory"
+        ):
             load_model(tmp_path / "m")
 
 

@@ -77,9 +77,11 @@ def test_networks_of_a_users_factory_need_that_factory(wide, fill, images, tmp_p
     sys.path.insert(0, str(tmp_path))
     try:
         save_model(model, path / "m", card={"model": f"{name}:make", "classes": 5, "channels": 3})
-        with pytest.raises(UsageError, match=rf"m' holds the network '{name}:make': pass its factory to load_model$"):
+        with pytest.raises(
+            UsageError, match=rf"m' holds the network '{name}:make' of your own: pass it, or its factory, as model=...$"
+        ):
             load_model(path / "m")
-        loaded = load_model(path / "m", factory=type(wide))
+        loaded = load_model(path / "m", model=type(wide))
     finally:
         sys.path.remove(str(tmp_path))
     assert name not in sys.modules
@@ -89,9 +91,9 @@ def test_networks_of_a_users_factory_need_that_factory(wide, fill, images, tmp_p
 
 def test_wrong_factory_is_one_sentence(path):
     with pytest.raises(OvertoneError, match=r"^[^\n]+$"):
-        load_model(path, factory=lambda *, classes, channels: nn.Linear(classes, channels))
+        load_model(path, model=lambda *, classes, channels: nn.Linear(classes, channels))
     with pytest.raises(OvertoneError, match=r"^cannot build the network of [^\n]+$"):
-        load_model(path, factory=lambda: None)
+        load_model(path, model=lambda: None)
 
 
 def rewrite(path, change_card=lambda card: card, change_tensors=lambda tensors: tensors):
@@ -236,7 +238,7 @@ def test_payloads_that_are_not_that_of_the_network(path):
             load_model(path)
     safetensors.torch.save_file({"packed": packed[1:].clone()}, path, metadata)
     with pytest.raises(OvertoneError, match=rf"{shape} torch.uint8 \({len(packed) - 1},\)$"):
-        load_model(path, factory=lambda *, classes, channels: build_model("resnet8", classes=10, channels=1))
+        load_model(path, model=lambda *, classes, channels: build_model("resnet8", classes=10, channels=1))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, "deep"])

@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from results.ledger.ledger import Ledger
-from search.commands import options, studies
+from search.api import create
+from search.commands import options
 from search.commands.cli import app, main
 from search.study.plan import StudyPlan
 
@@ -112,7 +113,6 @@ def test_without_a_command_the_commands_are_shown(overtone: Overtone, command: t
         (["report", "--study", "none", "--out", "x.html"], 2, "study 'none' does not exist"),
         (["report", "--study", "none", "--out", "x.png"], 2, "out (='x.png') must end in .html; `overtone plot front`"),
         (["export", "--study", "none", "--out", "x"], 2, "study 'none' does not exist"),
-        (["export", "--study", "none", "--out", "x", "--rerun", "--device", "tpu"], 2, "device (='tpu') must be cpu"),
     ],
 )
 def test_wrong_use_is_one_sentence(
@@ -151,10 +151,10 @@ def test_a_network_of_the_working_directory_is_found_and_shadows_nothing(
 
 
 def test_ctrl_c_is_a_word_and_a_failure(overtone: Overtone, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(store: object) -> None:
+    def stop(*given: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "OpenStore", stop)
+    monkeypatch.setattr(create, "load_study", stop)
     assert overtone("status", "--study", "s") == (1, "", "overtone: interrupted\n")
 
 

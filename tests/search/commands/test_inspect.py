@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from layers import UsageError
-from search.runner import launch
+from search.api import create
 from search.study.plan import StudyPlan
 from search.study.workload import Workload, make_space
 
@@ -86,11 +86,11 @@ def test_the_space_is_the_one_that_a_search_with_the_same_options_searches(
     Path("limits.yaml").write_text("all: {pruning_rate: [none, global 0.5, global 0.8], bits: [6, none]}\n")
     plans: list[StudyPlan] = []
 
-    def capture(ledger: object, study: str, plan: StudyPlan, *_: Any) -> None:
+    def capture(ledger: object, study: str, plan: StudyPlan, *_: Any, **__: Any) -> None:
         plans.append(plan)
         raise UsageError("captured")
 
-    monkeypatch.setattr(launch, "start_study", capture)
+    monkeypatch.setattr(create, "begin_study", capture)
     network = ("--model", "resnet8", "--weights", str(weights), "--dataset", "digits", *given)
     assert overtone("search", *network, "--study", "s")[2] == "overtone: captured\n"
     workload = Workload.load(plans[0])

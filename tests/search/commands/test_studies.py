@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from layers import UsageError
-from search.runner import launch
+from results.ledger.ledger import Ledger
+from search.api import create
+from search.api.study import Study
 from search.runner.cluster import Resources
 from search.runner.dashboards import DashboardOptions
 from search.study.plan import StudyPlan
@@ -18,24 +20,30 @@ SEARCH = ("search", "--model", "resnet8", "--weights", "w.safetensors", "--study
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
-    """What the functions behind the commands were called with, after the ledger."""
+    """What studies were begun with, and what was asked of them."""
     monkeypatch.chdir(tmp_path)
     called: list[tuple[Any, ...]] = []
 
-    def capture(ledger: object, *given: Any) -> None:
-        called.append(given)
+    def begin(ledger: Ledger, name: str, plan: StudyPlan, *_: Any, **__: Any) -> Study:
+        called.append((name, plan))
+        ledger.create_study(name, {**plan.to_record(), "warm_started": 0})
+        return Study(ledger, name)
+
+    def optimize(study: Study, n_trials: int | None = None, **given: Any) -> None:
+        called.append((study.name, n_trials, given))
         raise UsageError("captured")
 
-    monkeypatch.setattr(launch, "start_study", capture)
-    monkeypatch.setattr(launch, "resume_study", capture)
+    monkeypatch.setattr(create, "begin_study", begin)
+    monkeypatch.setattr(Study, "optimize", optimize)
     return called
 
 
 def test_defaults_are_those_of_a_plan_and_of_resources(overtone: Overtone, calls: list[tuple[Any, ...]]) -> None:
     assert overtone(*SEARCH)[2] == "overtone: captured\n"
-    ((study, plan, resources, _, dashboards),) = calls
-    assert (study, plan) == ("s", StudyPlan(model="resnet8", weights="w.safetensors"))
-    assert (resources, dashboards) == (Resources(), DashboardOptions())
+    begun, (study, trials, given) = calls
+    assert begun == ("s", StudyPlan(model="resnet8", weights="w.safetensors"))
+    assert (study, trials) == ("s", StudyPlan.trials)
+    assert given == {"resources": Resources(), "dashboards": DashboardOptions()}
 
 
 def test_weights_and_a_miss_rate_of_0_are_passed_on_as_they_are_typed(
@@ -51,8 +59,11 @@ def test_weights_and_a_miss_rate_of_0_are_passed_on_as_they_are_typed(
 def test_resume_runs_more_trials_only_if_asked(
     overtone: Overtone, calls: list[tuple[Any, ...]], given: tuple[str, ...], more: int | None
 ) -> None:
+    overtone(*SEARCH)
     overtone("resume", "--study", "s", "--cpus-per-trial", "2", "--address", "auto", *given)
-    assert calls[0][:3] == ("s", more, Resources(cpus_per_trial=2, address="auto"))
+    study, trials, asked = calls[-1]
+    assert (study, trials, asked["more"]) == ("s", None, more)
+    assert asked["resources"] == Resources(cpus_per_trial=2, address="auto")
 
 
 @pytest.mark.parametrize(

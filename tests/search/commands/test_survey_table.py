@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from search.commands.survey import survey
+from search.api.survey import survey
 from search.commands.survey_table import show_survey
 from spaces import Network, Space, build_model
 from trainers.estimate import TrialEstimate

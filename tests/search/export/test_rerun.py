@@ -12,12 +12,13 @@ import torch
 from layers import OvertoneError, UsageError
 from results.ledger.ledger import Ledger
 from results.schema import TrialRow
+from search.api.study import Study
 from search.commands.cli import run
 from search.export import verify
 from search.export.verify import export_trial
 from search.study.plan import StudyPlan
 from spaces import build_model, load_model, save_weights
-from trainers.data import load_data
+from trainers.data import Data
 from trainers.evaluation import predict
 from trainers.spec import TrialSpec
 
@@ -36,16 +37,15 @@ def _lost(ledger: Ledger, **changes: Any) -> TrialRow:
 
 
 def _again(ledger: Ledger, out: Path, log: Callable[[str], object] = print) -> dict[str, Any]:
-    where = {"where": None, "format": "safetensors", "out": out}
-    return export_trial(ledger, "s", "abc", **where, rerun_on=torch.device("cpu"), log=log)
+    row = Study(ledger, "s").trial("abc").row
+    return export_trial(ledger, "s", row, format="safetensors", out=out, rerun_on=torch.device("cpu"), log=log)
 
 
 @pytest.fixture
 def _read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exported files are read in this process, which is faster."""
 
-    def read(path: Path, spec: TrialSpec) -> torch.Tensor:
-        data = load_data(spec.data)
+    def read(path: Path, spec: TrialSpec, data: Data) -> torch.Tensor:
         return predict(load_model(path), data.val, data.normalize, device="cpu")
 
     monkeypatch.setattr(verify, "predict_in_subprocess", read)
@@ -58,7 +58,9 @@ def test_a_trial_trained_again_is_the_same_file_bit_for_bit(
     row = _lost(ledger)
     asked = ["export", "--study", "s", "--store", ledger.store.uri, "--out", str(tmp_path / "out")]
     assert run(asked) == 1
-    assert "was not kept (--keep front): add --rerun to train it again, 1 epoch" in capsys.readouterr().err
+    assert "was not kept (--keep front): add --rerun (rerun=True) to train it again, 1 epoch" in capsys.readouterr().err
+    assert run([*asked, "--rerun", "--device", "tpu"]) == 2
+    assert "device (='tpu') must be cpu" in capsys.readouterr().err
     assert run([*asked, "--rerun", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert "epoch 1/1: train_loss" in err

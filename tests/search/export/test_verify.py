@@ -12,10 +12,10 @@ from results.queries.query import query
 from results.schema import TrialRow
 from search.commands.display import export_line
 from search.export import verify
-from search.export.verify import export_trial
 from search.study.plan import StudyPlan
 from spaces import load_model, read_card, save_model
 from spaces.portable import FORMATS
+from tests.search.studies import export_trial
 from trainers.data import load_data
 from trainers.evaluation import predict
 
@@ -162,8 +162,14 @@ def test_a_shipped_file_tells_no_folder(
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ("front", r"the model of trial abc was not kept \(--keep front\): add --rerun to train it again, 1 epoch$"),
-        ("all", r"the model of trial abc is not in the store: add --rerun to train it again, 1 epoch$"),
+        (
+            "front",
+            r"the model of trial abc was not kept \(--keep front\): add --rerun \(rerun=True\) to train it again, 1 epoch$",
+        ),
+        (
+            "all",
+            r"the model of trial abc is not in the store: add --rerun \(rerun=True\) to train it again, 1 epoch$",
+        ),
     ],
 )
 def test_a_model_that_was_not_kept_is_not_exported(

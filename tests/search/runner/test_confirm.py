@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from layers import OvertoneError, UsageError
 from results.analysis.confidence import study_confidence
@@ -15,13 +14,12 @@ from results.schema import TrialRow, TrialStatus
 from search.commands.cli import run
 from search.runner import confirm
 from search.runner.cluster import Resources
-from search.runner.confirm import confirm_trials
-from search.runner.launch import start_study
 from search.study.plan import StudyPlan
 from search.study.record import network_config
 from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload
 from spaces import NetworkConfig
+from tests.search.studies import confirm_trials, start_study
 from trainers.spec import TrialSpec
 
 SERIAL = Resources(gpus_per_trial=0, concurrency=1)
@@ -29,14 +27,14 @@ SERIAL = Resources(gpus_per_trial=0, concurrency=1)
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_front_is_confirmed_once_and_the_search_is_left_alone(
-    ledger: Ledger, plan: StudyPlan, console: Console, capsys: pytest.CaptureFixture[str]
+    ledger: Ledger, plan: StudyPlan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL, console)
+    start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL)
     trials, progress = ledger.trials("s"), ledger.read_progress("s")
     models = ledger.store.list("models")
     (first,) = trials.to_pylist()
 
-    outcome = confirm_trials(ledger, "s", "front", where=None, seeds=2, resources=SERIAL, console=console)
+    outcome = confirm_trials(ledger, "s", "front", where=None, seeds=2, resources=SERIAL)
     assert (outcome.trials, outcome.wanted, outcome.done, outcome.failed) == ((first["trial"],), 2, 2, 0)
     rows = sorted(ledger.repeats("s").to_pylist(), key=lambda row: row["seed"])
     assert [row["seed"] for row in rows] == [plan.seed + 1, plan.seed + 2]
@@ -78,7 +76,7 @@ def workload(plan: StudyPlan) -> Workload:
 @pytest.fixture
 def row(plan: StudyPlan, workload: Workload) -> TrialRow:
     """A finished trial of the study `s`, whatever it measured."""
-    spec = plan.spec(NetworkConfig(), **workload.identity())
+    spec = plan.spec(NetworkConfig(), **workload.hashes())
     texts = dict.fromkeys(("model", "dataset", "init", "config_digest", "spec_digest"), "x")
     counts = dict.fromkeys(("number", "seed", "epochs", "epochs_run", "parameters", "size_bytes", "macs", "flops"), 1)
     times = dict.fromkeys(("started_at", "finished_at"), datetime.now(UTC))
@@ -110,10 +108,10 @@ def study(ledger: Ledger, plan: StudyPlan, row: TrialRow) -> str:
     ],
 )
 def test_what_cannot_be_confirmed_is_said(
-    ledger: Ledger, study: str, console: Console, which: str, where: str | None, seeds: int, error: type, message: str
+    ledger: Ledger, study: str, which: str, where: str | None, seeds: int, error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        confirm_trials(ledger, study, which, where=where, seeds=seeds, resources=SERIAL, console=console)
+        confirm_trials(ledger, study, which, where=where, seeds=seeds, resources=SERIAL)
     assert ledger.repeats(study).num_rows == 0
 
 
@@ -123,7 +121,6 @@ def test_finished_repeats_are_left_out_and_failed_ones_tried_again(
     row: TrialRow,
     plan: StudyPlan,
     workload: Workload,
-    console: Console,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without Ray: what the engine is asked to run, when the first repeat finishes and the second fails."""
@@ -137,10 +134,10 @@ def test_finished_repeats_are_left_out_and_failed_ones_tried_again(
             ledger.append(dataclasses.replace(repeat, **ended))
 
     monkeypatch.setattr(confirm, "_run", run)
-    monkeypatch.setattr(confirm, "open_study", lambda *_: (plan, workload))
+    monkeypatch.setattr("search.runner.launch.open_workload", lambda *_: workload)
     found = []
     for seeds in (2, 2, 2, 3):
-        outcome = confirm_trials(ledger, study, "g", where=None, seeds=seeds, resources=SERIAL, console=console)
+        outcome = confirm_trials(ledger, study, "g", where=None, seeds=seeds, resources=SERIAL)
         found.append((outcome.wanted, outcome.done, outcome.failed, asked.copy()))
         asked.clear()
     first, second, third = (("good", plan.seed + offset) for offset in (1, 2, 3))

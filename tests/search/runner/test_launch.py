@@ -10,22 +10,22 @@ from pathlib import Path
 import optuna
 import pytest
 import typer
-from rich.console import Console
 from tensorboard.backend.event_processing import event_accumulator
 
 from layers import OvertoneError, UsageError
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from results.schema import TrialStatus
+from search.api.study import Study
 from search.commands.studies import print_search_result
 from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler
 from search.runner.cluster import Resources
 from search.runner.dashboards import DashboardOptions
-from search.runner.launch import resume_study, start_study
 from search.study.budget import Budget
 from search.study.plan import StudyPlan
 from spaces import Space, build_model, load_model, save_weights
+from tests.search.studies import resume_study, start_study
 from trainers.data import load_data
 from trainers.evaluation import evaluate
 
@@ -43,9 +43,9 @@ def _stable(ledger: Ledger, study: str) -> list[dict[str, object]]:
 
 
 def test_a_study_is_searched_kept_resumed_and_reproduced(
-    ledger: Ledger, plan: StudyPlan, space: Space, console: Console, tmp_path: Path
+    ledger: Ledger, plan: StudyPlan, space: Space, tmp_path: Path
 ) -> None:
-    outcome = start_study(ledger, "a", plan, SERIAL, console)
+    outcome = start_study(ledger, "a", plan, SERIAL)
     assert (outcome.done, outcome.wanted, outcome.exhausted) == (4, 4, False)
     rows = ledger.trials("a").to_pylist()
     assert [row["number"] for row in rows] == [0, 1, 2, 3]
@@ -62,25 +62,25 @@ def test_a_study_is_searched_kept_resumed_and_reproduced(
     assert ledger.read_progress("a")["state"] == "finished"
     assert ledger.front("a").num_rows >= 1
 
-    assert start_study(ledger, "a", plan, SERIAL, console).done == 4
-    assert resume_study(ledger, "a", 2, SERIAL, console).done == 6
+    assert start_study(ledger, "a", plan, SERIAL).done == 4
+    assert resume_study(ledger, "a", 2, SERIAL).done == 6
     assert len(set(ledger.trials("a").column("config_digest").to_pylist())) == 6
 
     at_once = Ledger(Store(tmp_path / "at_once"))
-    start_study(at_once, "b", dataclasses.replace(plan, trials=6), SERIAL, console)
+    start_study(at_once, "b", dataclasses.replace(plan, trials=6), SERIAL)
     assert _stable(at_once, "b") == _stable(ledger, "a")
     assert not (ledger.store.local_root / "tune").exists()
     assert not ledger.store.list("checkpoints/a")
 
 
 def test_what_a_store_has_measured_is_not_run_again(
-    ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same command under another name gives the same trials, and trains nothing."""
-    start_study(ledger, "a", plan, SERIAL, console)
+    start_study(ledger, "a", plan, SERIAL)
     monkeypatch.setattr("search.runner.trainable.TrialActor.setup", None)  # no worker could begin
     other = dataclasses.replace(plan, objectives=("val_top1", "flops"), sampler="random", trials=3)
-    assert start_study(ledger, "b", plan, SERIAL, console).done == 4
+    assert start_study(ledger, "b", plan, SERIAL).done == 4
     rows = ledger.trials("b").to_pylist()
     assert {row["reused_from"] for row in rows} == {"a"}
     assert sum(row["total_s"] for row in rows) == 0
@@ -90,42 +90,42 @@ def test_what_a_store_has_measured_is_not_run_again(
     )
     assert mine == theirs
     monkeypatch.undo()
-    start_study(ledger, "c", other, SERIAL, console)
+    start_study(ledger, "c", other, SERIAL)
     origins = [row["reused_from"] for row in ledger.trials("c").to_pylist()]
     assert origins[0] == "a"
     reseeded = dataclasses.replace(plan, seed=5, trials=1)
-    start_study(ledger, "d", reseeded, SERIAL, console)
+    start_study(ledger, "d", reseeded, SERIAL)
     assert ledger.trials("d").column("reused_from").to_pylist() == [None]
 
 
-def test_a_study_begins_with_what_others_have_finished(ledger: Ledger, plan: StudyPlan, console: Console) -> None:
-    start_study(ledger, "a", plan, SERIAL, console)
+def test_a_study_begins_with_what_others_have_finished(ledger: Ledger, plan: StudyPlan) -> None:
+    start_study(ledger, "a", plan, SERIAL)
     sizes = sorted(ledger.trials("a").column("size_bytes").to_pylist())
     warm = dataclasses.replace(plan, warm_start=("a",), budget=Budget(max_size=sizes[-2]), trials=2)
-    outcome = start_study(ledger, "w", warm, SERIAL, console)
+    outcome = start_study(ledger, "w", warm, SERIAL)
     assert (outcome.done, outcome.wanted) == (5, 5)
     rows = ledger.trials("w").to_pylist()
     assert [row["number"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["reused_from"] for row in rows] == ["a"] * 3 + [None] * 2
     assert all(row["size_bytes"] <= sizes[-2] for row in rows)
     assert len({row["config_digest"] for row in rows}) == 5
-    assert start_study(ledger, "w", warm, SERIAL, console).done == 5
+    assert start_study(ledger, "w", warm, SERIAL).done == 5
     with pytest.raises(UsageError, match=r"warm_start \(='a'\) must be a study of equal trials; its epochs differs"):
-        start_study(ledger, "x", dataclasses.replace(warm, epochs=2), SERIAL, console)
+        start_study(ledger, "x", dataclasses.replace(warm, epochs=2), SERIAL)
     with pytest.raises(UsageError, match="study 'nobody' does not exist"):
-        start_study(ledger, "x", dataclasses.replace(warm, warm_start=("nobody",)), SERIAL, console)
+        start_study(ledger, "x", dataclasses.replace(warm, warm_start=("nobody",)), SERIAL)
     assert "x" not in ledger.studies()
 
 
 def test_stopped_trials_are_kept_with_their_epochs_and_are_never_on_the_front(
-    ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch, resources: Resources
+    ledger: Ledger, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch, resources: Resources
 ) -> None:
     def should_prune(self: ConformalPruner, costs: dict[str, float], scores: list[float], features: object) -> bool:
         return len(scores) == (1 if costs["size_bytes"] < 100_000 else 2)
 
     monkeypatch.setattr(ConformalPruner, "should_prune", should_prune)
     many = dataclasses.replace(plan, trials=8, epochs=3)
-    assert start_study(ledger, "p", many, resources, console).done == 8
+    assert start_study(ledger, "p", many, resources).done == 8
     rows = ledger.trials("p").to_pylist()
     assert {row["status"] for row in rows} == {TrialStatus.PRUNED}
     for row in rows:
@@ -137,21 +137,21 @@ def test_stopped_trials_are_kept_with_their_epochs_and_are_never_on_the_front(
     assert not ledger.models()
     assert ledger.read_progress("p")["pruned"] == 8
     monkeypatch.undo()
-    assert resume_study(ledger, "p", 1, SERIAL, console).done == 9
+    assert resume_study(ledger, "p", 1, SERIAL).done == 9
     assert len(set(ledger.trials("p").column("config_digest").to_pylist())) == 9
 
 
 def test_a_study_that_runs_elsewhere_is_left_alone(
-    ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL, console)
+    start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL)
     said = ledger.read_progress("s")
     parent = {**said, "state": "running", "pid": os.getppid(), "updated_at": datetime.now(UTC).isoformat()}
     ledger.write_progress("s", parent)
     with pytest.raises(
         UsageError, match=rf"study 's' is run by process {os.getppid()} on {said['host']}: stop that first"
     ):
-        resume_study(ledger, "s", 1, SERIAL, console)
+        resume_study(ledger, "s", 1, SERIAL)
     assert ledger.study("s")["trials"] == 1
     ledger.update_study("s", {"trials": 2})
     ledger.write_progress("s", {**parent, "host": "another"})
@@ -159,19 +159,19 @@ def test_a_study_that_runs_elsewhere_is_left_alone(
         "time.sleep", lambda seconds: ledger.write_progress("s", {**parent, "host": "another", "updated_at": "now"})
     )
     with pytest.raises(UsageError, match="on another: stop that first"):
-        resume_study(ledger, "s", None, SERIAL, console)
+        resume_study(ledger, "s", None, SERIAL)
     monkeypatch.undo()
     monkeypatch.setattr("search.runner.run_lock.HEARTBEAT_S", 0)
     ledger.write_progress("s", {**parent, "host": "another"})
-    assert resume_study(ledger, "s", None, SERIAL, console).done == 2
+    assert resume_study(ledger, "s", None, SERIAL).done == 2
     ledger.update_study("s", {"trials": 3})
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     ledger.write_progress("s", {**parent, "pid": int(gone.stdout)})
-    assert resume_study(ledger, "s", None, SERIAL, console).done == 3
+    assert resume_study(ledger, "s", None, SERIAL).done == 3
 
 
 def test_a_study_of_relative_paths_goes_on_from_another_working_directory(
-    ledger: Ledger, plan: StudyPlan, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
     here.mkdir()
@@ -179,43 +179,41 @@ def test_a_study_of_relative_paths_goes_on_from_another_working_directory(
     monkeypatch.chdir(here)
     data = dataclasses.replace(plan.data, data_dir="sets")
     few = dataclasses.replace(plan, trials=1, data=data, weights="mine.safetensors")
-    start_study(ledger, "s", few, SERIAL, console)
+    start_study(ledger, "s", few, SERIAL)
     assert ledger.study("s")["data"]["data_dir"] == str(here / "sets")
     assert ledger.study("s")["weights"] == str(here / "mine.safetensors")
-    assert start_study(ledger, "s", few, SERIAL, console).done == 1
+    assert start_study(ledger, "s", few, SERIAL).done == 1
     monkeypatch.chdir(tmp_path)
-    assert resume_study(ledger, "s", 1, SERIAL, console).done == 2
+    assert resume_study(ledger, "s", 1, SERIAL).done == 2
     few = dataclasses.replace(few, weights=plan.weights)
     with pytest.raises(UsageError, match=f"study 's' exists with data.data_dir '{here}/sets', '{tmp_path}/sets' was"):
-        start_study(ledger, "s", few, SERIAL, console)
+        start_study(ledger, "s", few, SERIAL)
 
 
-def test_a_refused_resume_leaves_the_goal_as_it_was(ledger: Ledger, plan: StudyPlan, console: Console) -> None:
-    start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL, console)
+def test_a_refused_resume_leaves_the_goal_as_it_was(ledger: Ledger, plan: StudyPlan) -> None:
+    start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL)
     with pytest.raises(UsageError, match="a trial needs 999 CPU"):
-        resume_study(ledger, "s", 7, dataclasses.replace(SERIAL, cpus_per_trial=999), console)
+        resume_study(ledger, "s", 7, dataclasses.replace(SERIAL, cpus_per_trial=999))
     assert ledger.study("s")["trials"] == 1
 
 
 def test_a_study_whose_trials_all_failed_ends_with_one(
-    ledger: Ledger, plan: StudyPlan, console: Console, capsys: pytest.CaptureFixture[str]
+    ledger: Ledger, plan: StudyPlan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     diverging = dataclasses.replace(plan.recipe, lr=1e30, lr_schedule="constant", precision="fp32")
-    outcome = start_study(ledger, "f", dataclasses.replace(plan, trials=2, recipe=diverging), SERIAL, console)
+    outcome = start_study(ledger, "f", dataclasses.replace(plan, trials=2, recipe=diverging), SERIAL)
     assert set(ledger.trials("f")["status"].to_pylist()) == {"failed"}
     with pytest.raises(typer.Exit) as ended:
-        print_search_result(ledger, "f", outcome, as_json=False)
+        print_search_result(Study(ledger, "f"), outcome, as_json=False)
     assert ended.value.exit_code == 1
     assert "2 of 2 trials failed" in capsys.readouterr().err
 
 
-def test_a_study_shows_in_tensorboard_and_in_optunas_storage(
-    ledger: Ledger, plan: StudyPlan, console: Console, tmp_path: Path
-) -> None:
+def test_a_study_shows_in_tensorboard_and_in_optunas_storage(ledger: Ledger, plan: StudyPlan, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/optuna.db"
     shown = DashboardOptions(tensorboard=tmp_path / "boards", optuna_storage=url)
-    start_study(ledger, "s", dataclasses.replace(plan, trials=2), SERIAL, console, shown)
-    resume_study(ledger, "s", 1, SERIAL, console, shown)
+    start_study(ledger, "s", dataclasses.replace(plan, trials=2), SERIAL, dashboards=shown)
+    resume_study(ledger, "s", 1, SERIAL, dashboards=shown)
     study = optuna.load_study(study_name="s", storage=url)
     rows = ledger.trials("s").to_pylist()
     assert [trial.values for trial in study.trials] == [[row["score"], row["size_bytes"], row["flops"]] for row in rows]
@@ -231,14 +229,14 @@ def test_a_study_shows_in_tensorboard_and_in_optunas_storage(
 
 
 def test_a_study_can_be_steered_by_the_latency_of_a_batch(
-    ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, tell = [], ConfigSampler.tell
     monkeypatch.setattr(
         ConfigSampler, "tell", lambda self, *given: (told.append(given[1].values), tell(self, *given))[1]
     )
     fast = dataclasses.replace(plan, objectives=("val_top1", "latency_b64_ms"), trials=2)
-    assert start_study(ledger, "fast", fast, SERIAL, console).done == 2
+    assert start_study(ledger, "fast", fast, SERIAL).done == 2
     rows = ledger.trials("fast").to_pylist()
     assert all(row["latency_b64_ms"] > row["latency_ms"] > 0 for row in rows)
     assert 1 <= ledger.front("fast").num_rows <= 2
@@ -256,10 +254,10 @@ def _models_give_what_the_rows_say(ledger: Ledger, plan: StudyPlan, rows: list[d
 
 
 def test_a_failing_trial_is_kept_with_its_reason_and_the_study_goes_on(
-    ledger: Ledger, plan: StudyPlan, console: Console, resources: Resources
+    ledger: Ledger, plan: StudyPlan, resources: Resources
 ) -> None:
     broken = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, lr=1e30), trials=3, epochs=2)
-    assert start_study(ledger, "nan", broken, resources, console).done == 3
+    assert start_study(ledger, "nan", broken, resources).done == 3
     rows = ledger.trials("nan").to_pylist()
     assert [row["status"] for row in rows] == [TrialStatus.FAILED] * 3
     assert all("finite" in row["error"] or "epoch" in row["error"] for row in rows)
@@ -267,9 +265,9 @@ def test_a_failing_trial_is_kept_with_its_reason_and_the_study_goes_on(
     assert ledger.front("nan").num_rows == 0
 
 
-def test_logical_gpus_pack_trials(ledger: Ledger, plan: StudyPlan, console: Console) -> None:
+def test_logical_gpus_pack_trials(ledger: Ledger, plan: StudyPlan) -> None:
     assert Resources(gpus_per_trial=0.25).concurrency is None
-    assert start_study(ledger, "gpu", plan, Resources(gpus_per_trial=0.25), console).done == 4
+    assert start_study(ledger, "gpu", plan, Resources(gpus_per_trial=0.25)).done == 4
     rows = ledger.trials("gpu").to_pylist()
     overlapping = sum(
         a["started_at"] < b["finished_at"] and b["started_at"] < a["finished_at"]
@@ -279,41 +277,44 @@ def test_logical_gpus_pack_trials(ledger: Ledger, plan: StudyPlan, console: Cons
     assert overlapping > 0
 
 
-def test_a_study_of_other_settings_is_refused(
-    ledger: Ledger, plan: StudyPlan, console: Console, tmp_path: Path
-) -> None:
+def test_a_study_of_other_settings_is_refused(ledger: Ledger, plan: StudyPlan, tmp_path: Path) -> None:
     few = dataclasses.replace(plan, trials=1)
-    start_study(ledger, "s", few, SERIAL, console)
+    start_study(ledger, "s", few, SERIAL)
     other = dataclasses.replace(few, objectives=("val_top1", "size_bytes"))
     with pytest.raises(UsageError, match=r"study 's' exists with objectives \['val_top1', 'size_bytes', 'flops'\]"):
-        start_study(ledger, "s", other, SERIAL, console)
+        start_study(ledger, "s", other, SERIAL)
     changed = tmp_path / "changed.safetensors"
     save_weights(build_model("resnet8", classes=10, channels=1), changed, {})
     record = ledger.update_study("s", {"weights": str(changed)})
     with pytest.raises(UsageError, match="study 's' exists with weights_sha256"):
-        resume_study(ledger, "s", 1, SERIAL, console)
+        resume_study(ledger, "s", 1, SERIAL)
     assert record["trials"] == ledger.trials("s").num_rows == 1
 
 
-def test_nothing_is_left_where_a_search_cannot_begin(ledger: Ledger, plan: StudyPlan, console: Console) -> None:
+def test_a_study_that_may_not_be_is_not_begun_and_one_without_a_worker_goes_on_later(
+    ledger: Ledger, plan: StudyPlan
+) -> None:
     with pytest.raises(UsageError, match="no config of the space meets the budget"):
-        start_study(ledger, "x", dataclasses.replace(plan, budget=Budget(max_size=10)), SERIAL, console)
-    with pytest.raises(UsageError, match="needs 1 CPUs and 9 GPUs, the Ray cluster has 2 and 1"):
-        start_study(ledger, "x", plan, Resources(gpus_per_trial=9), console)
+        start_study(ledger, "x", dataclasses.replace(plan, budget=Budget(max_size=10)), SERIAL)
     assert ledger.studies() == []
+    with pytest.raises(UsageError, match="needs 1 CPUs and 9 GPUs, the Ray cluster has 2 and 1"):
+        start_study(ledger, "x", plan, Resources(gpus_per_trial=9))
+    assert ledger.studies() == ["x"]
+    assert ledger.trials("x").num_rows == 0
+    assert start_study(ledger, "x", dataclasses.replace(plan, trials=1), SERIAL).wanted == 4
 
 
 def test_a_store_that_stops_taking_rows_ends_the_study_in_a_sentence(
-    ledger: Ledger, plan: StudyPlan, console: Console, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start_study(ledger, "full", dataclasses.replace(plan, trials=1), SERIAL, console)
+    start_study(ledger, "full", dataclasses.replace(plan, trials=1), SERIAL)
 
     def full(row: object) -> str:
         raise OvertoneError("the store is full")
 
     monkeypatch.setattr(ledger, "append", full)
     with pytest.raises(OvertoneError, match="the store is full"):
-        resume_study(ledger, "full", 3, SERIAL, console)
+        resume_study(ledger, "full", 3, SERIAL)
     monkeypatch.undo()
     assert ledger.trials("full").num_rows == 1
-    assert resume_study(ledger, "full", None, SERIAL, console).done == 4
+    assert resume_study(ledger, "full", None, SERIAL).done == 4

@@ -23,7 +23,7 @@ def begin(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
     context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0})
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
     workload = Workload.load(plan)
-    spec = dataclasses.replace(plan, epochs=4).spec(CONFIG, **workload.identity())
+    spec = dataclasses.replace(plan, epochs=4).spec(CONFIG, **workload.hashes())
     suggestion = {"number": 0, "trial": "abc", "spec": spec.to_json()}
 
     def actor(checkpoint_s: float = 0.0) -> TrialActor:

@@ -3,9 +3,10 @@ import warnings
 from pathlib import Path
 
 import pytest
-from search.commands.parsing import parse_amount, read_config, read_recipe
 
 from layers import OvertoneWarning, UsageError
+from search.study.amounts import parse_amount
+from search.study.parsing import read_config, read_recipe
 from spaces import Network
 
 

@@ -30,14 +30,11 @@ def test_a_plan_comes_back_from_its_record(plan: StudyPlan) -> None:
     assert StudyPlan.from_record({**json.loads(json.dumps(rich.to_record())), "name": "x", "uncompressed": {}}) == rich
 
 
-def test_a_record_of_a_pre_release_or_without_a_setting_is_refused(plan: StudyPlan) -> None:
+def test_a_record_without_a_setting_is_refused(plan: StudyPlan) -> None:
     record = {**plan.to_record(), "name": "old"}
     for setting in ("keep", "miss_rate", "recipe", "saliency"):
         with pytest.raises(OvertoneError, match=f"the record of study 'old' lacks {setting}$"):
             StudyPlan.from_record({name: value for name, value in record.items() if name != setting})
-    del record["format"]
-    with pytest.raises(OvertoneError, match="study 'old' is from a pre-release of Overtone: start a new one"):
-        StudyPlan.from_record(record)
 
 
 def test_a_setting_that_differs_is_named(plan: StudyPlan) -> None:
@@ -83,7 +80,7 @@ def test_a_plan_holds_rates_where_thresholds_were_asked(plan: StudyPlan) -> None
         choices = make_space(resolved, workload.network).choices
         found[saliency] = {block: choices[block]["pruning_rate"][-1] for block in rates}
         assert found[saliency] == {block: rate or None for block, rate in rates.items()}
-        assert resolved.spec(NetworkConfig(), **workload.identity()).saliency == saliency
+        assert resolved.spec(NetworkConfig(), **workload.hashes()).saliency == saliency
     assert found["magnitude"] != found["gradient"]
 
 

@@ -97,12 +97,14 @@ def test_streamed_data_pickle(both):
     ],
 )
 def test_a_split_takes_bytes_with_a_label_each(images, labels):
-    with pytest.raises(UsageError, match=r"must be uint8 \(n, C, H, W\)"):
+    with pytest.raises(UsageError, match=r"must be uint8 or float32 \(n, C, H, W\)"):
         Split(images=images, labels=labels)
 
 
 def test_a_stream_needs_a_label_each(both):
-    with pytest.raises(UsageError, match=r"\(100, 3, \d, \d\)\) must be uint8 .* labels \(=\(99,\)\) must be \(n,\)"):
+    with pytest.raises(
+        UsageError, match=r"3, \d, \d\)\) must be uint8 or float32 .* labels \(=\(99,\)\) must be \(n,\)"
+    ):
         replace(both[1].train, labels=torch.zeros(99).long())
 
 
