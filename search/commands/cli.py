@@ -8,8 +8,8 @@ import warnings
 
 import typer
 
-from layers import OvertoneError, OvertoneWarning, UsageError
-from search.commands.help_panels import CommandWithPanels
+from layers.errors import OvertoneError, OvertoneWarning, UsageError
+from search.commands.help_panels import CommandWithPanels, GroupOfCommands
 from search.commands.inspect import inspect
 from search.commands.plot import plot_app
 from search.commands.studies import confirm, resume, search, status
@@ -19,6 +19,7 @@ from search.commands.trials import compact, export, importance, query, report
 __all__ = ["app", "main", "run"]
 
 app = typer.Typer(
+    cls=GroupOfCommands,
     help="Find the best trade-offs between accuracy, size and compute that a trained CNN can be compressed to.",
     no_args_is_help=True,
     add_completion=False,

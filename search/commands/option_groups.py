@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from search.commands import options
@@ -50,6 +50,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     return expanded
 
 
+@cache
 def _group_parameters(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [

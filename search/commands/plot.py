@@ -8,7 +8,7 @@ import typer
 
 from search.commands import options
 from search.commands.display import err_console, print_answer
-from search.commands.help_panels import CommandWithPanels
+from search.commands.help_panels import CommandWithPanels, GroupOfCommands
 from search.commands.option_groups import ImageOptions, with_option_groups
 from search.study.parsing import parse_granularity
 from search.study.plan import DEFAULT_STORE, StudyPlan
@@ -131,6 +131,7 @@ def _warn_if_random(loaded: LoadedNetwork) -> None:
 
 
 plot_app = typer.Typer(
+    cls=GroupOfCommands,
     help="Draw a front, a layer's filters, or pruning rates.",
     no_args_is_help=True,
     rich_markup_mode=None,

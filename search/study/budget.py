@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from layers.cost import Cost
 from layers.errors import UsageError
 from spaces.config import BlockConfig, NetworkConfig
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from layers.cost import Cost
     from spaces import Space
 
 __all__ = ["Budget", "extremes", "may_try"]

@@ -6,19 +6,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layers.errors import OvertoneError, UsageError
 from results.objectives import Objective, parse_objectives
 from search.study.budget import Budget
 from spaces.blocks import Granularity
 from spaces.config import NetworkConfig
-from spaces.identity import network_difference
 from trainers.data.spec import DataSpec
 from trainers.score import SCORE_NAME
-from trainers.spec import TrialSpec
 from trainers.start.choices import INITS, SALIENCIES
 from trainers.training.recipe import TrainingRecipe
+
+if TYPE_CHECKING:
+    from trainers.spec import TrialSpec
 
 __all__ = ["DEFAULT_OBJECTIVES", "DEFAULT_STORE", "StudyPlan", "check_same_settings"]
 
@@ -118,6 +119,8 @@ class StudyPlan:
 
     def spec(self, config: NetworkConfig, *, weights_sha256: str, data_fingerprint: str) -> TrialSpec:
         """Return the trial of one config."""
+        from trainers.spec import TrialSpec
+
         return TrialSpec(
             model=self.model,
             weights=self.weights,
@@ -141,6 +144,8 @@ def check_same_settings(record: Mapping[str, Any], settings: Mapping[str, Any]) 
         if stored == value or key in _MAY_DIFFER:
             continue
         if key == "network":
+            from spaces.identity import network_difference
+
             if part := network_difference(stored, value):
                 raise UsageError(f"study {record.get('name')!r} was begun with another network: its {part} differs")
             continue
