@@ -109,9 +109,10 @@ def test_make_has_the_target(words: tuple[str, ...]) -> None:
 def test_pip_installs_the_checkout_or_a_dependency(words: tuple[str, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = list(itertools.chain(project["dependencies"], *project["optional-dependencies"].values()))
+    ours = [".", *(f".[{extra}]" for extra in project["optional-dependencies"])]
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("command", choices=["install", "wheel"])
-    parser.add_argument("packages", nargs="+", choices=[".", *(re.split(r"[>\[]", name)[0] for name in wanted)])
+    parser.add_argument("packages", nargs="+", choices=[*ours, *(re.split(r"[>\[]", name)[0] for name in wanted)])
     parser.add_argument("--no-deps", action="store_true")
     parser.add_argument("--wheel-dir")
     parser.parse_args(words)
