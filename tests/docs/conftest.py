@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, session_seed: int, plan: St
     rng, folder = np.random.default_rng(session_seed), tmp_path_factory.mktemp("asked")
     ledger = Ledger(Store(folder / "runs"))
     hashes = {"weights_sha256": "0" * 64, "data_fingerprint": "0" * 64}
-    ledger.create_study("demo", {**plan.to_record(), **hashes, "uncompressed": BASELINE})
+    ledger.create_study("demo", {**plan.to_record(), **hashes, "uncompressed": BASELINE, "warm_started": 0})
     spec = json.dumps(plan.spec(SMALL, **hashes).to_json())
     for number in range(29):
         ledger.append(_row(number, rng, spec))
@@ -107,8 +107,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, session_seed: int, plan: St
 def kept(tmp_path_factory: pytest.TempPathFactory, plan: StudyPlan) -> Path:
     """A folder whose store `runs` has the study `demo` of one trial with its model, and the trial's `spec.json`."""
     folder, workload = tmp_path_factory.mktemp("kept"), Workload.load(plan)
-    ledger, spec = Ledger(Store(folder / "runs")), plan.spec(SMALL, **workload.identity())
-    ledger.create_study("demo", {**plan.to_record(), **workload.identity(), "uncompressed": workload.reference()})
+    ledger, spec = Ledger(Store(folder / "runs")), plan.spec(SMALL, **workload.hashes())
+    known = {**workload.identity(), "uncompressed": workload.reference(), "warm_started": 0}
+    ledger.create_study("demo", {**plan.to_record(), **known})
     trial = run_trial(spec, workload.data, "cpu", on_epoch=lambda epoch: None)
     trial.save(folder / "model.safetensors")
     report = {

@@ -127,7 +127,8 @@ def test_unknown_figures_are_left_out_and_names_cannot_be_markup(packed, tmp_pat
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_readme_snippets_run(exported, images, monkeypatch, format):
-    pytest.importorskip({"safetensors": "overtone", "onnx": "onnxruntime", "pt2": "torch"}[format])
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
     out = exported[format]
     snippet = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(out)
