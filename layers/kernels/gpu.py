@@ -1,6 +1,6 @@
 """Our CUDA kernels: compiled by NVRTC for the GPU at hand when a process first needs them, run on PyTorch's stream.
 
-Neither a CUDA toolkit nor a compiler is needed, only the package `cuda-core` (`pip install 'overtone[cuda]'`).
+Neither a CUDA toolkit nor a compiler is needed, only the package `cuda-core` (`pip install cuda-core`).
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from results.schema import block_records
 __all__ = ["model_card"]
 
 _LOADING = {
-    "safetensors": """from spaces.packed import load_model  # pip install overtone
+    "safetensors": """import overtone as ot  # installed from a checkout of its repository: pip install .
 
-model = load_model("model.safetensors")
+model = ot.load_model("model.safetensors")
 logits = model(images)""",
     "onnx": """import onnxruntime
 

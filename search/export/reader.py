@@ -33,7 +33,7 @@ __all__ = ["check_reader", "factory_of", "predict_in_subprocess"]
 def check_reader(format: str) -> None:
     """Raise `UsageError` if the package that reads files of this format is not installed."""
     if format == "onnx" and importlib.util.find_spec("onnxruntime") is None:
-        raise UsageError("format 'onnx' is verified by onnxruntime: pip install 'overtone[onnx]'")
+        raise UsageError("format 'onnx' is verified by onnxruntime: pip install onnx onnxruntime onnxscript")
 
 
 def predict_in_subprocess(path: Path, spec: TrialSpec, data: Data) -> Tensor:

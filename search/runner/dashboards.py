@@ -55,7 +55,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise OvertoneError("--tensorboard needs TensorBoard: pip install 'overtone[dashboard]'") from error
+            raise OvertoneError("--tensorboard needs TensorBoard: pip install tensorboard") from error
         self._folder = Path(folder) / study
         self._make_writer = SummaryWriter
         with translate_errors(f"cannot write TensorBoard's files to {str(folder)!r}", OSError):

@@ -31,7 +31,7 @@ def check_format(format: str) -> None:
         raise UsageError(f"format (={format!r}) must be one of {', '.join(FORMATS)}")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if format == "onnx" and missing:
-        raise UsageError(f"format 'onnx' needs the package {missing[0]}: pip install 'overtone[onnx]'")
+        raise UsageError(f"format 'onnx' needs the package {missing[0]}: pip install onnx onnxruntime onnxscript")
 
 
 def write(source: Path, target: Path, *, format: str, card: _Card, model: _Own = None) -> None:

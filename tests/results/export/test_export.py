@@ -125,14 +125,23 @@ def test_unknown_figures_are_left_out_and_names_cannot_be_markup(packed, tmp_pat
     assert "- study: `'<script>' # x`" in text
 
 
-def test_readme_snippets_run(exported, images, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    for out in exported.values():
-        snippet = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
-        monkeypatch.chdir(out)
-        names: dict[str, object] = {"images": images}
-        exec(snippet, names)
-        assert tuple(names["logits"].shape) == (len(images), 10)
+@pytest.mark.parametrize("format", FORMATS)
+def test_readme_snippets_run(exported, images, monkeypatch, format):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    out = exported[format]
+    snippet = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(out)
+    names: dict[str, object] = {"images": images}
+    exec(snippet, names)
+    assert tuple(names["logits"].shape) == (len(images), 10)
+
+
+def test_readme_of_a_packed_model_says_where_overtone_comes_from(exported):
+    """Nobody has published it in an index of packages."""
+    text = (exported["safetensors"] / "README.md").read_text()
+    assert "import overtone as ot  # installed from a checkout of its repository: pip install .\n" in text
+    assert 'model = ot.load_model("model.safetensors")\n' in text
 
 
 def test_folder_in_use_is_refused(packed, tmp_path):

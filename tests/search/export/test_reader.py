@@ -60,5 +60,5 @@ def test_a_file_that_cannot_be_read_is_one_sentence(spec: TrialSpec, tmp_path: P
 def test_a_reader_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader.importlib.util, "find_spec", lambda name: None)
     check_reader("pt2")
-    with pytest.raises(UsageError, match=r"verified by onnxruntime: pip install 'overtone\[onnx\]'"):
+    with pytest.raises(UsageError, match=r"verified by onnxruntime: pip install onnx onnxruntime onnxscript$"):
         check_reader("onnx")
