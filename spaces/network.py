@@ -8,20 +8,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
 from layers.form import Assignment, canonical_form, is_norm, stored_tensors
-from layers.series.basis import BASES, Basis
-from layers.series.sampling import basis_matrix
-from layers.templates.rebuild import template_count
+from layers.templates.count import template_count
 from spaces.blocks import Granularity, find_blocks
 from spaces.config import BlockConfig, NetworkConfig
-from spaces.tracing import trace
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["NORMS_AND_BIASES", "Network"]
 
@@ -48,6 +45,8 @@ class Network:
 
         Raises `UsageError` if it cannot take them, or has a part called `norms_and_biases`.
         """
+        from spaces.tracing import trace  # here, because it imports PyTorch
+
         traced = trace(model, image)
         shapes = traced.shapes
         blocks = find_blocks(shapes, granularity)
@@ -223,27 +222,16 @@ def _layer_form(shape: LayerShape, block_config: BlockConfig, minimum_templates:
 def _with_series(form: LayerForm, shape: LayerShape, block_config: BlockConfig) -> LayerForm:
     if block_config.harmonics is None:
         return form
+    from layers.series.sampling import first_equal_basis  # here, because it imports PyTorch
+
     y, x = block_config.harmonics
     harmonics = (min(y, shape.kernel[0]), min(x, shape.kernel[1]))
     if harmonics == shape.kernel:
         return form
     allocation = None if harmonics == (1, 1) else block_config.allocation  # every filter has one coefficient at least
     sampled = harmonics if allocation is None else shape.kernel
-    basis = None if block_config.basis is None else _first_name(block_config.basis, shape.kernel, sampled)
+    basis = None if block_config.basis is None else first_equal_basis(block_config.basis, shape.kernel, sampled)
     return dataclasses.replace(form, basis=basis, harmonics=harmonics, allocation=allocation)
-
-
-@cache
-def _first_name(basis: Basis, kernel: tuple[int, int], harmonics: tuple[int, int]) -> Basis:
-    """Return the first basis that is equal for these taps: all are for one harmonic, or for two on three taps."""
-
-    def sampled(name: Basis) -> list[Tensor]:
-        return [basis_matrix(name, k, n) for k, n in zip(kernel, harmonics, strict=True)]
-
-    def same(name: Basis) -> bool:
-        return all(map(partial(torch.allclose, atol=1e-12), sampled(name), sampled(basis)))
-
-    return next(filter(same, BASES))
 
 
 def _with_templates(form: LayerForm, shape: LayerShape, block_config: BlockConfig, minimum: int) -> LayerForm:

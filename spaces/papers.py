@@ -17,11 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
-import torch
-
 from layers.series.basis import Family
 from spaces.config import BlockConfig, NetworkConfig
-from spaces.models import build_model
 from spaces.network import Network
 from spaces.paper_tables import P1, P2, SERIES_TABLES, TEMPLATE_TABLES, SeriesTable, TemplateTable
 
@@ -233,6 +230,10 @@ def _series_result(model: str, table: SeriesTable, harmonics: str) -> PaperResul
 @cache
 def _paper_network(model: str, data: str) -> Network:
     """Return the network with the classes and the image size of the paper's data."""
+    import torch
+
+    from spaces.models import build_model
+
     classes, side = (10, 32) if data == "CIFAR-10" else (1000, 224)
     with torch.random.fork_rng(devices=[]):
         return Network.from_module(build_model(model, classes=classes, channels=3), (3, side, side))

@@ -18,8 +18,9 @@ TABLES = ("pandas", "duckdb", "scipy", "sklearn", "rich")
 ARRAYS = ("numpy", "pyarrow")
 PLAIN = (
     *("layers", "layers.blockfloat", "layers.blockfloat.format", "layers.cost", "layers.errors", "layers.files"),
-    *("layers.form", "layers.series.basis", "layers.templates.transforms"),
-    *("spaces", "spaces.blocks", "spaces.card", "spaces.config", "spaces.portable"),
+    *("layers.form", "layers.series.basis", "layers.templates.count", "layers.templates.transforms"),
+    *("spaces", "spaces.blocks", "spaces.card", "spaces.config", "spaces.network", "spaces.papers"),
+    *("spaces.portable", "spaces.space"),
     *("trainers", "trainers.data", "trainers.data.spec", "trainers.score", "trainers.spec", "trainers.start.choices"),
     *("trainers.training.recipe", "results", "results.formatting", "results.objectives"),
 )

@@ -17,14 +17,15 @@ harmonic.
 from __future__ import annotations
 
 import math
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from layers.errors import UsageError
-from layers.series.basis import Basis, basis_parts
+from layers.series.basis import BASES, Basis, basis_parts
 
-__all__ = ["basis_matrix"]
+__all__ = ["basis_matrix", "first_equal_basis"]
 
 
 def basis_matrix(basis: Basis, taps: int, harmonics: int) -> Tensor:
@@ -39,6 +40,19 @@ def basis_matrix(basis: Basis, taps: int, harmonics: int) -> Tensor:
     angles = math.pi * positions if family == "cosine" else torch.acos(1 - 2 * positions)
     samples = torch.cos(angles[:, None] * torch.arange(harmonics, dtype=torch.float64))
     return samples / samples.norm(dim=0)
+
+
+@cache
+def first_equal_basis(basis: Basis, kernel: tuple[int, int], harmonics: tuple[int, int]) -> Basis:
+    """Return the first basis that is equal for these taps: all are for one harmonic, or for two on three taps."""
+
+    def sampled(name: Basis) -> list[Tensor]:
+        return [basis_matrix(name, k, n) for k, n in zip(kernel, harmonics, strict=True)]
+
+    def same(name: Basis) -> bool:
+        return all(map(partial(torch.allclose, atol=1e-12), sampled(name), sampled(basis)))
+
+    return next(filter(same, BASES))
 
 
 def _positions(points: str, taps: int) -> Tensor:

@@ -28,16 +28,8 @@ __all__ = [
     "fitted_transforms",
     "output_operators",
     "rebuild_filters",
-    "template_count",
     "two_stage_conv2d",
 ]
-
-
-def template_count(pruning_rate: float, filters: int, minimum: int) -> int:
-    """Return M = max(minimum, round((1 - rate) N)), at most N: the templates that a rate leaves of N filters."""
-    if not 0 <= pruning_rate < 1:
-        raise UsageError(f"pruning_rate (={pruning_rate}) must be in [0, 1)")
-    return min(filters, max(minimum, round((1 - pruning_rate) * filters)))
 
 
 def choose_templates(weight: Tensor, count: int, saliency: Tensor | None = None) -> Tensor:

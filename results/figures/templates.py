@@ -16,7 +16,7 @@ from layers import LayerForm, UsageError
 from layers.compress import compress_layer
 from layers.conv import CompressedConv2d
 from layers.form import Assignment
-from layers.templates.rebuild import template_count
+from layers.templates.count import template_count
 from layers.templates.transforms import TRANSFORMS, parameter_shape
 from results.figures.grid import MINUS, FilterGrid, Panel, render_grid
 from results.figures.saving import check_picture_path, save_figure
