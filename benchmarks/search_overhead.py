@@ -40,16 +40,16 @@ from ray import tune
 from ray.tune.result import DONE
 from ray.tune.search.optuna import OptunaSearch
 from resnet20_trials import device
-from rich.console import Console
 
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
+from search.api.create import begin_study
 from search.optimize.searcher import FrontSearcher
 from search.runner import engine
 from search.runner.cluster import Resources
-from search.runner.launch import start_study
 from search.runner.study_callback import StudyCallback
 from search.runner.trainable import TrialActor
+from search.study.objects import NO_OBJECTS
 from search.study.plan import StudyPlan
 from spaces import build_model, save_weights
 from trainers.score import SCORE_NAME
@@ -158,9 +158,9 @@ def _ray(trials: int, *, reuse: bool, optuna_search: bool, at_once: int) -> None
 
 def _overtone(trials: int, *, sampler: str, weights: Path, at_once: int) -> None:
     plan = StudyPlan(model="resnet8", weights=str(weights), trials=trials, sampler=sampler)
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        resources = Resources(gpus_per_trial=0, concurrency=at_once)
-        start_study(Ledger(Store(folder)), "s", plan, resources, Console(file=nowhere))
+    with tempfile.TemporaryDirectory() as folder:
+        study = begin_study(Ledger(Store(folder)), "s", plan, NO_OBJECTS, progress=False)
+        study.optimize(resources=Resources(gpus_per_trial=0, concurrency=at_once), progress=False)
 
 
 def _timed(kind: type, name: str, part: str) -> None:

@@ -38,7 +38,7 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
     for the name of a module that was given as an object.
     """
     if is_object(name):
-        raise UsageError(f"the network {name!r} was given as an object: give it again in Python, as model=...")
+        raise UsageError(f"the network {name!r} was given as an object: give it again in Python, as model")
     if name in _zoo():
         return _zoo()[name](classes=classes, channels=channels)
     if is_factory(name):

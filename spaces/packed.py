@@ -76,7 +76,7 @@ def load_model(path: str | Path, *, model: OwnModel | None = None) -> nn.Module:
     card, joined = _read(path)
     if model is None and (is_factory(card["model"]) or is_object(card["model"])):
         raise UsageError(
-            f"{str(path)!r} holds the network {card['model']!r} of your own: pass it, or its factory, as model=..."
+            f"{str(path)!r} holds the network {card['model']!r} of your own: pass it, or its factory, as model"
         )
     factory = None if model is None else _as_factory(model)
     with _file_errors(f"cannot build the network of {str(path)!r}"):

@@ -56,3 +56,15 @@ def np_rng(session_seed: int) -> np.random.Generator:
 @pytest.fixture
 def generator(rng: random.Random) -> torch.Generator:
     return torch.Generator().manual_seed(rng.getrandbits(62))
+
+
+@pytest.fixture(scope="session")
+def command_names() -> list[str]:
+    """All commands of the command line, as they are typed after `overtone`."""
+    import typer
+
+    from search.commands.cli import app
+
+    group = typer.main.get_group(app)
+    nested = {name: getattr(command, "commands", {}) for name, command in group.commands.items()}
+    return [f"{name} {part}".rstrip() for name, parts in nested.items() for part in parts or [""]]

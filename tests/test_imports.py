@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("layers", "spaces", "trainers", "results")
+PACKAGES = ("layers", "spaces", "trainers", "results", "search", "overtone")
 HEAVY = ("torch", "torchvision", "ray", "optuna", "matplotlib", "plotly")
 TABLES = ("pandas", "duckdb", "scipy", "sklearn", "rich")
 ARRAYS = ("numpy", "pyarrow")
@@ -23,6 +23,7 @@ PLAIN = (
     *("spaces.portable", "spaces.space"),
     *("trainers", "trainers.data", "trainers.data.spec", "trainers.score", "trainers.spec", "trainers.start.choices"),
     *("trainers.training.recipe", "results", "results.formatting", "results.objectives"),
+    *("search", "search.commands.cli", "search.study.objects", "search.study.parsing", "search.study.plan", "overtone"),
 )
 IMPORT_ALL = """
 import sys
@@ -52,6 +53,23 @@ def test_an_import_brings_nothing_heavy(modules, heavy):
     command = [sys.executable, "-c", IMPORT_ALL, " ".join(modules), " ".join(heavy)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_pages_bring_nothing_heavy(command_names):
+    """Pydantic is what typer coerces values with."""
+    code = (
+        "import sys\n"
+        "from search.commands.cli import run\n"
+        "for command in sys.argv[1].split(','):\n"
+        "    assert run([*command.split(), '--help']) == 0, command\n"
+        "brought = sorted(set(sys.argv[2].split()) & sys.modules.keys())\n"
+        "assert not brought, brought\n"
+    )
+    heavy = " ".join((*HEAVY, *TABLES, *ARRAYS, "pydantic", "yaml"))
+    command = [sys.executable, "-c", code, ",".join(["", *command_names]), heavy]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stderr.strip(), done.returncode) == ("", 0)
+    assert all(f"overtone {name} " in " ".join(done.stdout.split()) for name in command_names)
 
 
 def _source(package: str) -> Path:

@@ -78,7 +78,8 @@ def test_networks_of_a_users_factory_need_that_factory(wide, fill, images, tmp_p
     try:
         save_model(model, path / "m", card={"model": f"{name}:make", "classes": 5, "channels": 3})
         with pytest.raises(
-            UsageError, match=rf"m' holds the network '{name}:make' of your own: pass it, or its factory, as model=...$"
+            UsageError,
+            match=rf"m' holds the network '{name}:make' of your own: pass it, or its factory, as model$",
         ):
             load_model(path / "m")
         loaded = load_model(path / "m", model=type(wide))

@@ -43,7 +43,7 @@ def load_data(spec: DataSpec, progress: ProgressFn = lambda done, total: None) -
     for images that the caller holds (`trainers.data.objects`), OvertoneError for images or labels that cannot be used.
     """
     if spec.is_object:
-        raise UsageError(f"the images {spec.name!r} were given as objects: give them again in Python, as data=...")
+        raise UsageError(f"the images {spec.name!r} were given as objects: give them again in Python, as data")
     data = _decode(spec, _open(spec)) if spec.kind == "digits" else _load_or_decode(spec, progress)
     for sentence in data.warnings:
         warnings.warn(sentence, OvertoneWarning, stacklevel=2)

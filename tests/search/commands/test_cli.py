@@ -16,20 +16,16 @@ from search.commands.cli import app, main
 from search.study.plan import StudyPlan
 
 Overtone = Callable[..., tuple[int, str, str]]
-COMMANDS = (
-    *("inspect", "train", "search", "resume", "confirm", "status", "query", "compact", "importance", "report"),
-    *("export", "plot front", "plot filters", "plot rebuilt", "plot rates"),
-)
 TRAIN = ("train", "--model", "resnet8", "--train-limit", "64", "--out", "x.safetensors")
 DRAW = ("plot", "filters", "--model", "resnet8", "--layer")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches_with_an_example_within_80_columns(command: str) -> None:
-    shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "80"})
-    assert shown.exit_code == 0
-    assert f"Example: overtone {command} " in " ".join(shown.output.split())
-    assert max(map(len, shown.output.splitlines())) <= 80
+def test_help_teaches_with_an_example_within_80_columns(command_names: list[str]) -> None:
+    for command in command_names:
+        shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "80"})
+        assert shown.exit_code == 0
+        assert f"Example: overtone {command} " in " ".join(shown.output.split())
+        assert max(map(len, shown.output.splitlines())) <= 80
 
 
 def test_help_shows_options_by_panel() -> None:
@@ -107,11 +103,9 @@ def test_without_a_command_the_commands_are_shown(overtone: Overtone, command: t
         (["query", "--study", "none", "--sql", "SELECT 1", "--columns", "trial"], 2, "sql (='SELECT 1') must stand"),
         (["confirm", "--study", "none"], 2, "study 'none' does not exist"),
         (["compact", "--study", "none"], 2, "study 'none' does not exist"),
-        (["confirm", "--study", "none", "--seeds", "0"], 2, "seeds (=0) must be at least 1"),
         (["importance", "--study", "none"], 2, "study 'none' does not exist"),
         (["importance", "--study", "none", "--limit", "0"], 2, "limit (=0) must be at least 1"),
         (["report", "--study", "none", "--out", "x.html"], 2, "study 'none' does not exist"),
-        (["report", "--study", "none", "--out", "x.png"], 2, "out (='x.png') must end in .html; `overtone plot front`"),
         (["export", "--study", "none", "--out", "x"], 2, "study 'none' does not exist"),
     ],
 )

@@ -164,7 +164,7 @@ def test_a_shipped_file_tells_no_folder(
     [
         (
             "front",
-            r"the model of trial abc was not kept \(--keep front\): add --rerun \(rerun=True\) to train it again, 1 epoch$",
+            r"model of trial abc was not kept \(--keep front\): add --rerun \(rerun=True\) to train it again, 1 epoch$",
         ),
         (
             "all",
