@@ -47,9 +47,7 @@ def _check(kind: str, given: str | None, known: str) -> None:
     if given == known or (given is None and not is_object):
         return
     if given is None:
-        raise UsageError(
-            f"the study was begun with the object {known!r}: give it again in Python, as the argument {kind}"
-        )
+        raise UsageError(f"the study was begun with the object {known!r}: give it again in Python, as {kind}")
     if is_object:
         raise UsageError(f"{kind} (={given!r}) must be the {known!r} that the study was begun with")
     raise UsageError(f"{kind} (={given!r}) must be left out: the study was begun with {known!r}")

@@ -147,7 +147,7 @@ def check_same_settings(record: Mapping[str, Any], settings: Mapping[str, Any]) 
             from spaces.identity import network_difference
 
             if part := network_difference(stored, value):
-                raise UsageError(f"study {record.get('name')!r} was begun with another network: its {part} differs")
+                raise UsageError(f"study {record.get('name')!r} was begun with another network, of other {part}")
             continue
         if isinstance(stored, dict) and isinstance(value, dict):
             key, stored, value = next(

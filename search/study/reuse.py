@@ -68,4 +68,4 @@ def _difference(record: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return the first key by which the trials of two studies differ, "" if there is none."""
     key = next((name for name in _SAME if record.get(name) != other.get(name)), "")
     part = network_difference(record.get("network"), other.get("network"))
-    return key or (part and f"network's {part}")
+    return key or (part and f"network ({part})")
