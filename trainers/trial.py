@@ -192,6 +192,7 @@ def image_card(data: Data) -> dict[str, Any]:
         "image_size": list(data.val.image_shape[1:]),
         "mean": list(data.mean),
         "std": list(data.std),
+        **({"pixels": "float32"} if data.train.dtype == torch.float32 else {}),
     }
 
 

@@ -31,12 +31,13 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
 
     These facts are printed: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `score` under its own name,
     `score_name`, and `metrics` (name to value), of `val_n` images; `test_metrics`, of `test_n`; `differing`, the number
-    of validation images for which the file gives another class than the packed model; `same_file`, whether a trial that
-    was trained again gave the same bits; `seeds` and, if there are several, the columns of
-    `results.analysis.confidence` over them; `size_bytes`, `flops`, `parameters`, `latency_ms` and `latency_b64_ms` with
-    `device`; the blocks (`blocks` as the ledger has them, or `config`); `image_size`, `channels`, `mean`, `std`,
-    `classes`; `file_format` of the file of `file_bytes` bytes. A metric is a share of the images, except one whose name
-    ends with `_loss`.
+    of validation images for which the file gives another class than the packed model, and `own_process`, whether a
+    process of its own read the file; `same_file`, whether a trial that was trained again gave the same bits; `seeds`
+    and, if there are several, the columns of `results.analysis.confidence` over them; `size_bytes`, `flops`,
+    `parameters`, `latency_ms` and `latency_b64_ms` with `device`; the blocks (`blocks` as the ledger has them, or
+    `config`); `image_size`, `channels`, `mean`, `std`, `pixels` (`float32` if images were floats already), `classes`;
+    `file_format` of the file of `file_bytes` bytes. A metric is a share of the images, except one whose name ends with
+    `_loss`.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -60,7 +61,7 @@ def _accuracy(facts: Mapping[str, Any]) -> Iterator[str]:
                 yield f"- {_code(name)}: {f'{value:.4f}' if name.endswith('_loss') else _share(value, n)}"
     yield ""
     if facts.get("differing") is not None:
-        yield _agreement(facts["differing"], facts["val_n"])
+        yield _agreement(facts)
     if facts.get("same_file") is False:
         yield "This is the trial trained again: another file than the search measured, with figures of its own."
     if facts.get("seeds", 1) > 1:
@@ -80,8 +81,10 @@ def _score_name(facts: Mapping[str, Any]) -> str:
     return _code(facts.get("score_name", "score"))
 
 
-def _agreement(differing: int, n: int) -> str:
-    start = "Read in a process of its own, this file gave the packed model's class for"
+def _agreement(facts: Mapping[str, Any]) -> str:
+    differing, n = facts["differing"], facts["val_n"]
+    where = "in a process of its own" if facts.get("own_process", True) else "back with the network's own code"
+    start = f"Read {where}, this file gave the packed model's class for"
     if not differing:
         return f"{start} all {n:,} validation images."
     order = "other runtimes add in another order, which can turn the rounding of an activation held in few bits"
@@ -138,8 +141,13 @@ def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"`images` are {batch}; `logits` are (batch, {facts['classes']})."
     if facts.get("mean") and facts.get("std"):
         mean, std = ([round(float(value), 6) for value in facts[key]] for key in ("mean", "std"))
-        yield f"Scale pixels to [0, 1], then subtract the mean {mean} and divide by the deviation {std}, by channel."
-    yield from ("", "```python", _LOADING[facts["file_format"]], "```")
+        scaled = "Take the floats of the data set" if facts.get("pixels") == "float32" else "Scale pixels to [0, 1]"
+        yield f"{scaled}, then subtract the mean {mean} and divide by the deviation {std}, by channel."
+    example = _LOADING[facts["file_format"]]
+    if ":" in str(facts["model"]) and facts["file_format"] == "safetensors":
+        example = example.replace('load_model("model.safetensors")', 'load_model("model.safetensors", model=net)')
+        yield "`net` is the uncompressed network, or its factory: it came from code outside Overtone."
+    yield from ("", "```python", example, "```")
 
 
 def _text(value: Any) -> str:

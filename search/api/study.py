@@ -90,12 +90,15 @@ class Study:
         resources: Resources | None = None,
         dashboards: DashboardOptions | None = None,
         progress: bool = True,
+        model: nn.Module | None = None,
+        data: ImageObjects | None = None,
     ) -> SearchResult:
         """Run trials on Ray until the study has `n_trials` of them, those of earlier calls among them.
 
         Default: as many as were asked for last, 24 in a new study. So the same call goes on after Ctrl-C or a crash;
-        `more` adds that many trials instead. Trials that a warm start brought count besides. Raises `UsageError` if
-        the study has more trials than `n_trials`, and `Interrupted` after Ctrl-C.
+        `more` adds that many trials instead. Trials that a warm start brought count besides. `model` and `data` are the
+        objects that the study was begun with, unless it has them. Raises `UsageError` if the study has more trials than
+        `n_trials`, and `Interrupted` after Ctrl-C.
         """
         from search.runner.cluster import Resources
         from search.runner.dashboards import DashboardOptions
@@ -103,13 +106,13 @@ class Study:
         from search.runner.progress import make_console
 
         wanted = self._wanted(n_trials, more)
-        console = make_console(progress)
+        workload = self._load(progress, model, data)
         result = run_study(
             self._study,
-            self._load(progress),
+            workload,
             wanted,
             resources or Resources(),
-            console,
+            make_console(progress),
             dashboards or DashboardOptions(),
         )
         if result.done < result.wanted and not result.exhausted:
@@ -124,11 +127,14 @@ class Study:
         where: str | None = None,
         resources: Resources | None = None,
         progress: bool = True,
+        model: nn.Module | None = None,
+        data: ImageObjects | None = None,
     ) -> RepeatResult:
         """Run trials again with this many further seeds each, which gives their scores an interval (see `front`).
 
         `pick` is `front` (all of it), `best`, `knee` or a trial's id, of what the SQL condition `where` leaves. The
-        search itself is not touched. Raises `Interrupted` after Ctrl-C; the same call goes on.
+        search itself is not touched. `model` and `data` are as for `optimize`. Raises `Interrupted` after Ctrl-C; the
+        same call goes on.
         """
         from search.runner.cluster import Resources
         from search.runner.confirm import confirm_trials, rows_to_confirm
@@ -138,7 +144,7 @@ class Study:
         result = confirm_trials(
             self._study,
             rows,
-            self._load(progress),
+            self._load(progress, model, data),
             seeds=n_seeds,
             resources=resources or Resources(),
             console=make_console(progress),
@@ -246,12 +252,15 @@ class Study:
         """Merge the many small files of the study into few, as a search does at its end; return what was done."""
         return self.ledger.compact(self.name).to_json()
 
-    def _load(self, progress: bool) -> Workload:
+    def _load(self, progress: bool, model: nn.Module | None = None, data: ImageObjects | None = None) -> Workload:
+        """Return what trials share, loaded once unless other objects are given."""
         from search.runner.launch import open_workload
         from search.runner.progress import make_console
 
-        if self._workload is None:
-            self._workload = open_workload(self._study, make_console(progress), self.objects)
+        objects = Objects(model=model, data=data).or_else(self.objects)
+        if self._workload is None or objects != self.objects:
+            self._workload = open_workload(self._study, make_console(progress), objects)
+            self.objects = objects
         return self._workload
 
     def _wanted(self, n_trials: int | None, more: int | None) -> int:

@@ -24,19 +24,20 @@ class Split:
     """int64 (n,)."""
 
     def __post_init__(self) -> None:
-        dtype = torch.uint8 if isinstance(self.images, StreamedImages) else self.images.dtype
-        if (
-            dtype not in (torch.uint8, torch.float32)
-            or len(self.images.shape) != 4
-            or self.labels.shape != self.images.shape[:1]
-        ):
+        shape = self.images.shape
+        if self.dtype not in (torch.uint8, torch.float32) or len(shape) != 4 or self.labels.shape != shape[:1]:
             raise UsageError(
-                f"images (={dtype}, {tuple(self.images.shape)}) must be uint8 or float32 (n, C, H, W) "
+                f"images (={self.dtype}, {tuple(shape)}) must be uint8 or float32 (n, C, H, W) "
                 f"and labels (={tuple(self.labels.shape)}) must be (n,)"
             )
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images, uint8 or float32."""
+        return torch.uint8 if isinstance(self.images, StreamedImages) else self.images.dtype
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

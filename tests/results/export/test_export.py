@@ -114,6 +114,29 @@ def test_a_card_over_several_seeds_gives_their_mean():
     assert "single seed" not in text
 
 
+@pytest.mark.parametrize("model", ["object:Net", "mine.nets:make", "resnet8"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_card_asks_for_the_network_where_it_is_the_users_own(model, format):
+    text = model_card({"model": model, "classes": 10, "channels": 3, "file_format": format}, 1000)
+    asked = ":" in model and format == "safetensors"
+    assert ('ot.load_model("model.safetensors", model=net)' in text) == asked
+    assert ("`net` is the uncompressed network, or its factory" in text) == asked
+
+
+@pytest.mark.parametrize("pixels", [{}, {"pixels": "float32"}])
+def test_a_card_says_how_images_are_scaled(pixels):
+    facts = {"model": "m", "classes": 10, "channels": 1, "file_format": "safetensors", "mean": [0.5], "std": [0.25]}
+    text = model_card(facts | pixels, 1000)
+    start = "Take the floats of the data set" if pixels else "Scale pixels to [0, 1]"
+    assert f"{start}, then subtract the mean [0.5] and divide by the deviation [0.25], by channel." in text
+
+
+@pytest.mark.parametrize(("own", "where"), [(True, "in a process of its own"), (False, "back with the network's own")])
+def test_a_card_says_what_read_the_file(own, where):
+    facts = {"model": "m", "classes": 10, "channels": 1, "file_format": "safetensors", "differing": 0, "val_n": 9}
+    assert f"Read {where}" in model_card(facts | {"own_process": own}, 1000)
+
+
 def test_unknown_figures_are_left_out_and_names_cannot_be_markup(packed, tmp_path):
     card = {"study": "`<script>`\n# x", "model": "<b>[net](x)</b>", "score_name": "val_top1", "score": 0.5}
     text = (export_model(packed, tmp_path / "out", format="safetensors", card=card) / "README.md").read_text()

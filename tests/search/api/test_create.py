@@ -1,6 +1,8 @@
 """Studies begun and opened from Python, without Ray."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 from layers import UsageError
 from results.ledger.ledger import Ledger
 from search.api.create import create_study, load_study
+from search.commands.cli import run
 from search.study.plan import StudyPlan
-from spaces import save_weights
+from spaces import NetworkConfig, save_weights
 from trainers.data import DataSpec
 from trainers.training.recipe import RECIPES
 
@@ -221,3 +224,31 @@ def test_a_study_that_is_not_there_is_named_with_the_closest(
     study = create("mine", model=net, data=images)
     with pytest.raises(UsageError, match=r"study 'mime' does not exist in store .*; the closest are mine"):
         load_study("mime", store=study.ledger.store)
+
+
+def test_the_command_line_says_what_it_cannot_do_with_objects_and_answers_all_else(
+    create: Callable[..., Any], net: Net, images: Images, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    study = create(model=net, data=images)
+    common = ("--study", "own", "--store", study.ledger.store.uri)
+    for command in ("status", *common), ("query", *common), ("compact", *common), ("importance", *common):
+        assert run(list(command)) == 0
+    capsys.readouterr()
+    sentence = "overtone: the study was begun with the object 'object:Net': give it again in Python, as model\n"
+    assert run(["resume", *common]) == 2
+    assert capsys.readouterr().err == sentence
+    plan = StudyPlan.from_record(study.record())
+    spec = plan.spec(NetworkConfig(), weights_sha256="w", data_fingerprint="d")
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
+    alone = subprocess.run(
+        [sys.executable, "-m", "trainers", str(tmp_path / "spec.json")], capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 2
+    assert alone.stderr == "the images 'object:tensors' were given as objects: give them again in Python, as data\n"
+
+
+def test_a_file_of_other_weights_does_not_fit_a_module(
+    create: Callable[..., Any], net: Net, images: Images, weights: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"do not fit the model 'object:Net': they lack 'conv.weight'"):
+        create(model=net, data=images, weights=weights)
