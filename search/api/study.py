@@ -258,7 +258,8 @@ class Study:
         from search.runner.progress import make_console
 
         objects = Objects(model=model, data=data).or_else(self.objects)
-        if self._workload is None or objects != self.objects:
+        known = objects.model is self.objects.model and objects.data is self.objects.data
+        if self._workload is None or not known:
             self._workload = open_workload(self._study, make_console(progress), objects)
             self.objects = objects
         return self._workload

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_OBJECTS", "Objects"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Objects:
     """What cannot be read by name; nothing of it is written, so it is given again whenever it is needed."""
 
