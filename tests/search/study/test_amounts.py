@@ -32,7 +32,7 @@ def test_whole_numbers_are_exact(rng, kind):
     assert type(parse_amount(kind(number), name="max_size")) is int
 
 
-@pytest.mark.parametrize("number", [10**400, 2**1024])
+@pytest.mark.parametrize("number", [10**400, 2**1024], ids=["10**400", "2**1024"])
 def test_whole_numbers_may_be_larger_than_any_float(number):
     assert parse_amount(number, name="max_size") == parse_amount(str(number), name="max_size") == number
 
