@@ -31,12 +31,13 @@ def network_identity(model: nn.Module, image: tuple[int, int, int]) -> dict[str,
     """
     import torch
 
+    from spaces.modes import evaluation_mode
+
     batch = torch.randn(_IMAGES, *image, generator=torch.Generator().manual_seed(0))
-    training = model.training
-    with torch.no_grad():
-        logits = model.eval()(batch)
-    model.train(training)
-    lines = [f"{name} {type(module).__qualname__} {module.extra_repr()}" for name, module in model.named_modules()]
+    with evaluation_mode(model), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # for networks that draw in evaluation mode too
+        logits = model(batch)
+    lines = [f"{name} {type(module).__name__} {module.extra_repr()}" for name, module in model.named_modules()]
     return {
         "structure_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         "outputs": torch.nan_to_num(logits[:, :_OUTPUTS].double()).flatten().tolist(),

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from layers import UsageError
 from layers.errors import first_line
+from spaces.modes import evaluation_mode
 from spaces.zoo import CifarResNet, CifarVGG16
 
 __all__ = [
@@ -63,14 +64,11 @@ def check_outputs(name: str, model: nn.Module, image: tuple[int, int, int], clas
     """Raise `UsageError` if a user's own network does not give (B, classes) logits for (C, H, W) images."""
     if not (is_factory(name) or is_object(name)):
         return
-    training = model.training
     try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *image))
+        with evaluation_mode(model):
+            logits = model(torch.zeros(2, *image))
     except Exception as error:  # of the user's own code
         raise UsageError(f"the model {name!r} cannot take two images: {_described(error)}") from error
-    finally:
-        model.train(training)
     output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if output != (2, classes):
         raise UsageError(f"model (={name!r}) must give (2, {classes}) logits for two images, it gives {output}")
@@ -95,21 +93,23 @@ def describe_module(module: nn.Module) -> str:
 
 
 def copy_module(module: nn.Module) -> nn.Module:
-    """Return a copy of a user's module on the CPU, in evaluation mode.
+    """Return a copy of a user's module on the CPU, in evaluation mode, whose weights can all be trained.
 
-    Raises `UsageError` if it cannot be copied, or has weights that are no float32, shared or computed.
+    Whether the module's own are frozen does not count: a trial's result depends on their values alone. Raises
+    `UsageError` if it cannot be copied, or has weights that are no float32, shared or computed.
     """
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"model (={module!r}) must be a torch.nn.Module")
     name = describe_module(module)
-    try:
-        copied = copy.deepcopy(module).cpu().eval()
-    except Exception as error:  # of the user's own code
-        raise UsageError(f"cannot copy the model {name!r}: {_described(error)}") from error
-    for path, weight in copied.named_parameters():
+    _check_weights(name, module)
+    for path, weight in module.named_parameters():
         if weight.dtype != torch.float32:
             kind = str(weight.dtype).removeprefix("torch.")
             raise UsageError(f"model (={name!r}) must have float32 weights: {path!r} is {kind}")
-    _check_weights(name, copied)
-    return copied
+    try:
+        return copy.deepcopy(module).cpu().eval().requires_grad_()
+    except Exception as error:  # of the user's own code
+        raise UsageError(f"cannot copy the model {name!r}: {_described(error)}") from error
 
 
 def _zoo() -> dict[str, Callable[..., nn.Module]]:

@@ -13,11 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerShape, UsageError
 from layers.errors import translate_errors
+from spaces.modes import evaluation_mode
 
 __all__ = ["Traced", "trace"]
-
-_FORWARD_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
-"""All that torchvision's networks raise for images that they cannot take."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +42,17 @@ def trace(model: nn.Module, image: tuple[int, int, int]) -> Traced:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and not _is_read_by_parent(model, name)
     }
     hooks = [module.register_forward_hook(_recorder(calls.setdefault(name, []))) for name, module in layers.items()]
-    training = model.training
     size = "x".join(map(str, image))
     failure = f"the network {type(model).__name__} cannot take {size} images"
     try:
         with (
-            translate_errors(failure, *_FORWARD_ERRORS, to=UsageError),
-            torch.no_grad(),
+            translate_errors(failure, Exception, to=UsageError),  # of the user's own code
+            evaluation_mode(model),
             _plain_attention(),
             FlopCounterMode(display=False) as counter,
         ):
-            model.eval()(torch.zeros(1, *image))
+            model(torch.zeros(1, *image))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     shapes = {

@@ -28,10 +28,10 @@ def compress(
     """Return a compressed copy of a trained network in evaluation mode, and what it costs; the network stays as it is.
 
     `config` maps blocks (parts of the network by their module path, or `all` for every stage) to their knobs, as
-    `BlockConfig` has them: `{"all": {"bits": 6}, "layer3": {"harmonics": 2}}`. Knobs of a block win over those of
-    `all`, which reach only layers that can take them; `harmonics` may be one number for both axes, of a cosine series
-    unless `basis` says otherwise. `images` (n, C, H, W), float and normalized as the network takes them, tell the
-    images' size, and without labels fit each layer to the network's outputs (`trainers.start.calibration`); a few
+    `BlockConfig` has them: `{"all": {"bits": 6}, "layer3": {"harmonics": 2}}`. A block has the knobs of `all` too, but
+    its own win; they reach only layers that can take them. `harmonics` may be one number for both axes, of a cosine
+    series unless `basis` says otherwise. `images` (n, C, H, W), float and normalized as the network takes them, tell
+    the images' size, and without labels fit each layer to the network's outputs (`trainers.start.calibration`); a few
     hundred are enough. With `calibrated=False` weights are those nearest to the network's.
 
     Raises `UsageError` for an unknown block, a value that its layers cannot take, and images that do not fit.
@@ -53,23 +53,24 @@ def compress(
 
 
 def _blocks(config: Mapping[str, Mapping[str, Any]], network: Network) -> dict[str, BlockConfig]:
-    """Return the config of each block, those of `all` for every stage that the config does not divide itself."""
+    """Return the config of each block, with the knobs of `all` for every layer."""
+    if not isinstance(config, Mapping):
+        raise UsageError(f"config (={config!r}) must be a NetworkConfig, or map blocks to knobs and their values")
     for block, knobs in config.items():
-        if not isinstance(knobs, Mapping):
+        if not isinstance(block, str) or not isinstance(knobs, Mapping):
             raise UsageError(f"config (={block!r}: {knobs!r}) must map blocks to knobs and their values")
-    own = {block: dict(knobs) for block, knobs in config.items() if block != "all"}
-    blocks = {block: _block_config(block, knobs) for block, knobs in own.items()}
-    shared = dict(config.get("all", {}))
+    own = {block: knobs for block, knobs in config.items() if block != "all"}
+    shared = config.get("all", {})
+    blocks = {
+        block: _block_config(block, knobs if block == NORMS_AND_BIASES else {**shared, **knobs})
+        for block, knobs in own.items()
+    }
     if not shared:
         return blocks
     named = {layer for block in own if block != NORMS_AND_BIASES for layer in network.layers_in(block)}
     for stage, layers in network.blocks.items():
-        if stage in own:
-            blocks[stage] = _block_config(stage, {**shared, **own[stage]})
-        elif named.isdisjoint(layers):
-            blocks[stage] = _block_config(stage, shared)
-        else:
-            blocks |= {layer: _block_config(layer, shared) for layer in layers if layer not in named}
+        rest = [layer for layer in layers if layer not in named]
+        blocks |= {block: _block_config("all", shared) for block in ([stage] if len(rest) == len(layers) else rest)}
     return blocks
 
 
@@ -77,11 +78,11 @@ def _block_config(block: str, knobs: Mapping[str, Any]) -> BlockConfig:
     values = dict(knobs)
     if "harmonics" in values:
         pair = values["harmonics"]
-        values["harmonics"] = (pair, pair) if isinstance(pair, int) else pair and tuple(pair)
+        values["harmonics"] = (pair, pair) if isinstance(pair, int) else pair
         if pair is not None:
             values.setdefault("basis", "cosine")
     try:
         return BlockConfig(**values)
     except TypeError as error:
         allowed = ", ".join(BlockConfig.__dataclass_fields__)
-        raise UsageError(f"knobs (={', '.join(values)}) of {block!r} must be among {allowed}") from error
+        raise UsageError(f"knobs (={', '.join(map(str, values))}) of {block!r} must be among {allowed}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
+from numbers import Real
 
 from layers.errors import UsageError
 
@@ -20,7 +22,20 @@ def parse_amount(amount: Amount, *, name: str) -> int:
 
     Raises `UsageError`, which calls the option `name`.
     """
-    match = _AMOUNT.fullmatch(amount if isinstance(amount, str) else f"{amount:.0f}")
-    if match is None or float(match[1]) == 0:
+    whole = _whole_number(amount)
+    if whole is None or whole < 1:
         raise UsageError(f"{name} (={amount!r}) must be an amount above 0 such as 40kB, 1.5MB, 5M or 250000")
-    return round(float(match[1]) * _PREFIXES[match[2].lower()])
+    return whole
+
+
+def _whole_number(amount: Amount) -> int | None:
+    """Return the nearest whole number, exact however large; None for what is no amount."""
+    if isinstance(amount, str):
+        match = _AMOUNT.fullmatch(amount)
+        return None if match is None else round(Fraction(match[1]) * _PREFIXES[match[2].lower()])
+    if isinstance(amount, bool) or not isinstance(amount, Real):
+        return None
+    try:
+        return int(round(amount))
+    except (OverflowError, ValueError):  # infinite, not a number
+        return None

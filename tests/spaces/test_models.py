@@ -1,4 +1,5 @@
 import sys
+import threading
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from layers import UsageError
 from spaces import build_model, load_weights
-from spaces.models import check_outputs, is_factory
+from spaces.models import check_outputs, copy_module, describe_module, is_factory, is_object
 
 
 @pytest.fixture
@@ -149,3 +150,118 @@ class One(nn.Module):
 class Named(nn.Module):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"logits": images}
+
+
+class Net(nn.Module):
+    def __init__(self, classes: int = 4, channels: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+        return logits
+
+
+def test_a_module_is_known_by_its_class():
+    assert describe_module(Net()) == "object:Net"
+    assert describe_module(type("Net", (nn.Module,), {"__module__": "elsewhere"})()) == "object:Net"
+    assert is_object("object:Net")
+    assert not is_factory("object:Net")
+    assert not any(map(is_object, ("resnet8", "package.object:Net", "objects:Net", "object")))
+    with pytest.raises(
+        UsageError, match=r"^the network 'object:Net' was given as an object: give it again in Python, as model$"
+    ):
+        build_model("object:Net", classes=4, channels=2)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_copy_of_a_module_is_trained_on_its_own(fill, images, frozen):
+    module, x = fill(Net()), images(5, 2, 8, 8)
+    module.train().requires_grad_(not frozen)
+    module.norm.eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    copied = copy_module(module)
+    assert type(copied) is Net
+    assert not any(part.training for part in copied.modules())
+    assert [part.training for part in (module, module.conv, module.norm)] == [True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in copied.state_dict().items())
+    optimizer = torch.optim.SGD(copied.parameters(), 1.0)
+    copied.train()(x).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(value.grad is not None for value in copied.parameters())
+    assert not torch.equal(copied.conv.weight, before["conv.weight"])
+    assert all(value.grad is None and value.requires_grad != frozen for value in module.parameters())
+
+
+def with_shared(net: Net) -> Net:
+    net.other = nn.Conv2d(2, 6, 3)
+    net.other.weight = net.conv.weight
+    return net
+
+
+def after_a_pass(net: Net) -> Net:
+    net(torch.zeros(2, 2, 8, 8))
+    return net
+
+
+def with_conv(change):
+    def changed(net: Net) -> Net:
+        net.conv = change(net.conv)
+        return net
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(
+            (lambda net, d=d: net.to(d), rf"must have float32 weights: 'conv.weight' is {d}$".replace("torch.", ""))
+            for d in (torch.float16, torch.float64, torch.bfloat16)
+        ),
+        (with_conv(nn.Module.half), r"must have float32 weights: 'conv.weight' is float16$"),
+        (with_shared, r"must hold each weight once: 'conv.weight' is 'other.weight' too$"),
+        (with_conv(lambda conv: nn.LazyConv2d(6, 3)), r"must be given an image in its factory: its layer 'conv' is la"),
+        (
+            with_conv(nn.utils.parametrizations.weight_norm),
+            r"must have plain weights: those of its layer 'conv' are co",
+        ),
+        (with_conv(nn.utils.spectral_norm), r"must have plain weights: those of its layer 'conv' are computed"),
+        (
+            lambda net: after_a_pass(with_conv(nn.utils.spectral_norm)(net)),
+            r"must have plain weights: those of its layer 'conv' are computed",
+        ),
+    ],
+)
+def test_modules_without_plain_weights_are_refused(change, message):
+    with pytest.raises(UsageError, match=rf"^model \(='object:Net'\) {message}"):
+        copy_module(change(Net()))
+
+
+def test_a_module_that_cannot_be_copied_is_refused():
+    net = Net()
+    net.lock = threading.Lock()
+    with pytest.raises(UsageError, match=r"^cannot copy the model 'object:Net': TypeError: cannot pickle .*lock"):
+        copy_module(net)
+
+
+@pytest.mark.parametrize("other", ["resnet8", None, Net])
+def test_what_is_no_module_is_not_copied(other):
+    with pytest.raises(UsageError, match=r"^model \(=.*\) must be a torch.nn.Module$"):
+        copy_module(other)
+
+
+def test_outputs_of_a_module_are_checked_and_its_modes_stay():
+    net = Net().train()
+    net.norm.eval()
+    check_outputs("object:Net", net, (2, 8, 8), 4)
+    with pytest.raises(
+        UsageError, match=r"^model \(='object:Net'\) must give \(2, 5\) logits for two images, it gives"
+    ):
+        check_outputs("object:Net", net, (2, 8, 8), 5)
+    with pytest.raises(UsageError, match=r"^the model 'object:Net' cannot take two images: RuntimeError: "):
+        check_outputs("object:Net", net, (3, 8, 8), 4)
+    assert [part.training for part in (net, net.conv, net.norm)] == [True, True, False]

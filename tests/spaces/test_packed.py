@@ -90,6 +90,77 @@ def test_networks_of_a_users_factory_need_that_factory(wide, fill, images, tmp_p
     assert torch.equal(loaded(x), model(x))
 
 
+OWN_FORMS = {
+    "stem": LayerForm(basis="chebyshev", harmonics=(3, 2), bits=6),
+    "body2": LayerForm(templates=4, groups=2, transform="affine", bits=8, exponent_block=16),
+    "body.3": LayerForm(bits=5, vector_bits=7),
+    "head": LayerForm(bits=4, exponent_block=3),
+}
+
+
+@pytest.fixture
+def own(wide, fill, tmp_path):
+    """A compressed network of a user's module, and the file that holds it."""
+    model = compress_model(fill(wide), OWN_FORMS).eval()
+    save_model(model, tmp_path / "own", card={"model": "object:WideNet", "classes": 5, "channels": 3})
+    return model, tmp_path / "own"
+
+
+@pytest.mark.parametrize("given", ["module", "trained module", "class", "factory"])
+def test_networks_of_a_users_module_load_with_it_bit_by_bit(own, wide, fill, images, given):
+    (model, path), x = own, images(4, 3, 12, 12)
+    module = fill(type(wide)()).train() if given == "module" else wide
+    module.body.eval()
+    modes = [part.training for part in module.modules()]
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    makers = {"class": type(wide), "factory": lambda *, classes, channels: module}
+    loaded = load_model(path, model=makers.get(given, module))
+    assert torch.equal(loaded(x), model(x))
+    assert not any(part.training for part in loaded.modules())
+    assert {name: layer.form for name, layer in compressed_layers(loaded).items()} == OWN_FORMS
+    loaded.train()(x).square().sum().backward()
+    torch.optim.SGD(loaded.parameters(), 1.0).step()
+    if given != "factory":
+        assert [part.training for part in module.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_networks_of_a_users_module_need_that_module(own):
+    with pytest.raises(
+        UsageError, match=r"own' holds the network 'object:WideNet' of your own: pass it, or its factory, as model$"
+    ):
+        load_model(own[1])
+    assert read_card(own[1])["model"] == "object:WideNet"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda wide: type(wide)(classes=6), r"the packed model must be \d+ bytes, not "),
+        (lambda wide: type(wide)(channels=2), r"the packed model must be \d+ bytes, not "),
+        (lambda wide: setattr(wide, "head", nn.Identity()) or wide, r"layer \(=Identity\) must be a Conv2d"),
+        (lambda wide: setattr(wide, "body2", nn.Linear(32, 12)) or wide, r""),
+        (lambda wide: setattr(wide, "more", nn.Linear(2, 2)) or wide, r"the packed model must be \d+ bytes, not "),
+        (lambda wide: delattr(wide, "stem") or wide, r"layer \(='stem'\) must be one of the model's layers"),
+        (lambda wide: nn.Linear(3, 5), r"layer \(='.*'\) must be one of the model's layers"),
+        (lambda wide: nn.Sequential(), r"layer \(='.*'\) must be one of the model's layers"),
+        (lambda wide: "resnet8", r"'str' object is not callable"),
+        (lambda wide: lambda **shape: None, r"'NoneType' object has no attribute"),
+    ],
+)
+def test_a_module_of_another_architecture_is_one_sentence(own, wide, change, message):
+    with pytest.raises(OvertoneError, match=rf"^cannot build the network of '.*own': {message}[^\n]*$"):
+        load_model(own[1], model=change(wide))
+
+
+def test_a_module_that_cannot_be_copied_is_the_callers_fault(own, wide):
+    with pytest.raises(
+        UsageError, match=r"^model \(='object:WideNet'\) must have float32 weights: 'stem.weight' is fl"
+    ):
+        load_model(own[1], model=wide.double())
+
+
 def test_wrong_factory_is_one_sentence(path):
     with pytest.raises(OvertoneError, match=r"^[^\n]+$"):
         load_model(path, model=lambda *, classes, channels: nn.Linear(classes, channels))

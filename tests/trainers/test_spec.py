@@ -24,8 +24,20 @@ def network() -> Network:
     return Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
 
 
-def test_a_spec_survives_json() -> None:
-    assert TrialSpec.from_json(json.loads(json.dumps(SPEC.to_json()))) == SPEC
+@pytest.mark.parametrize(
+    "data", [DataSpec(), DataSpec(name="object:tensors", mean=[0.5, 0.25], std=2, augment="shift", train_limit=9)]
+)
+def test_a_spec_survives_json(data: DataSpec) -> None:
+    spec = dataclasses.replace(SPEC, data=data)
+    assert TrialSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    card = TrialSpec.from_json({**json.loads(json.dumps(spec.to_card())), "weights": spec.weights})
+    assert card == spec
+
+
+def test_a_specs_mean_must_be_numbers() -> None:
+    data = {**dataclasses.asdict(DataSpec()), "name": "object:tensors", "mean": "a", "std": 1}
+    with pytest.raises(UsageError, match=r"^mean \(='a'\) must be finite numbers, one a channel$"):
+        TrialSpec.from_json({**SPEC.to_json(), "data": data})
 
 
 def test_a_card_is_the_same_wherever_weights_and_data_lie() -> None:

@@ -7,6 +7,7 @@ training.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeGuard
@@ -16,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from layers.errors import OvertoneError, UsageError, first_line
+from layers.errors import OvertoneError, UsageError, first_line, translate_errors
 from trainers.data.dataset import Data, Split
 from trainers.data.spec import DataSpec
-from trainers.data.splitting import balanced_order, split_rows
+from trainers.data.splitting import balanced_order, check_sizes, split_rows
 
 __all__ = ["ImageObjects", "MapDataset", "Parts", "describe_objects", "object_data", "read_parts"]
 
@@ -121,28 +122,39 @@ def _is_pair(part: object) -> TypeGuard[tuple[Any, Any]]:
 
 
 def _read(name: str, part: Part, progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
-    if not len(part):
-        raise UsageError(f"data (={name}) must hold one image or more")
     if _is_pair(part):
-        images, labels = (torch.as_tensor(values).detach().cpu() for values in part)
+        with translate_errors(f"cannot read the tensors of {name}", RuntimeError, TypeError, ValueError, to=UsageError):
+            images, labels = map(_tensor, part)
     else:
         images, labels = _read_dataset(name, part, progress)
     if images.is_floating_point():
         images = images.float()
     if images.dim() != 4 or images.dtype not in (torch.uint8, torch.float32):
         raise UsageError(f"images of {name} (={_shown(images)}) must be uint8 or float (n, C, H, W)")
+    if not images.numel():
+        raise UsageError(f"images of {name} (={_shown(images)}) must be one or more, and not empty")
     if images.is_floating_point() and not bool(images.isfinite().all()):
         raise UsageError(f"images of {name} must be finite: some values are infinite or not numbers")
     whole = not labels.is_floating_point() and not labels.is_complex()
     if tuple(labels.shape) != (len(images),) or not whole:
         raise UsageError(f"labels of {name} (={_shown(labels)}) must be whole numbers (n,), one of {len(images)} each")
+    labels = labels.long()
     if int(labels.min()) < 0:
         raise UsageError(f"labels of {name} must be 0 or more, the least is {int(labels.min())}")
-    return images, labels.long()
+    return images, labels
+
+
+def _tensor(values: Any) -> Tensor:
+    """Return values on the CPU, apart from any gradient; numpy arrays that torch cannot share are copied."""
+    if isinstance(values, np.ndarray):
+        values = np.require(values, values.dtype.newbyteorder("="), ["C_CONTIGUOUS", "WRITEABLE"])
+    return torch.as_tensor(values).detach().cpu()
 
 
 def _read_dataset(name: str, dataset: MapDataset, progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
     """Read a dataset into one tensor, image by image: two copies may not fit."""
+    if not len(dataset):
+        raise UsageError(f"data (={name}) must hold one image or more")
     images: Tensor | None = None
     labels = torch.empty(len(dataset), dtype=torch.int64)
     for index in range(len(dataset)):
@@ -168,7 +180,7 @@ def _item(name: str, dataset: MapDataset, index: int) -> tuple[Tensor, int]:
                 raise UsageError(f"item {index} of {name} (=mode {image.mode!r}) must have 8 bits a channel")
             pixels = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
             image = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
-        return torch.as_tensor(image), int(label)
+        return _tensor(image), operator.index(label)  # int would cut a float
     except OvertoneError:
         raise
     except Exception as error:  # of the user's own code
@@ -200,7 +212,7 @@ def _rows(spec: DataSpec, parts: Parts, generator: torch.Generator) -> dict[str,
     if set(parts) == {"train", "val", "test"}:
         train = balanced_order(labels["train"], generator)[: spec.train_limit]
         whole = {name: (name, torch.arange(len(labels[name]))) for name in ("val", "test")}
-        return {"train": ("train", train), **whole}
+        return check_sizes(spec.name, {"train": ("train", train), **whole})
     if "all" not in parts:
         spec = spec if "test" in parts else replace(spec, val_from="test")
         other = "test" if "test" in parts else "val"

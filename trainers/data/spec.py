@@ -84,8 +84,9 @@ class DataSpec:
             values = getattr(self, name)
             if values is None:
                 continue
+            values = values.tolist() if hasattr(values, "tolist") else values  # numpy's and torch's
             values = tuple(values) if isinstance(values, list | tuple) else (values,)
-            if not all(isinstance(v, int | float) and least < v < math.inf for v in values):
+            if not values or not all(isinstance(v, int | float) and least < v < math.inf for v in values):
                 above = " above 0" if name == "std" else ""
                 raise UsageError(f"{name} (={getattr(self, name)!r}) must be finite numbers{above}, one a channel")
             object.__setattr__(self, name, tuple(float(value) for value in values))  # JSON has lists only
@@ -100,7 +101,7 @@ class DataSpec:
     @property
     def is_object(self) -> bool:
         """Whether the caller holds the images, so that they must be given whenever they are read."""
-        return self.kind == "object"
+        return self.name.startswith("object:")
 
     @property
     def folder(self) -> str:

@@ -5,7 +5,10 @@ import torch
 from layers.errors import OvertoneError
 from trainers.data.spec import DataSpec
 
-__all__ = ["balanced_order", "split_rows"]
+__all__ = ["balanced_order", "check_sizes", "split_rows"]
+
+Rows = dict[str, tuple[str, torch.Tensor]]
+"""For each split the part that it comes from and the rows there."""
 
 
 def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -22,9 +25,7 @@ def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Te
     return shuffled[position.argsort(stable=True)]
 
 
-def split_rows(
-    spec: DataSpec, labels: dict[str, torch.Tensor], holdout: float, generator: torch.Generator
-) -> dict[str, tuple[str, torch.Tensor]]:
+def split_rows(spec: DataSpec, labels: dict[str, torch.Tensor], holdout: float, generator: torch.Generator) -> Rows:
     """Return for each split ('train', 'val', 'test') the part it comes from ('train' or 'test') and the rows there.
 
     `labels` are by part; `holdout` is the share of the training part that validation takes. Raises OvertoneError for a
@@ -38,10 +39,15 @@ def split_rows(
         held = len(test) // 2
         part, val, test = "test", test[:held], test[held:]
     rows = {"train": ("train", train[: spec.train_limit]), "val": (part, val), "test": ("test", test)}
+    return check_sizes(spec.name, rows)
+
+
+def check_sizes(data: str, rows: Rows) -> Rows:
+    """Return the rows of each split; raise OvertoneError for a split of `data` that is too small to be used."""
     for name, (_, indices) in rows.items():
         least = 2 if name == "train" else 1  # batch norm needs two images
         if len(indices) < least:
             raise OvertoneError(
-                f"the {name} split of {spec.name!r} has {len(indices)} images; it must have at least {least}"
+                f"the {name} split of {data!r} has {len(indices)} images; it must have at least {least}"
             )
     return rows

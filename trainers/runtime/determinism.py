@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from spaces.modes import evaluation_mode
+
 __all__ = ["deterministic_cudnn", "epoch_generator", "eval_mode", "seeded_dropout"]
 
 
@@ -44,12 +46,5 @@ def seeded_dropout(generator: torch.Generator) -> Iterator[None]:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run a model in evaluation mode, deterministic and without gradients; restore each module's mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # no_grad, not inference_mode: what a layer may cache here must still be usable in training
-        with torch.no_grad(), deterministic_cudnn():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluation_mode(model), deterministic_cudnn():
+        yield

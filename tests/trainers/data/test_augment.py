@@ -102,6 +102,13 @@ def test_none_changes_nothing_and_draws_nothing():
     assert torch.equal(generator.get_state(), state)
 
 
+@pytest.mark.parametrize("kind", ["none", "shift", "crop-flip"])
+def test_floats_and_bytes_take_the_same_draws(kind, generator):
+    images = torch.randint(256, (16, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    moved, floats = (augment(x, kind, torch.Generator().manual_seed(3)) for x in (images, images.float()))
+    assert torch.equal(moved.float(), floats)
+
+
 @pytest.mark.parametrize("kind", ["shift", "crop-flip"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_the_generator_alone_decides_and_the_input_stays(kind, dtype):
@@ -131,6 +138,62 @@ def test_normalisation_is_torchvisions(mean, std):
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bytes_are_normalized_bit_by_bit_as_scaled_by_255(generator, channels, layout):
+    mean, std = torch.rand(2, channels, generator=generator, dtype=torch.float64).add(0.1).tolist()
+    images = torch.randint(256, (5, channels, 6, 7), generator=generator, dtype=torch.uint8)
+    found = normalize(images.contiguous(memory_format=layout), tuple(mean), tuple(std))
+    for c in range(channels):
+        scale, shift = torch.tensor(1 / (255 * std[c])), torch.tensor(mean[c] / std[c])
+        assert torch.equal(found[:, c], images[:, c].float() * scale - shift)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_floats_are_normalized_without_a_scale_and_stay(generator, channels, layout):
+    mean, std = torch.rand(2, channels, generator=generator, dtype=torch.float64).add(0.1).tolist()
+    images = torch.randn(5, channels, 6, 7, generator=generator).contiguous(memory_format=layout)
+    before = images.clone()
+    found = normalize(images, tuple(mean), tuple(std))
+    expected = (images.double() - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    found.zero_()
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("side", [7, 8])
+def test_a_rotation_of_floats_by_quarters_moves_pixels(generator, side):
+    images = torch.randn(4, 3, side, side, generator=generator)
+    before = images.clone()
+    turned = module._rotate(images, torch.tensor([0.0, 90.0, 180.0, -90.0]))
+    assert turned.dtype == torch.float32
+    for image, found, quarters in zip(images, turned, (0, 1, 2, -1), strict=True):
+        torch.testing.assert_close(found, image.rot90(quarters, (1, 2)), rtol=0, atol=1e-4)
+    assert torch.equal(images, before)
+
+
+def test_a_rotation_of_bytes_is_that_of_floats_rounded(generator):
+    images = torch.randint(256, (6, 3, 9, 11), generator=generator, dtype=torch.uint8)
+    degrees = 40 * torch.rand(6, generator=generator) - 20
+    assert torch.equal(module._rotate(images, degrees), module._rotate(images.float(), degrees).round().byte())
+
+
+def test_a_linear_ramp_of_floats_turns_exactly(generator):
+    """Bilinear interpolation is exact on a ramp, wherever no pixel beyond the edge counts."""
+    side = 15
+    y, x = torch.meshgrid(*[torch.arange(side).double() - (side - 1) / 2] * 2, indexing="ij")
+    a, b, c = torch.randn(3, generator=generator, dtype=torch.float64).tolist()
+    degrees = 90 * torch.rand(5, generator=generator) - 45
+    found = module._rotate((a * x + b * y + c).float().expand(5, 1, side, side), degrees)
+    inside = x.square() + y.square() < ((side - 1) / 2) ** 2
+    for turned, angle in zip(found[:, 0], degrees.double().deg2rad(), strict=True):
+        cos, sin = angle.cos(), angle.sin()
+        expected = a * (cos * x - sin * y) + b * (sin * x + cos * y) + c
+        torch.testing.assert_close(turned[inside], expected[inside].float(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 32, 32), (4, 1, 8, 12), (4, 3, 9, 7)])

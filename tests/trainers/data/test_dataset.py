@@ -16,9 +16,9 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("OVERTONE_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def plain(generator) -> Split:
-    images = torch.randint(256, (50, 3, 5, 6), generator=generator, dtype=torch.uint8)
+@pytest.fixture(params=[torch.uint8, torch.float32])
+def plain(request, generator) -> Split:
+    images = torch.randint(256, (50, 3, 5, 6), generator=generator).to(request.param)
     return Split(images=images, labels=torch.randint(9, (50,), generator=generator))
 
 
@@ -91,12 +91,12 @@ def test_streamed_data_pickle(both):
 @pytest.mark.parametrize(
     ("images", "labels"),
     [
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2).long()),
+        *((torch.zeros(2, 3, 4, 4, dtype=dtype), torch.zeros(2).long()) for dtype in (torch.int64, torch.float64)),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2).long()),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3).long()),
     ],
 )
-def test_a_split_takes_bytes_with_a_label_each(images, labels):
+def test_a_split_takes_bytes_or_floats_with_a_label_each(images, labels):
     with pytest.raises(UsageError, match=r"must be uint8 or float32 \(n, C, H, W\)"):
         Split(images=images, labels=labels)
 

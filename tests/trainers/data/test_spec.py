@@ -1,4 +1,9 @@
+import json
+from dataclasses import asdict
+
+import numpy as np
 import pytest
+import torch
 
 from layers.errors import OvertoneError, UsageError
 from trainers.data.spec import DataSpec
@@ -23,7 +28,20 @@ def test_a_label_tells_the_last_folder_alone(name, label):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "cifar100", "Digits", "parquet", "parquet:", "imagefolder:", "digits:x", ":x", "parquet:a\0b"]
+    "name",
+    [
+        "",
+        "cifar100",
+        "Digits",
+        "parquet",
+        "parquet:",
+        "imagefolder:",
+        "digits:x",
+        ":x",
+        "parquet:a\0b",
+        "object",
+        "objects:x",
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_allowed_forms(name):
     with pytest.raises(
@@ -82,3 +100,63 @@ def test_kind_and_folder_are_the_two_sides_of_the_first_colon(monkeypatch):
     spec = DataSpec(name="parquet:~/a:b")
     assert (spec.kind, spec.folder) == ("parquet", "/home/someone/a:b")
     assert (DataSpec().kind, DataSpec().folder) == ("digits", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, {"mean": None, "std": None, "augment": None}),
+        ({"mean": 0, "std": 1}, {"mean": (0.0,), "std": (1.0,)}),
+        ({"mean": [0.5, -1, 2], "std": (1, 2, 3)}, {"mean": (0.5, -1.0, 2.0), "std": (1.0, 2.0, 3.0)}),
+        ({"mean": np.array([1, 2]), "std": torch.ones(2)}, {"mean": (1.0, 2.0), "std": (1.0, 1.0)}),
+        ({"augment": "shift"}, {"augment": "shift"}),
+    ],
+)
+def test_settings_of_images_that_are_held_survive_json(given, kept):
+    spec = DataSpec(name="object:tensors", **given)
+    assert asdict(spec).items() >= kept.items()
+    again = DataSpec(**json.loads(json.dumps(asdict(spec))))
+    assert again == spec
+    assert hash(again) == hash(spec)
+
+
+@pytest.mark.parametrize("setting", [{"mean": 0.5, "std": 1.0}, {"std": 1.0}, {"augment": "none"}])
+@pytest.mark.parametrize("name", ["digits", "cifar10", "parquet:object:x", "imagefolder:x"])
+def test_named_images_have_their_own_normalization_and_augmentation(setting, name):
+    with pytest.raises(
+        UsageError,
+        match=rf"^{next(iter(setting))} \(=.*\) must be left out for '{name}'; only images that are given as",
+    ):
+        DataSpec(name=name, **setting)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"mean": 0.5}, r"mean \(=0.5\) and std \(=None\) must be given together$"),
+        ({"std": 0.5}, r"mean \(=None\) and std \(=0.5\) must be given together$"),
+        *(
+            ({"mean": mean, "std": 1}, r"mean \(=.*\) must be finite numbers, one a channel$")
+            for mean in ("0.5", [], (), [None], [0.5, float("nan")], float("inf"), [[0.5]], {"a": 1})
+        ),
+        *(
+            ({"mean": 0, "std": std}, r"std \(=.*\) must be finite numbers above 0, one a channel$")
+            for std in (0, -1, [1, 0], float("inf"), float("nan"), "1", torch.zeros(3), [])
+        ),
+        ({"augment": "flip"}, r"augment \(='flip'\) must be one of none, shift, crop-flip$"),
+        ({"augment": ["none"]}, r"augment \(=\['none'\]\) must be one of none, shift, crop-flip$"),
+        ({"stream": True}, r"stream \(=True\) must be false for 'object:x'"),
+        ({"image_size": 8}, r"image_size \(=8\) must be left out for 'object:x'"),
+    ],
+)
+def test_wrong_settings_of_images_that_are_held_are_named(wrong, match):
+    with pytest.raises(UsageError, match=rf"^{match}"):
+        DataSpec(name="object:x", **wrong)
+
+
+def test_images_that_are_held_have_no_folder():
+    spec = DataSpec(name="object:a/b")
+    assert spec.is_object
+    assert (spec.kind, spec.folder, spec.label) == ("object", "", "object:a/b")
+    assert spec.absolute().name == "object:a/b"
+    assert not DataSpec(name="parquet:object:x").is_object
