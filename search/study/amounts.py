@@ -36,6 +36,6 @@ def _whole_number(amount: Amount) -> int | None:
     if isinstance(amount, bool) or not isinstance(amount, Real):
         return None
     try:
-        return int(round(amount))
+        return round(amount)
     except (OverflowError, ValueError):  # infinite, not a number
         return None
