@@ -74,7 +74,9 @@ def _row(spec: TrialSpec, number: int, space: Space, **changes: object) -> dict[
     return {"number": number, "spec": json.dumps(spec.to_json()), **measured, **history, **changes}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.slow if name == "gp" else ()) for name in SAMPLERS]
+)
 def test_every_network_is_asked_for_once_and_the_original_first(make, space: Space, sampler: str) -> None:  # type: ignore[no-untyped-def]
     specs = _run(make(space, sampler=sampler), space, 25)
     digests = {space.network.digest(spec.config) for spec in specs}
