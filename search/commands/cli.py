@@ -25,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog="`overtone --version` prints the version.",
 )
 for _command in (inspect, train, search, resume, confirm, status, query, compact, importance, report):
     app.command(cls=CommandWithPanels)(_command)
@@ -48,6 +49,9 @@ def run(argv: list[str]) -> int:
     warnings.simplefilter("always", OvertoneWarning)
     warnings.showwarning = lambda message, *_, **__: print(f"overtone: {message}", file=sys.stderr)
     try:
+        if argv == ["--version"]:
+            print(f"overtone {_version()}")
+            return 0
         code = app(argv, standalone_mode=False)
     except UsageError as error:
         return _fail(str(error), 2)
@@ -67,6 +71,12 @@ def run(argv: list[str]) -> int:
     if code == _CTRL_C:
         return _fail("interrupted", 1)
     return code if isinstance(code, int) else 0
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("overtone")
 
 
 def _fail(message: str, code: int) -> int:

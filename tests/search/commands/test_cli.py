@@ -1,3 +1,4 @@
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -56,6 +57,10 @@ def test_search_resume_and_confirm_take_the_same_resources() -> None:
             for command in ("search", "resume", "confirm")
         ]
         assert declared == 3 * declared[:1]
+
+
+def test_the_version_is_that_of_the_installation(overtone: Overtone) -> None:
+    assert overtone("--version") == (0, f"overtone {importlib.metadata.version('overtone')}\n", "")
 
 
 @pytest.mark.parametrize("command", [(), ("plot",)])
