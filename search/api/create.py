@@ -16,7 +16,7 @@ from search.study.amounts import Amount, parse_amount
 from search.study.budget import Budget
 from search.study.objects import Objects
 from search.study.parsing import parse_granularity, read_space
-from search.study.plan import DEFAULT_STORE, StudyPlan
+from search.study.plan import DEFAULT_RECIPE, DEFAULT_STORE, StudyPlan
 from search.study.study_ledger import StudyLedger
 from trainers.data.spec import DataSpec
 from trainers.training.recipe import RECIPES, TrainingRecipe
@@ -42,7 +42,7 @@ def create_study(
     granularity: str = StudyPlan.granularity,
     minimum_templates: int = StudyPlan.minimum_templates,
     saliency: str = StudyPlan.saliency,
-    recipe: str | TrainingRecipe = "finetune",
+    recipe: str | TrainingRecipe = DEFAULT_RECIPE,
     init: str = StudyPlan.init,
     epochs: int = StudyPlan.epochs,
     seed: int = StudyPlan.seed,

@@ -17,6 +17,7 @@ from search.api.trial import Trial
 from search.runner.run_lock import is_running
 from search.study.amounts import Amount, parse_amount
 from search.study.objects import NO_OBJECTS, Objects
+from search.study.plan import DEFAULT_SEEDS
 from search.study.study_ledger import StudyLedger
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Study:
 
     def confirm(
         self,
-        n_seeds: int = 3,
+        n_seeds: int = DEFAULT_SEEDS,
         *,
         pick: str = "front",
         where: str | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from search.commands import options
 from search.study.parsing import parse_gpus, read_recipe
-from search.study.plan import StudyPlan
+from search.study.plan import DEFAULT_RECIPE, StudyPlan
 from trainers.data.spec import DataSpec
 from trainers.training.recipe import TrainingRecipe
 
@@ -148,7 +148,7 @@ class RecipeOptions(BaselineRecipeOptions):
     """How each trial is fine-tuned."""
 
     epochs: options.Epochs = StudyPlan.epochs
-    recipe: options.Recipe = "finetune"
+    recipe: options.Recipe = DEFAULT_RECIPE
     distillation: options.Distillation = None
 
 

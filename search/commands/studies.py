@@ -27,7 +27,7 @@ from search.commands.option_groups import (
     SpaceOptions,
     with_option_groups,
 )
-from search.study.plan import DEFAULT_STORE, StudyPlan
+from search.study.plan import DEFAULT_SEEDS, DEFAULT_STORE, StudyPlan
 
 if TYPE_CHECKING:
     from search.api.study import Study
@@ -129,7 +129,7 @@ def resume(
 def confirm(
     study: options.Study,
     resources: ResourceOptions,
-    seeds: Annotated[int, options.option(options.TRIALS, "Further seeds to run each trial with.")] = 3,
+    seeds: Annotated[int, options.option(options.TRIALS, "Further seeds to run each trial with.")] = DEFAULT_SEEDS,
     pick: Annotated[
         str,
         options.option(

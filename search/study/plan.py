@@ -16,15 +16,21 @@ from spaces.config import NetworkConfig
 from trainers.data.spec import DataSpec
 from trainers.score import SCORE_NAME
 from trainers.start.choices import INITS, SALIENCIES
-from trainers.training.recipe import TrainingRecipe
+from trainers.training.recipe import RECIPES, TrainingRecipe
 
 if TYPE_CHECKING:
     from trainers.spec import TrialSpec
 
-__all__ = ["DEFAULT_OBJECTIVES", "DEFAULT_STORE", "StudyPlan", "check_same_settings"]
+__all__ = [
+    *("DEFAULT_OBJECTIVES", "DEFAULT_RECIPE", "DEFAULT_SEEDS", "DEFAULT_STORE", "StudyPlan", "check_same_settings"),
+]
 
 DEFAULT_STORE = "runs"
 """Folder of studies where no store is named."""
+DEFAULT_RECIPE = "finetune"
+"""Name of the recipe that trials are fine-tuned by."""
+DEFAULT_SEEDS = 3
+"""Further seeds that trials are confirmed with."""
 DEFAULT_OBJECTIVES = (SCORE_NAME, "size_bytes", "flops")
 _LATENCIES = frozenset({"latency_ms", "latency_b64_ms"})
 """Objectives for which a trial measures latency, both of them at once."""
@@ -48,7 +54,7 @@ class StudyPlan:
     space: Mapping[str, Any] = field(default_factory=dict)
     """Limits of the search space, as `Space.restrict` takes them."""
     minimum_templates: int = NetworkConfig.minimum_templates
-    recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
+    recipe: TrainingRecipe = RECIPES[DEFAULT_RECIPE]
     init: str = "calibrated"
     """How compressed weights begin."""
     saliency: str = "magnitude"
