@@ -13,15 +13,17 @@ class Net(nn.Module):
 IMAGES = (torch.zeros(4, 1, 3, 3), torch.zeros(4).long())
 
 
+def _held(objects):
+    return objects.model, objects.data
+
+
 def test_what_is_missing_is_taken_from_another():
     one, other = Objects(model=Net(), data=IMAGES), Objects(model=Net(), data={"train": IMAGES, "val": IMAGES})
-    assert one.or_else(other) == one
-    assert NO_OBJECTS.or_else(one) == one.or_else(NO_OBJECTS) == one
-    mixed = Objects(model=one.model).or_else(other)
-    assert (mixed.model, mixed.data) == (one.model, other.data)
-    mixed = Objects(data=one.data).or_else(other)
-    assert (mixed.model, mixed.data) == (other.model, one.data)
-    assert NO_OBJECTS.or_else(NO_OBJECTS) == NO_OBJECTS == Objects()
+    for both in one.or_else(other), NO_OBJECTS.or_else(one), one.or_else(NO_OBJECTS):
+        assert _held(both) == (one.model, one.data)
+    assert _held(Objects(model=one.model).or_else(other)) == (one.model, other.data)
+    assert _held(Objects(data=one.data).or_else(other)) == (other.model, one.data)
+    assert _held(NO_OBJECTS.or_else(NO_OBJECTS)) == (None, None)
 
 
 def test_what_is_missing_is_never_compared_with_what_is_there():
@@ -55,12 +57,12 @@ def test_objects_pass_under_their_own_names(objects, names):
         (
             NO_OBJECTS,
             {"model": "object:Net"},
-            r"the study was begun with the object 'object:Net': give it again in Python, as the argument model$",
+            r"the study was begun with the object 'object:Net': give it again in Python, as model$",
         ),
         (
             Objects(model=Net()),
             {"model": "object:Net", "data": "object:tensors"},
-            r"the study was begun with the object 'object:tensors': give it again in Python, as the argument data$",
+            r"the study was begun with the object 'object:tensors': give it again in Python, as data$",
         ),
         (
             Objects(model=nn.Linear(1, 1)),
