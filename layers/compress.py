@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -12,6 +11,8 @@ from layers.errors import UsageError
 from layers.form import LayerForm, is_norm
 from layers.linear import CompressedLinear
 from layers.norm import CompressedNorm, compress_norm
+from layers.plainness import kept_because
+from layers.references import copy_with_layers
 
 __all__ = ["CompressedLayer", "compress_layer", "compress_model", "compressed_layers"]
 
@@ -22,17 +23,19 @@ def compress_layer(layer: nn.Module, form: LayerForm, saliency: Tensor | None = 
     """Return the layer in the given form, started at the least-squares answer to its weights.
 
     The filters of a convolution with the largest saliency (N,) become its templates; without it those of largest
-    magnitude.
+    magnitude. Raises `UsageError` for a layer that does more than its class (`layers.plainness`).
     """
+    if not (isinstance(layer, nn.Conv2d | nn.Conv1d | nn.Linear) or is_norm(layer)):
+        raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d, a Linear or a norm")
+    if reason := kept_because(layer):
+        raise UsageError(f"layer (={type(layer).__name__}) must stay uncompressed: {reason}")
     if isinstance(layer, nn.Conv2d):
         return CompressedConv2d(layer, form, saliency)
     if isinstance(layer, nn.Conv1d):
         return CompressedConv1d(layer, form, saliency)
     if isinstance(layer, nn.Linear):
         return CompressedLinear(layer, form)
-    if is_norm(layer):
-        return compress_norm(layer, form)
-    raise UsageError(f"layer (={type(layer).__name__}) must be a Conv2d, a Conv1d, a Linear or a norm")
+    return compress_norm(layer, form)
 
 
 def compress_model(
@@ -41,16 +44,16 @@ def compress_model(
     """Return a copy of the model with each layer named in `forms` in its form; the model itself stays as it is.
 
     The filters with the largest `saliency` (N,), given by the convolution's name, become templates; without it those of
-    largest magnitude.
+    largest magnitude. A layer is exchanged wherever the model holds it (`layers.references`).
     """
-    compressed = copy.deepcopy(model)
-    modules = dict(compressed.named_modules())
-    for name, form in forms.items():
-        if name not in modules or not name:
-            raise UsageError(f"layer (={name!r}) must be one of the model's layers")
-        parent, _, child = name.rpartition(".")
-        setattr(modules[parent], child, compress_layer(modules[name], form, (saliency or {}).get(name)))
-    return compressed
+
+    def make(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        for name in forms:
+            if name not in modules or not name:
+                raise UsageError(f"layer (={name!r}) must be one of the model's layers")
+        return {name: compress_layer(modules[name], form, (saliency or {}).get(name)) for name, form in forms.items()}
+
+    return copy_with_layers(model, make)
 
 
 def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:

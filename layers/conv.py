@@ -140,7 +140,7 @@ class CompressedConv2d(FilterLayer):
     def extra_repr(self) -> str:
         """Return shape and form in a line."""
         shape = self.shape
-        return f"{shape.in_channels}, {shape.out_channels}, kernel={shape.kernel}, stride={self.stride}, {self.form}"
+        return f"{shape.in_channels}, {shape.out_channels}, kernel={shape.kernel}, stride={self.strides}, {self.form}"
 
 
 class CompressedConv1d(CompressedConv2d):
@@ -148,6 +148,12 @@ class CompressedConv1d(CompressedConv2d):
 
     def __init__(self, conv: nn.Conv1d, form: LayerForm, saliency: Tensor | None = None) -> None:
         super().__init__(_with_one_row(conv), form, saliency)
+        self.carry_attributes(conv)
+
+    @property
+    def weight(self) -> Tensor:
+        """The filters (N, C / groups, K), built anew."""
+        return self.filters().squeeze(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the input is rounded first if the form has bits."""

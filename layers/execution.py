@@ -40,7 +40,7 @@ def convolve(layer: FilterLayer, x: Tensor, execution: Execution) -> Tensor:
     bias = layer.rounded_bias()
     if execution == "dense":
         x, padding = padded(x, layer.margins, layer.padding_mode)
-        return F.conv2d(x, layer.filters(), bias, layer.stride, padding, layer.dilation, layer.shape.groups)
+        return F.conv2d(x, layer.filters(), bias, layer.strides, padding, layer.dilations, layer.shape.groups)
     if execution == "fused" and (fused := _fused(layer, x, bias)) is not None:
         return fused
     y = _factored(layer, x) if execution == "factored" else _two_stage(layer, x)
@@ -62,7 +62,7 @@ def _factored(layer: FilterLayer, x: Tensor) -> Tensor:
 def _two_stage(layer: FilterLayer, x: Tensor) -> Tensor:
     x, padding = padded(x, layer.margins, layer.padding_mode)
     return two_stage_conv2d(
-        x, layer.templates(), *layer.operators(), stride=layer.stride, padding=padding, dilation=layer.dilation
+        x, layer.templates(), *layer.operators(), stride=layer.strides, padding=padding, dilation=layer.dilations
     )
 
 
@@ -74,14 +74,14 @@ def _fused(layer: FilterLayer, x: Tensor, bias: Tensor | None) -> Tensor | None:
 
     templates = layer.cache.get("fused", layer, build)
     left, _, top, _ = layer.margins
-    return fused_conv2d(x, templates, bias, stride=layer.stride, padding=(top, left), dilation=layer.dilation)
+    return fused_conv2d(x, templates, bias, stride=layer.strides, padding=(top, left), dilation=layer.dilations)
 
 
 def _has_one_pass(layer: FilterLayer) -> bool:
     """Return whether outputs lie amid their taps and zeros around the image; transforms that mix taps need stride 1."""
     left, right, top, bottom = layer.margins
-    geometry = ConvGeometry(layer.shape.kernel, layer.stride, (top, left), layer.dilation)
-    mixes = layer.form.transform not in ("scalar", "zero") and layer.stride != (1, 1)
+    geometry = ConvGeometry(layer.shape.kernel, layer.strides, (top, left), layer.dilations)
+    mixes = layer.form.transform not in ("scalar", "zero") and layer.strides != (1, 1)
     is_even = layer.padding_mode == "zeros" and (left, top) == (right, bottom)
     return geometry.is_centered and is_even and not mixes
 
@@ -89,8 +89,8 @@ def _has_one_pass(layer: FilterLayer) -> bool:
 def _placement(layer: FilterLayer) -> dict[str, Any]:
     """Return where filters are applied, as `layers.series.harmonic` takes it."""
     return {
-        "stride": layer.stride,
+        "stride": layer.strides,
         "margins": layer.margins,
         "padding_mode": layer.padding_mode,
-        "dilation": layer.dilation,
+        "dilation": layer.dilations,
     }

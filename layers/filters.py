@@ -73,18 +73,23 @@ class FilterLayer(QuantizedLayer):
     """The support of each filter, (N,) uint8, if coefficients are allocated to filters."""
     support_index: Tensor | None
     """Where each stored row of coefficients stands among (N, K_y, K_x); follows from `frequency_support`."""
+    strides: tuple[int, int]
+    """In y and in x, as the others; `stride` and the like are those of the convolution that this layer replaces."""
+    dilations: tuple[int, int]
+    margins: tuple[int, int, int, int]
+    """Padding on the left, on the right, at the top, at the bottom."""
     residuals: Residuals | None
     """What pruned filters have besides while they are pruned gradually."""
 
     def __init__(self, conv: nn.Conv2d, form: LayerForm) -> None:
         """Allocate what the form stores of this convolution; all but the bias is to be filled."""
         super().__init__()
+        self.carry_attributes(conv)
         self.shape = LayerShape.from_module(conv)
         self.form = form
-        self.stride = (conv.stride[0], conv.stride[1])
-        self.dilation = (conv.dilation[0], conv.dilation[1])
-        left, right, top, bottom = conv._reversed_padding_repeated_twice
-        self.margins = (left, right, top, bottom)
+        self.strides = (conv.stride[0], conv.stride[1])
+        self.dilations = (conv.dilation[0], conv.dilation[1])
+        self.margins = _margins(conv)
         self.padding_mode = conv.padding_mode
         self.residuals = None
         self.cache = EvaluationCache()
@@ -116,6 +121,11 @@ class FilterLayer(QuantizedLayer):
     def _index_supports(self, *_: Any) -> None:
         """Follow a change of `frequency_support`; loading calls this too."""
         self.support_index = index_supports(self.frequency_support, self.shape.kernel, len(self.coefficients))
+
+    @property
+    def weight(self) -> Tensor:
+        """The filters as the convolution that this layer replaces has its weight, built anew; it is stored nowhere."""
+        return self.filters()
 
     def filters(self) -> Tensor:
         """Build the filters (N, C / groups, K_y, K_x).
@@ -200,6 +210,23 @@ class FilterLayer(QuantizedLayer):
     def _expanded(self, stored: Tensor) -> Tensor:
         assert self.support_index is not None
         return expand_coefficients(stored, self.support_index, self.shape.out_channels, self.shape.kernel)
+
+
+def _margins(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Return the padding (left, right, top, bottom) that the convolution's forward pass uses.
+
+    With zeros that is `padding` as it is now: like strides and dilations it may have been changed after construction.
+    """
+    if conv.padding_mode != "zeros":
+        left, right, top, bottom = conv._reversed_padding_repeated_twice
+        return left, right, top, bottom
+    if isinstance(conv.padding, str):
+        reach = [
+            0 if conv.padding == "valid" else d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+        ]
+        return reach[1] // 2, reach[1] - reach[1] // 2, reach[0] // 2, reach[0] - reach[0] // 2
+    y, x = conv.padding
+    return x, x, y, y
 
 
 def _tensor_state(module: nn.Module) -> Any:

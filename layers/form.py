@@ -163,15 +163,14 @@ class LayerShape:
 
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
-            return cls(
-                kind="linear", in_channels=layer.in_features, out_channels=layer.out_features, bias=bias, calls=calls
-            )
+            outputs, inputs = layer.weight.shape  # not `in_features`: whoever exchanges a weight may forget it
+            return cls(kind="linear", in_channels=inputs, out_channels=outputs, bias=bias, calls=calls)
         if isinstance(layer, nn.Conv1d | nn.Conv2d):
             return cls(
                 kind="conv2d",
-                in_channels=layer.in_channels,
-                out_channels=layer.out_channels,
-                kernel=(layer.kernel_size[0] if len(layer.kernel_size) == 2 else 1, layer.kernel_size[-1]),
+                in_channels=layer.weight.shape[1] * layer.groups,
+                out_channels=layer.weight.shape[0],
+                kernel=(1 if layer.weight.dim() == 3 else layer.weight.shape[2], layer.weight.shape[-1]),
                 groups=layer.groups,
                 bias=bias,
                 calls=calls,

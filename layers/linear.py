@@ -16,10 +16,16 @@ class CompressedLinear(QuantizedLayer):
 
     def __init__(self, linear: nn.Linear, form: LayerForm) -> None:
         super().__init__()
+        self.carry_attributes(linear)
         self.shape, self.form = LayerShape.from_module(linear), form
         stored = stored_tensors(self.shape, form)["coefficients"]
         self.coefficients = nn.Parameter(linear.weight.detach().clone().view(stored.shape))
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (N, C) that the layer multiplies with; it is stored nowhere."""
+        return self.filters()
 
     def filters(self) -> Tensor:
         """Return the weight (N, C) in its format."""

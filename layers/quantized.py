@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from layers.blockfloat import Rounding, quantize
@@ -19,6 +21,17 @@ class QuantizedLayer(nn.Module):
     rounding: Rounding = "nearest"
     """How numbers are rounded in training; evaluation always rounds to nearest even."""
     bias: Tensor | None
+    carried: dict[str, Any]
+    """Plain attributes of the layer that this one replaces."""
+
+    def carry_attributes(self, layer: nn.Module) -> None:
+        """Take over plain attributes of the layer that this one replaces (`kernel_size`, the user's own).
+
+        Code of the network may read them.
+        """
+        self.carried = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+        self.carried.pop("training", None)
+        vars(self).update(self.carried)
 
     def quantized(self, x: Tensor, form: BlockFormat | None) -> Tensor:
         """Round `x` to the format, if there is one; the gradient passes straight through."""

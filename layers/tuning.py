@@ -83,7 +83,7 @@ def _fastest(times: dict[Execution, float]) -> Execution:
 
 
 def _key(layer: CompressedConv2d, x: Tensor) -> Any:
-    geometry = (layer.shape, layer.form, layer.stride, layer.margins, layer.padding_mode, layer.dilation)
+    geometry = (layer.shape, layer.form, layer.strides, layer.margins, layer.padding_mode, layer.dilations)
     device = torch.cuda.get_device_name(x.device) if x.is_cuda else (x.device.type, torch.get_num_threads())
     return type(layer), geometry, x.shape, x.stride(), x.dtype, device
 

@@ -6,7 +6,9 @@ import copy
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from layers import UsageError
 from layers.errors import first_line
-from spaces.modes import evaluation_mode
+from spaces.modes import evaluation_mode, quiet
 from spaces.zoo import CifarResNet, CifarVGG16
 
 __all__ = [
@@ -130,18 +132,19 @@ def _unknown_model(name: str, torchvision_names: list[str]) -> str:
 def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
     module, _, attribute = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"model (={name!r}) must be importable as package.module:factory: {first_line(error)}"
-        ) from error
+        with _own_program():
+            factory = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # of the user's own code
+        reason = first_line(error) if isinstance(error, _NOT_THERE) else _described(error)
+        raise UsageError(f"model (={name!r}) must be importable as package.module:factory: {reason}") from error
     try:
         inspect.signature(factory).bind(classes=classes, channels=channels)
     except (TypeError, ValueError) as error:
         raise UsageError(f"model (={name!r}) must take classes=... and channels=...: {first_line(error)}") from error
     try:
-        model = factory(classes=classes, channels=channels)
-    except Exception as error:  # of the user's own code
+        with _own_program():
+            model = factory(classes=classes, channels=channels)
+    except (Exception, SystemExit) as error:  # of the user's own code
         raise UsageError(f"cannot build the model {name!r}: {_described(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}")
@@ -149,9 +152,30 @@ def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
     return model
 
 
+_NOT_THERE = (ImportError, AttributeError, ValueError, TypeError)
+
+
+@contextmanager
+def _own_program() -> Iterator[None]:
+    """Run code of the user's as a program without arguments: ours are not for it, and workers have others."""
+    given = sys.argv
+    sys.argv = given[:1]
+    try:
+        with quiet():
+            yield
+    finally:
+        sys.argv = given
+
+
 def _check_weights(name: str, model: nn.Module) -> None:
-    """Raise `UsageError` for layers without plain weights of their own: lazy ones, computed weights, shared weights."""
+    """Raise `UsageError` for layers without plain weights of their own: lazy ones, computed weights, shared weights.
+
+    And for what neither compresses nor trains here: scripted modules, weights of more than four dimensions.
+    """
     for path, layer in model.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            part = f"its part {path!r}" if path else "it"
+            raise UsageError(f"model (={name!r}) must be ordinary Python: {part} is scripted or traced")
         if any(map(is_lazy, (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))):
             raise UsageError(f"model (={name!r}) must be given an image in its factory: its layer {path!r} is lazy")
         plain = "weight" in layer._parameters or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
@@ -165,7 +189,13 @@ def _check_weights(name: str, model: nn.Module) -> None:
         if weight in paths:
             raise UsageError(f"model (={name!r}) must hold each weight once: {paths[weight]!r} is {path!r} too")
         paths[weight] = path
+        if weight.dim() > 4:
+            raise UsageError(
+                f"model (={name!r}) must have weights of four dimensions at most: {path!r} has {weight.dim()}"
+            )
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return "it ends the program, as one does that wants arguments of its own"
     return f"{type(error).__name__}: {first_line(error)}"

@@ -1,14 +1,22 @@
-"""Evaluation mode for a while."""
+"""How code of the user's is run: in evaluation mode for a while, and without a word on standard output."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from torch import nn
 
-__all__ = ["evaluation_mode"]
+__all__ = ["evaluation_mode", "quiet"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Send to standard error what other code prints: standard output is for a command's answer, which scripts read."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager
@@ -17,7 +25,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():  # not inference_mode: what a layer may cache here must still be usable in training
+        with (
+            quiet(),
+            torch.no_grad(),
+        ):  # not inference_mode: what a layer may cache here must still be usable in training
             yield
     finally:
         for module, training in modes:

@@ -45,7 +45,8 @@ class Network:
 
         Raises `UsageError` if it cannot take them, or has a part called `norms_and_biases`.
         """
-        from spaces.tracing import trace  # here, because it imports PyTorch
+        from layers.plainness import kept_because  # here, because it imports PyTorch
+        from spaces.tracing import trace
 
         traced = trace(model, image)
         shapes = traced.shapes
@@ -54,7 +55,11 @@ class Network:
             raise UsageError(
                 f"the network's part {NORMS_AND_BIASES!r} needs another name: here it is that of all norms and biases"
             )
-        norms = {name: LayerShape.from_module(module) for name, module in model.named_modules() if is_norm(module)}
+        norms = {
+            name: LayerShape.from_module(module)
+            for name, module in model.named_modules()
+            if is_norm(module) and not kept_because(module)
+        }
         counted = network_cost(shapes, {}, Cost()).macs
         rest = remaining_cost(model, shapes) + Cost(macs=max(0, traced.macs - counted))
         return cls(blocks=blocks, shapes=shapes, norms=norms, rest=rest)

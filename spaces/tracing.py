@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layers import LayerShape, UsageError
 from layers.errors import translate_errors
+from layers.plainness import kept_because
 from spaces.modes import evaluation_mode
 
 __all__ = ["Traced", "trace"]
@@ -32,14 +33,16 @@ def trace(model: nn.Module, image: tuple[int, int, int]) -> Traced:
     """Return the shapes and products of a network, recorded while it takes a (channels, height, width) image.
 
     Layers that are not called cannot be compressed: either other code reads their weights (torchvision's Swin and
-    torch's attention do) and would not understand a compressed form, or they serve training alone. Raises `UsageError`
-    if the network cannot take an image of this size.
+    torch's attention do) and would not understand a compressed form, or they serve training alone. Nor can layers that
+    do more than their class (`layers.plainness`). Raises `UsageError` if the network cannot take an image of this size.
     """
     calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and not _is_read_by_parent(model, name)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
+        and not kept_because(module)
+        and not _is_read_by_parent(model, name)
     }
     hooks = [module.register_forward_hook(_recorder(calls.setdefault(name, []))) for name, module in layers.items()]
     size = "x".join(map(str, image))
@@ -83,7 +86,7 @@ def _is_read_by_parent(model: nn.Module, layer: str) -> bool:
 def _recorder(calls: list[tuple[tuple[int, int], tuple[int, int]]]):  # type: ignore[no-untyped-def]
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Linear):
-            rows = output[0].numel() // module.out_features
+            rows = output[0].numel() // len(module.weight)
             calls.append(((1, rows), (1, rows)))
         else:
             calls.append((_size(module, inputs[0]), _size(module, output)))

@@ -58,7 +58,7 @@ class TemplateRegression:
         step = max(1, _CHUNK_VALUES // max(values, 1))
         for inputs, targets in zip(x.split(step), outputs.split(step), strict=True):
             inputs, padding = padded(layer.rounded(inputs), layer.margins, layer.padding_mode)
-            patches = F.unfold(inputs, layer.shape.kernel, layer.dilation, padding, layer.stride)
+            patches = F.unfold(inputs, layer.shape.kernel, layer.dilations, padding, layer.strides)
             patches = patches.transpose(0, 1).flatten(1).unflatten(0, (parts, -1))
             by_part = targets.flatten(2).transpose(0, 1).flatten(1).unflatten(0, (parts, -1))
             self._gram += (patches @ patches.mT).double()

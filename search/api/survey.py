@@ -10,12 +10,14 @@ import torch
 
 from layers import Cost
 from search.api.networks import LoadedNetwork
+from search.study.budget import Budget, extremes
 from search.study.plan import StudyPlan
 from search.study.workload import make_space
 from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, presets
 from spaces.global_pruning import has_global_rate, resolve_global_rates
 from spaces.network import NORMS_AND_BIASES
 from trainers.estimate import TrialEstimate, estimate_trial
+from trainers.fidelity import check_fidelity
 from trainers.runtime.device import keep_freed_memory
 from trainers.start.saliency import filter_saliency
 
@@ -58,8 +60,13 @@ class Survey:
 
 
 def survey_network(loaded: LoadedNetwork, plan: StudyPlan, *, device: torch.device) -> Survey:
-    """Survey the space that a search of this plan would search; with data, estimate a trial on the device too."""
+    """Survey the space that a search of this plan would search; with data, estimate a trial on the device too.
+
+    Raises `UsageError` if the network cannot be compressed truly (`trainers.fidelity`).
+    """
     space = _search_space(plan, loaded)
+    limits = extremes(space, Budget())
+    check_fidelity(plan.model, loaded.module, space.network, loaded.image, loaded.classes, limits)
     trial = None if loaded.data is None else _estimate(loaded, plan, device)
     train_images = 0 if loaded.data is None else len(loaded.data.train)
     return survey(space, model=plan.model, train_images=train_images, epochs=plan.epochs, trial=trial)

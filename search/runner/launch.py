@@ -69,16 +69,17 @@ def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload) -> Non
     """Write the record of a new study, and its first rows; a study of the same name must have the same settings.
 
     `plan` is as `StudyPlan.located` gives it, `workload` what it loads. Raises `UsageError` if no config of its space
-    meets the budget, or if the study exists with other settings.
+    meets the budget, if the study exists with other settings, or if the network cannot be compressed truly.
     """
     check_sampler(plan.sampler)
     plan = workload.resolved(plan)
     space = make_space(plan, workload.network)
-    extremes(space, plan.budget)
+    limits = extremes(space, plan.budget)
     settings = {**plan.to_record(), **workload.identity()}
     if study.exists():
         check_same_settings(study.record(), settings)
         return
+    workload.check_fidelity(plan.model, limits)
     rows = warm_start_rows(study, settings, lambda config: may_try(config, space, plan.budget))
     about = {"dataset": plan.data.label, "uncompressed": workload.reference(), "choices": space.choices}
     counts = {"trials": plan.trials + len(rows), "warm_started": len(rows)}

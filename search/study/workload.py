@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from spaces.models import copy_module
 from trainers.data import Data, DataSpec, load_data
 from trainers.data.objects import Parts, object_data, read_parts
 from trainers.evaluation import evaluate
+from trainers.fidelity import check_fidelity
 from trainers.score import SCORE_NAME
 from trainers.start.saliency import filter_saliency
 from trainers.trial import load_baseline
@@ -65,6 +66,10 @@ class Workload:
             return plan
         saliency = filter_saliency(plan.saliency, self.baseline, self.data, seed=plan.seed)
         return replace(plan, space=resolve_global_rates(plan.space, self.network, saliency, plan.minimum_templates))
+
+    def check_fidelity(self, model: str, configs: Sequence[NetworkConfig]) -> None:
+        """Check that the network, of this name, can be compressed truly (`trainers.fidelity`)."""
+        check_fidelity(model, self.baseline, self.network, self.data.val.image_shape, self.data.classes, configs)
 
     def hashes(self) -> dict[str, str]:
         """Return the content hashes that are part of a trial's identity."""

@@ -8,7 +8,7 @@ what was measured, up to the order in which a runtime adds.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from layers import CompressedConv1d, CompressedConv2d, CompressedLinear, CompressedNorm, compressed_layers
 from layers.blockfloat import BlockFormat
 from layers.compress import CompressedLayer
+from layers.references import copy_with_layers
 
 __all__ = ["PortableRounding", "portable_model"]
 
@@ -71,14 +72,15 @@ class PortableRounding(nn.Module):
 
 def portable_model(model: nn.Module) -> nn.Module:
     """Return a float32 copy in eval mode with each compressed layer replaced; sums may be added in another order."""
-    portable = copy.deepcopy(model).eval()
-    for name, layer in compressed_layers(portable).items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(portable.get_submodule(parent), attribute, _freeze(layer))
-    return portable
+
+    def freeze(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        return {name: _freeze(modules[name].eval()) for name in compressed_layers(model)}
+
+    return copy_with_layers(model, freeze).eval()
 
 
-def _freeze(layer: CompressedLayer) -> nn.Module:
+def _freeze(layer: nn.Module) -> nn.Module:
+    assert isinstance(layer, CompressedLayer)
     if isinstance(layer, CompressedNorm):
         return layer.plain()
     if isinstance(layer, CompressedLinear):
@@ -87,36 +89,40 @@ def _freeze(layer: CompressedLayer) -> nn.Module:
 
 
 class _Frozen(nn.Module):
+    filters: Tensor
     bias: Tensor | None
 
     def __init__(self, layer: CompressedConv2d | CompressedLinear) -> None:
         super().__init__()
-        self.register_buffer("weight", layer.filters().detach().clone())
+        vars(self).update(layer.carried)
+        self.register_buffer("filters", layer.filters().detach().clone())
         bias = layer.rounded_bias()
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         form = layer.form.activation_format
         self.rounding = nn.Identity() if form is None else PortableRounding(form)
 
+    @property
+    def weight(self) -> Tensor:
+        """The filters, as code of the network may read them."""
+        return self.filters
+
 
 class _Linear(_Frozen):
-    weight: Tensor
-
     def forward(self, x: Tensor) -> Tensor:
         rounded = self.rounding(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-        return F.linear(rounded, self.weight, self.bias)
+        return F.linear(rounded, self.filters, self.bias)
 
 
 class _Conv2d(_Frozen):
-    weight: Tensor
+    groups: int
 
     def __init__(self, layer: CompressedConv2d) -> None:
         super().__init__(layer)
-        self.stride = layer.stride
-        self.dilation = layer.dilation
-        self.groups = layer.shape.groups
+        self.strides = layer.strides
+        self.dilations = layer.dilations
         left, right, top, bottom = layer.margins
         uneven = layer.padding_mode != "zeros" or (left, top) != (right, bottom)
-        self.padding = (0, 0) if uneven else (top, left)
+        self.inner = (0, 0) if uneven else (top, left)
         self.margins = layer.margins if uneven else None
         self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
@@ -124,11 +130,16 @@ class _Conv2d(_Frozen):
         x = self.rounding(x) if x.dim() == 4 else self.rounding(x[None])[0]
         if self.margins is not None:
             x = F.pad(x, self.margins, mode=self.mode)
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x, self.filters, self.bias, self.strides, self.inner, self.dilations, self.groups)
 
 
 class _Conv1d(_Conv2d):
     """A 1-D convolution, as one of images with a single row."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The filters (N, C / groups, K)."""
+        return self.filters.squeeze(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.unsqueeze(-2)).squeeze(-2)

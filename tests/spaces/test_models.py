@@ -78,6 +78,96 @@ def test_factories_that_make_no_network_are_refused(attribute, message, factorie
         build_model(f"{factories}:{attribute}", classes=4, channels=2)
 
 
+TALKATIVE = """
+import argparse, sys
+import torch
+from torch import nn
+print("imported")
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", type=int, default=7)
+WIDTH = parser.parse_args().width
+
+def net(channels, *more):
+    return nn.Sequential(nn.Conv2d(channels, WIDTH, 3), *more)
+
+def talks(classes, channels):
+    print("built", sys.argv[1:])
+    return net(channels)
+
+def wants(classes, channels):
+    parser.add_argument("data")
+    parser.parse_args()
+
+def leaves(classes, channels):
+    sys.exit()
+
+def scripted(classes, channels):
+    return net(channels, torch.jit.script(nn.Conv2d(WIDTH, classes, 3)))
+
+def whole(classes, channels):
+    return torch.jit.trace(net(channels), torch.zeros(1, channels, 8, 8))
+
+def volumes(classes, channels):
+    return net(channels, nn.Conv3d(WIDTH, classes, 3))
+
+def table(classes, channels):
+    made = net(channels)
+    made.table = nn.Parameter(torch.zeros(1, 2, 1, 2, 1))
+    return made
+"""
+
+
+@pytest.fixture
+def talkative(tmp_path, monkeypatch):
+    name = f"talkative_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(TALKATIVE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["overtone", "inspect", "--json"])
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_what_factories_print_is_no_output_and_our_arguments_are_not_theirs(talkative, capsys):
+    model = build_model(f"{talkative}:talks", classes=4, channels=2)
+    assert model[0].out_channels == 7
+    assert capsys.readouterr() == ("", "imported\nbuilt []\n")
+    assert sys.argv == ["overtone", "inspect", "--json"]
+
+
+@pytest.mark.parametrize("attribute", ["wants", "leaves"])
+def test_factories_that_end_the_program_are_refused(attribute, talkative, capsys):
+    message = "it ends the program, as one does that wants arguments of its own"
+    with pytest.raises(UsageError, match=rf"^cannot build the model '{talkative}:{attribute}': {message}$"):
+        build_model(f"{talkative}:{attribute}", classes=4, channels=2)
+    assert capsys.readouterr().out == ""
+
+
+def test_modules_that_end_the_program_or_fail_are_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for text, reason in (("raise SystemExit(3)", "it ends the program"), ("1 / 0", "ZeroDivisionError: division by")):
+        name = f"failing_{len(text)}_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(
+            UsageError, match=rf"^model \(='{name}:net'\) must be importable as package.module:factory: {reason}"
+        ):
+            build_model(f"{name}:net", classes=4, channels=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("scripted", r"must be ordinary Python: its part '1' is scripted or traced$"),
+        ("whole", r"must be ordinary Python: it is scripted or traced$"),
+        ("volumes", r"must have weights of four dimensions at most: '1.weight' has 5$"),
+        ("table", r"must have weights of four dimensions at most: 'table' has 5$"),
+    ],
+)
+def test_factories_of_what_cannot_be_compressed_or_trained_are_refused(attribute, message, talkative):
+    with pytest.raises(UsageError, match=rf"^model \(='{talkative}:{attribute}'\) {message}"):
+        build_model(f"{talkative}:{attribute}", classes=4, channels=2)
+
+
 def test_factories_that_fail_are_refused(factories):
     with pytest.raises(UsageError, match=rf"^cannot build the model '{factories}:broken': KeyError: 'boom'$"):
         build_model(f"{factories}:broken", classes=4, channels=2)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from spaces.modes import evaluation_mode
+from spaces.modes import evaluation_mode, quiet
 
 __all__ = ["deterministic_cudnn", "epoch_generator", "eval_mode", "seeded_dropout"]
 
@@ -38,7 +38,7 @@ def seeded_dropout(generator: torch.Generator) -> Iterator[None]:
     """Seed torch's global state, from which dropout and stochastic depth draw, and restore it afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     cuda = [generator.device] if generator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), quiet():
         torch.manual_seed(seed)
         yield
 
