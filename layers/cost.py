@@ -1,8 +1,9 @@
 """What a layer costs by its shape and form alone, before anything is built or trained.
 
 `size_bytes` is the payload of the packed file. `macs` are multiply-accumulates of one image in the cheapest exact
-form: dense; factored (a series convolution as basis convolutions and a mix, `layers.series.harmonic`); or two-stage
-(Miles & Mikolajczyk eq. 5, `layers.templates.rebuild`). Convolutions and matrix products count, as usual; norms,
+form that `layers.execution` has: dense; factored (a series convolution as basis convolutions and a mix,
+`layers.series.harmonic`); two-stage (Miles & Mikolajczyk eq. 5, `layers.templates.rebuild`), with maps at all pixels or
+sampled; or pruned. Building filters does not count. Convolutions and matrix products count, as usual; norms,
 activations, additions and pooling do not, nor do the additions that join identity filters.
 """
 
@@ -94,11 +95,11 @@ def _macs(shape: LayerShape, form: LayerForm, source: tuple[int, int], target: t
         rows = target[0] * source[1] * channels * n_y * k_y
         columns = pixels * channels * n_y * n_x * k_x
         forms.append(rows + columns + pixels * prod(form.harmonics) * shape.filter_channels * outputs)
-    if form.templates is not None and shape.groups == 1:
-        forms.append(_two_stage_macs(shape, form, source[0] * source[1], pixels))
-    elif form.transform == "zero":
+    if form.transform == "zero":
         assert form.templates is not None
         forms.append(forms[0] // outputs * form.templates)
+    elif form.templates is not None and shape.groups == 1:
+        forms.append(_two_stage_macs(shape, form, source[0] * source[1], pixels))
     return min(forms)
 
 
@@ -107,9 +108,7 @@ def _two_stage_macs(shape: LayerShape, form: LayerForm, input_pixels: int, pixel
     assert form.templates is not None
     taps, rebuilt = prod(shape.kernel), form.groups * (shape.out_channels - form.templates)
     maps = taps * shape.in_channels * form.templates
-    if form.transform == "zero":
-        return pixels * maps
     if form.transform == "scalar":
-        return pixels * (maps + taps * rebuilt)
+        return min(input_pixels, pixels) * maps + pixels * taps * rebuilt
     neighbors = prod(2 if k > 1 else 1 for k in shape.kernel)
     return input_pixels * maps + pixels * neighbors * taps * rebuilt

@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from layers import Cost, LayerForm, LayerShape, UsageError, layer_cost, network_cost, remaining_cost
+from layers import Cost, LayerForm, LayerShape, OvertoneWarning, UsageError, layer_cost, network_cost, remaining_cost
 from layers.form import Assignment, canonical_form, is_norm, stored_tensors
 from layers.templates.count import template_count
 from spaces.blocks import Granularity, find_blocks
@@ -38,17 +39,24 @@ class Network:
     """Cost of everything else: norms, and products that no layer of `shapes` computes (attention's)."""
     norms: Mapping[str, LayerShape] = field(default_factory=dict)
     """Shape of each norm."""
+    uncounted: tuple[str, ...] = ()
+    """Names of operators that may multiply, and whose products are in no cost (`spaces.products`)."""
 
     @classmethod
     def from_module(cls, model: nn.Module, image: tuple[int, int, int], granularity: Granularity = "stage") -> Network:
         """Return the network of a module that takes (channels, height, width) images.
 
-        Raises `UsageError` if it cannot take them, or has a part called `norms_and_biases`.
+        Raises `UsageError` if it cannot take them, or has a part called `norms_and_biases`. Warns (OvertoneWarning) of
+        operators whose products cannot be counted.
         """
         from layers.plainness import kept_because  # here, because it imports PyTorch
         from spaces.tracing import trace
 
         traced = trace(model, image)
+        if traced.uncounted:
+            named = ", ".join(traced.uncounted)
+            message = f"the products of {named} are in no macs and flops of the network: there is no formula for them"
+            warnings.warn(message, OvertoneWarning, stacklevel=2)
         shapes = traced.shapes
         blocks = find_blocks(shapes, granularity)
         if NORMS_AND_BIASES in blocks:
@@ -61,8 +69,8 @@ class Network:
             if is_norm(module) and not kept_because(module)
         }
         counted = network_cost(shapes, {}, Cost()).macs
-        rest = remaining_cost(model, shapes) + Cost(macs=max(0, traced.macs - counted))
-        return cls(blocks=blocks, shapes=shapes, norms=norms, rest=rest)
+        rest = remaining_cost(model, shapes) + Cost(macs=traced.macs - counted)
+        return cls(blocks=blocks, shapes=shapes, norms=norms, rest=rest, uncounted=traced.uncounted)
 
     def forms(self, config: NetworkConfig) -> dict[str, LayerForm]:
         """Return the form of every layer that the config changes, by layer name.

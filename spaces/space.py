@@ -51,8 +51,11 @@ class Space:
     def default(cls, network: Network, minimum_templates: int = NetworkConfig.minimum_templates) -> Space:
         """Return the space of what each block can take, the uncompressed network included.
 
-        Of some knobs it has a selection of values; `restrict` takes others.
+        Of some knobs it has a selection of values; `restrict` takes others. Raises `UsageError` for a network without a
+        layer that can be compressed.
         """
+        if not network.blocks:
+            raise UsageError("the network has no layer that can be compressed")
         choices = {block: _default_choices(network, block, minimum_templates) for block in network.blocks}
         if network.layers_in(NORMS_AND_BIASES):
             choices[NORMS_AND_BIASES] = {"bits": NORM_BITS}

@@ -178,6 +178,8 @@ class Trial:
     def save(self, path: str | Path) -> None:
         """Write the packed model, with a card that says how to run it and where it comes from."""
         card = {"model": self.spec.model, **image_card(self.data), "spec": self.spec.to_card()}
+        if self.network.uncounted:
+            card["uncounted"] = list(self.network.uncounted)
         save_model(self.model, path, card=card)
 
     def _latency(self, batch_size: int) -> float:

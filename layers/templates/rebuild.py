@@ -13,14 +13,18 @@ stage-one parameters is that of the tensors, K^2 C M; eq. 9 drops the factor G.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from layers.errors import UsageError
+from layers.series.harmonic import padded
 from layers.templates.fit import fit_transforms
 from layers.templates.gather import template_gather
 from layers.templates.operators import tap_operators, transformed
+from layers.templates.reference import ConvGeometry
 from layers.templates.transforms import Transform
 
 __all__ = [
@@ -28,6 +32,7 @@ __all__ = [
     "fitted_transforms",
     "output_operators",
     "rebuild_filters",
+    "sampled_conv2d",
     "two_stage_conv2d",
 ]
 
@@ -107,20 +112,51 @@ def two_stage_conv2d(
     source: Tensor,
     *,
     stride: tuple[int, int],
-    padding: tuple[int, int],
+    margins: tuple[int, int, int, int],
+    padding_mode: str = "zeros",
     dilation: tuple[int, int],
 ) -> Tensor:
     """Convolve in two stages (eqs. 3-4): K_y K_x maps of each template, then a gather of these maps.
 
     Inputs (B, C, H, W), templates (G, M, C / G, K_y, K_x), operators and source as `output_operators` returns them,
-    outputs (B, N, H_out, W_out). Map k of a template is its tap k at every pixel of the input. Multiply-accumulates are
-    H W K_y K_x C M and H_out W_out G (N - M) s, with s = K_y K_x for gains (eq. 5), 4 K_y K_x for transforms that mix
-    taps (section 2.5). With a stride, gains need a map only at the pixels that its tap sees (as `layers.cost` counts).
+    margins (left, right, top, bottom), outputs (B, N, H_out, W_out). Map k of a template is its tap k at every pixel of
+    the input. Multiply-accumulates are H W K_y K_x C M and H_out W_out G (N - M) s, with s = K_y K_x for gains (eq. 5),
+    4 K_y K_x for transforms that mix taps (section 2.5).
     """
-    kernel = list(templates.shape[3:])
-    taps = templates.permute(0, 3, 4, 1, 2).reshape(-1, templates.shape[2], 1, 1)
-    maps = F.conv2d(x, taps, groups=len(templates))
-    return template_gather(maps, operators.to(maps.dtype), source, kernel, list(stride), list(padding), list(dilation))
+    maps = F.conv2d(x, _pointwise(templates)[..., None, None], groups=len(templates))
+    maps, padding = padded(maps, margins, padding_mode)  # a pointwise convolution of the padding is padding of its maps
+    place = (list(templates.shape[3:]), list(stride), list(padding), list(dilation))
+    return template_gather(maps, operators.to(maps.dtype), source, *place)
+
+
+def sampled_conv2d(
+    x: Tensor,
+    templates: Tensor,
+    gains: Tensor,
+    source: Tensor,
+    *,
+    stride: tuple[int, int],
+    margins: tuple[int, int, int, int],
+    padding_mode: str = "zeros",
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Convolve in two stages as `two_stage_conv2d` does, by gains (N, G, T), with maps of what each tap sees alone.
+
+    Map k of a template is its tap k at the pixel that it sees for each output: H_out W_out K_y K_x C M and
+    H_out W_out G (N - M) K_y K_x multiply-accumulates, the fewer where a stride or the edges leave out pixels.
+    """
+    kernel = (templates.shape[3], templates.shape[4])
+    x, padding = padded(x, margins, padding_mode)
+    size = ConvGeometry(kernel, stride, padding, dilation).size((x.shape[2], x.shape[3]))
+    seen = F.unfold(x, kernel, dilation, padding, stride).unflatten(1, (len(templates), -1, prod(kernel)))
+    taps = _pointwise(templates).unflatten(0, (-1, templates.shape[1]))  # (G T, M, C / G)
+    maps = (taps @ seen.transpose(2, 3).flatten(1, 2)).flatten(1, 2).unflatten(2, size)
+    return template_gather(maps, gains.flatten(1)[..., None].to(maps.dtype), source, [1, 1], [1, 1], [0, 0], [1, 1])
+
+
+def _pointwise(templates: Tensor) -> Tensor:
+    """Return the taps of templates (G, M, C / G, K_y, K_x) as pointwise filters (G T M, C / G)."""
+    return templates.permute(0, 3, 4, 1, 2).reshape(-1, templates.shape[2])
 
 
 def _rank(template_mask: Tensor, count: int) -> Tensor:

@@ -35,9 +35,9 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     process of its own read the file; `same_file`, whether a trial that was trained again gave the same bits; `seeds`
     and, if there are several, the columns of `results.analysis.confidence` over them; `size_bytes`, `flops`,
     `parameters`, `latency_ms` and `latency_b64_ms` with `device`; the blocks (`blocks` as the ledger has them, or
-    `config`); `image_size`, `channels`, `mean`, `std`, `pixels` (`float32` if images were floats already), `classes`;
-    `file_format` of the file of `file_bytes` bytes. A metric is a share of the images, except one whose name ends with
-    `_loss`.
+    `config`); `uncounted`, the operators whose products are not in `flops`; `image_size`, `channels`, `mean`, `std`,
+    `pixels` (`float32` if images were floats already), `classes`; `file_format` of the file of `file_bytes` bytes. A
+    metric is a share of the images, except one whose name ends with `_loss`.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -112,7 +112,8 @@ def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
     if facts.get("size_bytes") is not None:
         yield f"- packed size: {format_kilobytes(facts['size_bytes'], ',.2f')} (kB = 1,000 bytes)"
     if facts.get("flops") is not None:
-        yield f"- compute: {format_flops(facts['flops'], ',.3f')} an image (2 x multiply-accumulates)"
+        flops = format_flops(facts["flops"], ",.3f")
+        yield f"- compute: {flops} an image (2 x multiply-accumulates){_uncounted(facts)}"
     if facts.get("parameters") is not None:
         yield f"- parameters: {facts['parameters']:,}"
     for key, batch in (("latency_ms", 1), ("latency_b64_ms", 64)):
@@ -122,6 +123,11 @@ def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
     if facts["file_format"] != "safetensors":
         yield ""
         yield "This format holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
+
+
+def _uncounted(facts: Mapping[str, Any]) -> str:
+    names = facts.get("uncounted")
+    return f", without the products of {', '.join(map(_code, names))}" if names and isinstance(names, list) else ""
 
 
 def _network(facts: Mapping[str, Any]) -> Iterator[str]:

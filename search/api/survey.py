@@ -41,6 +41,8 @@ class Survey:
     """Arithmetic of one trial's fine-tuning of the uncompressed network, 0 without data."""
     trial: TrialEstimate | None
     """Time and memory of a trial on a device, None without data."""
+    uncounted: tuple[str, ...]
+    """Names of operators whose products are in no `macs` and `flops` (`spaces.products`)."""
     presets: tuple[Mapping[str, Any], ...]
     """Of each preset (`spaces.papers`): `name`, `source`, `parameters`, `size_bytes`, `flops`, `published_top1`,
     `published_base`, and `percent_size`, `percent_flops`, `percent_parameters` of the uncompressed network. Parameters
@@ -55,6 +57,7 @@ class Survey:
             "least": dict(self.least),
             "trial_flops": self.trial_flops,
             "trial": self.trial and self.trial.to_json(),
+            "uncounted": list(self.uncounted),
             "presets": [dict(preset) for preset in self.presets],
         }
 
@@ -95,6 +98,7 @@ def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: T
         },
         trial_flops=3 * whole.flops * train_images * epochs,
         trial=trial,
+        uncounted=network.uncounted,
         presets=tuple(_preset(network, preset, whole) for preset in presets(model, network)),
     )
 

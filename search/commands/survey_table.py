@@ -34,10 +34,11 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
     for source in dict.fromkeys(preset["source"] for preset in survey.presets):
         console.print(_preset_table(source, [preset for preset in survey.presets if preset["source"] == source]))
     whole, least = survey.uncompressed, survey.least
+    uncounted = f", without the products of {', '.join(survey.uncounted)}" if survey.uncounted else ""
     lines = [
         f"space: {survey.space_size:.3g} points, several of which can be one network",
         f"size: {format_kilobytes(whole['size_bytes'])} uncompressed, down to {format_kilobytes(least['size_bytes'])}",
-        f"compute: {format_flops(whole['flops'])} uncompressed, down to {format_flops(least['flops'])}",
+        f"compute: {format_flops(whole['flops'])} uncompressed, down to {format_flops(least['flops'])}{uncounted}",
         f"parameters: {whole['parameters']:,} uncompressed",
     ]
     if survey.trial is not None:

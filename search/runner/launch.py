@@ -82,6 +82,8 @@ def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload) -> Non
     workload.check_fidelity(plan.model, limits)
     rows = warm_start_rows(study, settings, lambda config: may_try(config, space, plan.budget))
     about = {"dataset": plan.data.label, "uncompressed": workload.reference(), "choices": space.choices}
+    if workload.network.uncounted:
+        about["uncounted"] = list(workload.network.uncounted)
     counts = {"trials": plan.trials + len(rows), "warm_started": len(rows)}
     study.create({**settings, **about, **counts}, rows)
 

@@ -43,13 +43,16 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
     executions = ["dense"]
     factored = form.basis is not None and form.templates is None and (conv.groups == 1 or not form.allocation)
     executions += ["factored"] if factored else []
-    two_stages = form.templates is not None and conv.groups == 1
+    executions += ["pruned"] if form.transform == "zero" else []
+    two_stages = form.templates is not None and conv.groups == 1 and form.transform != "zero"
     executions += ["two_stage"] if two_stages else []
     left, right, top, bottom = conv._reversed_padding_repeated_twice
     reach = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
     amid = (top, left) == (bottom, right) and [2 * top, 2 * left] == reach
-    strides = conv.stride == (1, 1) or form.transform in ("scalar", "zero")
+    strides = conv.stride == (1, 1) or form.transform == "scalar"
     executions += ["fused"] if two_stages and conv.padding_mode == "zeros" and amid and strides else []
+    leaves_out = conv.stride != (1, 1) or left + right < reach[1] or top + bottom < reach[0]
+    executions += ["sampled"] if two_stages and form.transform == "scalar" and leaves_out else []
     assert list(layer.executions) == executions
     for execution in executions:
         layer.execution = execution
@@ -66,6 +69,8 @@ def test_whatever_conv2d_takes(padding, mode, kernel, random_conv, random_form, 
         (TEMPLATES, 1, "factored"),
         (TEMPLATES, 1, "fused"),
         (LayerForm(templates=3, transform="scalar"), 4, "two_stage"),
+        (LayerForm(templates=3, transform="zero"), 1, "two_stage"),
+        (LayerForm(templates=3, transform="affine"), 1, "sampled"),
         (LayerForm(), 1, "fastest"),
     ],
 )

@@ -184,6 +184,18 @@ def test_a_packed_model_tells_no_folder(
     assert str(Path(spec.weights).parent).encode() not in (tmp_path / "m.safetensors").read_bytes()
 
 
+def test_a_packed_model_names_the_operators_that_its_flops_leave_out(
+    spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network], tmp_path: Path
+) -> None:
+    baseline, network = subject
+    for names in ((), ("aten._fft_r2c",)):
+        trial = _run(
+            dataclasses.replace(spec, epochs=0), data, (baseline, dataclasses.replace(network, uncounted=names))
+        )
+        trial.save(tmp_path / "m.safetensors")
+        assert read_card(tmp_path / "m.safetensors").get("uncounted", []) == list(names)
+
+
 def _payload(path: Path) -> list[torch.Tensor]:
     from safetensors.torch import load_file
 

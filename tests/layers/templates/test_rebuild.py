@@ -67,7 +67,8 @@ def test_two_stages_equal_the_dense_convolution(_, setting, rng, normal):
     where = {"stride": stride, "padding": padding, "dilation": dilation}
     expected = F.conv2d(x, oracle_filters(templates, gains, kept, assigned), **where)
     operators = output_operators("scalar", gains, kept, assigned, tuple(kernel))
-    found = two_stage_conv2d(x, templates, *operators, **where)
+    place = {"stride": stride, "margins": (padding[1], padding[1], padding[0], padding[0]), "dilation": dilation}
+    found = two_stage_conv2d(x, templates, *operators, **place)
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, atol=1e-10)
 
@@ -80,7 +81,7 @@ def test_gradients_of_both_executions(setting, normal):
 
     def two_stage(x: Tensor, templates: Tensor, gains: Tensor) -> Tensor:
         operators = output_operators("scalar", gains, kept, assigned, tuple(templates.shape[3:]))
-        return two_stage_conv2d(x, templates, *operators, stride=(2, 1), padding=(1, 0), dilation=(1, 1))
+        return two_stage_conv2d(x, templates, *operators, stride=(2, 1), margins=(0, 0, 1, 1), dilation=(1, 1))
 
     assert torch.autograd.gradcheck(two_stage, (x, templates, gains))
     assert torch.autograd.gradcheck(lambda t, g: rebuild_filters(t, "scalar", g, kept, assigned), (templates, gains))
@@ -186,6 +187,6 @@ def test_macs_of_the_first_stage_are_those_of_equation_5(_, rng, setting, normal
     x, operators = normal(2, groups * channels, 7, 6), output_operators("scalar", gains, kept, assigned, (k_y, k_x))
 
     def call() -> Tensor:
-        return two_stage_conv2d(x, templates, *operators, stride=(1, 1), padding=(2, 2), dilation=(1, 1))
+        return two_stage_conv2d(x, templates, *operators, stride=(1, 1), margins=(2, 2, 2, 2), dilation=(1, 1))
 
     assert count_macs(call, images=2) == 7 * 6 * k_y * k_x * groups * channels * count

@@ -103,7 +103,8 @@ def test_two_stages_equal_the_dense_convolution(_, transform, normal, rng):
     if transform == "zero":
         assert not dense[~kept].any()
     operators = output_operators(transform, parameters, kept, assigned, kernel)
-    found = two_stage_conv2d(x, templates, *operators, **where)
+    place = {"stride": stride, "margins": (padding[1], padding[1], padding[0], padding[0]), "dilation": dilation}
+    found = two_stage_conv2d(x, templates, *operators, **place)
     assert torch.allclose(found, F.conv2d(x, dense, **where), atol=1e-10)
 
 

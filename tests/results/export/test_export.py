@@ -131,6 +131,13 @@ def test_a_card_says_how_images_are_scaled(pixels):
     assert f"{start}, then subtract the mean [0.5] and divide by the deviation [0.25], by channel." in text
 
 
+def test_a_card_names_what_its_flops_leave_out():
+    facts = {"model": "m", "classes": 10, "channels": 1, "file_format": "safetensors", "flops": 2_000_000}
+    assert "without" not in model_card(facts, 1000)
+    text = model_card(facts | {"uncounted": ["aten._fft_r2c", "mine.product"]}, 1000)
+    assert "(2 x multiply-accumulates), without the products of `aten._fft_r2c`, `mine.product`\n" in text
+
+
 @pytest.mark.parametrize(("own", "where"), [(True, "in a process of its own"), (False, "back with the network's own")])
 def test_a_card_says_what_read_the_file(own, where):
     facts = {"model": "m", "classes": 10, "channels": 1, "file_format": "safetensors", "differing": 0, "val_n": 9}

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -55,6 +56,16 @@ def test_a_survey_shows_what_a_trial_takes_by_its_parts(console: Console) -> Non
     assert "a trial: about 4 min 30 s on cpu (2 threads), 1.5 GB, up to 22.4 GFLOPs of fine-tuning" in shown
     assert "time: training 4 min 10 s, validation 20 s; compression is extra" in shown
     assert "memory: weights 1.0 MB, gradients 2.0 MB, optimizer 3.0 MB, activations 1.4 GB, validation 40 MB" in shown
+
+
+def test_a_survey_names_what_its_flops_leave_out(console: Console) -> None:
+    network = Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+    for names in ((), ("aten._fft_r2c", "mine.product")):
+        space = Space.default(replace(network, uncounted=names))
+        found = survey(space, model="resnet8", train_images=0, epochs=5)
+        assert found.to_json()["uncounted"] == list(names)
+        show_survey(console, found, "resnet8")
+        assert ("without the products of aten._fft_r2c, mine.product" in _shown(console)) == bool(names)
 
 
 def test_a_survey_of_any_network_has_generic_rows(console: Console) -> None:
