@@ -20,7 +20,7 @@ from search.runner.dashboards import DashboardOptions, Dashboards, Observer
 from search.runner.engine import run_trials
 from search.runner.gpu_probe import gpu_share
 from search.runner.progress import Progress, decoding_bar
-from search.runner.run_lock import ensure_not_running
+from search.runner.run_lock import Claim
 from search.runner.scheduler import FrontStopper
 from search.runner.study_callback import StudyCallback
 from search.study.budget import extremes, may_try
@@ -103,22 +103,22 @@ def run_study(
     trials: int,
     resources: Resources,
     console: Console,
+    claim: Claim,
     dashboards: DashboardOptions = _NO_DASHBOARDS,
 ) -> SearchResult:
-    """Run a study, as `open_workload` loads it, until it has this many trials in all."""
+    """Run a study, as `open_workload` loads it and whose `claim` is held, until it has this many trials in all."""
     plan = StudyPlan.from_record(study.record())
     opened = dashboards.open(study.name)
     setup = _Setup.of(study, plan, workload)
-    ensure_not_running(study, console)
     if trials == plan.trials:
-        return _run(setup, resources, console, opened)
+        return _run(setup, resources, console, claim, opened)
     with connected(resources.address):
         resources.resolved()
         study.update({"trials": trials})
-        return _run(setup, resources, console, opened)
+        return _run(setup, resources, console, claim, opened)
 
 
-def _run(setup: _Setup, resources: Resources, console: Console, dashboards: Dashboards) -> SearchResult:
+def _run(setup: _Setup, resources: Resources, console: Console, claim: Claim, dashboards: Dashboards) -> SearchResult:
     """Run the trials that the study's record asks for and its ledger lacks."""
     study = setup.study
     plan = StudyPlan.from_record(study.record())
@@ -130,7 +130,7 @@ def _run(setup: _Setup, resources: Resources, console: Console, dashboards: Dash
     with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe))
         observers = [progress, *dashboards.observers]
-        callback = _make_callback(setup, plan, searcher, observers, gpus=float(resources.gpus_per_trial or 0))
+        callback = _make_callback(setup, plan, searcher, observers, claim, gpus=float(resources.gpus_per_trial or 0))
         searcher.begin(
             missing,
             initial_configs=initial_configs(setup.space, plan.model, setup.limits),
@@ -181,7 +181,13 @@ def _make_searcher(
 
 
 def _make_callback(
-    setup: _Setup, plan: StudyPlan, searcher: FrontSearcher, observers: Sequence[Observer], *, gpus: float
+    setup: _Setup,
+    plan: StudyPlan,
+    searcher: FrontSearcher,
+    observers: Sequence[Observer],
+    claim: Claim,
+    *,
+    gpus: float,
 ) -> StudyCallback:
     return StudyCallback(
         setup.study,
@@ -192,6 +198,7 @@ def _make_callback(
         gpus=gpus,
         stopped=searcher.stopped,
         retried=searcher.retries.retried,
+        ensure_held=claim.ensure_held,
     )
 
 
