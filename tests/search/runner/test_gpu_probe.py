@@ -6,9 +6,9 @@ import pytest
 import ray
 
 from layers import OvertoneError, UsageError
-from search.commands.parsing import parse_gpus
 from search.runner.cluster import Resources
 from search.runner.gpu_probe import _few_steps, gpu_share, share_of
+from search.study.parsing import parse_gpus
 from search.study.plan import StudyPlan
 from search.study.workload import Workload
 
