@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.storages import BaseStorage
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
@@ -16,7 +15,7 @@ from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler, check_sampler
 from search.optimize.searcher import FrontSearcher
 from search.runner.cluster import Resources, connected
-from search.runner.dashboards import DashboardOptions, Dashboards, Observer
+from search.runner.dashboards import DashboardOptions, Observer
 from search.runner.engine import run_trials
 from search.runner.gpu_probe import gpu_share
 from search.runner.progress import Progress, decoding_bar
@@ -108,8 +107,8 @@ def run_study(
 ) -> SearchResult:
     """Run a study, as `open_workload` loads it and whose `claim` is held, until it has this many trials in all."""
     plan = StudyPlan.from_record(study.record())
-    opened = dashboards.open(study.name)
     setup = _Setup.of(study, plan, workload)
+    opened = dashboards.open(study, setup.space)
     if trials == plan.trials:
         return _run(setup, resources, console, claim, opened)
     with connected(resources.address):
@@ -118,18 +117,20 @@ def run_study(
         return _run(setup, resources, console, claim, opened)
 
 
-def _run(setup: _Setup, resources: Resources, console: Console, claim: Claim, dashboards: Dashboards) -> SearchResult:
+def _run(
+    setup: _Setup, resources: Resources, console: Console, claim: Claim, boards: Sequence[Observer]
+) -> SearchResult:
     """Run the trials that the study's record asks for and its ledger lacks."""
     study = setup.study
     plan = StudyPlan.from_record(study.record())
     past = study.trials().to_pylist()
-    searcher = _make_searcher(setup, plan, past, dashboards.storage)
+    searcher = _make_searcher(setup, plan, past)
     missing = plan.trials - len(past)
     if missing <= 0:
         return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
     with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe))
-        observers = [progress, *dashboards.observers]
+        observers = [progress, *boards]
         callback = _make_callback(setup, plan, searcher, observers, claim, gpus=float(resources.gpus_per_trial or 0))
         searcher.begin(
             missing,
@@ -150,9 +151,7 @@ def _run(setup: _Setup, resources: Resources, console: Console, claim: Claim, da
     return SearchResult(done=done, wanted=plan.trials, exhausted=searcher.exhausted)
 
 
-def _make_searcher(
-    setup: _Setup, plan: StudyPlan, past: Iterable[Mapping[str, Any]], storage: BaseStorage | None
-) -> FrontSearcher:
+def _make_searcher(setup: _Setup, plan: StudyPlan, past: Iterable[Mapping[str, Any]]) -> FrontSearcher:
     """Return the searcher of a plan, which has learned from the study's past rows."""
     candidates = Candidates(setup.space)
     objectives = plan.parsed_objectives()
@@ -162,8 +161,6 @@ def _make_searcher(
         sampler=plan.sampler,
         seed=plan.seed,
         budget=plan.budget,
-        storage=storage,
-        name=setup.study.name,
     )
     searcher = FrontSearcher(
         candidates,
