@@ -7,10 +7,14 @@ import os
 import random
 import secrets
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from results.ledger.store import Store
 
 _SEED = int(os.environ.get("OVERTONE_TEST_SEED", secrets.randbits(32)))
 
@@ -68,3 +72,22 @@ def command_names() -> list[str]:
     group = typer.main.get_group(app)
     nested = {name: getattr(command, "commands", {}) for name, command in group.commands.items()}
     return [f"{name} {part}".rstrip() for name, parts in nested.items() for part in parts or [""]]
+
+
+@pytest.fixture
+def s3_store(monkeypatch: pytest.MonkeyPatch) -> Iterator["Store"]:
+    """A bucket over the real S3 protocol, on this machine."""
+    server_module = pytest.importorskip("moto.server")
+    from results.ledger.store import Store
+
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true"
+        store = Store(f"s3://user:secret@bucket/prefix?{options}")
+        store._files._fs.create_dir("bucket")
+        yield store
+    finally:
+        server.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from trainers.data.objects import ImageObjects
 
-__all__ = ["begin_study", "create_study", "load_study"]
+__all__ = ["begin_study", "create_study", "hold_study", "load_study"]
 
 
 def create_study(
@@ -118,13 +119,26 @@ def begin_study(ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *,
     """Return the study of a plan, new or going on; errors are those of `create_study`."""
     from search.runner.launch import create_study as create
     from search.runner.progress import decoding_bar, make_console
+    from search.runner.run_lock import hold
     from search.study.workload import Workload
 
-    plan = plan.located()
-    with decoding_bar(make_console(progress)) as on_progress:
-        workload = Workload.load(plan, on_progress, objects)
-    create(StudyLedger(ledger, name), plan, workload)
+    plan, study, console = plan.located(), StudyLedger(ledger, name), make_console(progress)
+    with nullcontext() if study.exists() else hold(study, console):  # one that exists may run, and is only opened
+        with decoding_bar(console) as on_progress:
+            workload = Workload.load(plan, on_progress, objects)
+        create(study, plan, workload)
     return Study(ledger, name, model=objects.model, data=objects.data, workload=workload)
+
+
+def hold_study(name: str, store: str) -> AbstractContextManager[object]:
+    """Keep other processes from running a study while the block begins it and runs it.
+
+    Raises `UsageError` if one does.
+    """
+    from search.runner.progress import make_console
+    from search.runner.run_lock import hold
+
+    return hold(StudyLedger(_open(store), name), make_console())
 
 
 def _open(store: str | os.PathLike[str] | Store) -> Ledger:

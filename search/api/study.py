@@ -105,17 +105,20 @@ class Study:
         from search.runner.dashboards import DashboardOptions
         from search.runner.launch import run_study
         from search.runner.progress import make_console
+        from search.runner.run_lock import hold
 
-        wanted = self._wanted(n_trials, more)
-        workload = self._load(progress, model, data)
-        result = run_study(
-            self._study,
-            workload,
-            wanted,
-            resources or Resources(),
-            make_console(progress),
-            dashboards or DashboardOptions(),
-        )
+        console = make_console(progress)
+        self._wanted(n_trials, more)
+        with hold(self._study, console) as claim:
+            result = run_study(
+                self._study,
+                self._load(progress, model, data),
+                self._wanted(n_trials, more),
+                resources or Resources(),
+                console,
+                claim,
+                dashboards or DashboardOptions(),
+            )
         if result.done < result.wanted and not result.exhausted:
             raise Interrupted(f"{result.done} of {result.wanted} trials are done; the same call goes on", result)
         return result
@@ -140,16 +143,20 @@ class Study:
         from search.runner.cluster import Resources
         from search.runner.confirm import confirm_trials, rows_to_confirm
         from search.runner.progress import make_console
+        from search.runner.run_lock import hold
 
+        console = make_console(progress)
         rows = rows_to_confirm(self._study, pick, where=where, seeds=n_seeds)
-        result = confirm_trials(
-            self._study,
-            rows,
-            self._load(progress, model, data),
-            seeds=n_seeds,
-            resources=resources or Resources(),
-            console=make_console(progress),
-        )
+        with hold(self._study, console) as claim:
+            result = confirm_trials(
+                self._study,
+                rows,
+                self._load(progress, model, data),
+                seeds=n_seeds,
+                resources=resources or Resources(),
+                console=console,
+                claim=claim,
+            )
         if result.done + result.failed < result.wanted:
             raise Interrupted(f"{result.done} of {result.wanted} repeats are done; the same call goes on", result)
         return result
@@ -158,7 +165,7 @@ class Study:
         """Return how far the study is: its `state`, trials by status, front, hypervolume and time left."""
         summary, published = summarize(self.ledger, self.name), self._study.read_progress()
         statuses = summary.trials.column("status").to_pylist()
-        running = is_running(published)
+        running = is_running(self._study)
         state = "running" if running else "finished" if len(statuses) >= summary.record["trials"] else "stopped"
         return {
             "study": self.name,

@@ -280,8 +280,8 @@ OptunaStorage = Annotated[
     str | None,
     option(
         OUTPUT,
-        "Storage for optuna-dashboard: journal:FILE, sqlite:///FILE or the URL of a database. Each run writes it anew "
-        "from the ledger. Default: none.",
+        "Storage for optuna-dashboard: journal:FILE, sqlite:///FILE or the URL of a database. Each run adds the trials "
+        "that it lacks; studies of others are left alone. Default: none.",
     ),
 ]
 Picture = Annotated[Path, option(OUTPUT, "File to draw into: .png or .svg.")]

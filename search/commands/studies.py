@@ -69,33 +69,35 @@ def search(
 
     Example: overtone search --model resnet8 --weights resnet8.safetensors --dataset digits --study demo --trials 24
     """
-    from search.api.create import create_study
+    from search.api.create import create_study, hold_study
 
     asked, dashboards = resources.resources(), boards.dashboards()
-    opened = create_study(
-        study,
-        model=model,
-        weights=weights,
-        data=data.data_spec(),
-        objectives=objective or StudyPlan.objectives,
-        max_size=max_size,
-        max_flops=max_flops,
-        space=space.space,
-        granularity=space.granularity,
-        minimum_templates=space.minimum_templates,
-        saliency=space.saliency,
-        recipe=recipe.training_recipe(),
-        epochs=recipe.epochs,
-        init=init,
-        seed=seed,
-        sampler=sampler,
-        miss_rate=miss_rate,
-        warm_start=warm_start or (),
-        keep=keep,
-        trials=trials,
-        store=store,
-    )
-    result = _result_of(lambda: opened.optimize(trials, resources=asked, dashboards=dashboards))
+    settings = recipe.training_recipe()
+    with hold_study(study, store):
+        opened = create_study(
+            study,
+            model=model,
+            weights=weights,
+            data=data.data_spec(),
+            objectives=objective or StudyPlan.objectives,
+            max_size=max_size,
+            max_flops=max_flops,
+            space=space.space,
+            granularity=space.granularity,
+            minimum_templates=space.minimum_templates,
+            saliency=space.saliency,
+            recipe=settings,
+            epochs=recipe.epochs,
+            init=init,
+            seed=seed,
+            sampler=sampler,
+            miss_rate=miss_rate,
+            warm_start=warm_start or (),
+            keep=keep,
+            trials=trials,
+            store=store,
+        )
+        result = _result_of(lambda: opened.optimize(trials, resources=asked, dashboards=dashboards))
     print_search_result(opened, result, as_json)
 
 

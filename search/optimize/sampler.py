@@ -1,7 +1,7 @@
 """Optuna's part: which config to try next. Nothing else knows Optuna but our own sampler in `search.optimize.ehvi`.
 
-The Optuna study is rebuilt from the ledger's rows whenever a search begins. If a storage is named it is written there
-for others to look at; it is never read again, so nothing can disagree.
+The Optuna study lives in memory, and is rebuilt from the ledger's rows whenever a search begins, so nothing can
+disagree.
 Every knob with a choice is one distribution: an index into its values, ordered except for bases, transforms and
 exponent axes. Before each draw the sampler is made anew from the study's seed and the draw's number, so a draw depends
 on these and on the observations, not on how often the search was stopped in between. (Optuna's own samplers may tell
@@ -10,7 +10,6 @@ the difference: a draw may spell a network with knobs that have no effect, and a
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
 from layers import UsageError
@@ -74,8 +72,6 @@ class ConfigSampler:
         sampler: str,
         seed: int,
         budget: Budget | None = None,
-        storage: BaseStorage | None = None,
-        name: str | None = None,
     ) -> None:
         check_sampler(sampler)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -84,17 +80,9 @@ class ConfigSampler:
         self._make_sampler = SAMPLERS[sampler] or partial(
             EHVISampler, candidates, tuple(objectives), budget or Budget(), self._distributions
         )
-        if storage is not None and name is not None:
-            with contextlib.suppress(KeyError):
-                optuna.delete_study(study_name=name, storage=storage)
         self._study = optuna.create_study(
-            directions=["maximize" if o.direction == "max" else "minimize" for o in objectives],
-            storage=storage,
-            study_name=name,
+            directions=["maximize" if o.direction == "max" else "minimize" for o in objectives]
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna's warnings about experimental features
-            self._study.set_metric_names([objective.name for objective in objectives])
         self._open: dict[int, optuna.Trial] = {}
 
     def ask(self, *draw: int) -> tuple[int, Ints]:

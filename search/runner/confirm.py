@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from search.runner.engine import run_trials
 from search.runner.gpu_probe import gpu_share
 from search.runner.ledger_callback import LedgerCallback
 from search.runner.progress import Progress
+from search.runner.run_lock import Claim
 from search.study.plan import StudyPlan
 from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload
@@ -71,8 +72,9 @@ def confirm_trials(
     seeds: int,
     resources: Resources,
     console: Console,
+    claim: Claim,
 ) -> RepeatResult:
-    """Repeat the trials of these rows over `seeds` further seeds each.
+    """Repeat the trials of these rows over `seeds` further seeds each, while the study's `claim` is held.
 
     Finished repeats are not run again, failed ones are.
     """
@@ -81,7 +83,7 @@ def confirm_trials(
     missing = [repeat for repeat in repeats if repeat["trial"] not in finished]
     if missing:
         recipe = StudyPlan.from_record(study.record()).recipe
-        _run(study, missing, workload, recipe, resources, console, wanted=len(repeats))
+        _run(study, missing, workload, recipe, resources, console, claim, wanted=len(repeats))
     ended = _by_status(study, repeats)
     return RepeatResult(
         trials=tuple(row["trial"] for row in rows),
@@ -116,6 +118,7 @@ def _run(
     recipe: TrainingRecipe,
     resources: Resources,
     console: Console,
+    claim: Claim,
     *,
     wanted: int,
 ) -> None:
@@ -132,6 +135,7 @@ def _run(
             wanted=wanted,
             done=wanted - len(missing),
             retried=searcher.retries.retried,
+            ensure_held=claim.ensure_held,
         )
         run_trials(searcher, callback, workload, resources)
     if callback.failure is not None:
@@ -178,8 +182,10 @@ class _RepeatCallback(LedgerCallback):
         wanted: int,
         done: int,
         retried: Container[str],
+        ensure_held: Callable[[], None],
     ) -> None:
-        super().__init__(study, network, wanted=wanted, ended={TrialStatus.FINISHED.value: done}, retried=retried)
+        ended = {TrialStatus.FINISHED.value: done}
+        super().__init__(study, network, wanted=wanted, ended=ended, retried=retried, ensure_held=ensure_held)
         self._progress = progress
 
     def write(self, row: TrialRow) -> None:

@@ -1,21 +1,22 @@
-"""A running search for other programs to show: TensorBoard's files, and an Optuna storage for optuna-dashboard."""
+"""A running search for other programs to show: TensorBoard's files, and an Optuna storage (`optuna_board`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from layers.errors import OvertoneError, UsageError, translate_errors
+from layers.errors import OvertoneError, translate_errors
 from results.schema import TrialRow
+from search.runner.optuna_board import OptunaBoard
+from search.study.study_ledger import StudyLedger
+from spaces import Space
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
-
     from search.runner.progress import RunProgress
 
-__all__ = ["DashboardOptions", "Dashboards", "Observer", "TensorBoard", "open_storage"]
+__all__ = ["DashboardOptions", "Observer", "TensorBoard"]
 
 
 class Observer(Protocol):
@@ -31,20 +32,17 @@ class DashboardOptions:
 
     tensorboard: Path | None = None
     """Folder of TensorBoard's files."""
-    optuna_storage: str | None = None
-    """URL of the storage that optuna-dashboard opens."""
+    optuna_storage: str | None = field(default=None, repr=False)
+    """URL of the storage that optuna-dashboard opens; it may hold a password."""
 
-    def open(self, study: str) -> Dashboards:
+    def open(self, study: StudyLedger, space: Space) -> list[Observer]:
         """Open them for writing; raise `OvertoneError` if that is not possible."""
-        storage = None if self.optuna_storage is None else open_storage(self.optuna_storage)
-        return Dashboards(storage, [] if self.tensorboard is None else [TensorBoard(self.tensorboard, study)])
-
-
-class Dashboards(NamedTuple):
-    """The opened dashboards of a study."""
-
-    storage: BaseStorage | None
-    observers: Sequence[Observer]
+        opened: list[Observer] = []
+        if self.optuna_storage is not None:
+            opened.append(OptunaBoard(self.optuna_storage, study, space))
+        if self.tensorboard is not None:
+            opened.append(TensorBoard(self.tensorboard, study.name))
+        return opened
 
 
 class TensorBoard:
@@ -87,20 +85,3 @@ def _scalars(row: TrialRow) -> Iterator[tuple[str, Any, int]]:
             yield name, value, epoch["epoch"]
     yield "size_bytes", row.size_bytes, 0
     yield "flops", row.flops, 0
-
-
-def open_storage(url: str) -> BaseStorage:
-    """Open an Optuna storage: `sqlite:///FILE` or another database's URL, or `journal:FILE`, which suits NFS.
-
-    Raises `UsageError` if it cannot be opened.
-    """
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    failure = f"optuna_storage (={url!r}) must be journal:FILE, sqlite:///FILE or a database's URL"
-    with translate_errors(failure, Exception, to=UsageError):  # SQLAlchemy and the drivers have errors of their own
-        if url.startswith("journal:"):
-            return JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
-        if "://" not in url:
-            raise ValueError("it is no URL")
-        return RDBStorage(url)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.storages import BaseStorage
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
@@ -16,11 +15,11 @@ from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler, check_sampler
 from search.optimize.searcher import FrontSearcher
 from search.runner.cluster import Resources, connected
-from search.runner.dashboards import DashboardOptions, Dashboards, Observer
+from search.runner.dashboards import DashboardOptions, Observer
 from search.runner.engine import run_trials
 from search.runner.gpu_probe import gpu_share
 from search.runner.progress import Progress, decoding_bar
-from search.runner.run_lock import ensure_not_running
+from search.runner.run_lock import Claim
 from search.runner.scheduler import FrontStopper
 from search.runner.study_callback import StudyCallback
 from search.study.budget import extremes, may_try
@@ -106,34 +105,36 @@ def run_study(
     trials: int,
     resources: Resources,
     console: Console,
+    claim: Claim,
     dashboards: DashboardOptions = _NO_DASHBOARDS,
 ) -> SearchResult:
-    """Run a study, as `open_workload` loads it, until it has this many trials in all."""
+    """Run a study, as `open_workload` loads it and whose `claim` is held, until it has this many trials in all."""
     plan = StudyPlan.from_record(study.record())
-    opened = dashboards.open(study.name)
     setup = _Setup.of(study, plan, workload)
-    ensure_not_running(study, console)
+    opened = dashboards.open(study, setup.space)
     if trials == plan.trials:
-        return _run(setup, resources, console, opened)
+        return _run(setup, resources, console, claim, opened)
     with connected(resources.address):
         resources.resolved()
         study.update({"trials": trials})
-        return _run(setup, resources, console, opened)
+        return _run(setup, resources, console, claim, opened)
 
 
-def _run(setup: _Setup, resources: Resources, console: Console, dashboards: Dashboards) -> SearchResult:
+def _run(
+    setup: _Setup, resources: Resources, console: Console, claim: Claim, boards: Sequence[Observer]
+) -> SearchResult:
     """Run the trials that the study's record asks for and its ledger lacks."""
     study = setup.study
     plan = StudyPlan.from_record(study.record())
     past = study.trials().to_pylist()
-    searcher = _make_searcher(setup, plan, past, dashboards.storage)
+    searcher = _make_searcher(setup, plan, past)
     missing = plan.trials - len(past)
     if missing <= 0:
         return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
     with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe))
-        observers = [progress, *dashboards.observers]
-        callback = _make_callback(setup, plan, searcher, observers, gpus=float(resources.gpus_per_trial or 0))
+        observers = [progress, *boards]
+        callback = _make_callback(setup, plan, searcher, observers, claim, gpus=float(resources.gpus_per_trial or 0))
         searcher.begin(
             missing,
             initial_configs=initial_configs(setup.space, plan.model, setup.limits),
@@ -153,9 +154,7 @@ def _run(setup: _Setup, resources: Resources, console: Console, dashboards: Dash
     return SearchResult(done=done, wanted=plan.trials, exhausted=searcher.exhausted)
 
 
-def _make_searcher(
-    setup: _Setup, plan: StudyPlan, past: Iterable[Mapping[str, Any]], storage: BaseStorage | None
-) -> FrontSearcher:
+def _make_searcher(setup: _Setup, plan: StudyPlan, past: Iterable[Mapping[str, Any]]) -> FrontSearcher:
     """Return the searcher of a plan, which has learned from the study's past rows."""
     candidates = Candidates(setup.space)
     objectives = plan.parsed_objectives()
@@ -165,8 +164,6 @@ def _make_searcher(
         sampler=plan.sampler,
         seed=plan.seed,
         budget=plan.budget,
-        storage=storage,
-        name=setup.study.name,
     )
     searcher = FrontSearcher(
         candidates,
@@ -184,7 +181,13 @@ def _make_searcher(
 
 
 def _make_callback(
-    setup: _Setup, plan: StudyPlan, searcher: FrontSearcher, observers: Sequence[Observer], *, gpus: float
+    setup: _Setup,
+    plan: StudyPlan,
+    searcher: FrontSearcher,
+    observers: Sequence[Observer],
+    claim: Claim,
+    *,
+    gpus: float,
 ) -> StudyCallback:
     return StudyCallback(
         setup.study,
@@ -195,6 +198,7 @@ def _make_callback(
         gpus=gpus,
         stopped=searcher.stopped,
         retried=searcher.retries.retried,
+        ensure_held=claim.ensure_held,
     )
 
 

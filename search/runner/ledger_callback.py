@@ -36,17 +36,20 @@ class LedgerCallback(Callback):
         ended: Mapping[str, int],
         stopped: Container[str] = (),
         retried: Container[str] = (),
+        ensure_held: Callable[[], None] = lambda: None,
     ) -> None:
         """Start with `ended` trials of the `wanted` ones, counted by status, in the ledger.
 
         `stopped` are Ray Tune's ids of the trials that were stopped early, `retried` of those whose worker died and
-        that are suggested again.
+        that are suggested again. `ensure_held` raises once another process has taken the study: nothing is written
+        from then on.
         """
         self.failure: OvertoneError | None = None
         self.study = study
         self._network = network
         self._stopped = stopped
         self._retried = retried
+        self._ensure_held = ensure_held
         self._wanted = wanted
         self._ended = Counter(ended)
         self._ended_before = self._ended.total()
@@ -85,7 +88,9 @@ class LedgerCallback(Callback):
 
     def record_row(self, row: TrialRow) -> None:
         """Make the row of an ended trial last, delete its checkpoint, and publish the progress."""
-        self.guard(lambda: self.write(row))
+        self.guard(self._ensure_held)
+        if self.failure is None:
+            self.guard(lambda: self.write(row))
         if self.failure is None:
             self._ended[row.status] += 1
             if self.unfinished.pop(row.trial, None) is not None:
@@ -105,6 +110,7 @@ class LedgerCallback(Callback):
         if self.failure is None and silent > (_PUBLISH_S if self._changed else HEARTBEAT_S):
             self._published = time.monotonic()
             self._changed = False
+            self.guard(self._ensure_held)
             self.guard(lambda: self.publish(None))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -45,12 +45,15 @@ class StudyCallback(LedgerCallback):
         gpus: float = 0,
         stopped: Container[str] = (),
         retried: Container[str] = (),
+        ensure_held: Callable[[], None] = lambda: None,
     ) -> None:
         """`keep` is that of the plan, `gpus` are those of each trial; the rest is as `LedgerCallback` has it."""
         self._objectives = study.objectives()
         past = study.trials(["status", "total_s", *(objective.column for objective in self._objectives)])
         ended = Counter(past.column("status").to_pylist())
-        super().__init__(study, network, wanted=wanted, ended=ended, stopped=stopped, retried=retried)
+        super().__init__(
+            study, network, wanted=wanted, ended=ended, stopped=stopped, retried=retried, ensure_held=ensure_held
+        )
         self._observers = observers
         self._keep_all = keep == "all"
         self._gpus = gpus
@@ -93,7 +96,7 @@ class StudyCallback(LedgerCallback):
         """Write the last progress of this run, and merge the many small files of a finished study into few."""
         self._running.clear()
         self.guard(lambda: self._write_progress(state, self._study_progress()))
-        if state == "finished":
+        if state == "finished" and self.failure is None:
             self.guard(self.study.compact)
 
     def _reference_with(self, row: pa.Table) -> dict[str, float]:
@@ -114,6 +117,7 @@ class StudyCallback(LedgerCallback):
         )
 
     def _write_progress(self, state: str, progress: StudyProgress) -> None:
+        self._ensure_held()
         self.study.write_progress(
             {
                 "state": state,

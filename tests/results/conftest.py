@@ -1,6 +1,6 @@
 """Rows and ledgers with fresh random content for the tests of results."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -133,20 +133,3 @@ def full_ledger(tmp_path_factory: pytest.TempPathFactory, make_row: RowMaker, se
     for row in _random_rows(make_row, np.random.default_rng(session_seed), 40):
         ledger.append(TrialRow.from_record({**row.to_record(), "model_sha256": digest}))
     return ledger
-
-
-@pytest.fixture
-def s3_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A bucket over the real S3 protocol, on this machine."""
-    server_module = pytest.importorskip("moto.server")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true"
-        store = Store(f"s3://user:secret@bucket/prefix?{options}")
-        store._files._fs.create_dir("bucket")
-        yield store
-    finally:
-        server.stop()

@@ -2,14 +2,13 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
 import typer
+from rich.console import Console
 from tensorboard.backend.event_processing import event_accumulator
 
 from layers import OvertoneError, UsageError
@@ -20,12 +19,14 @@ from search.api.study import Study
 from search.commands.studies import print_search_result
 from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler
+from search.runner import run_lock
 from search.runner.cluster import Resources
 from search.runner.dashboards import DashboardOptions
 from search.study.budget import Budget
 from search.study.plan import StudyPlan
+from search.study.study_ledger import StudyLedger
 from spaces import Space, build_model, load_model, save_weights
-from tests.search.studies import resume_study, start_study
+from tests.search.studies import confirm_trials, resume_study, start_study
 from trainers.data import load_data
 from trainers.evaluation import evaluate
 
@@ -141,33 +142,18 @@ def test_stopped_trials_are_kept_with_their_epochs_and_are_never_on_the_front(
     assert len(set(ledger.trials("p").column("config_digest").to_pylist())) == 9
 
 
-def test_a_study_that_runs_elsewhere_is_left_alone(
-    ledger: Ledger, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_that_runs_elsewhere_is_left_alone(ledger: Ledger, plan: StudyPlan) -> None:
     start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL)
-    said = ledger.read_progress("s")
-    parent = {**said, "state": "running", "pid": os.getppid(), "updated_at": datetime.now(UTC).isoformat()}
-    ledger.write_progress("s", parent)
-    with pytest.raises(
-        UsageError, match=rf"study 's' is run by process {os.getppid()} on {said['host']}: stop that first"
-    ):
-        resume_study(ledger, "s", 1, SERIAL)
+    with run_lock.hold(StudyLedger(ledger, "s"), Console(quiet=True)), ThreadPoolExecutor(1) as elsewhere:
+        for again in (
+            lambda: resume_study(ledger, "s", 1, SERIAL),
+            lambda: confirm_trials(ledger, "s", "front", where=None, seeds=1, resources=SERIAL),
+        ):
+            with pytest.raises(UsageError, match=rf"study 's' is run by process {os.getpid()} on .*: stop that first"):
+                elsewhere.submit(again).result()
     assert ledger.study("s")["trials"] == 1
-    ledger.update_study("s", {"trials": 2})
-    ledger.write_progress("s", {**parent, "host": "another"})
-    monkeypatch.setattr(
-        "time.sleep", lambda seconds: ledger.write_progress("s", {**parent, "host": "another", "updated_at": "now"})
-    )
-    with pytest.raises(UsageError, match="on another: stop that first"):
-        resume_study(ledger, "s", None, SERIAL)
-    monkeypatch.undo()
-    monkeypatch.setattr("search.runner.run_lock.HEARTBEAT_S", 0)
-    ledger.write_progress("s", {**parent, "host": "another"})
-    assert resume_study(ledger, "s", None, SERIAL).done == 2
-    ledger.update_study("s", {"trials": 3})
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    ledger.write_progress("s", {**parent, "pid": int(gone.stdout)})
-    assert resume_study(ledger, "s", None, SERIAL).done == 3
+    assert ledger.repeats("s").num_rows == 0
+    assert not ledger.store.list("claims")
 
 
 def test_a_study_of_relative_paths_goes_on_from_another_working_directory(
