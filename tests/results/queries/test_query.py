@@ -9,6 +9,7 @@ from layers.errors import OvertoneError, UsageError
 from results.analysis.confidence import CONFIDENCE_SCHEMA
 from results.pareto.front import front
 from results.queries.query import pick, picks, query, sql
+from results.queries.tables import TABLES
 from results.schema import SCHEMA, to_records
 from tests.results.conftest import UNCOMPRESSED
 
@@ -152,7 +153,37 @@ def test_where_may_look_into_blocks_and_other_rows(full_ledger, rows):
     assert len(query(full_ledger, "demo", where=where)) == 20
 
 
-@pytest.mark.parametrize("column", ["val_top", "Val_top1", "sizebytes"])
+def test_columns_are_known_in_any_case(full_ledger):
+    frame = query(
+        full_ledger, "demo", where="Val_Top1 > 0.5 AND NUMBER > 3", sort="SIZE_bytes", columns=["Trial", "FLOPS"]
+    )
+    assert frame.equals(
+        query(full_ledger, "demo", where="val_top1 > 0.5 and number > 3", sort="size_bytes", columns=["trial", "flops"])
+    )
+    assert sql(full_ledger, "demo", "SELECT TRIAL FROM Trials").columns.tolist() == ["trial"]
+
+
+def test_a_condition_may_ask_every_table(full_ledger, rows):
+    asked = [
+        ("trial IN (SELECT trial FROM blocks WHERE bits = 8)", 40),
+        ("trial IN (SELECT trial FROM blocks WHERE bits = 7)", 0),
+        ("(SELECT max(epoch) FROM epochs e WHERE e.trial = trials.trial) = 1", 40),
+        ("trial NOT IN (SELECT repeat_of FROM Confirmations)", 40),
+        ("size_bytes <= (SELECT size_bytes FROM baseline)", 40),
+        ("trial IN (FROM front SELECT trial)", full_ledger.front("demo").num_rows),
+    ]
+    for where, count in asked:
+        assert len(query(full_ledger, "demo", where=where)) == count, where
+    front = full_ledger.front("demo").column("trial").to_pylist()
+    assert pick(full_ledger, "demo", "best", where="trial IN (FROM front SELECT trial)")["trial"] in front
+
+
+def test_an_order_without_a_column_is_refused(full_ledger):
+    with pytest.raises(UsageError, match=r"descending \(=True\) must come with sort, the column to sort by"):
+        query(full_ledger, "demo", descending=True)
+
+
+@pytest.mark.parametrize("column", ["val_top", "Val_topp1", "sizebytes"])
 def test_unknown_column_names_the_closest(full_ledger, column):
     close = "size_bytes" if column == "sizebytes" else "val_top1"
     for arguments in ({"sort": column}, {"where": f'"{column}_" > 0'}):
@@ -224,7 +255,7 @@ def test_sql_sees_the_tables_of_the_study(full_ledger, rows):
         "-- nothing",
     ],
 )
-def test_only_one_select_is_taken(full_ledger, statement):
+def test_only_one_query_is_taken(full_ledger, statement):
     with pytest.raises(UsageError, match="exactly one SELECT is allowed"):
         sql(full_ledger, "demo", statement)
     assert not os.path.exists("/tmp/overtone-smuggled.csv")
@@ -251,6 +282,19 @@ def test_bad_sql_is_one_sentence(full_ledger, statement):
         sql(full_ledger, "demo", statement)
     assert len(rows) == 1
     assert not os.path.exists("/tmp/overtone-smuggled.csv")
+
+
+def test_tables_can_be_listed_and_described(full_ledger):
+    for statement in ("SHOW TABLES", "show tables;"):
+        assert sorted(sql(full_ledger, "demo", statement)["name"]) == sorted(TABLES)
+    for name, make in TABLES.items():
+        described = sql(full_ledger, "demo", f"DESCRIBE {name}")["column_name"].tolist()
+        assert described == make(full_ledger, "demo").column_names
+    assert sql(full_ledger, "demo", "DESCRIBE SELECT 1 AS a")["column_name"].tolist() == ["a"]
+    for statement in ("FROM baseline", "VALUES (1)", "WITH x AS (FROM trials) FROM x LIMIT 1", "TABLE baseline"):
+        assert len(sql(full_ledger, "demo", statement)) == 1
+    with pytest.raises(UsageError, match=r"is refused: Binder Error: Can only delete from base table"):
+        sql(full_ledger, "demo", "WITH x AS (DELETE FROM trials RETURNING *) FROM x")
 
 
 def test_an_unknown_table_names_those_there_are(full_ledger):
