@@ -39,6 +39,8 @@ _LOCKED: dict[str, str | bool | int | float | list[str]] = {
 
 
 _LISTS_TABLES = re.compile(r"\b(show|describe|desc|summarize|information_schema|pg_catalog|sqlite_master|duckdb_\w+)\b")
+_SHORTEST_START = 6
+"""Characters of an id that can stand for it."""
 
 
 class QueryOptions(TypedDict, total=False):
@@ -129,24 +131,37 @@ def picks(ledger: Ledger, study: str, which: str, *, where: str | None = None) -
 
 
 def pick(ledger: Ledger, study: str, which: str, *, where: str | None = None) -> dict[str, Any]:
-    """Return one trial as a record: `best`, `knee`, or the trial of an id or of the unique start of an id.
+    """Return one trial as a record: `best`, `knee`, or the trial of an id, of a number, or of the start of an id.
 
-    Only what `where` leaves is considered: `best` is its finished trial of the highest score, `knee` the knee of its
-    front.
+    A whole id comes before a number, and a number before a beginning, which must be of one trial alone and have 6
+    characters or more. Only what `where` leaves is considered: `best` is its finished trial of the highest score,
+    `knee` the knee of its front.
     """
     table = _stored(ledger, study, where)
     if which in ("best", "knee"):
         return best(table) if which == "best" else knee(table, ledger.objectives(study))
-    matches = to_records(table.filter(pc.starts_with(table.column("trial"), which))) if which else []
-    exact = [row for row in matches if row["trial"] == which] or matches
-    if len(exact) != 1:
-        ids = [row["trial"] for row in matches] or table.column("trial").to_pylist()
-        close = ids if matches else difflib.get_close_matches(which, ids, n=3, cutoff=0.0)
-        examples = f" such as {', '.join(close[:3])}" if close else " of a trial"
-        raise UsageError(
-            f"pick (={which!r}) must be best, knee or an id{examples}; it names {len(matches) or 'none'} of the trials"
-        )
-    return exact[0]
+    rows = to_records(table.filter(_is_meant(table, which)))
+    if len(rows) != 1:
+        raise UsageError(f"pick (={which!r}) must be best, knee or an id {_unpicked(which, rows, table)}")
+    return rows[0]
+
+
+def _is_meant(table: pa.Table, which: str) -> pa.Array:
+    """Return which rows an id, a number or the start of an id may mean."""
+    ids, numbers = table.column("trial"), table.column("number").cast(pa.string())
+    for mask in pc.equal(ids, which), pc.equal(numbers, which):
+        if pc.any(mask).as_py():
+            return mask
+    return pc.starts_with(ids, which if len(which) >= _SHORTEST_START else f"{which}?")  # no id has a ?
+
+
+def _unpicked(which: str, rows: Sequence[Mapping[str, Any]], table: pa.Table) -> str:
+    """Return what `pick` takes, with examples, and why it took none."""
+    ids = [row["trial"] for row in rows] or table.column("trial").to_pylist()
+    close = ids if rows else difflib.get_close_matches(which, ids, n=3, cutoff=0.0)
+    examples = f"such as {', '.join(close[:3])}" if close else "of a trial"
+    others = f"its first {_SHORTEST_START} characters or more where no other id begins so, or a trial's number"
+    return f"{examples}, {others}; it names {len(rows) or 'none'} of the trials"
 
 
 def _stored(ledger: Ledger, study: str, where: str | None) -> pa.Table:

@@ -316,6 +316,51 @@ def test_pick_finds_best_knee_and_trial(full_ledger, rows):
     assert pick(full_ledger, "demo", "knee")["trial"] in fronts
 
 
+def test_pick_takes_a_whole_id_then_a_number_then_the_start_of_an_id(ledger, make_row):
+    ids = {
+        0: "950b06fb5c",
+        9: "17aa000000",
+        17: "9000000000",
+        123456: "00123456aa",
+        5: "1234567bbb",
+        18: "9",
+        6: "950b06aaaa",
+    }
+    for number, trial in ids.items():
+        ledger.append(make_row(number=number, trial=trial))
+    meant = {
+        "9": "9",
+        "17": "9000000000",
+        "123456": "00123456aa",
+        "1234567": "1234567bbb",
+        "0": "950b06fb5c",
+        "17aa00": "17aa000000",
+        "950b06f": "950b06fb5c",
+        "9000000000": "9000000000",
+        "5": "1234567bbb",
+    }
+    for which, trial in meant.items():
+        assert pick(ledger, "demo", which)["trial"] == trial, which
+        assert picks(ledger, "demo", which)[0]["trial"] == trial
+    for which, count in [
+        ("950b06", "2"),
+        ("950b0", "none"),
+        ("17aa0", "none"),
+        ("1", "none"),
+        ("05", "none"),
+        ("", "none"),
+    ]:
+        with pytest.raises(UsageError, match=rf"^pick \(='{which}'\) must be .*; it names {count} of the trials$"):
+            pick(ledger, "demo", which)
+    with pytest.raises(
+        UsageError, match=r"such as 950b06fb5c, 950b06aaaa, its first 6 characters or more where no other"
+    ):
+        pick(ledger, "demo", "950b06")
+    ledger.append(make_row(number=17, trial="twin"))
+    with pytest.raises(UsageError, match=r"such as 9000000000, twin, .*; it names 2 of the trials"):
+        pick(ledger, "demo", "17")
+
+
 def test_pick_of_no_trial_says_what_is_allowed(full_ledger):
     with pytest.raises(
         UsageError,
