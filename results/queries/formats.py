@@ -1,77 +1,126 @@
-"""A query's data frame as bytes: JSON, CSV or Parquet."""
+"""A query's answer as bytes: JSON, CSV or Parquet; and as texts for a table."""
+
+from __future__ import annotations
 
 import io
 import json
 import math
-from datetime import datetime
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layers.errors import UsageError
-from results.schema import SCHEMA
+from results.queries.answer import Answer
 
-__all__ = ["serialize"]
+__all__ = ["serialize", "texts"]
+
+_Text = Callable[[Any], str]
+_PRINTABLE = frozenset(range(32, 127)) - frozenset(b"\\'\"")
 
 
-def serialize(frame: pd.DataFrame, format: str) -> bytes:
-    """Return the frame as `json` (an array of objects; missing and non-finite values are null), `csv` or `parquet`.
+def serialize(answer: Answer, format: str) -> bytes:
+    """Return the answer as `json` (an array of objects), `csv` or `parquet`, with all values as they are.
 
-    Times are ISO 8601 in JSON and CSV; lists and maps (blocks, history, metrics) are JSON inside a CSV cell.
+    Dates and times are ISO 8601 in JSON and CSV, and binary values are text with `\\xHH` for what is not plain ASCII.
+    JSON has all digits of integers and decimals, and "NaN", "Infinity" and "-Infinity" in quotes, so that null is null.
+    In CSV a null is empty, an empty text is `""`, and lists, structs and maps are JSON inside a cell.
     """
     writers = {"json": _json, "csv": _csv, "parquet": _parquet}
     if format not in writers:
         raise UsageError(f"format (={format!r}) must be one of {', '.join(writers)}")
-    return writers[format](frame)
+    return writers[format](answer)
 
 
-def _json(frame: pd.DataFrame) -> bytes:
-    return (json.dumps(_records(frame), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+def texts(answer: Answer) -> list[list[str | None]]:
+    """Return each row's values as texts, as CSV has them; None is null."""
+    columns = []
+    for name, column in zip(answer.table.column_names, answer.table.columns, strict=True):
+        text = _cell_text(answer.table.schema.field(name).type)
+        columns.append([None if value is None else text(value) for value in column.to_pylist()])
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _csv(frame: pd.DataFrame) -> bytes:
-    cells = [{name: _cell(value) for name, value in record.items()} for record in _records(frame)]
-    return pd.DataFrame(cells, columns=frame.columns, dtype=object).to_csv(index=False, lineterminator="\n").encode()
+def _json(answer: Answer) -> bytes:
+    table = answer.table
+    columns = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        text, key = _json_text(column.type), json.dumps(name, ensure_ascii=False)
+        columns.append([f"    {key}: {text(value)}" for value in column.to_pylist()])
+    rows = ",\n".join("  {\n" + ",\n".join(row) + "\n  }" for row in zip(*columns, strict=True))
+    return (f"[\n{rows}\n]\n" if rows else "[]\n").encode()
 
 
-def _parquet(frame: pd.DataFrame) -> bytes:
+def _csv(answer: Answer) -> bytes:
+    lines = [answer.table.column_names, *texts(answer)]
+    return "".join(",".join(map(_csv_cell, line)) + "\n" for line in lines).encode()
+
+
+def _csv_cell(text: str | None) -> str:
+    if text is None:
+        return ""
+    return '"' + text.replace('"', '""') + '"' if not text or set(text) & set(',"\r\n') else text
+
+
+def _parquet(answer: Answer) -> bytes:
     sink = io.BytesIO()
-    arrays = [_arrow(frame.iloc[:, index], str(name)) for index, name in enumerate(frame.columns)]
-    pq.write_table(pa.Table.from_arrays(arrays, names=[str(name) for name in frame.columns]), sink)
+    pq.write_table(answer.table, sink)
     return sink.getvalue()
 
 
-def _arrow(column: "pd.Series[Any]", name: str) -> pa.Array | pa.ChunkedArray:
-    """Return the column as Arrow; lists and maps keep the ledger's type, which pandas forgets."""
-    nested = column.dtype == object and name in ("blocks", "history", "metrics")
-    kind = SCHEMA.field(name).type if nested else None
-    return pa.array(column, type=kind, from_pandas=True)
+def _cell_text(kind: pa.DataType) -> _Text:
+    """Return the function that writes a value of this type, which is not null, into a cell."""
+    if pa.types.is_nested(kind):
+        return _json_text(kind)
+    if pa.types.is_floating(kind):
+        return lambda value: _float_text(kind, value)
+    if pa.types.is_boolean(kind) or pa.types.is_decimal(kind):
+        return _json_text(kind)
+    return _string(kind)
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    columns = [[_plain(value) for value in frame.iloc[:, index]] for index in range(frame.shape[1])]
-    return [dict(zip(frame.columns, row, strict=True)) for row in zip(*columns, strict=True)]
+def _json_text(kind: pa.DataType) -> _Text:
+    """Return the function that writes a value of this type, or None, as JSON."""
+    write = _json_value(kind)
+    return lambda value: "null" if value is None else write(value)
 
 
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+def _json_value(kind: pa.DataType) -> _Text:
+    if pa.types.is_map(kind):
+        key, item = _cell_text(kind.key_type), _json_text(kind.item_type)
+        return lambda pairs: "{" + ", ".join(f"{_quoted(key(k))}: {item(v)}" for k, v in pairs) + "}"
+    if pa.types.is_struct(kind):
+        fields = [(field.name, f"{_quoted(field.name)}: ", _json_text(field.type)) for field in kind]
+        return lambda value: "{" + ", ".join(head + text(value[name]) for name, head, text in fields) + "}"
+    if pa.types.is_nested(kind):
+        entry = _json_text(kind.value_type)
+        return lambda values: "[" + ", ".join(map(entry, values)) + "]"
+    if pa.types.is_boolean(kind):
+        return lambda value: "true" if value else "false"
+    if pa.types.is_integer(kind):
+        return str
+    if pa.types.is_decimal(kind):
+        return lambda value: format(value, "f")
+    if pa.types.is_floating(kind):
+        return lambda value: _float_text(kind, value) if math.isfinite(value) else json.dumps(json.dumps(value))
+    string = _string(kind)
+    return lambda value: _quoted(string(value))
 
 
-def _plain(value: Any) -> Any:
-    """Return the value as JSON can hold it: no NaN, no NaT, no NumPy and no Arrow types."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if value is None or value is pd.NaT or value is pd.NA:
-        return None
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, (str, int, bool)) else str(value)
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _float_text(kind: pa.DataType, value: float) -> str:
+    """Return the shortest text that is read back as this number of 32 or of 64 bits."""
+    return str(np.float32(value)) if pa.types.is_float32(kind) else repr(value)
+
+
+def _string(kind: pa.DataType) -> _Text:
+    if pa.types.is_temporal(kind):
+        return lambda value: str(value.isoformat())
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return lambda value: "".join(chr(byte) if byte in _PRINTABLE else f"\\x{byte:02X}" for byte in value)
+    return str

@@ -136,9 +136,9 @@ class Study:
     ) -> RepeatResult:
         """Run trials again with this many further seeds each, which gives their scores an interval (see `front`).
 
-        `pick` is `front` (all of it), `best`, `knee` or a trial's id, of what the SQL condition `where` leaves. The
-        search itself is not touched. `model` and `data` are as for `optimize`. Raises `Interrupted` after Ctrl-C; the
-        same call goes on.
+        `pick` is `front` (all of it), `best`, `knee` or what `trial` takes, of what the SQL condition `where` leaves.
+        The search itself is not touched. `model` and `data` are as for `optimize`. Raises `Interrupted` after Ctrl-C;
+        the same call goes on.
         """
         from search.runner.cluster import Resources
         from search.runner.confirm import confirm_trials, rows_to_confirm
@@ -195,8 +195,8 @@ class Study:
     ) -> pd.DataFrame:
         """Return the trials that meet an SQL condition on columns, such as `size_bytes < 100e3`; all without one.
 
-        With `front`, return the front of those. Scores sort highest first and costs lowest first, unless `descending`
-        is set.
+        With `front`, return the front of those. Subqueries may ask the other tables. Scores sort highest first and
+        costs lowest first, unless `descending` is set.
         """
         return query(
             self.ledger,
@@ -210,7 +210,11 @@ class Study:
         )
 
     def sql(self, statement: str) -> pd.DataFrame:
-        """Return the answer to one SELECT over the tables trials, front, epochs, blocks, confirmations and baseline."""
+        """Return the answer to one query over the tables trials, front, epochs, blocks, confirmations and baseline.
+
+        It is a SELECT (WITH, FROM and VALUES too), SHOW TABLES or DESCRIBE. Values keep what DuckDB has: integers and
+        booleans with nulls have pandas' nullable types, and what pandas has no type for is text.
+        """
         return sql(self.ledger, self.name, statement)
 
     def importance(self) -> pd.DataFrame:
@@ -232,14 +236,14 @@ class Study:
         """Return the knee of the front, of the trials within these limits."""
         return self.pick("knee", _limited(where, max_size, max_flops))
 
-    def trial(self, id: str) -> Trial:
-        """Return the trial of an id, or of the unique beginning of one."""
+    def trial(self, id: str | int) -> Trial:
+        """Return the trial of an id, of a number, or of 6 characters or more that one id alone begins with."""
         if id in ("best", "knee"):
             raise UsageError(f"id (={id!r}) must be the id of a trial; study.{id}() picks one")
-        return self.pick(id)
+        return self.pick(str(id))
 
     def pick(self, which: str, where: str | None = None) -> Trial:
-        """Return `best`, `knee` or the trial of an id, of what the SQL condition `where` leaves."""
+        """Return `best`, `knee` or what `trial` takes, of what the SQL condition `where` leaves."""
         return Trial(self.ledger, self.name, pick(self.ledger, self.name, which, where=where), self.objects)
 
     def report(self, out: str | os.PathLike[str]) -> Path:

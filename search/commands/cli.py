@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
 
 import typer
 
-from layers.errors import OvertoneError, OvertoneWarning, UsageError
+from layers.errors import OvertoneError, OvertoneWarning, UsageError, first_line
 from search.commands.help_panels import CommandWithPanels, GroupOfCommands
 from search.commands.inspect import inspect
+from search.commands.output import LOST, discard_output, prepare_output
 from search.commands.plot import plot_app
 from search.commands.studies import confirm, resume, search, status
 from search.commands.train import train
@@ -44,7 +46,23 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Run one command and return its exit code; errors and our warnings are printed as one line each."""
+    """Run one command and return its exit code; errors and our warnings are printed as one line each.
+
+    A closed pipe ends it without a word.
+    """
+    prepare_output()
+    try:
+        code = _run_command(argv)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in LOST:
+            raise
+        discard_output()
+        return 1 if error.errno == errno.EPIPE else _fail(f"cannot write the answer: {first_line(error)}", 1)
+    return code
+
+
+def _run_command(argv: list[str]) -> int:
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", OvertoneWarning)
     warnings.showwarning = lambda message, *_, **__: print(f"overtone: {message}", file=sys.stderr)
@@ -59,8 +77,6 @@ def run(argv: list[str]) -> int:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 1)
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own errors; their class is private to it
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,21 +15,25 @@ from search.study.plan import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from search.runner.confirm import RepeatResult
     from search.runner.launch import SearchResult
 
 __all__ = [
     *("confirm_line", "err_console", "export_line", "format_values", "out_console", "print_answer", "print_json"),
-    *("print_line", "search_line", "status_line"),
+    *("print_line", "print_table", "search_line", "status_line"),
 ]
+
+_UNBOUNDED = 100_000
+"""Columns of a terminal on which every table fits."""
 
 
 def out_console() -> Console:
-    """Return the console of standard output, wide where that is no terminal."""
+    """Return the console of standard output, wide where that is no terminal and COLUMNS does not say how wide."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 
 
 def err_console() -> Console:
@@ -54,6 +59,25 @@ def print_json(answer: Mapping[str, Any]) -> None:
 def print_line(line: str) -> None:
     """Print a line as it is, however wide the terminal."""
     out_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; where its words do not fit side by side, print each row as lines of a column's name and value."""
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    needed = Measurement.get(console, console.options.update(width=_UNBOUNDED), table).minimum
+    if needed <= console.width or not table.row_count:
+        console.print(table)
+        return
+    console.print(table.title or "", markup=False, highlight=False)
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        record = Table.grid(padding=(0, 1))
+        for column, cell in zip(table.columns, cells, strict=True):
+            if str(cell):
+                record.add_row(column.header, cell)
+        console.print("", record, sep="\n")
+    console.print(table.caption or "", markup=False, highlight=False)
 
 
 def format_values(values: Sequence[Any]) -> str:

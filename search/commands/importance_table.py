@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from results.formatting import format_flops, format_kilobytes
-from search.commands.display import format_values
+from search.commands.display import format_values, print_table
 
 __all__ = ["show_importance"]
 
@@ -29,7 +29,7 @@ def show_importance(console: Console, result: Mapping[str, Any], title: str, sco
         table.add_column(column, justify="left" if column in ("knob", "value") else "right")
     for knob in result["importance"][:limit]:
         _add_knob(table, knob, result)
-    console.print(table)
+    print_table(console, table)
     if not result["importance"]:
         console.print("no knob stands out from what chance would give so few trials", highlight=False)
 

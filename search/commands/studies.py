@@ -135,7 +135,9 @@ def confirm(
     pick: Annotated[
         str,
         options.option(
-            options.TRIALS, "front (all of it), best (highest score), knee (of the front), or the id of a trial."
+            options.TRIALS,
+            "front (all of it), best (highest score), knee (of the front), or a trial by its id, the id's first 6 "
+            "characters or more, or its number.",
         ),
     ] = "front",
     where: options.Where = None,

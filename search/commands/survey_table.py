@@ -10,7 +10,7 @@ from rich.table import Table
 
 from results.formatting import format_duration, format_flops, format_kilobytes, format_megabytes
 from search.api.survey import Survey
-from search.commands.display import format_values
+from search.commands.display import format_values, print_table
 from trainers.estimate import TrialEstimate
 
 __all__ = ["show_survey"]
@@ -30,9 +30,9 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
             format_flops(block["flops"]),
             choices,
         )
-    console.print(table)
+    print_table(console, table)
     for source in dict.fromkeys(preset["source"] for preset in survey.presets):
-        console.print(_preset_table(source, [preset for preset in survey.presets if preset["source"] == source]))
+        print_table(console, _preset_table(source, [row for row in survey.presets if row["source"] == source]))
     whole, least = survey.uncompressed, survey.least
     uncounted = f", without the products of {', '.join(survey.uncounted)}" if survey.uncounted else ""
     lines = [

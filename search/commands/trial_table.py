@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from results.formatting import format_flops, format_kilobytes, format_network
 from results.objectives import init_name
+from results.queries.answer import Answer
+from results.queries.formats import texts
+from search.commands.display import print_table
+from search.commands.output import encodable
 
-__all__ = ["format_score", "show_trials"]
+__all__ = ["format_score", "show_answer", "show_trials"]
 
 _HEADERS = {
     "probability_dominated": "P(dominated)",
@@ -47,8 +52,21 @@ def show_trials(
         row = {str(name): value for name, value in record.items()}
         if columns is None and "seeds" in row:
             row[score_name] = format_score(row)
-        table.add_row(*(Text(_cell(name, row[name], score_name)) for name in names))
-    console.print(table)
+        table.add_row(*(Text(encodable(_cell(name, row[name], score_name), console.encoding)) for name in names))
+    print_table(console, table)
+
+
+def show_answer(console: Console, answer: Answer) -> None:
+    """Print an answer in SQL: all values as they are, with nothing rounded or cut."""
+    table = Table()
+    for field in answer.table.schema:
+        number = any(check(field.type) for check in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+        table.add_column(
+            Text(encodable(field.name, console.encoding)), justify="right" if number else "left", overflow="fold"
+        )
+    for row in texts(answer):
+        table.add_row(*(Text(encodable("NULL" if text is None else text, console.encoding)) for text in row))
+    print_table(console, table)
 
 
 def format_score(row: Mapping[str, Any]) -> str:
@@ -77,8 +95,9 @@ def _cell(name: str, value: Any, score_name: str) -> str:
     if name == "history":
         return f"{len(value)} epochs"
     if name == "metrics":
-        return ", ".join(f"{metric} {number:.4g}" for metric, number in sorted(dict(value).items()))
-    if value is None or value != value:
+        known = sorted((metric, number) for metric, number in dict(value).items() if number is not None)
+        return ", ".join(f"{metric} {number:.4g}" for metric, number in known)
+    if pd.isna(value):
         return "-"
     if isinstance(value, str):
         return value

@@ -27,6 +27,14 @@ def query(
             options.TRIALS, "Column to sort by; scores come highest first. Default: by number, a front by size."
         ),
     ] = None,
+    descending: Annotated[
+        bool | None,
+        options.option(
+            options.TRIALS,
+            "Highest or lowest first. Default: highest for scores, other good metrics and times.",
+            "--descending/--ascending",
+        ),
+    ] = None,
     limit: Annotated[int | None, options.option(options.TRIALS, "Show at most this many. Default: all.")] = None,
     columns: Annotated[
         str | None,
@@ -37,7 +45,10 @@ def query(
     ] = None,
     sql: Annotated[
         str | None,
-        options.option(options.TRIALS, f"One SELECT over the tables {', '.join(TABLE_NAMES)}, instead of the above."),
+        options.option(
+            options.TRIALS,
+            f"One SELECT over the tables {', '.join(TABLE_NAMES)}, or SHOW TABLES or DESCRIBE, instead of the above.",
+        ),
     ] = None,
     format: Annotated[str, options.option(options.OUTPUT, "table, json, csv or parquet.")] = "table",
     store: options.Store = DEFAULT_STORE,
@@ -47,25 +58,39 @@ def query(
     Example: overtone query --study demo --front --where "size_bytes < 20000" --sort val_top1 --limit 10
     """
     from results.queries.formats import serialize
+    from results.queries.query import ask, ask_sql
     from search.api.create import load_study
-    from search.commands.trial_table import show_trials
+    from search.commands.trial_table import show_answer, show_trials
 
-    if sql is not None and (front or where or sort or limit is not None or columns is not None):
-        raise UsageError(f"sql (={sql!r}) must stand alone: front, where, sort, columns and limit belong in the SELECT")
+    others = (front, where, sort, descending is not None, limit is not None, columns is not None)
+    if sql is not None and any(others):
+        raise UsageError(
+            f"sql (={sql!r}) must stand alone: front, where, sort, descending, columns and limit belong in the SELECT"
+        )
     opened = load_study(study, store=store)
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     if sql is not None:
-        frame = opened.sql(sql)
+        answer = ask_sql(opened.ledger, study, sql)
     else:
-        frame = opened.query(where, front=front, sort=sort, limit=limit, columns=names)
+        answer = ask(
+            opened.ledger,
+            study,
+            where=where,
+            front=front,
+            sort=sort,
+            descending=descending,
+            limit=limit,
+            columns=names,
+        )
     if format != "table":
-        sys.stdout.buffer.write(serialize(frame, format))
-        sys.stdout.buffer.flush()
+        sys.stdout.buffer.write(serialize(answer, format))
     elif sql is None:
+        frame = answer.frame()
         title = f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}"
-        show_trials(out_console(), frame, title, opened.score_name, names)
+        shown = None if names is None else answer.table.column_names
+        show_trials(out_console(), frame, title, opened.score_name, shown)
     else:
-        out_console().print(frame.to_string(index=False), markup=False, highlight=False)
+        show_answer(out_console(), answer)
 
 
 def compact(study: options.Study, store: options.Store = DEFAULT_STORE, as_json: options.AsJson = False) -> None:
@@ -128,7 +153,12 @@ def export(
     study: options.Study,
     out: Annotated[Path, options.option(options.OUTPUT, "New folder to write to.")],
     pick: Annotated[
-        str, options.option(options.TRIALS, "best (highest score), knee (of the front), or the id of a trial.")
+        str,
+        options.option(
+            options.TRIALS,
+            "best (highest score), knee (of the front), or a trial by its id, the id's first 6 characters or more, or "
+            "its number.",
+        ),
     ] = "knee",
     where: options.Where = None,
     format: Annotated[str, options.option(options.OUTPUT, "safetensors (packed), onnx or pt2.")] = "safetensors",

@@ -51,7 +51,7 @@ class RepeatResult:
 
 
 def rows_to_confirm(study: StudyLedger, which: str, *, where: str | None, seeds: int) -> list[dict[str, Any]]:
-    """Return the picked trials (`front`, `best`, `knee` or an id) as records.
+    """Return the picked trials (`front`, `best`, `knee`, or an id or number) as records.
 
     Raises `UsageError` if there is no such trial, or one that did not finish, and unless `seeds` are at least 1.
     """

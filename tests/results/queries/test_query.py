@@ -9,6 +9,7 @@ from layers.errors import OvertoneError, UsageError
 from results.analysis.confidence import CONFIDENCE_SCHEMA
 from results.pareto.front import front
 from results.queries.query import pick, picks, query, sql
+from results.queries.tables import TABLES
 from results.schema import SCHEMA, to_records
 from tests.results.conftest import UNCOMPRESSED
 
@@ -152,7 +153,37 @@ def test_where_may_look_into_blocks_and_other_rows(full_ledger, rows):
     assert len(query(full_ledger, "demo", where=where)) == 20
 
 
-@pytest.mark.parametrize("column", ["val_top", "Val_top1", "sizebytes"])
+def test_columns_are_known_in_any_case(full_ledger):
+    frame = query(
+        full_ledger, "demo", where="Val_Top1 > 0.5 AND NUMBER > 3", sort="SIZE_bytes", columns=["Trial", "FLOPS"]
+    )
+    assert frame.equals(
+        query(full_ledger, "demo", where="val_top1 > 0.5 and number > 3", sort="size_bytes", columns=["trial", "flops"])
+    )
+    assert sql(full_ledger, "demo", "SELECT TRIAL FROM Trials").columns.tolist() == ["trial"]
+
+
+def test_a_condition_may_ask_every_table(full_ledger, rows):
+    asked = [
+        ("trial IN (SELECT trial FROM blocks WHERE bits = 8)", 40),
+        ("trial IN (SELECT trial FROM blocks WHERE bits = 7)", 0),
+        ("(SELECT max(epoch) FROM epochs e WHERE e.trial = trials.trial) = 1", 40),
+        ("trial NOT IN (SELECT repeat_of FROM Confirmations)", 40),
+        ("size_bytes <= (SELECT size_bytes FROM baseline)", 40),
+        ("trial IN (FROM front SELECT trial)", full_ledger.front("demo").num_rows),
+    ]
+    for where, count in asked:
+        assert len(query(full_ledger, "demo", where=where)) == count, where
+    front = full_ledger.front("demo").column("trial").to_pylist()
+    assert pick(full_ledger, "demo", "best", where="trial IN (FROM front SELECT trial)")["trial"] in front
+
+
+def test_an_order_without_a_column_is_refused(full_ledger):
+    with pytest.raises(UsageError, match=r"descending \(=True\) must come with sort, the column to sort by"):
+        query(full_ledger, "demo", descending=True)
+
+
+@pytest.mark.parametrize("column", ["val_top", "Val_topp1", "sizebytes"])
 def test_unknown_column_names_the_closest(full_ledger, column):
     close = "size_bytes" if column == "sizebytes" else "val_top1"
     for arguments in ({"sort": column}, {"where": f'"{column}_" > 0'}):
@@ -224,7 +255,7 @@ def test_sql_sees_the_tables_of_the_study(full_ledger, rows):
         "-- nothing",
     ],
 )
-def test_only_one_select_is_taken(full_ledger, statement):
+def test_only_one_query_is_taken(full_ledger, statement):
     with pytest.raises(UsageError, match="exactly one SELECT is allowed"):
         sql(full_ledger, "demo", statement)
     assert not os.path.exists("/tmp/overtone-smuggled.csv")
@@ -253,6 +284,19 @@ def test_bad_sql_is_one_sentence(full_ledger, statement):
     assert not os.path.exists("/tmp/overtone-smuggled.csv")
 
 
+def test_tables_can_be_listed_and_described(full_ledger):
+    for statement in ("SHOW TABLES", "show tables;"):
+        assert sorted(sql(full_ledger, "demo", statement)["name"]) == sorted(TABLES)
+    for name, make in TABLES.items():
+        described = sql(full_ledger, "demo", f"DESCRIBE {name}")["column_name"].tolist()
+        assert described == make(full_ledger, "demo").column_names
+    assert sql(full_ledger, "demo", "DESCRIBE SELECT 1 AS a")["column_name"].tolist() == ["a"]
+    for statement in ("FROM baseline", "VALUES (1)", "WITH x AS (FROM trials) FROM x LIMIT 1", "TABLE baseline"):
+        assert len(sql(full_ledger, "demo", statement)) == 1
+    with pytest.raises(UsageError, match=r"is refused: Binder Error: Can only delete from base table"):
+        sql(full_ledger, "demo", "WITH x AS (DELETE FROM trials RETURNING *) FROM x")
+
+
 def test_an_unknown_table_names_those_there_are(full_ledger):
     with pytest.raises(
         UsageError, match="table 'trial' is none of trials, front, epochs, blocks, confirmations, baseline"
@@ -270,6 +314,51 @@ def test_pick_finds_best_knee_and_trial(full_ledger, rows):
     assert picked["score"] == max(row["score"] for row in small)
     fronts = full_ledger.front("demo").column("trial").to_pylist()
     assert pick(full_ledger, "demo", "knee")["trial"] in fronts
+
+
+def test_pick_takes_a_whole_id_then_a_number_then_the_start_of_an_id(ledger, make_row):
+    ids = {
+        0: "950b06fb5c",
+        9: "17aa000000",
+        17: "9000000000",
+        123456: "00123456aa",
+        5: "1234567bbb",
+        18: "9",
+        6: "950b06aaaa",
+    }
+    for number, trial in ids.items():
+        ledger.append(make_row(number=number, trial=trial))
+    meant = {
+        "9": "9",
+        "17": "9000000000",
+        "123456": "00123456aa",
+        "1234567": "1234567bbb",
+        "0": "950b06fb5c",
+        "17aa00": "17aa000000",
+        "950b06f": "950b06fb5c",
+        "9000000000": "9000000000",
+        "5": "1234567bbb",
+    }
+    for which, trial in meant.items():
+        assert pick(ledger, "demo", which)["trial"] == trial, which
+        assert picks(ledger, "demo", which)[0]["trial"] == trial
+    for which, count in [
+        ("950b06", "2"),
+        ("950b0", "none"),
+        ("17aa0", "none"),
+        ("1", "none"),
+        ("05", "none"),
+        ("", "none"),
+    ]:
+        with pytest.raises(UsageError, match=rf"^pick \(='{which}'\) must be .*; it names {count} of the trials$"):
+            pick(ledger, "demo", which)
+    with pytest.raises(
+        UsageError, match=r"such as 950b06fb5c, 950b06aaaa, its first 6 characters or more where no other"
+    ):
+        pick(ledger, "demo", "950b06")
+    ledger.append(make_row(number=17, trial="twin"))
+    with pytest.raises(UsageError, match=r"such as 9000000000, twin, .*; it names 2 of the trials"):
+        pick(ledger, "demo", "17")
 
 
 def test_pick_of_no_trial_says_what_is_allowed(full_ledger):
