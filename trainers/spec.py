@@ -96,7 +96,7 @@ class TrialSpec:
 
     def to_card(self) -> dict[str, Any]:
         """Return `to_json` without folders, for files that others get: it is the same wherever weights and data are."""
-        data = {**asdict(self.data), "name": self.data.label}
+        data = {**asdict(self.data.resolved()), "name": self.data.label}
         del data["data_dir"]
         return {**self.to_json(), "weights": os.path.basename(self.weights), "data": data}
 

@@ -59,8 +59,8 @@ Weights = Annotated[
     str,
     option(
         NETWORK,
-        "Trained weights: a safetensors file, a state dict, or the name that torchvision gives its own, such as "
-        "DEFAULT.",
+        "Trained weights: a safetensors file, a checkpoint of torch, or the name that torchvision gives its own, such "
+        "as DEFAULT. FILE#KEY takes one of several networks in a file, such as last.ckpt#ema.",
     ),
 ]
 OptionalWeights = Annotated[

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layers.errors import OvertoneError, UsageError
@@ -13,6 +12,7 @@ from results.objectives import Objective, parse_objectives
 from search.study.budget import Budget
 from spaces.blocks import Granularity
 from spaces.config import NetworkConfig
+from spaces.weights_source import absolute_weights
 from trainers.data.spec import DataSpec
 from trainers.score import SCORE_NAME
 from trainers.start.choices import INITS, SALIENCIES
@@ -44,7 +44,7 @@ class StudyPlan:
 
     model: str
     weights: str
-    """Path or torchvision name of the trained weights."""
+    """Path or torchvision name of the trained weights, `FILE#KEY` for one of several networks in a file."""
     data: DataSpec = field(default_factory=DataSpec)
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     budget: Budget = field(default_factory=Budget)
@@ -94,9 +94,8 @@ class StudyPlan:
 
         Objectives are spelled by their own names. Raises `UsageError` if one is unknown.
         """
-        weights = str(Path(self.weights).resolve()) if Path(self.weights).exists() else self.weights
         names = tuple(objective.name for objective in self.parsed_objectives())
-        return replace(self, data=self.data.absolute(), weights=weights, objectives=names)
+        return replace(self, data=self.data.absolute(), weights=absolute_weights(self.weights), objectives=names)
 
     def to_record(self) -> dict[str, Any]:
         """Return plain JSON data, the inverse of `from_record`."""

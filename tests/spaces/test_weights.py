@@ -1,7 +1,13 @@
+import argparse
+import datetime
 import json
 import pickle
+import types
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -10,6 +16,7 @@ from torch import nn
 
 from layers import OvertoneError, UsageError
 from spaces import build_model, load_weights, save_weights, state_sha256
+from spaces.weights_source import absolute_weights, split_weights
 
 
 @pytest.fixture
@@ -94,7 +101,8 @@ def test_a_training_checkpoint_has_weights_within(key, model, other, tmp_path):
 def test_what_is_no_state_dict_is_refused(content, model, tmp_path):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(
-        UsageError, match=r"weights \(='.*'\) must be a state dict, a mapping of names to dense tensors$"
+        UsageError,
+        match=r"weights \(='.*'\) must be a state dict, a mapping of names to dense tensors; it holds [^\n]+$",
     ):
         load_weights(model, str(tmp_path / "w.pth"), name="resnet8")
 
@@ -228,3 +236,166 @@ def test_hash_tells_shapes_apart(fill):
     wide, tall = fill(nn.Linear(2, 3, bias=False)), nn.Linear(3, 2, bias=False)
     tall.weight.data = wide.weight.data.view(2, 3)
     assert state_sha256(wide) != state_sha256(tall)
+
+
+def _written(path, content):
+    torch.save(content, path)
+    return str(path)
+
+
+def _unlike(state, generator):
+    """The same names with other values, as a moving average has."""
+    return {k: v + torch.rand(v.shape, generator=generator) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def test_weights_are_found_under_any_keys_and_prefix(model, other, tmp_path, rng, generator):
+    words = ["net", "network", "state_dict", "model", "module", "generator", "params", "backbone", "a-b", "x.y"]
+    for _ in range(12):
+        keys, prefixes = rng.choices(words, k=rng.randrange(4)), rng.choices(words, k=rng.randrange(3))
+        content = {".".join([*prefixes, name]): value for name, value in model.state_dict().items()}
+        for key in keys:
+            content = {key: content, "epoch": 3, "best": torch.tensor(0.5), "optimizer": {"state": {0: torch.ones(2)}}}
+        source = _written(tmp_path / "w.ckpt", content)
+        load_weights(other, source, name="resnet8")
+        assert state_sha256(other) == state_sha256(model), (keys, prefixes)
+        named = ".".join([*reversed(keys), *prefixes])
+        if named:
+            other.load_state_dict(_unlike(other.state_dict(), generator))
+            load_weights(other, f"{source}#{named}", name="resnet8")
+            assert state_sha256(other) == state_sha256(model), (keys, prefixes)
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_an_average_beside_the_weights_must_be_chosen(model, other, tmp_path, prefixed, generator):
+    state, average = model.state_dict(), _unlike(model.state_dict(), generator)
+    if prefixed:
+        both = {f"model.{k}": v for k, v in state.items()} | {f"ema.{k}": v for k, v in average.items()}
+        content, names = {"state_dict": both}, ("state_dict.model", "state_dict.ema")
+    else:
+        content, names = {"state_dict": state, "ema": average}, ("state_dict", "ema")
+    source = _written(tmp_path / "w.ckpt", content)
+    before = state_sha256(other)
+    with pytest.raises(
+        UsageError, match=rf"must say which network of the file is meant, as FILE#KEY: '{names[0]}', '{names[1]}'$"
+    ):
+        load_weights(other, source, name="resnet8")
+    assert state_sha256(other) == before
+    for name, expected in zip(names, (state, average), strict=True):
+        load_weights(other, f"{source}#{name}", name="resnet8")
+        assert torch.equal(other.conv1.weight, expected["conv1.weight"])
+    with pytest.raises(UsageError, match=rf"must name a key of the file, which has '{names[0]}', '{names[1]}'$"):
+        load_weights(other, f"{source}#student", name="resnet8")
+
+
+def test_the_same_weights_twice_are_no_choice(model, other, tmp_path):
+    copy = {name: value.clone() for name, value in model.state_dict().items()}
+    load_weights(other, _written(tmp_path / "w", {"model": model.state_dict(), "best": copy}), name="resnet8")
+    assert state_sha256(other) == state_sha256(model)
+
+
+def test_an_average_of_torchs_own_kind_is_read(model, other, tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    load_weights(other, _written(tmp_path / "w", averaged.state_dict()), name="resnet8")
+    assert state_sha256(other) == state_sha256(model)
+
+
+def test_parts_beside_the_network_are_passed_over_only_when_it_is_named(model, other, tmp_path):
+    parts = {f"model.{k}": v for k, v in model.state_dict().items()} | {"criterion.weight": torch.ones(10)}
+    source = _written(tmp_path / "w.ckpt", {"state_dict": parts})
+    for given in (source, f"{source}#state_dict"):
+        with pytest.raises(
+            UsageError, match=r"has no 'criterion.weight'; FILE#state_dict.model takes 'state_dict.model' alone$"
+        ):
+            load_weights(other, given, name="resnet8")
+    load_weights(other, f"{source}#state_dict.model", name="resnet8")
+    assert state_sha256(other) == state_sha256(model)
+
+
+def test_plain_data_beside_the_weights_are_read(model, other, tmp_path):
+    now = datetime.datetime(2024, 5, 17, 12, 30, tzinfo=datetime.UTC)
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=Path("runs"), betas=(0.9, 0.99)),
+        "best": np.float64(0.91),
+        "steps": np.int64(3),
+        "dtype": np.dtype("float32"),
+        "path": PurePosixPath("/a/b"),
+        "windows": PureWindowsPath("C:/a"),
+        "times": [now, now.date(), datetime.timedelta(seconds=3)],
+        "more": types.SimpleNamespace(a=1),
+        "ordered": OrderedDict(a=1),
+    }
+    for key, value in beside.items():
+        torch.save({"net": model.state_dict(), key: value}, tmp_path / "w.pth")
+        other.conv1.weight.data.zero_()
+        load_weights(other, str(tmp_path / "w.pth"), name="resnet8")
+        assert state_sha256(other) == state_sha256(model), key
+
+
+def test_a_whole_pickled_network_is_refused_by_its_class(model, tmp_path):
+    for content in (model, {"net": model}):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(
+            OvertoneError, match=r"it holds an object of spaces\.zoo\.CifarResNet, whose code is not run"
+        ):
+            load_weights(model, str(tmp_path / "w.pth"), name="resnet8")
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".pth", ".bin", ".ckpt#1"])
+def test_a_file_is_judged_by_its_content(suffix, model, other, tmp_path):
+    state = model.state_dict()
+    writers = {
+        "safetensors": lambda path: safetensors.torch.save_file(state, path),
+        "zip": lambda path: torch.save(state, path),
+        "legacy": lambda path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    }
+    for kind, write in writers.items():
+        write(tmp_path / f"w{suffix}")
+        other.conv1.weight.data.zero_()
+        load_weights(other, str(tmp_path / f"w{suffix}"), name="resnet8")
+        assert state_sha256(other) == state_sha256(model), kind
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_are_no_weights(dtype, saved, other):
+    before = state_sha256(other)
+    source = saved(lambda state: state | {"layer1.0.conv1.weight": torch.ones(16, 16, 3, 3, dtype=dtype)})
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        UsageError, match=rf"'layer1.0.conv1.weight' is {kind}, not float32, as in a quantized checkpoint$"
+    ):
+        load_weights(other, source, name="resnet8")
+    assert state_sha256(other) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_weights(dtype, saved, model, other):
+    load_weights(
+        other,
+        saved(lambda state: {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}),
+        name="resnet8",
+    )
+    assert torch.equal(other.conv1.weight, model.conv1.weight.to(dtype).float())
+
+
+def test_a_misfit_names_what_the_file_has(model, tmp_path):
+    foreign = {f"features.{n}.weight": torch.ones(2) for n in range(9)}
+    with pytest.raises(
+        UsageError, match=r"they lack 'conv1.weight'; they are 'features.0.weight', .*'features.5.weight', \.\.\.$"
+    ):
+        load_weights(model, _written(tmp_path / "w", {"state_dict": foreign}), name="resnet8")
+    part = {k: v for k, v in model.state_dict().items() if k != "linear.bias"}
+    content = {"student": part, "teacher": dict(list(part.items())[:9])}
+    with pytest.raises(
+        UsageError, match=r"they lack 'linear.bias'; the file has 'student', 'teacher', of which FILE#KEY"
+    ):
+        load_weights(model, _written(tmp_path / "w", content), name="resnet8")
+
+
+def test_weights_are_the_same_from_another_folder(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"ema": model.state_dict()}, "w.ckpt")
+    assert absolute_weights("w.ckpt") == str(tmp_path / "w.ckpt")
+    assert absolute_weights("w.ckpt#ema") == f"{tmp_path / 'w.ckpt'}#ema"
+    assert [absolute_weights(name) for name in ("DEFAULT", "no#file", "#", "")] == ["DEFAULT", "no#file", "#", ""]
+    Path("w.ckpt#ema").touch()
+    assert split_weights("w.ckpt#ema") == (Path("w.ckpt#ema"), "")

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from layers.errors import first_line
 
@@ -17,14 +17,17 @@ _CHUNK = 64  # images that a thread takes at a time
 _LARGE = 3 * 128 * 128  # bytes of an image from which two threads were faster than one
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
-"""From a decoded image (3, h, w) to one of the required size."""
+"""From a decoded image (3, h, w) to one of the required shape."""
 
 AdvanceFn = Callable[[int], None]
 """A callback that is given the number of images decoded since its last call."""
 
 
-def decode_one(encoded: bytes) -> torch.Tensor:
+def decode_one(encoded: bytes, *, upright: bool = False) -> torch.Tensor:
     """Decode an image to uint8 (3, H, W); gray becomes three equal planes, and of 16 bits the upper 8 count.
+
+    With `upright` it is turned as its EXIF orientation says, which Hugging Face's reader does and torchvision's does
+    not.
 
     Raises ValueError if it cannot be read, or if its values have no known range (float, 32 bits).
     """
@@ -34,20 +37,28 @@ def decode_one(encoded: bytes) -> torch.Tensor:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.mode in ("F", "I"):
                 raise ValueError
-            wide = image.mode.startswith("I;16")
-            narrow = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if wide else image
+            turned = ImageOps.exif_transpose(image) if upright else image
+            wide = turned.mode.startswith("I;16")
+            narrow = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8)) if wide else turned
             return torch.from_numpy(np.array(narrow.convert("RGB"))).permute(2, 0, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError("cannot be decoded") from error
 
 
-def decode_at(out: torch.Tensor, index: int, read: Callable[[], bytes], transform: Transform | None = None) -> str:
-    """Fill out[index], out (n, 3, H, W), with the image that `read` returns, after `transform` if there is one.
+def decode_at(
+    out: torch.Tensor,
+    index: int,
+    read: Callable[[], bytes],
+    transform: Transform | None = None,
+    *,
+    upright: bool = False,
+) -> str:
+    """Fill out[index], out (n, C, H, W), with the image that `read` returns, after `transform` if there is one.
 
     Returns the reason why the image cannot be used, or ''.
     """
     try:
-        image = decode_one(read())
+        image = decode_one(read(), upright=upright)
     except OSError as error:
         return f"cannot be read ({first_line(error)})"
     except ValueError as error:
@@ -65,6 +76,8 @@ def decode_all(
     read: Callable[[int], bytes],
     transform: Transform | None = None,
     advance: AdvanceFn = lambda count: None,
+    *,
+    upright: bool = False,
 ) -> dict[int, str]:
     """Fill out[i], out (n, 3, H, W), with the image read(i) for each index i, after `transform` if there is one.
 
@@ -74,7 +87,7 @@ def decode_all(
 
     def decode_chunk(first: int) -> list[tuple[int, str]]:
         chunk = indices[first : first + _CHUNK]
-        return [(index, decode_at(out, index, partial(read, index), transform)) for index in chunk]
+        return [(index, decode_at(out, index, partial(read, index), transform, upright=upright)) for index in chunk]
 
     with ThreadPoolExecutor(decode_threads(out.shape[1:].numel(), transform)) as pool:
         for results in pool.map(decode_chunk, range(0, len(indices), _CHUNK)):

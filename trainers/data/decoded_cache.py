@@ -22,9 +22,11 @@ _CARD = ("classes", "mean", "std", "augment", "warnings", "fingerprint")
 def data_key(spec: DataSpec, manifest: Manifest) -> str:
     """Return the cache key: the set's folder, its files, and the settings that decide what a split holds.
 
-    A published set has no folder of its own: it is the same in every place, or its checksums would have refused it.
+    Mean, deviation and augmentation are put in place after loading. A published set has no folder of its own: it is the
+    same in every place, or its checksums would have refused it.
     """
-    settings = (spec.seed, spec.train_limit, spec.val_from, spec.image_size, spec.stream)
+    size = (spec.image_size, spec.resize_size, spec.interpolation)
+    settings = (spec.seed, spec.train_limit, spec.val_from, size, spec.channels, spec.stream)
     return cache_key(spec.kind, os.path.realpath(spec.folder) if spec.folder else "", manifest, settings)
 
 

@@ -5,15 +5,17 @@ The validation split steers a search; the test split is only read to report. Whi
 machine (`trainers.runtime.cache`).
 """
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
 
 from layers.errors import OvertoneError, OvertoneWarning, UsageError
+from trainers.data.channels import with_channels
 from trainers.data.dataset import Data, Split
 from trainers.data.decode import AdvanceFn
 from trainers.data.decoded_cache import data_key, load_decoded, save_decoded
@@ -38,16 +40,28 @@ ProgressFn = Callable[[int, int], None]
 def load_data(spec: DataSpec, progress: ProgressFn = lambda done, total: None) -> Data:
     """Read and split a set of images; decode only the images that a split keeps, once per machine.
 
-    `progress` is called while images are decoded. Warns (OvertoneWarning) of unusable images that are left out, at most
-    1 % of a split, and of decoded images that cannot be cached. Raises UsageError for a folder that does not exist and
-    for images that the caller holds (`trainers.data.objects`), OvertoneError for images or labels that cannot be used.
+    `progress` is called while images are decoded. Warns (OvertoneWarning) of what is passed over, such as unusable
+    images, at most 1 % of a split, and of decoded images that cannot be cached. Raises UsageError for a folder that
+    does not exist, for settings that it does not allow, and for images that the caller holds (`trainers.data.objects`),
+    OvertoneError for images or labels that cannot be used.
     """
     if spec.is_object:
         raise UsageError(f"the images {spec.name!r} were given as objects: give them again in Python, as data")
     data = _decode(spec, _open(spec)) if spec.kind == "digits" else _load_or_decode(spec, progress)
     for sentence in data.warnings:
         warnings.warn(sentence, OvertoneWarning, stacklevel=2)
-    return data
+    return _as_given(spec, data)
+
+
+def _as_given(spec: DataSpec, data: Data) -> Data:
+    """Return the data with the normalization and augmentation of the spec in place of the set's own."""
+    mean, std = spec.normalization(data.channels) or (data.mean, data.std)
+    augment = spec.augment or data.augment
+    if (mean, std, augment) == (data.mean, data.std, data.augment):
+        return data
+    text = f"{data.fingerprint} {mean} {std} {augment}"  # the pixels are hashed once, in the first of them
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return replace(data, mean=mean, std=std, augment=augment, cached_fingerprint=sha256)
 
 
 def _load_or_decode(spec: DataSpec, progress: ProgressFn) -> Data:
@@ -57,7 +71,7 @@ def _load_or_decode(spec: DataSpec, progress: ProgressFn) -> Data:
     if not spec.stream and (data := load_decoded(key)):
         return data
     with machine_lock(spec.kind, os.path.realpath(spec.folder or spec.data_dir)):
-        train = opened().streamed(manifest) if spec.stream else None
+        train = opened().streamed(manifest, spec.channels or 3) if spec.stream else None
         return load_decoded(key, train) or save_decoded(spec.name, key, _decode(spec, opened(), train, progress))
 
 
@@ -67,12 +81,15 @@ class _SplitSource:
 
     source: Source
     rows: dict[str, tuple[str, torch.Tensor]]
+    warnings: tuple[str, ...]
+    """Sentences about the set as a whole."""
 
-    def streamed(self, manifest: Manifest) -> Split:
+    def streamed(self, manifest: Manifest, channels: int) -> Split:
         """Return the training images, to be read later."""
         part, rows = self.rows["train"]
         assert self.source.stream is not None  # DataSpec allows stream only for sets in a folder
-        return Split(images=self.source.stream(rows, manifest), labels=self.source.labels[part][rows])
+        split = Split(images=self.source.stream(rows, manifest), labels=self.source.labels[part][rows])
+        return with_channels(split, channels)
 
 
 def _open(spec: DataSpec) -> _SplitSource:
@@ -82,11 +99,16 @@ def _open(spec: DataSpec) -> _SplitSource:
     elif spec.kind == "cifar10":
         source = cifar10_source(os.path.expanduser(spec.data_dir))
     elif spec.kind == "parquet":
-        source = parquet_source(spec.folder)
+        source = parquet_source(spec.folder, spec.image_size, spec.resize_size, spec.interpolation)
     else:
-        source = imagefolder_source(spec.folder, spec.image_size or 224)
-    check_labels(spec.name, source)
-    return _SplitSource(source, split_rows(spec, source.labels, source.holdout, generator))
+        source = imagefolder_source(spec.folder, spec.image_size or 224, spec.resize_size, spec.interpolation)
+    warnings = source.warnings
+    if "validation" in source.labels and spec.val_from != "validation":
+        warnings += (f"the validation images of {spec.name!r} are not used; --val-from validation takes them",)
+        source = replace(source, labels={part: source.labels[part] for part in ("train", "test")})
+    absent = check_labels(spec.name, source)
+    rows = split_rows(spec, source.labels, source.holdout, generator)
+    return _SplitSource(source, rows, (*warnings, absent) if absent else warnings)
 
 
 def _decode(
@@ -110,11 +132,15 @@ def _decode(
     read = {name: _read_split(spec.name, source, part, indices, advance) for name, (part, indices) in rows.items()}
     splits = {name: split for name, (split, _) in read.items()} | ({} if train is None else {"train": train})
     mean, std, augment = source.mean, source.std, source.augment
-    if all(_is_gray(split.images) for split in splits.values()):
-        # one plane instead of three; sets of gray images are often letters, so they are never mirrored
-        splits = {name: _first_plane(split) for name, split in splits.items()}
-        mean, std = ((sum(planes) / 3,) for planes in (mean, std))
-        augment = "shift"
+    gray = all(_is_gray(split.images) for split in splits.values())
+    channels = spec.channels or (1 if gray else splits["val"].images.shape[1])
+    splits = {name: with_channels(split, channels) for name, split in splits.items()}
+    if channels == 1:
+        mean, std = ((sum(planes) / len(planes),) for planes in (mean, std))
+    elif len(mean) == 1:
+        mean, std = mean * channels, std * channels
+    if gray:
+        augment = "shift"  # sets of gray images are often letters, so they are never mirrored
     return Data(
         train=splits["train"],
         val=splits["val"],
@@ -123,7 +149,7 @@ def _decode(
         mean=mean,
         std=std,
         augment=augment,
-        warnings=tuple(sentence for _, sentence in read.values() if sentence),
+        warnings=(*opened.warnings, *(sentence for _, sentence in read.values() if sentence)),
     )
 
 
@@ -161,8 +187,3 @@ def _is_gray(images: torch.Tensor | StreamedImages) -> bool:
         return False
     first, rest = images[:, :1], images[:, 1:]
     return torch.equal(first[0].expand_as(rest[0]), rest[0]) and torch.equal(first.expand_as(rest), rest)
-
-
-def _first_plane(split: Split) -> Split:
-    assert isinstance(split.images, torch.Tensor)
-    return Split(images=split.images[:, :1].contiguous(), labels=split.labels)

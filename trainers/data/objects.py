@@ -192,18 +192,13 @@ def _item(name: str, dataset: MapDataset, index: int) -> tuple[Tensor, int]:
 def _normalization(spec: DataSpec, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of each channel."""
     channels = images.shape[1]
-    if spec.mean is None or spec.std is None:
-        if images.dtype == torch.uint8:
-            raise UsageError(
-                "mean and std must be given for uint8 images: those that the weights were trained with, such as "
-                "mean=0, std=1 for images scaled to [0, 1]"
-            )
-        return (0.0,) * channels, (1.0,) * channels
-    widened = [values * channels if len(values) == 1 else values for values in (spec.mean, spec.std)]
-    for name, values in zip(("mean", "std"), widened, strict=True):
-        if len(values) != channels:
-            raise UsageError(f"{name} (={list(values)}) must be one number, or one for each of {channels} channels")
-    return widened[0], widened[1]
+    given = spec.normalization(channels)
+    if given is None and images.dtype == torch.uint8:
+        raise UsageError(
+            "mean and std must be given for uint8 images: those that the weights were trained with, such as "
+            "mean=0, std=1 for images scaled to [0, 1]"
+        )
+    return given or ((0.0,) * channels, (1.0,) * channels)
 
 
 def _rows(spec: DataSpec, parts: Parts, generator: torch.Generator) -> dict[str, tuple[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from layers.errors import OvertoneError
+from layers.errors import OvertoneError, UsageError
 from trainers.data.spec import DataSpec
 
 __all__ = ["balanced_order", "check_sizes", "split_rows"]
@@ -26,19 +26,32 @@ def balanced_order(labels: torch.Tensor, generator: torch.Generator) -> torch.Te
 
 
 def split_rows(spec: DataSpec, labels: dict[str, torch.Tensor], holdout: float, generator: torch.Generator) -> Rows:
-    """Return for each split ('train', 'val', 'test') the part it comes from ('train' or 'test') and the rows there.
+    """Return for each split ('train', 'val', 'test') the part it comes from and the rows there.
 
-    `labels` are by part; `holdout` is the share of the training part that validation takes. Raises OvertoneError for a
-    split that is too small to be used.
+    `labels` are by part; `holdout` is the share of the training part that validation takes, and the test split too if
+    there is no part 'test'. Raises OvertoneError for a split that is too small to be used, UsageError if there is no
+    part 'validation' where it is asked for.
     """
-    train, test = (balanced_order(labels[part], generator) for part in ("train", "test"))
-    if spec.val_from == "train":
+    train = balanced_order(labels["train"], generator)
+    rest = "test" if "test" in labels else "train"
+    if rest == "test":
+        test = balanced_order(labels["test"], generator)
+    else:
+        held = round(holdout * len(train))
+        test, train = train[:held], train[held:]
+    if spec.val_from == "validation":
+        if "validation" not in labels:
+            raise UsageError(
+                f"val_from (='validation') must be train or test: {spec.name!r} has no validation-* beside test-*"
+            )
+        part, val = "validation", balanced_order(labels["validation"], generator)
+    elif spec.val_from == "train":
         held = round(holdout * len(train))
         part, val, train = "train", train[:held], train[held:]
     else:
         held = len(test) // 2
-        part, val, test = "test", test[:held], test[held:]
-    rows = {"train": ("train", train[: spec.train_limit]), "val": (part, val), "test": ("test", test)}
+        part, val, test = rest, test[:held], test[held:]
+    rows = {"train": ("train", train[: spec.train_limit]), "val": (part, val), "test": (rest, test)}
     return check_sizes(spec.name, rows)
 
 

@@ -34,15 +34,17 @@ class EncodedImages(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamedImages:
-    """uint8 images (n, 3, H, W) that stay encoded until they are read; they live on the CPU."""
+    """uint8 images (n, C, H, W) that stay encoded until they are read; they live on the CPU."""
 
     encoded: EncodedImages
     rows: torch.Tensor
     """int64 (n,): the rows of the encoded images."""
     image_shape: tuple[int, int, int]
-    """(3, H, W)."""
+    """(C, H, W)."""
     transform: Transform | None = None
     """Brings a decoded image (3, h, w) to the shape; without it every image must have that shape."""
+    upright: bool = False
+    """Whether images are turned as their EXIF orientation says."""
     content: str
     """Stands for the content of all encoded images: a hash over the names and sizes of their files."""
 
@@ -51,7 +53,7 @@ class StreamedImages:
 
     @property
     def shape(self) -> torch.Size:
-        """(n, 3, H, W)."""
+        """(n, C, H, W)."""
         return torch.Size((len(self.rows), *self.image_shape))
 
     @property
@@ -62,7 +64,7 @@ class StreamedImages:
         return digest.digest()
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the images (k, 3, H, W) at rows (k,) of 0..n-1; raise OvertoneError naming one that is unusable."""
+        """Return the images (k, C, H, W) at rows (k,) of 0..n-1; raise OvertoneError naming one that is unusable."""
         (images,) = self.read_ahead([rows])
         return images
 
@@ -107,6 +109,7 @@ class _Batch:
         encoded = self.images.encoded
         for index in indices:
             row = self.rows[index]
-            error = decode_at(self.out, index, partial(encoded.read, row), self.images.transform)
+            read, upright = partial(encoded.read, row), self.images.upright
+            error = decode_at(self.out, index, read, self.images.transform, upright=upright)
             if error:
                 raise OvertoneError(f"{encoded.name(row)} {error}; without stream, unusable images are left out")

@@ -21,5 +21,6 @@ def check_unreadable(name: str, errors: Sequence[str], total: int) -> str:
     named = ", ".join(errors[:_NAMED]) + (", ..." if len(errors) > _NAMED else "")
     count = f"{len(errors)} of {total} images of {name!r} cannot be used"
     if len(errors) * 100 > total * _PERCENT:
-        raise OvertoneError(f"{count}: {named}; at most {_PERCENT} % of a split may be left out")
+        sizes = "; --image-size brings images of several sizes to one" if " where the first measures " in named else ""
+        raise OvertoneError(f"{count}: {named}; at most {_PERCENT} % of a split may be left out{sizes}")
     return f"{count} and are left out: {named}"

@@ -34,7 +34,7 @@ __all__ = [
     "write_cached_file",
 ]
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Version of the files' layout and of everything that turns encoded images into their content; others are not read."""
 
 _PATIENCE_SECONDS = 10.0

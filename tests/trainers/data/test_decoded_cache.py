@@ -93,7 +93,11 @@ def test_the_digits_are_not_kept(cache_dir):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"train_limit": 50}, {"val_from": "test"}, {"image_size": 8}, {"image_size": None}]
+    "change",
+    [
+        *({"seed": 1}, {"train_limit": 50}, {"val_from": "test"}, {"image_size": 8}, {"image_size": None}),
+        *({"channels": 1}, {"channels": 3}, {"resize_size": 7}, {"interpolation": "bicubic"}),
+    ],
 )
 def test_all_that_decides_the_pixels_is_told_apart(image_folder, change):
     spec = DataSpec(name=f"imagefolder:{image_folder}", image_size=7)

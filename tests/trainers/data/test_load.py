@@ -4,6 +4,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +14,7 @@ from PIL import Image
 from layers.errors import OvertoneError, OvertoneWarning, UsageError
 from trainers.data import Data, DataSpec, Split, decode, load_data, stream
 from trainers.data import load as data_module
+from trainers.data.description import describe_images
 from trainers.data.sources import imagefolder as imagefolder_module
 from trainers.data.sources import parquet as parquet_module
 from trainers.data.sources.builtin import digits_source
@@ -256,13 +260,14 @@ def test_folders_reach_their_readers():
         load_data(DataSpec(name="imagefolder:/no/such"))
 
 
-@pytest.mark.parametrize(("asked", "side"), [(None, 224), (10, 10)])
-def test_image_size_reaches_the_folder_reader(monkeypatch, asked, side):
+@pytest.mark.parametrize(("kind", "usual"), [("imagefolder", 224), ("parquet", None)])
+def test_sizes_reach_the_reader_of_a_folder(monkeypatch, kind, usual):
     seen = []
     source = numbered_source(40, 20)
-    monkeypatch.setattr(data_module, "imagefolder_source", lambda folder, size: seen.append((folder, size)) or source)
-    load_data(DataSpec(name="imagefolder:x", image_size=asked))
-    assert seen == [("x", side)]
+    monkeypatch.setattr(data_module, f"{kind}_source", lambda *given: seen.append(given) or source)
+    load_data(DataSpec(name=f"{kind}:x"))
+    load_data(DataSpec(name=f"{kind}:x", image_size=10, resize_size=12, interpolation="bicubic"))
+    assert seen == [("x", usual, None, None), ("x", 10, 12, "bicubic")]
 
 
 def test_all_grey_colour_images_become_one_plane_that_is_never_mirrored(monkeypatch):
@@ -357,11 +362,12 @@ def test_streamed_grey_images_keep_three_planes(streamed_spec, image_folder):
 def test_classes_without_enough_images_are_refused(tmp_path):
     for name in ("train/a", "val/a"):
         (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
     name = f"imagefolder:{tmp_path}"
     with pytest.raises(OvertoneError, match="has 1 classes; a classifier"):
         load_data(DataSpec(name=name))
     (tmp_path / "train" / "b").mkdir()
-    with pytest.raises(OvertoneError, match=r"the train split of .* has 0 images; it must have at least 2"):
+    with pytest.raises(UsageError, match=r"the class folder '.*/train/b' must have images: it has none$"):
         load_data(DataSpec(name=name))
 
 
@@ -380,3 +386,145 @@ def test_cifar10_in_parquet_loads_a_few_images_of_the_right_kind():
     assert (data.classes, data.augment) == (10, "crop-flip")
     scaled = data.test.images.float() / 255
     assert scaled.mean((0, 2, 3)).tolist() == pytest.approx([0.49, 0.48, 0.45], abs=0.02)  # CIFAR-10's known means
+
+
+def test_a_given_normalization_is_the_datas_and_tells_trials_apart(numbered, image_folder):
+    name = f"imagefolder:{image_folder}"
+    for kind in ({"name": "cifar10"}, {"name": name, "image_size": 8}, {"name": name, "image_size": 8, "stream": True}):
+        plain = load_data(DataSpec(**kind))
+        given = load_data(DataSpec(**kind, mean=(0.5, 0.4, 0.3), std=1, augment="none"))
+        assert (given.mean, given.std, given.augment) == ((0.5, 0.4, 0.3), (1.0, 1.0, 1.0), "none")
+        assert load_data(DataSpec(**kind, mean=plain.mean, std=plain.std)).fingerprint == plain.fingerprint
+        others = [{"mean": 0.5, "std": 1}, {"mean": 0.5, "std": 2}, {"mean": 0.4, "std": 1}, {"augment": "none"}]
+        prints = [plain.fingerprint, given.fingerprint, *(load_data(DataSpec(**kind, **o)).fingerprint for o in others)]
+        assert len(set(prints)) == 6
+        assert load_data(DataSpec(**kind, mean=(0.5, 0.4, 0.3), std=1, augment="none")).fingerprint == given.fingerprint
+        assert torch.equal(given.val.images, plain.val.images)
+        assert torch.allclose(given.normalize(given.val.images)[:, 1], given.val.images[:, 1] / 255 - 0.4, atol=1e-6)
+    with pytest.raises(UsageError, match=r"mean \(=\[0.5, 0.5\]\) must be one number, or one for each of 3 channels"):
+        load(mean=(0.5, 0.5), std=1)
+
+
+def test_a_normalization_does_not_decode_anew(image_folder, monkeypatch):
+    spec = DataSpec(name=f"imagefolder:{image_folder}", image_size=7)
+    load_data(spec)
+    monkeypatch.setattr(data_module, "imagefolder_source", lambda *_: pytest.fail("it was decoded"))
+    assert load_data(replace(spec, mean=0.0, std=1.0)).mean == (0.0, 0.0, 0.0)
+    assert load_data(spec).mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_color_becomes_pillows_gray_where_one_channel_is_asked_for(image_folder, streamed):
+    spec = DataSpec(name=f"imagefolder:{image_folder}", image_size=7, stream=streamed)
+    color, gray = load_data(spec), load_data(replace(spec, channels=1))
+    assert (gray.channels, gray.val.image_shape, gray.augment) == (1, (1, 7, 7), "crop-flip")
+    assert (gray.mean, gray.std) == (pytest.approx((0.449,)), pytest.approx((0.226,)))
+    assert gray.fingerprint != color.fingerprint
+    for part in ("train", "val", "test"):
+        rows = torch.arange(12)
+        found, original = (getattr(data, part).take(rows) for data in (gray, color))
+        expected = [np.asarray(Image.fromarray(o.permute(1, 2, 0).numpy()).convert("L")) for o in original]
+        assert found[:, 0].tolist() == np.stack(expected).tolist()
+
+
+def test_gray_images_are_color_for_a_network_that_takes_it(tmp_path, np_rng):
+    for part, count in (("train", 30), ("val", 6)):
+        for number in range(count):
+            folder = tmp_path / part / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np_rng.integers(0, 256, (7, 7), dtype=np.uint8)).save(folder / f"{number}.png")
+    spec = DataSpec(name=f"imagefolder:{tmp_path}", image_size=7)
+    one, three = load_data(spec), load_data(replace(spec, channels=3))
+    assert (one.channels, three.channels) == (1, 3)
+    assert torch.equal(one.val.images.expand(-1, 3, -1, -1), three.val.images)
+    assert (three.mean, three.augment) == ((0.485, 0.456, 0.406), "shift")
+    assert torch.equal(load_data(replace(spec, channels=1)).val.images, one.val.images)
+    digits = load_data(DataSpec(channels=3))
+    assert (digits.train.image_shape, digits.mean) == ((3, 8, 8), (0.3053,) * 3)
+    assert torch.equal(digits.train.take(torch.arange(5)), load_data(DataSpec()).train.images[:5].expand(-1, 3, -1, -1))
+
+
+def test_without_labeled_test_images_some_training_images_are_tested_on(monkeypatch):
+    source = numbered_source(1000, 300)
+    del source.labels["test"]
+    monkeypatch.setattr(data_module, "cifar10_source", lambda folder: source)
+    data = load()
+    assert [len(split) for split in (data.train, data.val, data.test)] == [810, 90, 100]
+    assert sorted(rows(data.train) + rows(data.val) + rows(data.test)) == [(1, row) for row in range(1000)]
+
+
+def test_published_validation_images_are_used_where_they_are_asked_for(monkeypatch):
+    source = numbered_source(300, 40)
+    source.labels["validation"] = torch.arange(50) % 5
+    monkeypatch.setattr(data_module, "parquet_source", lambda *_: source)
+    with pytest.warns(
+        OvertoneWarning, match=r"the validation images of 'parquet:x' are not used; --val-from validation"
+    ):
+        assert len(load_data(DataSpec(name="parquet:x")).val) == 30
+    data = load_data(DataSpec(name="parquet:x", val_from="validation"))
+    assert [len(split) for split in (data.train, data.val, data.test)] == [300, 50, 40]
+    del source.labels["validation"]
+    with pytest.raises(UsageError, match=r"val_from \(='validation'\) must be train or test: 'parquet:x' has no valid"):
+        load_data(DataSpec(name="parquet:x", val_from="validation", seed=1))
+
+
+def test_labels_with_gaps_are_told(monkeypatch):
+    source = numbered_source(100, 20, classes=3)
+    for labels in source.labels.values():
+        labels += 1
+    source = replace(source, classes=6)
+    monkeypatch.setattr(data_module, "cifar10_source", lambda folder: source)
+    with pytest.warns(
+        OvertoneWarning, match=r"^no training image of 'cifar10' has the label 0, 4, 5, though labels are 0 to"
+    ):
+        assert load().classes == 6
+
+
+def test_what_a_folder_passes_over_is_said_at_every_load(image_folder):
+    (image_folder / "train" / "cat" / "notes.txt").touch()
+    for _ in range(2):
+        with pytest.warns(
+            OvertoneWarning, match=r"^1 file of 'imagefolder:.*' passed over, .*: 'train/cat/notes.txt'$"
+        ):
+            load_data(DataSpec(name=f"imagefolder:{image_folder}", image_size=7))
+
+
+def test_images_of_several_sizes_are_refused_with_what_helps(tmp_path, image_folder):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    files = sorted((image_folder / "train" / "cat").iterdir())
+    rows_ = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    for part in ("train", "test"):
+        table = pa.table({"image": pa.array(rows_, struct), "label": [i % 2 for i in range(len(rows_))]})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    spec = DataSpec(name=f"parquet:{tmp_path}")
+    with pytest.raises(
+        OvertoneError, match=r"at most 1 % of a split may be left out; --image-size brings images of sev"
+    ):
+        load_data(spec)
+    for stream_ in (False, True):
+        assert load_data(replace(spec, image_size=8, stream=stream_)).train.take(torch.tensor([3])).shape == (
+            1,
+            3,
+            8,
+            8,
+        )
+
+
+def test_a_line_describes_the_images(image_folder):
+    name = f"imagefolder:{image_folder}"
+    described = {
+        "(resized to 8 at the shorter side, bilinear, and center-cropped)": {"name": name, "image_size": 7},
+        "(resized to 9 at the shorter side, bicubic, and center-cropped) normalized by mean 0.5, 0.5, 0.5 and "
+        "std 1, 1, 1 of pixels in [0, 1]": {
+            "name": name,
+            "image_size": 7,
+            "resize_size": 9,
+            "interpolation": "bicubic",
+            "mean": 0.5,
+            "std": 1,
+        },
+        "images of 'digits': 1x8x8 normalized by mean 0.3053 and std 0.3759 of pixels in [0, 1] (the digits' own,": {},
+        "(ImageNet's, as none were given: --mean and --std)": {"name": name, "image_size": 7},
+    }
+    for text, given in described.items():
+        assert text in describe_images(DataSpec(**given), load_data(DataSpec(**given)))

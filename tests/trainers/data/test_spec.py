@@ -59,8 +59,26 @@ def test_an_unknown_name_is_answered_with_the_allowed_forms(name):
         ({"seed": 2**32}, r"data seed \(=4294967296\) must be a whole number of at least 0 and below 2\*\*32"),
         ({"train_limit": 1}, r"train_limit \(=1\) must be a whole number of at least 2"),
         ({"train_limit": 10.5}, r"train_limit \(=10.5\) must be a whole number"),
-        ({"val_from": "val"}, r"val_from \(='val'\) must be 'train' or 'test'"),
-        ({"image_size": 32}, r"image_size \(=32\) must be left out for 'digits'; only 'imagefolder:DIR' takes it"),
+        ({"val_from": "val"}, r"val_from \(='val'\) must be 'train', 'test' or 'validation'"),
+        ({"val_from": "validation"}, r"val_from \(='validation'\) must be 'train' or 'test' for 'digits'"),
+        (
+            {"image_size": 32},
+            r"image_size \(=32\) must be left out for 'digits'; imagefolder:DIR and parquet:DIR take it",
+        ),
+        ({"resize_size": 32}, r"resize_size \(=32\) must be left out for 'digits'; imagefolder:DIR"),
+        (
+            {"name": "cifar10", "interpolation": "bicubic"},
+            r"interpolation \(='bicubic'\) must be left out for 'cifar10'",
+        ),
+        ({"name": "parquet:x", "resize_size": 8}, r"resize_size \(=8\) must be left out for .* without an image_size"),
+        ({"name": "imagefolder:x", "resize_size": 200}, r"resize_size \(=200\) must be at least the image size, 224"),
+        (
+            {"name": "imagefolder:x", "interpolation": "cubic"},
+            r"interpolation \(='cubic'\) must be one of bilinear, bi",
+        ),
+        ({"channels": 2}, r"channels \(=2\) must be 1 or 3$"),
+        ({"channels": True}, r"channels \(=True\) must be 1 or 3$"),
+        ({"name": "object:x", "channels": 3}, r"channels \(=3\) must be left out for images that are given as objects"),
         ({"stream": True}, r"stream \(=True\) must be false for 'digits'; 'parquet:DIR' and 'imagefolder:DIR' take it"),
         ({"stream": True, "name": "cifar10"}, r"stream \(=True\) must be false for 'cifar10'"),
         ({"stream": 1, "name": "parquet:x"}, r"stream \(=1\) must be true or false"),
@@ -120,14 +138,15 @@ def test_settings_of_images_that_are_held_survive_json(given, kept):
     assert hash(again) == hash(spec)
 
 
-@pytest.mark.parametrize("setting", [{"mean": 0.5, "std": 1.0}, {"std": 1.0}, {"augment": "none"}])
-@pytest.mark.parametrize("name", ["digits", "cifar10", "parquet:object:x", "imagefolder:x"])
-def test_named_images_have_their_own_normalization_and_augmentation(setting, name):
+@pytest.mark.parametrize("name", ["digits", "cifar10", "parquet:object:x", "imagefolder:x", "object:x"])
+def test_every_set_takes_a_normalization_and_an_augmentation(name):
+    spec = DataSpec(name=name, mean=[0.5, 0.25, 1], std=2, augment="none")
+    assert spec.normalization(3) == ((0.5, 0.25, 1.0), (2.0, 2.0, 2.0))
     with pytest.raises(
-        UsageError,
-        match=rf"^{next(iter(setting))} \(=.*\) must be left out for '{name}'; only images that are given as",
+        UsageError, match=r"^mean \(=\[0.5, 0.25, 1.0\]\) must be one number, or one for each of 1 chan"
     ):
-        DataSpec(name=name, **setting)
+        spec.normalization(1)
+    assert DataSpec(name=name).normalization(3) is None
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,29 @@
 """Images in ImageNet's folder layout: DIR/train/<class>/*, and DIR/val/<class>/* for the test part.
 
 Each is resized so that its shorter side is 8/7 of the required size (256 for 224, as for torchvision's published
-accuracies), and its center is kept.
+accuracies), and its center is kept. As torchvision's reader does, images are not turned by their EXIF orientation.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
 import torch
+from PIL import Image
 
 from layers.errors import UsageError
 from trainers.data.decode import AdvanceFn, decode_all
-from trainers.data.manifest import Manifest, content_sha256
+from trainers.data.manifest import Manifest, content_sha256, names_below
+from trainers.data.resize import ResizeAndCrop
 from trainers.data.sources.source import Source
 from trainers.data.stream import StreamedImages
 
 __all__ = ["ImageFiles", "imagefolder_source"]
 
+_NAMED = 3
 _LAYOUT = "an imagefolder has train/CLASS/* and val/CLASS/*"
 
 
@@ -50,22 +54,30 @@ class ImageFiles:
         return os.fsdecode(self.names[row].as_py())
 
 
-def imagefolder_source(folder: str, image_size: int) -> Source:
-    """Open the set; raise UsageError if the folder does not exist or has another layout."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+def imagefolder_source(
+    folder: str, image_size: int, resize_size: int | None = None, interpolation: str | None = None
+) -> Source:
+    """Open the set; raise UsageError if the folder does not exist, has another layout, or has a class without images.
 
-    parts = {"train": Path(folder) / "train", "test": Path(folder) / "val"}
-    classes = _classes(parts["train"])
-    foreign = sorted(_classes(parts["test"]).keys() - classes.keys())
+    What is left out is named: files that Pillow does not read or that lie in no class's folder, and hidden images.
+    """
+    root = Path(folder)
+    layouts = {part: _layout(root, name) for part, name in (("train", "train"), ("test", "val"))}
+    classes = {name: number for number, name in enumerate(layouts["train"].classes)}
+    foreign = sorted(set(layouts["test"].classes) - classes.keys())
     if foreign:
-        raise UsageError(f"{str(parts['test'])!r} has a class {foreign[0]!r} that {str(parts['train'])!r} lacks")
-    samples = {}
-    for part, path in parts.items():
-        is_image = partial(_is_image, len(str(path)), IMG_EXTENSIONS)
-        samples[part] = make_dataset(path, classes, is_valid_file=is_image, allow_empty=True)
-    files = {part: ImageFiles.below(parts[part], [path for path, _ in pairs]) for part, pairs in samples.items()}
+        raise UsageError(f"{str(root / 'val')!r} has a class {foreign[0]!r} that {str(root / 'train')!r} lacks")
+    for layout in layouts.values():
+        _check_filled(layout)
+    names = {
+        part: [name for label in layout.classes for name in layout.images[label]] for part, layout in layouts.items()
+    }
+    files = {
+        part: ImageFiles.below(layout.folder, [str(root / name) for name in names[part]])
+        for part, layout in layouts.items()
+    }
     shape = (3, image_size, image_size)
-    transform = partial(_resize_and_crop, size=image_size)
+    transform = ResizeAndCrop.usual(image_size, resize_size, interpolation)
 
     def read(
         part: str, rows: torch.Tensor, advance: AdvanceFn = lambda count: None
@@ -83,32 +95,99 @@ def imagefolder_source(folder: str, image_size: int) -> Source:
 
     return Source(
         labels={
-            part: torch.tensor([label for _, label in pairs], dtype=torch.int64) for part, pairs in samples.items()
+            part: torch.tensor([classes[name.split("/")[1]] for name in found], dtype=torch.int64)
+            for part, found in names.items()
         },
         classes=len(classes),
         image_bytes=3 * image_size**2,
         read=read,
         stream=stream,
+        warnings=tuple(_warnings(folder, layouts["train"], layouts["test"])),
     )
 
 
-def _classes(path: Path) -> dict[str, int]:
-    """Return the number of each class folder by its name, in sorted order."""
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What is below `DIR/train` or `DIR/val`, by names relative to DIR."""
+
+    folder: Path
+    images: dict[str, list[str]]
+    """Of each class, in order."""
+    passed_over: list[str]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the class folders in sorted order."""
+        return sorted(self.images)
+
+
+def _layout(root: Path, part: str) -> _Layout:
+    path = root / part
     if not path.is_dir():
         raise UsageError(f"the folder {str(path)!r} does not exist; {_LAYOUT}")
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
+    names = names_below(root, part)
+    images: dict[str, list[str]] = {
+        name.split("/")[1]: [] for name in names if name.count("/") == 2 and name[-1] == "/" and not _is_hidden(name)
+    }
+    if not images:
         raise UsageError(f"the folder {str(path)!r} has no class folders; {_LAYOUT}")
-    return {name: number for number, name in enumerate(names)}
+    passed_over = []
+    for name in names:
+        if name[-1] == "/":
+            continue
+        is_image = name.lower().endswith(_extensions())
+        if is_image and name.count("/") > 1 and not _is_hidden(name):
+            images[name.split("/")[1]].append(name)
+        elif is_image or not _is_hidden(name):
+            passed_over.append(name)
+    for found in images.values():
+        found.sort(key=os.path.split)  # torchvision's order
+    return _Layout(folder=path, images=images, passed_over=sorted(passed_over))
 
 
-def _is_image(root_length: int, extensions: tuple[str, ...], path: str) -> bool:
-    """Return whether a file has an image's extension and neither it nor a folder below the root is hidden."""
-    return path.lower().endswith(extensions) and f"{os.sep}." not in path[root_length:]
+def _is_hidden(name: str) -> bool:
+    return "/." in name
 
 
-def _resize_and_crop(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the middle of an image (3, H, W) as (3, size, size)."""
-    from torchvision.transforms.v2 import functional as transforms
+def _check_filled(layout: _Layout) -> None:
+    """Raise UsageError for a class without images, as torchvision does."""
+    for label in layout.classes:
+        if not layout.images[label]:
+            start = f"{layout.folder.name}/{label}/"
+            endings = {
+                os.path.splitext(name)[1]
+                for name in layout.passed_over
+                if name.startswith(start) and not _is_hidden(name)
+            } - {""}
+            found = f"Pillow reads no {', '.join(sorted(endings))}" if endings else "it has none"
+            raise UsageError(f"the class folder {str(layout.folder / label)!r} must have images: {found}")
 
-    return transforms.center_crop(transforms.resize(image, [round(size * 8 / 7)], antialias=True), [size, size])
+
+@cache
+def _extensions() -> tuple[str, ...]:
+    """Return the extensions of all formats that Pillow decodes by itself, in small letters."""
+    Image.init()
+    return tuple(
+        extension
+        for extension, format in Image.registered_extensions().items()
+        if format in Image.OPEN and format not in _UNDECODED
+    )
+
+
+_UNDECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+"""Formats that Pillow only recognizes, or decodes by programs that are mostly not there."""
+
+
+def _warnings(folder: str, train: _Layout, val: _Layout) -> Iterator[str]:
+    """Yield a sentence for each kind of thing that is not read."""
+    passed_over = train.passed_over + val.passed_over
+    if passed_over:
+        named = ", ".join(map(repr, passed_over[:_NAMED])) + (", ..." if len(passed_over) > _NAMED else "")
+        files = "1 file" if len(passed_over) == 1 else f"{len(passed_over)} files"
+        yield f"{files} of 'imagefolder:{folder}' passed over, as no image that Pillow reads or in no class: {named}"
+    absent = sorted(set(train.classes) - set(val.classes))
+    if absent:
+        named = ", ".join(map(repr, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
+        yield f"{str(val.folder)!r} has no images of {named}, which {str(train.folder)!r} has"
+    if (Path(folder) / "test").is_dir():
+        yield f"{str(Path(folder) / 'test')!r} is not read: the test images are those of {str(val.folder)!r}"

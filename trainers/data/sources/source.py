@@ -14,11 +14,12 @@ __all__ = ["Source", "check_labels"]
 
 _PHOTO_MEAN = (0.485, 0.456, 0.406)  # ImageNet's
 _PHOTO_STD = (0.229, 0.224, 0.225)
+_NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """A set of images in two parts, 'train' and 'test', as its publisher divided it."""
+    """A set of images in its parts, as its publisher divided it: 'train', mostly 'test', sometimes 'validation'."""
 
     labels: dict[str, torch.Tensor]
     """By part, int64 (n,)."""
@@ -36,10 +37,15 @@ class Source:
     mean: tuple[float, ...] = _PHOTO_MEAN
     std: tuple[float, ...] = _PHOTO_STD
     augment: str = "crop-flip"
+    warnings: tuple[str, ...] = ()
+    """A sentence for each thing that was passed over, or is not as usual."""
 
 
-def check_labels(name: str, source: Source) -> None:
-    """Raise OvertoneError if the labels of the set of this name do not tell two or more classes apart."""
+def check_labels(name: str, source: Source) -> str:
+    """Raise OvertoneError if the labels of the set of this name do not tell two or more classes apart.
+
+    Returns a sentence about classes of which there is no training image, '' if there are none.
+    """
     highest = max(source.classes, 2) - 1
     for part, labels in source.labels.items():
         wrong = labels[(labels < 0) | (labels > highest)]
@@ -50,3 +56,8 @@ def check_labels(name: str, source: Source) -> None:
             )
     if source.classes < 2:
         raise OvertoneError(f"dataset {name!r} has {source.classes} classes; a classifier needs 2 or more")
+    absent = (source.labels["train"].bincount(minlength=source.classes) == 0).nonzero().squeeze(1).tolist()
+    if not absent:
+        return ""
+    listed = ", ".join(map(str, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
+    return f"no training image of {name!r} has the label {listed}, though labels are 0 to {highest}"

@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from layers.errors import OvertoneError, UsageError
 from trainers.data.manifest import read_manifest
@@ -92,7 +94,7 @@ def test_faulty_images_are_named_with_file_and_row_at_their_places(folder):
     found, faults = source.read("train", torch.arange(16, -1, -1))
     assert faults == {
         16 - 13: "train-00001-of-00002.parquet row 2 ('2.png') cannot be decoded",
-        16 - 15: "train-00001-of-00002.parquet row 4 ('4.png') is empty",
+        16 - 15: "train-00001-of-00002.parquet row 4 ('4.png') is a path, not the bytes of an image",
         16 - 16: "train-00001-of-00002.parquet row 5 ('5.png') measures 9x9 where the first measures 8x8",
     }
     places = [place for place in range(17) if place not in faults]
@@ -223,14 +225,19 @@ def test_a_file_that_breaks_off_inside_is_refused(folder):
     "table",
     [
         pa.table({"img": [b"x"], "label": [0]}),
+        pa.table({"img": ["a.png"], "label": [0]}),
         pa.table({"img": [{"bytes": b"x", "path": "p"}], "fine_label": [0]}),
-        pa.table({"img": [{"bytes": b"x", "path": "p"}], "label": ["cat"]}),
+        pa.table({"img": [{"bytes": b"x", "path": "p"}], "label": [0.5]}),
+        pa.table({"img": [{"bytes": b"x", "path": "p"}], "labels": [{"a": 1}]}),
         pa.table({"picture": [{"bytes": b"x", "path": "p"}], "label": [0]}),
     ],
 )
 def test_other_columns_are_named(folder, table):
     pq.write_table(table, folder[0] / "train-00000-of-00002.parquet")
-    with pytest.raises(OvertoneError, match=r"has columns \w+, \w+; it must have 'img' or 'image' {bytes, path}"):
+    first, second = (re.escape(f"{field.name} ({field.type})") for field in table.schema)
+    with pytest.raises(
+        OvertoneError, match=rf"has columns {first}, {second}; it must have 'img' or 'image' {{bytes, path}}"
+    ):
         parquet_source(str(folder[0]))
 
 
@@ -238,3 +245,175 @@ def test_missing_labels_are_counted(folder):
     write(folder[0] / "test-00000.parquet", [png(image) for image in images(2, 5)], [0, None, 1, None, 2])
     with pytest.raises(OvertoneError, match=r"2 rows of .*test-00000\.parquet' have no label"):
         parquet_source(str(folder[0]))
+
+
+def part(path, labels, *, names=None, label="label", kind=None, features=None, pixels=None, **options):
+    """Write a file of images that hold five times their own number in each pixel, or `pixels`."""
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pixels or [np.full((6, 6, 3), 5 * i, np.uint8) for i in range(len(labels))]
+    rows = [{"bytes": png(image), "path": None} for image in images]
+    table = pa.table({options.get("column", "image"): pa.array(rows, struct), label: pa.array(labels, kind)})
+    told = features or {label: {"names": names, "_type": "ClassLabel"}}
+    if names is not None or features is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": told}})})
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path, row_group_size=3)
+
+
+def test_a_class_is_known_by_its_name_whatever_its_number_in_a_file(tmp_path, rng):
+    names = [f"c{number}" for number in range(7)]
+    for _ in range(6):
+        meant = {
+            "train-0": rng.choices(names, k=9),
+            "train-1": rng.choices(names, k=5),
+            "test-0": rng.choices(names, k=8),
+        }
+        first: list[str] = []
+        for file, classes in meant.items():
+            own = rng.sample(names, 7) if file != "test-0" else rng.sample(sorted(set(classes)), len(set(classes)))
+            first = first or own
+            texts = file != "train-0" and rng.random() < 0.3
+            labels = classes if texts else [own.index(name) for name in classes]
+            part(tmp_path / f"{file}.parquet", labels, names=None if texts else own)
+        source = parquet_source(str(tmp_path))
+        train = meant["train-0"] + meant["train-1"]
+        assert [first[label] for label in source.labels["train"].tolist()] == train
+        assert [first[label] for label in source.labels["test"].tolist()] == meant["test-0"]
+        assert source.classes == 7
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_labels_that_are_texts_are_numbered_in_sorted_order(tmp_path, kind):
+    part(tmp_path / "train-0.parquet", ["dog", "cat", "emu", "cat"], label="labels", kind=kind)
+    part(tmp_path / "test-0.parquet", ["emu", "dog"], label="labels", kind=kind)
+    source = parquet_source(str(tmp_path))
+    assert (source.labels["train"].tolist(), source.labels["test"].tolist()) == ([1, 0, 2, 0], [2, 1])
+    assert source.classes == 3
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int32(), pa.uint64(), pa.bool_()])
+def test_labels_of_any_whole_type_are_numbers(tmp_path, kind):
+    for name in ("train", "test"):
+        part(tmp_path / f"{name}-0.parquet", pa.array([1, 0, 1]).cast(kind).to_pylist(), kind=kind)
+    assert parquet_source(str(tmp_path)).labels["train"].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "match"),
+    [
+        (
+            {"labels": ["a", "b"]},
+            {"labels": ["c"]},
+            r"test-0.parquet' has the class 'c'; the training files have 'a', 'b'$",
+        ),
+        (
+            {"labels": [0, 1], "names": ["a", "b"]},
+            {"labels": [0], "names": ["z", "a"]},
+            r"'z'; the training files have 'a', 'b'$",
+        ),
+        (
+            {"labels": [0, 1]},
+            {"labels": ["a"]},
+            r"labels of .*test-0.parquet' \(=string\) must be like those of the training files, which are numb",
+        ),
+        (
+            {"labels": [0, 1], "names": ["a", "b"]},
+            {"labels": [2], "names": ["b", "a"]},
+            r"has the label 2, and names for 0 to 1$",
+        ),
+        ({"labels": [0, 1], "names": ["a", "a"]}, {"labels": [0]}, r"train-0.parquet' declares a class twice: a, a$"),
+    ],
+)
+def test_names_that_do_not_agree_are_refused(tmp_path, train, test, match):
+    part(tmp_path / "train-0.parquet", **train)
+    part(tmp_path / "test-0.parquet", **test)
+    with pytest.raises(OvertoneError, match=match):
+        parquet_source(str(tmp_path))
+
+
+def test_texts_beside_numbers_in_training_are_refused(tmp_path):
+    part(tmp_path / "train-0.parquet", ["a", "b"])
+    part(tmp_path / "train-1.parquet", [0, 1])
+    part(tmp_path / "test-0.parquet", ["a"])
+    with pytest.raises(
+        OvertoneError, match=r"labels of .*train-1.parquet' \(=int64\) must be like .*, which are texts$"
+    ):
+        parquet_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names", [("train-0", "validation-0"), ("train", "test"), ("training_a", "val-00000-of-00001")]
+)
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_files_are_named_as_datasets_knows_them(tmp_path, names, inside):
+    for name, label in zip(names, (0, 1), strict=True):
+        part(tmp_path / inside / f"{name}.parquet", [label, 1, 0])
+    (tmp_path / inside / "trainable.parquet").write_bytes(b"no part of the set")
+    source = parquet_source(str(tmp_path))
+    assert (source.labels["train"].tolist(), source.labels["test"].tolist()) == ([0, 1, 0], [1, 1, 0])
+    assert len(read_manifest("parquet", str(tmp_path))) == 2
+    assert good(source.read("test", torch.tensor([2]))).unique().tolist() == [10]
+
+
+def test_test_images_without_labels_do_not_stop_a_search(tmp_path, rng):
+    part(tmp_path / "train-0.parquet", [i % 2 for i in range(30)])
+    part(tmp_path / "test-0.parquet", [-1, -1])
+    source = parquet_source(str(tmp_path))
+    assert list(source.labels) == ["train"]
+    sentence = (
+        f"the test images of 'parquet:{tmp_path}' have no labels and are not used; images of another part are the"
+    )
+    assert source.warnings[0].startswith(sentence)
+    part(tmp_path / "validation-0.parquet", [1, 0, 1])
+    source = parquet_source(str(tmp_path))
+    assert {part: len(labels) for part, labels in source.labels.items()} == {"train": 30, "test": 3}
+    part(tmp_path / "test-0.parquet", [None, None], kind=pa.int64())
+    assert parquet_source(str(tmp_path)).labels["test"].tolist() == [1, 0, 1]
+    part(tmp_path / "test-0.parquet", [1, 1])
+    assert list(parquet_source(str(tmp_path)).labels) == ["train", "validation", "test"]
+
+
+def test_columns_are_told_by_the_metadata_where_they_have_other_names(tmp_path):
+    features = {"photo": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    for name in ("train", "test"):
+        part(tmp_path / f"{name}-0.parquet", [0, 1], column="photo", label="kind", features=features)
+    assert parquet_source(str(tmp_path)).classes == 2
+
+
+def test_images_of_several_sizes_are_resized_where_a_size_is_asked_for(tmp_path):
+    pixels = [images(seed, 1, side)[0] for seed, side in enumerate((9, 12, 30, 16))]
+    for name in ("train", "test"):
+        part(tmp_path / f"{name}-0.parquet", [0, 1, 0, 1], pixels=pixels)
+    assert len(parquet_source(str(tmp_path)).read("train", torch.arange(4))[1]) == 3
+    for size, resize in ((8, None), (8, 10), (9, None)):
+        source = parquet_source(str(tmp_path), size, resize)
+        found = good(source.read("train", torch.arange(4)))
+        before = resize or 9  # 8/7 of 8 is 9; where 9 is asked for, the first image has it already
+        for image, original in zip(found, pixels, strict=True):
+            usual = transforms.Compose(
+                [transforms.Resize(before), transforms.CenterCrop(size), transforms.PILToTensor()]
+            )
+            assert (image.int() - usual(Image.fromarray(original)).int()).abs().max() <= 2
+        assert source.image_bytes == 3 * size**2
+    assert torch.equal(found[0], torch.from_numpy(pixels[0]).permute(2, 0, 1))
+
+
+def test_images_are_turned_as_datasets_does(tmp_path, cache_dir):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pixels = images(0, 1, side=8)[0][:5]
+    rows = []
+    for orientation in range(1, 9):
+        buffer, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = orientation
+        upright = Image.fromarray(pixels)
+        undo = {6: 8, 8: 6}.get(orientation, orientation)  # the turn that takes an upright image to how it is stored
+        turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+        stored = upright.transpose(Image.Transpose(turns[undo])) if orientation > 1 else upright
+        stored.save(buffer, "png", exif=exif)
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    for name in ("train", "test"):
+        pq.write_table(pa.table({"image": pa.array(rows, struct), "label": [0, 1] * 4}), tmp_path / f"{name}-0.parquet")
+    source = parquet_source(str(tmp_path))
+    expected = torch.from_numpy(pixels).permute(2, 0, 1).expand(8, -1, -1, -1)
+    assert torch.equal(good(source.read("train", torch.arange(8))), expected)
+    assert torch.equal(streamed(tmp_path, range(8)).read(torch.arange(8)), expected)
