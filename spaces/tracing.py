@@ -38,7 +38,8 @@ def trace(model: nn.Module, image: tuple[int, int, int]) -> Traced:
     Some layers cannot be compressed and are left out: those that are not called, because other code reads their weights
     (torchvision's Swin and torch's attention do) and would not understand a compressed form, or because they serve
     training alone; the network itself, if it is a single layer; those that hold other layers; those that do more than
-    their class (`layers.plainness`) or do not multiply as often as their kind does. Raises `UsageError` if the network cannot take an image of this size.
+    their class (`layers.plainness`) or do not multiply as often as their kind does. Raises `UsageError` if the network
+    cannot take an image of this size.
     """
     found = {
         name: module
