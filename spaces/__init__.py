@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from spaces.packed import load_model, read_card, save_model
     from spaces.papers import PaperResult, Preset, presets, published_rows
     from spaces.space import Space
-    from spaces.weights import load_weights, save_weights, state_sha256
+    from spaces.weights import load_weights, save_weights, state_sha256, weights_transforms
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -22,7 +22,7 @@ else:
             "spaces.packed": ("load_model", "read_card", "save_model"),
             "spaces.papers": ("PaperResult", "Preset", "presets", "published_rows"),
             "spaces.space": ("Space",),
-            "spaces.weights": ("load_weights", "save_weights", "state_sha256"),
+            "spaces.weights": ("load_weights", "save_weights", "state_sha256", "weights_transforms"),
         },
     )
 
@@ -42,4 +42,5 @@ __all__ = [
     "save_model",
     "save_weights",
     "state_sha256",
+    "weights_transforms",
 ]

@@ -28,7 +28,7 @@ from layers.files import atomic_write
 from spaces.models import without_auxiliary
 from spaces.weights_source import split_weights
 
-__all__ = ["load_weights", "save_weights", "state_sha256"]
+__all__ = ["load_weights", "save_weights", "state_sha256", "weights_transforms"]
 
 _IGNORED = ("n_averaged",)
 """What `torch.optim.swa_utils.AveragedModel` counts beside its network's tensors."""
@@ -247,6 +247,29 @@ def _named(views: list[_View], key: str, source: str, held: str) -> list[_View]:
         labels = _listed(dict.fromkeys(view.label for view in views if view.label)) or "none"
         raise UsageError(f"weights (={source!r}) must name a key of the file, which has {labels}")
     return chosen
+
+
+def weights_transforms(name: str, source: str) -> dict[str, Any]:
+    """Return how torchvision prepares images for weights of its own of the model `name`, {} for any other weights.
+
+    Keys are `mean` and `std` (by channel), `image_size` of the center crop, `resize_size` of the shorter side before
+    it, and `interpolation`.
+    """
+    if split_weights(source)[0] is not None:
+        return {}
+    import torchvision  # slow to import, and most commands do without
+
+    try:
+        transforms = torchvision.models.get_model_weights(name)[source].transforms()
+    except (KeyError, ValueError):
+        return {}
+    return {
+        "mean": tuple(transforms.mean),
+        "std": tuple(transforms.std),
+        "image_size": transforms.crop_size[0],
+        "resize_size": transforms.resize_size[0],
+        "interpolation": transforms.interpolation.value,
+    }
 
 
 def _read_torchvision(name: str, source: str) -> dict[str, Tensor]:

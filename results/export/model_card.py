@@ -36,8 +36,9 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     and, if there are several, the columns of `results.analysis.confidence` over them; `size_bytes`, `flops`,
     `parameters`, `latency_ms` and `latency_b64_ms` with `device`; the blocks (`blocks` as the ledger has them, or
     `config`); `uncounted`, the operators whose products are not in `flops`; `image_size`, `channels`, `mean`, `std`,
-    `pixels` (`float32` if images were floats already), `classes`; `file_format` of the file of `file_bytes` bytes. A
-    metric is a share of the images, except one whose name ends with `_loss`.
+    `pixels` (`float32` if images were floats already), `classes`; what `spec` says of resizing the images of its
+    `data`; `file_format` of the file of `file_bytes` bytes. A metric is a share of the images, except one whose name
+    ends with `_loss`.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -145,6 +146,11 @@ def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
     shape = "x".join(map(str, size)) if isinstance(size, list | tuple) else f"{size}x{size}"
     batch = f"float32 (batch, {facts['channels']}, height, width)" + (f" of {shape} pixels" if size else "")
     yield f"`images` are {batch}; `logits` are (batch, {facts['classes']})."
+    spec = facts.get("spec")
+    data = spec.get("data") if isinstance(spec, dict) else None
+    if isinstance(data, dict) and data.get("image_size"):
+        length = f" to {_text(data['resize_size'])} at their shorter side" if data.get("resize_size") else ""
+        yield f"Resize images{length} ({_text(data.get('interpolation') or 'bilinear')}), then crop their center."
     if facts.get("mean") and facts.get("std"):
         mean, std = ([round(float(value), 6) for value in facts[key]] for key in ("mean", "std"))
         scaled = "Take the floats of the data set" if facts.get("pixels") == "float32" else "Scale pixels to [0, 1]"

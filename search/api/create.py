@@ -61,9 +61,10 @@ def create_study(
     `model` is the name of a network (as `overtone search --model`), or an `nn.Module`, whose own weights count without
     `weights`. `data` is the name of a set, a `DataSpec`, or images: `(images, labels)` as tensors, uint8 or float
     (n, C, H, W) and int (n,); a map-style dataset of such pairs; or a mapping of `train`, `val` and `test` to these.
-    `data_settings` are the other fields of `DataSpec`: uint8 images need the `mean` and `std` that the weights were
-    trained with. `space` limits what knobs may be, as a mapping or a YAML file; sizes may be texts like "200kB".
-    `trials` is how many `optimize` runs unless it is told otherwise. All others mean what `StudyPlan` says.
+    `data_settings` are the other fields of `DataSpec`, such as the `mean` and `std` that the weights were trained with:
+    uint8 images need them; other sets have ImageNet's without, or torchvision's with torchvision's weights by name.
+    `space` limits what knobs may be, as a mapping or a YAML file; sizes may be texts like "200kB". `trials` is how many
+    `optimize` runs unless it is told otherwise. All others mean what `StudyPlan` says.
 
     Loads data and network and evaluates it once, on the CPU. Raises `UsageError` for settings that are not allowed, and
     for a study that exists with others.
@@ -120,13 +121,16 @@ def begin_study(ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *,
     from search.runner.launch import create_study as create
     from search.runner.progress import decoding_bar, make_console
     from search.runner.run_lock import hold
-    from search.study.workload import Workload
+    from search.study.workload import Workload, prepared_data
+    from trainers.data.description import describe_images
 
-    plan, study, console = plan.located(), StudyLedger(ledger, name), make_console(progress)
+    plan = replace(plan, data=prepared_data(plan.data, plan.model, plan.weights)).located()
+    study, console = StudyLedger(ledger, name), make_console(progress)
     with nullcontext() if study.exists() else hold(study, console):  # one that exists may run, and is only opened
         with decoding_bar(console) as on_progress:
             workload = Workload.load(plan, on_progress, objects)
         create(study, plan, workload)
+    console.print(describe_images(plan.data, workload.data), highlight=False, markup=False, soft_wrap=True)
     return Study(ledger, name, model=objects.model, data=objects.data, workload=workload)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +12,13 @@ from torch import nn
 from layers import UsageError
 from search.runner.progress import decoding_bar, make_console
 from search.study.plan import StudyPlan
+from search.study.workload import prepared_data
 from spaces import Network, build_model, load_weights
 from spaces.blocks import Granularity
 from spaces.global_pruning import global_rates
 from spaces.models import RESNET_DEPTHS
 from trainers.data import Data, DataSpec, load_data
+from trainers.data.description import describe_images
 from trainers.start.choices import SALIENCIES
 from trainers.start.saliency import filter_saliency
 
@@ -31,9 +34,16 @@ class LoadedNetwork:
     image: tuple[int, int, int]
     """Channels, height and width."""
     classes: int
+    images: str
+    """A line about the images, '' without data."""
     data: Data | None
     trained: bool
     """Whether weights were given; they are random otherwise."""
+
+    def images_json(self) -> dict[str, Any]:
+        """Return shape and normalization of the images as plain JSON data; without data nobody knows the latter."""
+        mean, std = (None, None) if self.data is None else (list(self.data.mean), list(self.data.std))
+        return {"shape": list(self.image), "classes": self.classes, "mean": mean, "std": std}
 
     def title(self, layer: str = "") -> str:
         """Return the name of the network, or of one of its layers, for a picture."""
@@ -74,9 +84,10 @@ def load_network(
     """Load the data if any are named, then the network for them with its weights, random ones from seed 0 without.
 
     Without data the images are as `image_size`, `channels` and `classes` say, or what the network is usually used with.
-    Raises `UsageError` if both name them, or if the weights do not fit.
+    Data are prepared as torchvision does for weights of its own. Raises `UsageError` if both name the shape, or if the
+    weights do not fit.
     """
-    loaded = None
+    loaded, images = None, ""
     image, usual_classes = usual_shape(model)
     if data is None:
         image = (channels or image[0], image_size or image[1], image_size or image[2])
@@ -84,17 +95,24 @@ def load_network(
     else:
         for name, value in ("image_size", image_size), ("channels", channels), ("classes", classes):
             if value is not None:
-                raise UsageError(f"{name} (={value}) must be left out with --dataset, whose images tell it")
+                raise UsageError(f"{name} (={value}) must be left out with a data set, whose images tell it")
+        data = prepared_data(data, model, weights or "")
         with decoding_bar(make_console()) as on_progress:
             loaded = load_data(data, on_progress)
-        image, classes = loaded.val.image_shape, loaded.classes
+        image, classes, images = loaded.val.image_shape, loaded.classes, describe_images(data, loaded)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = build_model(model, classes=classes, channels=image[0])
     if weights is not None:
         load_weights(module, weights, name=model)
     return LoadedNetwork(
-        name=model, module=module, image=image, classes=classes, data=loaded, trained=weights is not None
+        name=model,
+        module=module,
+        image=image,
+        classes=classes,
+        images=images,
+        data=loaded,
+        trained=weights is not None,
     )
 
 

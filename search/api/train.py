@@ -14,6 +14,7 @@ from spaces import Network, NetworkConfig, state_sha256
 from spaces.blocks import Granularity
 from spaces.models import check_outputs
 from trainers.data import Data, DataSpec, load_data
+from trainers.data.description import describe_images
 from trainers.runtime.device import default_device, keep_freed_memory, parse_device
 from trainers.score import SCORE_NAME
 from trainers.train import random_network, save_trained, train_model
@@ -46,6 +47,7 @@ def train_network(
     with decoding_bar(console) as on_progress:
         images = load_data(data, on_progress)
     network, chosen = _network(model, images, recipe, config, granularity, seed=seed)
+    console.print(describe_images(data, images), highlight=False, markup=False, soft_wrap=True)
     form = {} if chosen is None else {"config": chosen.to_json()}
     keep_freed_memory()
     checkpoint = out.with_name(f"{out.name}.checkpoint")

@@ -47,7 +47,8 @@ def inspect(
     loaded = images.load(model, weights)
     result = survey_network(loaded, plan, device=place)
     if as_json:
-        print_json(result.to_json())
+        print_json({"images": loaded.images_json(), **result.to_json()})
     else:
         size = "x".join(map(str, loaded.image))
-        show_survey(out_console(), result, f"{model} on {size} images, {loaded.classes} classes")
+        title = f"{model} on {size} images, {loaded.classes} classes"
+        show_survey(out_console(), result, f"{title}\n{loaded.images}" if loaded.images else title)

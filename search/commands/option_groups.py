@@ -8,8 +8,9 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from layers.errors import UsageError
 from search.commands import options
-from search.study.parsing import parse_gpus, read_recipe
+from search.study.parsing import parse_gpus, parse_numbers, read_recipe
 from search.study.plan import DEFAULT_RECIPE, StudyPlan
 from trainers.data.spec import DataSpec
 from trainers.training.recipe import TrainingRecipe
@@ -70,6 +71,12 @@ class _AnyDataOptions:
     data_dir: options.DataDir = DataSpec.data_dir
     train_limit: options.TrainLimit = DataSpec.train_limit
     val_from: options.ValFrom = DataSpec.val_from
+    image_size: options.ImageSize = DataSpec.image_size
+    resize_size: options.ResizeSize = DataSpec.resize_size
+    interpolation: options.Interpolation = DataSpec.interpolation
+    channels: options.Channels = DataSpec.channels
+    mean: options.Mean = None
+    std: options.Std = None
     stream: options.Stream = DataSpec.stream
 
     def _spec_of(self, name: str) -> DataSpec:
@@ -78,6 +85,12 @@ class _AnyDataOptions:
             data_dir=self.data_dir,
             train_limit=self.train_limit,
             val_from=self.val_from,
+            image_size=self.image_size,
+            resize_size=self.resize_size,
+            interpolation=self.interpolation,
+            channels=self.channels,
+            mean=parse_numbers(self.mean, name="mean"),
+            std=parse_numbers(self.std, name="std"),
             stream=self.stream,
         )
 
@@ -97,21 +110,19 @@ class DataOptions(_AnyDataOptions):
 class ImageOptions(_AnyDataOptions):
     """Which images, or only their shape and the number of classes."""
 
-    image_size: options.ImageSize = None
-    channels: options.Channels = None
     classes: options.Classes = None
 
     def load(self, model: str, weights: str | None) -> LoadedNetwork:
         """Load the network of this name for these images."""
         from search.api.networks import load_network
 
+        if self.dataset is not None:
+            return load_network(model, weights=weights, data=self._spec_of(self.dataset), classes=self.classes)
+        for name in ("mean", "std", "resize_size", "interpolation"):
+            if (value := getattr(self, name)) is not None:
+                raise UsageError(f"{name} (={value!r}) must be left out without --dataset: there are no images")
         return load_network(
-            model,
-            weights=weights,
-            data=None if self.dataset is None else self._spec_of(self.dataset),
-            image_size=self.image_size,
-            channels=self.channels,
-            classes=self.classes,
+            model, weights=weights, image_size=self.image_size, channels=self.channels, classes=self.classes
         )
 
 

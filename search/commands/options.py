@@ -10,17 +10,50 @@ import typer
 from results.objectives import COSTS
 from search.study.parsing import SETTINGS
 from search.study.plan import StudyPlan
+from trainers.data.spec import INTERPOLATIONS
 from trainers.score import SCORE_NAME
 from trainers.training.recipe import RECIPES
 
 __all__ = [
     *("Address", "AsJson", "BatchSize", "Channels", "Classes", "Concurrency", "Config", "CpusPerTrial", "DataDir"),
     "Device",
-    *("Dataset", "Distillation", "Epochs", "GpusPerTrial", "Granularity", "ImageSize", "Init", "Keep", "Layer"),
-    *("LearningRate", "LrSchedule", "MaxFlops", "MaxSize", "MinimumTemplates", "MissRate", "Model", "Objectives"),
-    *("OptionalDataset", "OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate", "Recipe", "Rerun"),
+    *(
+        "Dataset",
+        "Distillation",
+        "Epochs",
+        "GpusPerTrial",
+        "Granularity",
+        "ImageSize",
+        "Init",
+        "Interpolation",
+        "Keep",
+        "Layer",
+    ),
+    *(
+        "LearningRate",
+        "LrSchedule",
+        "MaxFlops",
+        "MaxSize",
+        "Mean",
+        "MinimumTemplates",
+        "MissRate",
+        "Model",
+        "Objectives",
+    ),
+    *(
+        "OptionalDataset",
+        "OptionalWeights",
+        "OptunaStorage",
+        "Picture",
+        "Precision",
+        "PruningRate",
+        "Recipe",
+        "Rerun",
+        "ResizeSize",
+    ),
     "RerunDevice",
-    *("Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Store", "Stream", "Study", "TensorBoardFolder"),
+    *("Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Std", "Store", "Stream", "Study"),
+    "TensorBoardFolder",
     *("TrainEpochs", "TrainLimit", "Trials", "ValFrom", "WarmStart", "Weights", "Where", "option"),
     *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "PANELS"),
 ]
@@ -85,7 +118,8 @@ ValFrom = Annotated[
     option(
         NETWORK,
         "train: hold validation images out of the training images. test: take half of the test images for validation "
-        "and keep the other half as the test set, for weights that have seen all training images.",
+        "and keep the other half as the test set, for weights that have seen all training images. validation: take the "
+        "validation-*.parquet beside test-*.parquet.",
     ),
 ]
 Stream = Annotated[
@@ -98,9 +132,43 @@ Stream = Annotated[
 ]
 ImageSize = Annotated[
     int | None,
-    option(NETWORK, "Side of the images in pixels. Default: 32 for small networks, else 224.", min=1),
+    option(
+        NETWORK,
+        "Side of the images in pixels. Those of a folder are resized and their center is cropped. Default: 224 for "
+        "imagefolder, the images' own for other sets; without images 32 for small networks, else 224.",
+        min=1,
+    ),
 ]
-Channels = Annotated[int | None, option(NETWORK, "Channels of the images. Default: 3.", min=1)]
+ResizeSize = Annotated[
+    int | None,
+    option(
+        NETWORK,
+        "Length in pixels to which a folder's images are resized at their shorter side, before the center is cropped. "
+        "Default: 8/7 of the image size.",
+        min=1,
+    ),
+]
+Interpolation = Annotated[
+    str | None, option(NETWORK, f"How a folder's images are resized: {', '.join(INTERPOLATIONS)}. Default: bilinear.")
+]
+Channels = Annotated[
+    int | None,
+    option(
+        NETWORK,
+        "Channels of the images: 3 keeps gray images as color, 1 turns color into gray. Default: 1 if all images are "
+        "gray, else 3.",
+        min=1,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    option(
+        NETWORK,
+        "Mean of the images that the weights were trained with, of pixels in [0, 1]: a number, or one a channel, such "
+        "as 0.49,0.48,0.45. With torchvision's weights it is torchvision's. Default: ImageNet's, of digits their own.",
+    ),
+]
+Std = Annotated[str | None, option(NETWORK, "Standard deviation that goes with --mean.")]
 Classes = Annotated[
     int | None,
     option(NETWORK, "Number of classes. Default: 10 for small networks, else 1,000.", min=1, max=10**6),

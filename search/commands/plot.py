@@ -118,6 +118,8 @@ def rates(
     from results.figures.pruning_rates import plot_pruning_rates
 
     loaded = images.load(model, weights)
+    if loaded.images:
+        err_console().print(loaded.images, highlight=False, markup=False, soft_wrap=True)
     by_saliency = loaded.pruning_rates(
         pruning_rate, parse_granularity(granularity), minimum_templates, tuple(saliency or ())
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spaces.blocks import Granularity
 
 __all__ = [
-    *("SETTINGS", "parse_gpus", "parse_granularity", "read_config", "read_recipe", "read_space"),
+    *("SETTINGS", "parse_gpus", "parse_granularity", "parse_numbers", "read_config", "read_recipe", "read_space"),
 ]
 
 _WITH_OPTION = ("lr", "batch_size", "lr_schedule", "precision", "distillation")
@@ -35,6 +35,18 @@ def parse_gpus(text: str | None) -> float | Literal["auto"] | None:
         return float(text)
     except ValueError as error:
         raise UsageError(f"gpus_per_trial (={text!r}) must be a number of at least 0, or auto") from error
+
+
+def parse_numbers(text: str | None, *, name: str) -> tuple[float, ...] | None:
+    """Return the numbers of a text such as `0.49,0.48,0.45`, None for no text."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"{name} (={text!r}) must be a number, or one for each channel, such as 0.49,0.48,0.45"
+        ) from error
 
 
 def parse_granularity(text: str) -> Granularity:

@@ -12,7 +12,7 @@ from torch import nn
 from layers import UsageError
 from search.study.objects import NO_OBJECTS, Objects
 from search.study.plan import StudyPlan
-from spaces import Network, NetworkConfig, Space, state_sha256
+from spaces import Network, NetworkConfig, Space, state_sha256, weights_transforms
 from spaces.global_pruning import has_global_rate, resolve_global_rates
 from spaces.identity import network_identity
 from spaces.models import copy_module
@@ -24,7 +24,7 @@ from trainers.score import SCORE_NAME
 from trainers.start.saliency import filter_saliency
 from trainers.trial import load_baseline
 
-__all__ = ["Workload", "load_images", "make_space"]
+__all__ = ["Workload", "load_images", "make_space", "prepared_data"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,12 @@ def load_images(
         return load_data(spec, on_progress)
     parts = read_parts(objects.data, on_progress)
     return object_data(spec, parts, _count_outputs(objects.model, parts))
+
+
+def prepared_data(spec: DataSpec, model: str, weights: str) -> DataSpec:
+    """Return the data as torchvision prepares them for weights of its own, where the spec leaves that open."""
+    transforms = {} if spec.is_object else weights_transforms(model, weights)
+    return spec.prepared(**transforms) if transforms else spec
 
 
 def _count_outputs(model: nn.Module | None, parts: Parts) -> int | None:

@@ -116,10 +116,31 @@ def test_global_rates_are_resolved_without_data_by_magnitude_alone(overtone: Ove
 def test_the_shape_is_told_by_options_or_by_the_data(overtone: Overtone) -> None:
     code, out, _ = overtone("inspect", "--model", "resnet8", "--image-size", "8", "--channels", "1", "--classes", "7")
     assert (code, out.splitlines()[0].strip()) == (0, "resnet8 on 1x8x8 images, 7 classes")
-    for name, value in ("image-size", "8"), ("channels", "1"), ("classes", "10"):
-        code, _, err = overtone("inspect", "--model", "resnet8", "--dataset", "digits", f"--{name}", value)
+    digits = ("inspect", "--model", "resnet8", "--dataset", "digits")
+    code, _, err = overtone(*digits, "--classes", "10")
+    assert (code, err) == (2, "overtone: classes (=10) must be left out with a data set, whose images tell it\n")
+    code, _, err = overtone(*digits, "--image-size", "8")
+    assert (code, err[:50]) == (2, "overtone: image_size (=8) must be left out for 'di")
+    for name, value in ("mean", "0.5"), ("std", "1"), ("resize-size", "9"), ("interpolation", "bicubic"):
+        code, _, err = overtone("inspect", "--model", "resnet8", f"--{name}", value)
         assert code == 2
-        assert f"{name.replace('-', '_')} (={value}) must be left out with --dataset" in err
+        assert err.endswith("must be left out without --dataset: there are no images\n")
+
+
+def test_the_first_lines_say_how_images_are_normalized(overtone: Overtone) -> None:
+    digits = ("inspect", "--model", "resnet8", "--dataset", "digits", "--device", "cpu", "--epochs", "0")
+    code, out, _ = overtone(*digits)
+    lines = " ".join(line.strip() for line in out.splitlines()[1:3])
+    assert code == 0
+    assert "1x8x8 normalized by mean 0.3053 and std 0.3759 of pixels in [0, 1] (the digits' own, as none were" in lines
+    code, out, _ = overtone(*digits, "--channels", "3", "--mean", "0.5", "--std", "1,0.5,0.25", "--json")
+    expected = {"shape": [3, 8, 8], "classes": 10, "mean": [0.5] * 3, "std": [1.0, 0.5, 0.25]}
+    assert (code, json.loads(out)["images"]) == (0, expected)
+    for wrong in ("a", "", "1,,2"):
+        code, _, err = overtone(*digits, "--mean", wrong, "--std", "1")
+        assert (code, err[:40]) == (2, f"overtone: mean (={wrong!r}) must be a number, or"[:40])
+    code, _, err = overtone(*digits, "--mean", "1,2", "--std", "1")
+    assert (code, err) == (2, "overtone: mean (=[1.0, 2.0]) must be one number, or one for each of 1 channels\n")
 
 
 def test_weights_are_read_only_where_they_fit(overtone: Overtone, weights: Path) -> None:
