@@ -120,6 +120,8 @@ def begin_study(ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *,
     from search.runner.progress import decoding_bar, make_console
     from search.study.workload import Workload
 
+    if name not in ledger.studies():
+        ledger.check_new_study(name)
     plan = plan.located()
     with decoding_bar(make_console(progress)) as on_progress:
         workload = Workload.load(plan, on_progress, objects)
