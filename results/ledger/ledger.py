@@ -27,6 +27,7 @@ from layers.errors import OvertoneError, UsageError, translate_errors
 from results.ledger.codec import check_version, refuse_prerelease
 from results.ledger.compaction import Compaction
 from results.ledger.model_cache import cached_file
+from results.ledger.names import check_name, check_new_name
 from results.ledger.store import Store
 from results.ledger.trials import StudyTrials
 from results.objectives import SCORE, Objective, parse_objectives
@@ -37,7 +38,6 @@ __all__ = ["RECORD_FORMAT", "Ledger"]
 RECORD_FORMAT = 1
 """The version of study records, their key `format`."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _SCORE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _FIXED_KEYS = ("name", "score_name", "objectives", "created_at", "format")
 
@@ -59,14 +59,18 @@ class Ledger:
         `uncompressed`, the original network's figures, as the table `baseline` has them. Raises `UsageError` for a bad
         name, unknown objectives, or a study that exists.
         """
-        _check_name(name)
+        self.check_new_study(name)
         _check_score_name(record.get("score_name"))
         objectives = parse_objectives(record.get("objectives", ()), score_name=record["score_name"])
-        if self.store.exists(_record(name)):
-            raise UsageError(f"study {name!r} exists already in store {self.store.label!r}")
         stamp = {"name": name, "created_at": datetime.now(UTC).isoformat(), "format": RECORD_FORMAT}
         names = [objective.name for objective in objectives]
         return self._write_json(_record(name), {**record, "objectives": names, **stamp})
+
+    def check_new_study(self, name: str) -> None:
+        """Raise `UsageError` for a name that no new study of the store may have."""
+        check_new_name(name, self.studies())
+        if self.store.exists(_record(name)):
+            raise UsageError(f"study {name!r} exists already in store {self.store.label!r}")
 
     def update_study(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Replace some keys of a study's record (more trials to run) and return it; objectives and name stay."""
@@ -78,10 +82,12 @@ class Ledger:
 
     def study(self, name: str) -> dict[str, Any]:
         """Return the record of a study; raise `UsageError` with the closest names if there is none."""
-        _check_name(name)
+        check_name(name)
         if not self.store.exists(_record(name)):
             raise UsageError(f"study {name!r} does not exist in store {self.store.label!r}; {self._alternatives(name)}")
         record = self._read_json(_record(name))
+        if str(record.get("name")).lower() == name.lower() and record["name"] != name:  # the disk ignores case
+            raise UsageError(f"study {name!r} does not exist in store {self.store.label!r}; {self._alternatives(name)}")
         path = self.store.path_of(_record(name))
         refuse_prerelease(record, path)
         if not isinstance(record.get("format"), int) or record["format"] < 1:
@@ -105,7 +111,7 @@ class Ledger:
 
     def append(self, row: TrialRow) -> str:
         """Add one trial as one Parquet file, durable when this returns; return the file's name in the store."""
-        _check_name(row.study)
+        check_name(row.study)
         return self._trials_of(row.study).append(row)
 
     def append_many(self, rows: Sequence[TrialRow] | pa.Table) -> str:
@@ -162,7 +168,7 @@ class Ledger:
         `members` spares a running search the scan of all trials at each new one: the front of the last members and the
         new row (`results.pareto.front.front`), which is exact since dominance is transitive, unless a trial is retried.
         """
-        _check_name(study)
+        check_name(study)
         members = self.front(study) if members is None else members
         self._trials_of(study).write_front(members)
         return members
@@ -200,12 +206,12 @@ class Ledger:
 
     def write_progress(self, study: str, progress: Mapping[str, Any]) -> None:
         """Replace the reported progress of the running search, plain JSON; a power cut may lose it."""
-        _check_name(study)
+        check_name(study)
         self._write_json(_progress(study), dict(progress), durable=False)
 
     def read_progress(self, study: str) -> dict[str, Any] | None:
         """Return the progress that was reported last, None if no search has run or its report was lost."""
-        _check_name(study)
+        check_name(study)
         if not self.store.exists(_progress(study)) or not self.store.read_bytes(_progress(study)):
             return None
         return self._read_json(_progress(study))
@@ -235,14 +241,6 @@ class Ledger:
             return "it holds no study"
         close = difflib.get_close_matches(name, studies, n=3, cutoff=0.4)
         return f"the closest are {', '.join(close)}" if close else f"it holds {', '.join(studies[:5])}"
-
-
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name) or name.endswith(".progress"):
-        raise UsageError(
-            f"study name (={name!r}) must be 1 to 128 letters, digits, '.', '_' or '-', not start with '.' "
-            "and not end with '.progress'"
-        )
 
 
 def _check_score_name(name: object) -> None:

@@ -3,9 +3,11 @@
 Every write is whole or absent. Locally `layers.files.atomic_write` does that; an object store makes an object visible
 when its upload ends; other remote systems write and then rename.
 Every failure is an `OvertoneError` in one sentence that names the file, without the credentials that a URI may carry.
+A store is a folder or URI that pandas, Arrow and DuckDB take for the same place; any other is refused.
 """
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +20,12 @@ import pyarrow.fs as pafs
 
 from layers.errors import OvertoneError, UsageError, first_line, translate_errors
 from layers.files import atomic_write
+from results.schema import SCHEMA
 
 __all__ = ["MissingFile", "Store"]
 
+_FILE_PATH = re.compile(r"/([A-Za-z0-9._~!$&'()+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_KEY = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~=+@,-]+)*/?")
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 
 
@@ -33,8 +38,7 @@ class Store:
 
     def __init__(self, uri: str | os.PathLike[str] = "runs") -> None:
         self.uri = os.fspath(uri)
-        if not self.uri:
-            raise UsageError("store (='') must be a folder or a URI such as s3://bucket/prefix")
+        _check_uri(self.uri)
         self._files = _open(self.uri)
 
     @property
@@ -186,10 +190,37 @@ class _Remote:
         return f"{self._root}/{name}".lstrip("/")
 
 
+def _check_uri(uri: str) -> None:
+    """Raise `UsageError` for what is empty, what is taken for different places, and what hides values of the ledger."""
+    shown = f"store (={_without_credentials(uri)!r})"
+    if not uri:
+        raise UsageError("store (='') must be a folder or a URI such as s3://bucket/prefix")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?!//)", uri):
+        raise UsageError(f"{shown} must be a folder, as ./{uri} would be, or a URI such as s3://bucket/prefix")
+    parts = urlsplit(uri if "://" in uri else "")
+    path = unquote(parts.path) if parts.scheme == "file" else parts.path if parts.scheme else uri
+    if uri != uri.strip() or not uri.isprintable() or not path.isprintable():
+        raise UsageError(f"{shown} must have no spaces around it, and no line breaks or other unprintable characters")
+    if parts.scheme == "file":
+        if parts.netloc or parts.query or parts.fragment or not _FILE_PATH.fullmatch(parts.path):
+            raise UsageError(
+                f"{shown} must be file:/// and a whole path, %20 for a space; a relative one has no file://"
+            )
+    elif parts.scheme and (parts.fragment or not _KEY.fullmatch(path)):
+        raise UsageError(f"{shown} must have folders of letters, digits and ._~=+@,- with one / between them")
+    if set(path) & set("*?["):
+        raise UsageError(f"{shown} must not hold *, ? or [, which readers take for patterns of names")
+    for folder in path.split("/"):
+        column = folder.partition("=")[0].lower()
+        if "=" in folder and column in SCHEMA.names:
+            raise UsageError(f"{shown} must not hold {folder!r}, which readers take for the {column} of every trial")
+
+
 def _open(uri: str) -> _Files:
     if "://" in uri and not uri.startswith("file://"):
         return _open_remote(uri)
-    root = Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).expanduser()
+    with translate_errors(f"store (={uri!r}) must be a folder", RuntimeError, to=UsageError):  # no such ~user
+        root = Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).expanduser()
     if root.exists() and not root.is_dir():
         raise OvertoneError(f"store (={uri!r}) must be a folder or a URI such as s3://bucket/prefix, not a file")
     return _Local(root)

@@ -124,6 +124,8 @@ def begin_study(ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *,
     from search.study.workload import Workload, prepared_data
     from trainers.data.description import describe_images
 
+    if name not in ledger.studies():
+        ledger.check_new_study(name)
     plan = replace(plan, data=prepared_data(plan.data, plan.model, plan.weights)).located()
     study, console = StudyLedger(ledger, name), make_console(progress)
     with nullcontext() if study.exists() else hold(study, console):  # one that exists may run, and is only opened

@@ -297,14 +297,20 @@ Keep = Annotated[
 ]
 Seed = Annotated[int, option(SEARCH, "Seed of all random numbers.", min=0, max=2**32 - 1)]
 
-Study = Annotated[str, option(STUDY, "Name of the study.")]
+Study = Annotated[
+    str,
+    option(
+        STUDY,
+        "Name of the study: letters, digits, '.', '_' and '-', that nobody takes for a number, a date, true or null.",
+    ),
+]
 Store = Annotated[str, option(STUDY, "Where studies are kept: a folder, NFS, or s3://bucket/prefix.")]
 Where = Annotated[
     str | None,
     option(
         TRIALS,
-        'SQL condition on the columns of the ledger, such as "size_bytes < 20000 and val_top1 > 0.9". Default: all '
-        "trials.",
+        'SQL condition on the columns of the ledger, such as "size_bytes < 20000 and val_top1 > 0.9"; '
+        "subqueries may ask the tables of `overtone query --sql`. Default: all trials.",
     ),
 ]
 Rerun = Annotated[

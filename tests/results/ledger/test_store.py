@@ -1,7 +1,12 @@
+import io
 import os
 from pathlib import Path
 
+import duckdb
+import pandas as pd
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
 from layers.errors import OvertoneError, UsageError
@@ -157,6 +162,89 @@ def test_uri_that_cannot_be_opened_is_one_sentence(uri):
 def test_empty_store_is_refused():
     with pytest.raises(UsageError, match=r"store \(=''\) must be a folder or a URI"):
         Store("")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *(
+            "file://runs",
+            "file://host/runs",
+            "file:runs",
+            "file:/runs",
+            "file://",
+            "file:///a b",
+            "file:///é",
+            "file:///a?b",
+        ),
+        *(
+            "file:///a#b",
+            "file:///a%0Ab",
+            "file:///a%zz",
+            "s3:bucket",
+            "s3:/bucket/x",
+            "gs:x",
+            "old:runs",
+            "s3://b/a//c",
+        ),
+        *(
+            "s3://b/../c",
+            "s3://b/a/.",
+            "s3://b/my prefix",
+            "s3://b/my%20prefix",
+            "s3://b/a#c",
+            "s3://b/é",
+            "gs://b/./c",
+        ),
+        *("gs:///x", "gs://", "http://x/y", "FILE:///a", " runs", "runs ", "a\nb", "a\0b", "\udcff", "runs*", "run[1]"),
+        *("seed=7/runs", "/data/Study=x", "s3://b/trial=3", "file:///status%3Dx/runs", "~nobody-of-this-name/runs"),
+    ],
+)
+def test_a_place_that_readers_take_for_others_is_refused(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sentence, before anything is opened or written."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"^(store \(='.*'\) must |cannot open store ').*[^.]$"):
+        Store(uri).write_bytes("a", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "runs",
+        "runs/",
+        "./runs",
+        "./old:runs",
+        "../x/runs",
+        "my runs/rüns 日",
+        "~/runs",
+        "lr=0.1/runs",
+        "file://{}/a%20b",
+    ],
+)
+def test_a_place_is_the_same_for_readers(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    uri = uri.format(tmp_path)
+    store = Store(uri)
+    path = "trials/study=demo/a.parquet"
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"trial": ["abc"]}), sink)
+    store.write_bytes(path, sink.getvalue())
+    frame = pd.read_parquet(f"{store.label.rstrip('/')}/trials", filters=[("study", "=", "demo")])
+    assert frame["trial"].tolist() == ["abc"]
+    if not uri.startswith("file:"):
+        found = duckdb.execute(
+            f"SELECT trial FROM '{store.label.rstrip('/')}/trials/**/*.parquet' WHERE study = 'demo'"
+        )
+        assert found.fetchall() == [("abc",)]
+
+
+def test_a_bucket_of_google_opens() -> None:
+    assert [Store(uri).label for uri in ("gs://bucket", "gs://bucket/a/b/")] == ["gs://bucket", "gs://bucket/a/b/"]
 
 
 def test_unreadable_uri_does_not_show_its_password():

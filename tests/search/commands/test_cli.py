@@ -18,6 +18,7 @@ from search.study.plan import StudyPlan
 
 Overtone = Callable[..., tuple[int, str, str]]
 TRAIN = ("train", "--model", "resnet8", "--train-limit", "64", "--out", "x.safetensors")
+SEARCH = ("search", "--model", "resnet8", "--weights", "none.safetensors", "--dataset", "digits")
 DRAW = ("plot", "filters", "--model", "resnet8", "--layer")
 
 
@@ -106,6 +107,14 @@ def test_without_a_command_the_commands_are_shown(overtone: Overtone, command: t
         (["query", "--study", "a/b"], 2, "'a/b'"),
         (["query", "--study", "none", "--sql", "SELECT 1", "--front"], 2, "sql (='SELECT 1') must stand alone"),
         (["query", "--study", "none", "--sql", "SELECT 1", "--columns", "trial"], 2, "sql (='SELECT 1') must stand"),
+        (
+            ["query", "--study", "none", "--sql", "FROM trials", "--ascending"],
+            2,
+            "sql (='FROM trials') must stand alone",
+        ),
+        (["query", "--study", "none", "--store", "file://runs"], 2, "store (='file://runs') must be file:/// and a"),
+        ([*SEARCH, "--study", "007"], 2, "study name (='007') must not be what readers take for a number"),
+        ([*SEARCH, "--study", "aux"], 2, "study name (='aux') must be a file's on every system"),
         (["confirm", "--study", "none"], 2, "study 'none' does not exist"),
         (["compact", "--study", "none"], 2, "study 'none' does not exist"),
         (["importance", "--study", "none"], 2, "study 'none' does not exist"),

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from results.ledger.ledger import Ledger
+from results.schema import TrialRow
 from search.study.plan import StudyPlan
 
 Overtone = Callable[..., tuple[int, str, str]]
@@ -29,6 +30,24 @@ def test_the_score_is_known_by_both_names(overtone: Overtone, study: tuple[str, 
         assert frame.columns.tolist() == columns.split(",")
         assert frame["trial"].tolist() == ["abc"]
         assert frame["score"].tolist() == frame["val_top1"].tolist()
+
+
+def test_an_order_is_the_other_way_round_where_asked(
+    overtone: Overtone, ledger: Ledger, study: tuple[str, ...]
+) -> None:
+    """And columns are known in any case."""
+    row = ledger.trials("s").to_pylist()[0]
+    for number, score in ((1, 0.25), (2, 0.75), (3, 0.5)):
+        ledger.append(TrialRow.from_record({**row, "trial": f"t{number}", "number": number, "score": score}))
+    scores = sorted([row["score"], 0.25, 0.5, 0.75])
+    for given, expected in ((), scores[::-1]), (("--descending",), scores[::-1]), (("--ascending",), scores):
+        asked = ("--sort", "Val_Top1", "--columns", "TRIAL,SCORE", "--format", "csv", *given)
+        code, out, err = overtone("query", *study, *asked)
+        assert (code, err) == (0, "")
+        frame = pd.read_csv(io.StringIO(out))
+        assert list(frame) == ["trial", "score"]
+        assert frame["score"].tolist() == expected
+    assert overtone("query", *study, "--ascending")[0] == 2
 
 
 def test_tables_show_the_score_under_its_own_name(overtone: Overtone, study: tuple[str, ...]) -> None:
