@@ -135,8 +135,9 @@ def test_a_trial_runs_by_itself(
 
 
 @each(blocks("text"), "block")
-def test_a_text_is_of_the_output_of_the_command_before_it(block: Block) -> None:
+def test_a_text_is_of_the_output_of_the_command_before_it(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     """That is a block of its own, of one line."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     before = [other for other in blocks() if other.page == block.page and other.line < block.line][-1]
     assert before.language == "bash"
     ((program, *arguments),) = command_lines(before.text)
