@@ -463,8 +463,8 @@ class Infinite(Base):
 _SAME = r"must compute the same with its layers replaced: with 'second' in a form that changes nothing "
 
 REFUSED: dict[type[nn.Module], str] = {
-    ByClosure: rf"{_SAME}'second' runs 0 times and not 1: the network holds it where it cannot be replaced",
-    ByWeakReference: rf"{_SAME}'second' runs 0 times and not 1: the network holds it where it cannot be replaced",
+    ByClosure: rf"{_SAME}'second' runs 0 times and not 1: perhaps the network holds it where it cannot be replaced",
+    ByWeakReference: rf"{_SAME}'second' runs 0 times and not 1: perhaps the network holds it where it cannot be",
     ByKind: rf"{_SAME}'second' runs 0 times and not 1: ",
     Privately: rf"{_SAME}it fails: AttributeError: .*_reversed_padding",
     Unsaved: r"must hold all that it computes with in its parameters and buffers: .* first those of its part 'second'$",

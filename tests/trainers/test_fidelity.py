@@ -11,9 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from layers import CompressedConv2d, OvertoneWarning, UsageError, compress_model, compressed_layers, pack_state
 from search.study.budget import Budget, extremes
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, load_model, save_model
+from spaces.models import copy_module
 from spaces.portable import portable_model
-from tests.trainers.odd_networks import CLASSES, COMPRESSED, IMAGE, KEPT, REFUSED, Base, Choosy
-from trainers.fidelity import check_fidelity
+from tests.trainers.odd_networks import (
+    CLASSES,
+    COMPRESSED,
+    IMAGE,
+    KEPT,
+    REFUSED,
+    Base,
+    ByClosure,
+    ByWeakReference,
+    Choosy,
+)
+from trainers.fidelity import check_copy, check_fidelity
 
 SERIES = BlockConfig(basis="cosine", harmonics=(2, 2))
 ROUNDED = BlockConfig(basis="chebyshev", harmonics=(2, 1), bits=6)
@@ -132,6 +143,24 @@ def test_networks_that_cannot_be_compressed_truly_are_refused_by_the_layers_name
     name = f"tests.trainers.odd_networks:make_{kind.__name__}"
     with pytest.raises(UsageError, match=rf"^model \(='{name}'\) {REFUSED[kind]}"):
         check(build_model(name, classes=CLASSES, channels=3), name)
+
+
+@pytest.mark.parametrize("kind", [ByClosure, ByWeakReference])
+def test_objects_whose_copies_run_other_layers_are_refused(kind):
+    model = kind()
+    message = (
+        r"^model \(='object:Net'\) must run its layer 'second' as often when it is copied, 1 times, not 0: perhaps"
+    )
+    with pytest.raises(UsageError, match=message):
+        check_copy("object:Net", model, copy_module(model), IMAGE)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("kind", COMPRESSED, ids=lambda kind: kind.__name__)
+def test_copies_of_objects_run_their_own_layers(kind):
+    model = kind()
+    check_copy("object:Net", model, copy_module(model), IMAGE)
+    check(copy_module(model))
 
 
 def test_layers_that_run_for_some_images_alone_are_refused():
