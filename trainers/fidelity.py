@@ -27,7 +27,7 @@ from layers import LayerForm, OvertoneError, UsageError, compress_model, compres
 from layers.errors import OvertoneWarning, first_line
 from layers.plainness import kept_because
 from spaces import Network, NetworkConfig, build_model, load_model, save_model
-from spaces.models import copy_module, is_factory, is_object
+from spaces.models import copy_module, is_factory, is_object, uncompiled
 from spaces.modes import evaluation_mode, quiet
 from spaces.packed import OwnModel
 
@@ -126,6 +126,7 @@ def check_copy(name: str, module: nn.Module, copied: nn.Module, image: tuple[int
 
     What is copied is the module alone: a closure of it still holds the layers of the original.
     """
+    module = uncompiled(module)
     layers = [path for path, layer in copied.named_modules() if isinstance(layer, _KINDS)]
     given = next(iter(module.parameters()), torch.zeros(0)).device
     with _user_errors(f"model (={name!r}) must take an image"):
