@@ -22,7 +22,7 @@ from spaces.zoo import CifarResNet, CifarVGG16
 
 __all__ = [
     *("RESNET_DEPTHS", "build_model", "check_outputs", "copy_module", "describe_module", "is_factory", "is_object"),
-    "without_auxiliary",
+    *("uncompiled", "without_auxiliary"),
 ]
 
 RESNET_DEPTHS = (8, 20, 32, 44, 56)
@@ -91,18 +91,28 @@ def describe_module(module: nn.Module) -> str:
 
     Where the class is defined does not matter, as one moves from a notebook to a file.
     """
-    return f"{_OBJECT}{type(module).__name__}"
+    return f"{_OBJECT}{type(uncompiled(module)).__name__}"
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` was given, or the module itself; what it compiled cannot be changed."""
+    return module.get_submodule("_orig_mod") if _is_compiled(module) else module
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
 
 
 def copy_module(module: nn.Module) -> nn.Module:
     """Return a copy of a user's module on the CPU, in evaluation mode, whose weights can all be trained.
 
     Whether the module's own are frozen does not count: a trial's result depends on their values alone. Raises
-    `UsageError` if it cannot be copied, or has weights that are no float32, shared or computed.
+    `UsageError` if it cannot be copied, or has weights that are no float32, shared or computed by hooks.
     """
     if not isinstance(module, nn.Module):
         raise UsageError(f"model (={module!r}) must be a torch.nn.Module")
     name = describe_module(module)
+    module = uncompiled(module)
     _check_weights(name, module)
     for path, weight in module.named_parameters():
         if weight.dtype != torch.float32:
@@ -148,6 +158,7 @@ def _from_factory(name: str, *, classes: int, channels: int) -> nn.Module:
         raise UsageError(f"cannot build the model {name!r}: {_described(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"model (={name!r}) must return a torch.nn.Module, not {type(model).__name__}")
+    model = uncompiled(model)
     _check_weights(name, model)
     return model
 
@@ -168,7 +179,7 @@ def _own_program() -> Iterator[None]:
 
 
 def _check_weights(name: str, model: nn.Module) -> None:
-    """Raise `UsageError` for layers without plain weights of their own: lazy ones, computed weights, shared weights.
+    """Raise `UsageError` for layers without weights of their own: lazy ones, shared weights, those that hooks compute.
 
     And for what neither compresses nor trains here: scripted modules, weights of more than four dimensions.
     """
@@ -176,13 +187,15 @@ def _check_weights(name: str, model: nn.Module) -> None:
         if isinstance(layer, torch.jit.ScriptModule):
             part = f"its part {path!r}" if path else "it"
             raise UsageError(f"model (={name!r}) must be ordinary Python: {part} is scripted or traced")
+        if _is_compiled(layer):
+            raise UsageError(f"model (={name!r}) must be compiled as a whole, if at all, not its part {path!r} alone")
         if any(map(is_lazy, (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))):
             raise UsageError(f"model (={name!r}) must be given an image in its factory: its layer {path!r} is lazy")
         plain = "weight" in layer._parameters or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
-        if is_parametrized(layer) or not plain:
+        if not plain and not is_parametrized(layer):
             raise UsageError(
-                f"model (={name!r}) must have plain weights: those of its layer {path!r} are computed (by a weight or "
-                "spectral norm, for example), which its factory must remove"
+                f"model (={name!r}) must have plain weights: those of its layer {path!r} are computed by a hook, such "
+                "as nn.utils.weight_norm's; nn.utils.parametrizations has what can be copied"
             )
     paths: dict[nn.Parameter, str] = {}
     for path, weight in model.named_parameters(remove_duplicate=False):

@@ -27,11 +27,11 @@ from layers import LayerForm, OvertoneError, UsageError, compress_model, compres
 from layers.errors import OvertoneWarning, first_line
 from layers.plainness import kept_because
 from spaces import Network, NetworkConfig, build_model, load_model, save_model
-from spaces.models import copy_module, is_factory, is_object
+from spaces.models import copy_module, is_factory, is_object, uncompiled
 from spaces.modes import evaluation_mode, quiet
 from spaces.packed import OwnModel
 
-__all__ = ["check_fidelity"]
+__all__ = ["check_calls", "check_copy", "check_fidelity"]
 
 _IMAGES = 8
 _FEW_IMAGES = 2
@@ -42,7 +42,7 @@ _TOLERANCE = 1e-4
 """Largest difference of outputs that count as equal, as a share of what they differ by between images."""
 _ROUNDING = 2e-6
 """What is added to it, as a share of the largest of them."""
-_ELSEWHERE = "the network holds it where it cannot be replaced, such as in a closure"
+_ELSEWHERE = "perhaps the network holds it where it cannot be replaced, such as in a closure"
 _KINDS = nn.Conv1d | nn.Conv2d | nn.Linear
 _SEED = 0
 _OTHER_SEED = 1
@@ -121,6 +121,34 @@ def _check_same_outputs(name: str, model: nn.Module, layers: Sequence[str], imag
     )
 
 
+def check_copy(name: str, module: nn.Module, copied: nn.Module, image: tuple[int, int, int]) -> None:
+    """Raise `UsageError` naming the first layer that a module runs for (C, H, W) images, and its copy on the CPU not.
+
+    What is copied is the module alone: a closure of it still holds the layers of the original.
+    """
+    module = uncompiled(module)
+    layers = [path for path, layer in copied.named_modules() if isinstance(layer, _KINDS)]
+    given = next(iter(module.parameters()), torch.zeros(0)).device
+    with _user_errors(f"model (={name!r}) must take an image"):
+        _, calls = _run(module, layers, torch.zeros(1, *image, device=given))
+        _, found = _run(copied, layers, torch.zeros(1, *image))
+    for layer in layers:
+        if found[layer] != calls[layer]:
+            raise UsageError(
+                f"model (={name!r}) must run its layer {layer!r} as often when it is copied, {calls[layer]} times, not "
+                f"{found[layer]}: {_ELSEWHERE}"
+            )
+
+
+def check_calls(name: str, model: nn.Module, compressed: nn.Module, image: Tensor) -> None:
+    """Raise `UsageError` naming the first layer that does not run as often in a compressed copy of the model.
+
+    `image` is one image (1, C, H, W). Outputs of any kind will do, where `check_fidelity` needs logits.
+    """
+    _, calls = _run(model, list(compressed_layers(compressed)), image)
+    _check_calls(name, compressed, calls, image)
+
+
 def _check_calls(name: str, compressed: nn.Module, calls: Mapping[str, int], image: Tensor) -> None:
     """Check that layers run as often in a compressed form, whose outputs may decide what runs."""
     layers = list(compressed_layers(compressed))
@@ -130,7 +158,7 @@ def _check_calls(name: str, compressed: nn.Module, calls: Mapping[str, int], ima
         if found[layer] != calls[layer]:
             raise UsageError(
                 f"model (={name!r}) must run its layer {layer!r} as often when it is compressed, {calls[layer]} times, "
-                f"not {found[layer]}"
+                f"not {found[layer]}: {_ELSEWHERE}"
             )
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from layers import Cost, UsageError, compress_model
 from spaces import BlockConfig, Network, NetworkConfig
-from spaces.models import copy_module
+from spaces.models import copy_module, describe_module
 from spaces.network import NORMS_AND_BIASES
+from trainers.fidelity import check_calls, check_copy
 from trainers.start.calibration import calibrate
 
 __all__ = ["compress"]
@@ -34,7 +35,8 @@ def compress(
     the images' size, and without labels fit each layer to the network's outputs (`trainers.start.calibration`); a few
     hundred are enough. With `calibrated=False` weights are those nearest to the network's.
 
-    Raises `UsageError` for an unknown block, a value that its layers cannot take, and images that do not fit.
+    Raises `UsageError` for an unknown block, a value that its layers cannot take, images that do not fit, and a network
+    that calls its layers where they cannot be exchanged, such as in a closure.
 
     Example: `small, cost = compress(net, {"layer3": {"harmonics": 2, "bits": 6}}, images=images)`.
     """
@@ -44,9 +46,11 @@ def compress(
     dense = copy_module(model)
     channels, height, width = images.shape[1:]
     network = Network.from_module(dense, (channels, height, width))
+    check_copy(describe_module(model), model, dense, (channels, height, width))
     if not isinstance(config, NetworkConfig):
         config = NetworkConfig(blocks=_blocks(config, network), minimum_templates=minimum_templates)
     compressed = compress_model(dense, network.forms(config))
+    check_calls(describe_module(model), dense, compressed, images[:1].detach().to("cpu", torch.float32))
     if calibrated:
         calibrate(compressed, dense, images.detach().to("cpu", torch.float32))
     return compressed.eval(), network.cost(config)

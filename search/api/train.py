@@ -15,6 +15,7 @@ from spaces.blocks import Granularity
 from spaces.models import check_outputs
 from trainers.data import Data, DataSpec, load_data
 from trainers.data.description import describe_images
+from trainers.fidelity import check_fidelity
 from trainers.runtime.device import default_device, keep_freed_memory, parse_device
 from trainers.score import SCORE_NAME
 from trainers.train import random_network, save_trained, train_model
@@ -80,6 +81,7 @@ def _network(
     if config is None:
         return dense, None
     chosen = read_config(config, model, network)
+    check_fidelity(model, dense, network, data.val.image_shape, data.classes, [chosen])
     compressed = compress_model(dense, network.forms(chosen))
     if recipe.gradual_pruning:
         defer_pruning(compressed, dense)

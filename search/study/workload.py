@@ -19,7 +19,7 @@ from spaces.models import copy_module
 from trainers.data import Data, DataSpec, load_data
 from trainers.data.objects import Parts, object_data, read_parts
 from trainers.evaluation import evaluate
-from trainers.fidelity import check_fidelity
+from trainers.fidelity import check_copy, check_fidelity
 from trainers.score import SCORE_NAME
 from trainers.start.saliency import filter_saliency
 from trainers.trial import load_baseline
@@ -52,6 +52,8 @@ class Workload:
         objects.check(model=plan.model)
         data = load_images(plan.data, on_progress, objects)
         baseline, network = load_baseline(plan.model, plan.weights, data, plan.granularity, module=objects.model)
+        if objects.model is not None:
+            check_copy(plan.model, objects.model, baseline, data.val.image_shape)
         return cls(
             data=data,
             baseline=baseline,

@@ -21,8 +21,6 @@ def factories(tmp_path, monkeypatch):
         "def odd(classes, channels):\n    return 'a string'\n"
         "def narrow(classes):\n    return nn.Identity()\n"
         "def lazy(classes, channels):\n    return nn.Sequential(nn.LazyConv2d(classes, 3))\n"
-        "def normed(classes, channels):\n"
-        "    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(channels, classes, 3)))\n"
         "def broken(classes, channels):\n    raise KeyError('boom')\n"
         "def tied(classes, channels):\n"
         "    net = nn.Sequential(nn.Conv2d(channels, 5, 3), nn.Conv2d(5, 5, 3), nn.Conv2d(5, 5, 3))\n"
@@ -65,11 +63,7 @@ def test_factory_by_name(factories):
         ("tied", r"must hold each weight once: '1.weight' is '2.weight' too$"),
         ("twice", r"must hold each weight once: 'a.weight' is 'b.weight' too$"),
         ("lazy", r"must be given an image in its factory: its layer '0' is lazy$"),
-        (
-            "normed",
-            r"must have plain weights: those of its layer '0' are computed \(.*\), which its factory must remove$",
-        ),
-        ("spectral", r"must have plain weights: those of its layer '0' are computed"),
+        ("spectral", r"must have plain weights: those of its layer '0' are computed by a hook"),
         ("word", r"must take classes=... and channels=...: .*not a callable object$"),
     ],
 )
@@ -315,10 +309,6 @@ def with_conv(change):
         (with_conv(nn.Module.half), r"must have float32 weights: 'conv.weight' is float16$"),
         (with_shared, r"must hold each weight once: 'conv.weight' is 'other.weight' too$"),
         (with_conv(lambda conv: nn.LazyConv2d(6, 3)), r"must be given an image in its factory: its layer 'conv' is la"),
-        (
-            with_conv(nn.utils.parametrizations.weight_norm),
-            r"must have plain weights: those of its layer 'conv' are co",
-        ),
         (with_conv(nn.utils.spectral_norm), r"must have plain weights: those of its layer 'conv' are computed"),
         (
             lambda net: after_a_pass(with_conv(nn.utils.spectral_norm)(net)),
@@ -329,6 +319,18 @@ def with_conv(change):
 def test_modules_without_plain_weights_are_refused(change, message):
     with pytest.raises(UsageError, match=rf"^model \(='object:Net'\) {message}"):
         copy_module(change(Net()))
+
+
+def test_a_compiled_module_is_the_one_that_was_compiled():
+    net = Net()
+    compiled = torch.compile(net)
+    assert describe_module(compiled) == "object:Net"
+    assert type(copy_module(compiled)) is Net
+    net.conv = torch.compile(net.conv)
+    with pytest.raises(
+        UsageError, match=r"^model \(='object:Net'\) must be compiled as a whole, .* its part 'conv' al"
+    ):
+        copy_module(net)
 
 
 def test_a_module_that_cannot_be_copied_is_refused():

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layers import CompressedConv2d, OvertoneWarning, UsageError, compress_model, compressed_layers, pack_state
 from search.study.budget import Budget, extremes
-from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, load_model, save_model
+from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, load_model, save_model, state_sha256
+from spaces.models import copy_module
 from spaces.portable import portable_model
-from tests.trainers.odd_networks import CLASSES, COMPRESSED, IMAGE, KEPT, REFUSED, Base, Choosy
-from trainers.fidelity import check_fidelity
+from tests.trainers.odd_networks import (
+    CLASSES,
+    COMPRESSED,
+    IMAGE,
+    KEPT,
+    REFUSED,
+    Base,
+    ByClosure,
+    ByWeakReference,
+    Choosy,
+    Listed,
+)
+from trainers.data import DataSpec, load_data
+from trainers.fidelity import check_copy, check_fidelity
+from trainers.spec import TrialSpec
+from trainers.training.recipe import RECIPES
+from trainers.trial import Trial, load_baseline
 
 SERIES = BlockConfig(basis="cosine", harmonics=(2, 2))
 ROUNDED = BlockConfig(basis="chebyshev", harmonics=(2, 1), bits=6)
@@ -134,12 +151,64 @@ def test_networks_that_cannot_be_compressed_truly_are_refused_by_the_layers_name
         check(build_model(name, classes=CLASSES, channels=3), name)
 
 
+@pytest.mark.parametrize("kind", [ByClosure, ByWeakReference])
+def test_objects_whose_copies_run_other_layers_are_refused(kind):
+    model = kind()
+    message = (
+        r"^model \(='object:Net'\) must run its layer 'second' as often when it is copied, 1 times, not 0: perhaps"
+    )
+    with pytest.raises(UsageError, match=message):
+        check_copy("object:Net", model, copy_module(model), IMAGE)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("kind", COMPRESSED, ids=lambda kind: kind.__name__)
+def test_copies_of_objects_run_their_own_layers(kind):
+    model = kind()
+    check_copy("object:Net", model, copy_module(model), IMAGE)
+    check(copy_module(model))
+
+
 def test_layers_that_run_for_some_images_alone_are_refused():
     with pytest.raises(
         UsageError,
         match=r"equally often for every image: 'second' runs 0 times for an image of zeros, 1 times for one of noise$",
     ):
         check(Choosy().eval())
+
+
+class ForDigits(nn.Module):
+    """An odd network for images of one channel and ten classes."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.more = inner, nn.Linear(CLASSES, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.more(self.inner(x.expand(-1, 3, -1, -1)))
+        return logits
+
+
+@pytest.mark.parametrize("make", [Listed, KEPT["standardized"][0], KEPT["weight norm"][0], KEPT["low rank"][0]])
+def test_a_trials_score_is_that_of_its_file(make, tmp_path):
+    asked = DataSpec(name="digits", train_limit=256)
+    data = load_data(asked)
+    module = ForDigits(make())
+    recipe = replace(RECIPES["finetune"], ema_decay=0.9, distillation=0.5)
+    blocks = {"inner": BlockConfig(basis="cosine", harmonics=(2, 1), pruning_rate=0.5, bits=6)}
+    baseline, network = load_baseline("object:Odd", "object:Odd", data, module=module)
+    hashes = {"weights_sha256": state_sha256(baseline), "data_fingerprint": data.fingerprint}
+    config = NetworkConfig(blocks=blocks, minimum_templates=3)
+    spec = TrialSpec(
+        model="object:Odd", weights="object:Odd", config=config, data=asked, recipe=recipe, epochs=1, **hashes
+    )
+    trial = Trial(spec, data=data, baseline=baseline, network=network, device="cpu")
+    assert len(list(trial.epochs())) == 1
+    trial.save(tmp_path / "m")
+    loaded = load_model(tmp_path / "m", model=ForDigits(make()))
+    with torch.no_grad():
+        found = loaded(data.normalize(data.val.images)).argmax(1)
+    assert trial.result().score == float((found == data.val.labels).double().mean())
 
 
 def test_a_layer_that_is_never_called_is_no_fault():

@@ -7,6 +7,7 @@ from torch import nn
 from layers import Cost, OvertoneError, UsageError, compress_model, compressed_layers
 from search.api.compress import compress
 from spaces import BlockConfig, Network, NetworkConfig, build_model
+from tests.trainers.odd_networks import IMAGE, ByClosure, TwoOutputs
 from trainers.start.calibration import calibrate
 
 CHAIN = NetworkConfig(
@@ -290,3 +291,16 @@ def test_what_is_no_usable_network_is_one_sentence(net, images):
         compress(net.half(), {}, images=images)
     with pytest.raises(UsageError, match=r"^the network Failing cannot take 2x9x8 images: 'boom'$"):
         compress(Failing(), {}, images=images)
+
+
+def test_a_network_that_calls_a_layer_through_a_closure_is_one_sentence(generator):
+    message = r"^model \(='object:ByClosure'\) must run its layer 'second' as often when it is copied, 1 times, not 0: "
+    with pytest.raises(UsageError, match=message):
+        compress(ByClosure(), {"second": {"bits": 6}}, images=torch.randn(4, *IMAGE, generator=generator))
+
+
+def test_a_network_may_give_what_it_likes(generator):
+    images = torch.randn(4, *IMAGE, generator=generator)
+    small, _ = compress(TwoOutputs().train(), {"second": {"harmonics": 2}}, images=images)
+    assert small(images).shape == (4, 4)
+    assert len(small.train()(images)) == 2

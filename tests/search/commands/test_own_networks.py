@@ -96,3 +96,13 @@ def test_a_search_refuses_before_it_keeps_or_starts_anything(
     assert (code, out) == (2, "")
     assert f"model (='{name}') must compute the same with its layers replaced: with 'second'" in err.splitlines()[-1]
     assert not Ledger(Store(store)).studies()
+
+
+def test_a_compressed_network_is_checked_before_it_is_trained(overtone: Overtone, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"blocks": {"second": {"bits": 6}}}))
+    asked = ("--model", "tests.trainers.odd_networks:make_ByDigits", "--dataset", "digits", "--train-limit", "64")
+    code, out, err = overtone("train", *asked, "--out", str(tmp_path / "w.safetensors"), "--config", str(config))
+    assert (code, out) == (2, "")
+    assert "must compute the same with its layers replaced: with 'second'" in err
+    assert not (tmp_path / "w.safetensors").exists()
