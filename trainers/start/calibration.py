@@ -88,8 +88,9 @@ def calibrate(
 def _check_images(model: nn.Module, images: Tensor) -> None:
     if images.dim() != 4 or not len(images):
         raise UsageError(f"calibration images (={tuple(images.shape)}) must be (n, C, H, W), one or more")
+    cuda = [images.device] if images.is_cuda else []
     try:
-        with eval_mode(model):
+        with eval_mode(model), torch.random.fork_rng(devices=cuda):
             model(images[:1])
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise UsageError(
@@ -159,8 +160,8 @@ class _PairedModule:
                 "compression"
             )
         if self.paired.images > 1 and self.paired.batching.splits(self.name, x, self.paired.images):
-            if self._pieces_seen:
-                raise OvertoneError(f"layer {self.name!r}: cannot calibrate it on batches of varying size")
+            self._pieces_seen = 0
+            self.begin()
             raise _TakenApart
         self.observe(x, there.x, there.y)
         self._pieces_seen += 1
@@ -168,6 +169,9 @@ class _PairedModule:
             raise Ended
         self.finish()
         self.paired.original.passed.add(self.name)
+
+    def begin(self) -> None:
+        """Forget all pieces."""
 
     def observe(self, x: Tensor, original_x: Tensor, original_outputs: Tensor) -> None:
         """Take in a piece: inputs in the compressed network and in the original, and the original's outputs."""
@@ -182,11 +186,14 @@ class _PairedLayer(_PairedModule):
     ) -> None:
         super().__init__(name, paired, module, original)
         self._objective = objective
+        self.begin()
+
+    def begin(self) -> None:
         self._regression: OutputRegression | TemplateRegression | None = None
-        if isinstance(module, CompressedConv2d) and module.template_mask is not None:
-            self._regression = TemplateRegression(module)
-        elif isinstance(module, CompressedConv2d) and module.form.basis is not None:
-            self._regression = OutputRegression(module)
+        if isinstance(self.module, CompressedConv2d) and self.module.template_mask is not None:
+            self._regression = TemplateRegression(self.module)
+        elif isinstance(self.module, CompressedConv2d) and self.module.form.basis is not None:
+            self._regression = OutputRegression(self.module)
 
     def observe(self, x: Tensor, original_x: Tensor, original_outputs: Tensor) -> None:
         self.paired.compressed_before = True
@@ -232,6 +239,9 @@ class _PairedNorm(_PairedModule):
     ) -> None:
         super().__init__(name, paired, module, original)
         self._statistics = statistics
+        self.begin()
+
+    def begin(self) -> None:
         self._count = 0
         self._sums: Tensor | float = 0.0
 
