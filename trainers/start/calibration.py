@@ -6,32 +6,33 @@ has there (`layers.calibration.series`). In a layer with templates, the template
 (`layers.calibration.templates`). So a later layer mends the errors of earlier ones as far as it can. Norms behind a
 compressed layer then take the statistics of their new inputs (`trainers.start.norm_statistics`). No label is read.
 
-Both networks run as one. The batch holds every image twice: [x0; x], x0 for the uncompressed network and x for the
-compressed one. They differ only in compressed layers and norms, each of which has two hooks:
+Each network has a pass of its own, on the same images, and they take turns (`trainers.start.lockstep`). The compressed
+one waits before each compressed layer and norm until the uncompressed one has run the same module; then the module is
+fitted to what went in and came out there, and only then run:
 
-              pre-hook                                   hook
-    [x0; x] -----+--- x0 ---> original module ---> y0 ---+--- [y0; y] ---> ...
-                 |            (x, x0, y0) fit            |
-                 |                    |                  |
-                 +--- x ----> compressed module -> y ----+
-
-The pre-hook runs the original on x0, gives (x, x0, y0) to the fit, and leaves x to the module, which by then is fitted.
+    uncompressed:  x0 ---> original module ---> y0, stop           ---> ...
+                                                |
+                                           (x, x0, y0) fit
+                                                |
+    compressed:    x, wait ---------------------+---> module ---> y ---> ...
 
 A batch that is too large is cut into pieces. Then every module is reached by all pieces before any piece goes on. A
-piece that arrives before the others is observed and its pass ends there, by the exception `_Paused`; the last piece
+piece that arrives before the others is observed and its passes end there, by the exception `Ended`; the last piece
 finishes the fit and goes on to the next module, where it is the first. With two pieces and the modules A, B, C:
 
-    piece 1:  A pause
-    piece 2:  A fit ---> B pause
-    piece 1:  A -------> B fit ---> C pause
+    piece 1:  A end
+    piece 2:  A fit ---> B end
+    piece 1:  A -------> B fit ---> C end
     piece 2:  A -------> B -------> C fit ---> end
 
-So each layer and norm costs about one more pass of every image through both networks.
+So each layer and norm costs about one more pass of every image through both networks. A network that takes the images
+of a batch apart, or changes their order, is given pieces of a single image.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ from layers.calibration.series import OutputRegression
 from layers.calibration.templates import TemplateRegression
 from layers.errors import first_line
 from trainers.runtime.determinism import eval_mode
+from trainers.start.batching import Batching
+from trainers.start.lockstep import Ended, OriginalPass, only_input
 from trainers.start.norm_statistics import InputMoments, NormStatistics, corrected_statistics
 
 __all__ = ["Objective", "calibrate", "match_outputs"]
@@ -77,15 +80,17 @@ def calibrate(
     model.to(images.device)
     _check_images(model, images)
     count = max(1, _PIECE_PIXELS // (images.shape[2] * images.shape[3]))
-    with eval_mode(model), _paired(model, baseline, images, objective, statistics) as paired:
-        _run(model, paired, images.split(count))
+    original = deepcopy(baseline).to(images.device).eval()
+    with eval_mode(model), _paired(model, original, images, objective, statistics) as paired:
+        _run(model, paired, images, images.split(1 if paired.batching.reorders else count))
 
 
 def _check_images(model: nn.Module, images: Tensor) -> None:
     if images.dim() != 4 or not len(images):
         raise UsageError(f"calibration images (={tuple(images.shape)}) must be (n, C, H, W), one or more")
+    cuda = [images.device] if images.is_cuda else []
     try:
-        with eval_mode(model):
+        with eval_mode(model), torch.random.fork_rng(devices=cuda):
             model(images[:1])
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise UsageError(
@@ -93,32 +98,41 @@ def _check_images(model: nn.Module, images: Tensor) -> None:
         ) from error
 
 
-def _run(model: nn.Module, paired: "_PairedPass", pieces: Sequence[Tensor]) -> None:
+def _run(model: nn.Module, paired: "_PairedPass", images: Tensor, pieces: Sequence[Tensor]) -> None:
     """Run the pieces in turns: each stops at the first module that has not seen all pieces, the last one goes on."""
-    paired.pieces = len(pieces)
     index = 0
     while True:
+        paired.pieces, paired.images = len(pieces), len(pieces[index])
+        paired.original.start(pieces[index])
         try:
-            model(torch.cat([pieces[index], pieces[index]]))
-        except _Paused:
+            model(pieces[index])
+        except _TakenApart:
+            pieces, index = images.split(1), 0
+        except Ended:
             index = (index + 1) % len(pieces)
         else:
             return
+        finally:
+            paired.original.end()
 
 
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
-class _Paused(Exception):
-    """A piece has reached a module that waits for the others."""
+class _TakenApart(Ended):
+    """A module gets but a part of a piece at a time."""
 
 
 class _PairedPass:
     """State of a paired pass that its modules share."""
 
-    def __init__(self) -> None:
+    def __init__(self, original: OriginalPass, batching: Batching) -> None:
+        self.original = original
+        self.batching = batching
         self.pieces = 1
         """Pieces of the batch."""
+        self.images = 1
+        """Images of the piece that runs."""
         self.compressed_before = False
         """Whether a compressed layer has been reached."""
         self.norm_behind: dict[nn.Module, nn.Module] = {}
@@ -126,7 +140,7 @@ class _PairedPass:
 
 
 class _PairedModule:
-    """A module of the compressed network beside its original: each takes one half of a batch."""
+    """A module of the compressed network beside its original."""
 
     def __init__(self, name: str, paired: _PairedPass, module: nn.Module, original: nn.Module) -> None:
         self.name = name
@@ -134,24 +148,30 @@ class _PairedModule:
         self.module = module
         self.original = original
         self._pieces_seen = 0
-        self._original_outputs: list[Tensor] = []
 
-    def pre_hook(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        """Run the original, observe both halves, and leave the second half to the module."""
-        original_x, x = inputs[0].chunk(2)
-        original_outputs = self.original(original_x)
+    def pre_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Observe a piece in both networks; end its pass if others are to come, else change the module."""
+        if self.name in self.paired.original.passed:
+            return
+        x, there = only_input(args, kwargs), self.paired.original.next(self.name)
+        if x.shape != there.x.shape:
+            raise OvertoneError(
+                f"layer {self.name!r}: cannot calibrate it on inputs {tuple(x.shape)}, {tuple(there.x.shape)} without "
+                "compression"
+            )
+        if self.paired.images > 1 and self.paired.batching.splits(self.name, x, self.paired.images):
+            self._pieces_seen = 0
+            self.begin()
+            raise _TakenApart
+        self.observe(x, there.x, there.y)
+        self._pieces_seen += 1
         if self._pieces_seen < self.paired.pieces:
-            self.observe(x, original_x, original_outputs)
-            self._pieces_seen += 1
-            if self._pieces_seen < self.paired.pieces:
-                raise _Paused
-            self.finish()
-        self._original_outputs.append(original_outputs)
-        return (x,)
+            raise Ended
+        self.finish()
+        self.paired.original.passed.add(self.name)
 
-    def hook(self, module: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tensor:
-        """Return both halves again."""
-        return torch.cat([self._original_outputs.pop(), outputs])
+    def begin(self) -> None:
+        """Forget all pieces."""
 
     def observe(self, x: Tensor, original_x: Tensor, original_outputs: Tensor) -> None:
         """Take in a piece: inputs in the compressed network and in the original, and the original's outputs."""
@@ -166,11 +186,14 @@ class _PairedLayer(_PairedModule):
     ) -> None:
         super().__init__(name, paired, module, original)
         self._objective = objective
+        self.begin()
+
+    def begin(self) -> None:
         self._regression: OutputRegression | TemplateRegression | None = None
-        if isinstance(module, CompressedConv2d) and module.template_mask is not None:
-            self._regression = TemplateRegression(module)
-        elif isinstance(module, CompressedConv2d) and module.form.basis is not None:
-            self._regression = OutputRegression(module)
+        if isinstance(self.module, CompressedConv2d) and self.module.template_mask is not None:
+            self._regression = TemplateRegression(self.module)
+        elif isinstance(self.module, CompressedConv2d) and self.module.form.basis is not None:
+            self._regression = OutputRegression(self.module)
 
     def observe(self, x: Tensor, original_x: Tensor, original_outputs: Tensor) -> None:
         self.paired.compressed_before = True
@@ -216,6 +239,9 @@ class _PairedNorm(_PairedModule):
     ) -> None:
         super().__init__(name, paired, module, original)
         self._statistics = statistics
+        self.begin()
+
+    def begin(self) -> None:
         self._count = 0
         self._sums: Tensor | float = 0.0
 
@@ -245,28 +271,30 @@ class _PairedNorm(_PairedModule):
 
 @contextmanager
 def _paired(
-    model: nn.Module, baseline: nn.Module, images: Tensor, objective: Objective, statistics: NormStatistics
+    model: nn.Module, original: nn.Module, images: Tensor, objective: Objective, statistics: NormStatistics
 ) -> Iterator[_PairedPass]:
     """Attach every compressed layer and batch norm of the model to its original, inside the block."""
-    paired = _PairedPass()
-    hooks: list[RemovableHandle] = []
     modules = _differing_modules(model)
-    originals = {name: deepcopy(baseline.get_submodule(name)).to(images.device).eval() for name in modules}
-    for layer, norm in _norms_behind(baseline, images[:1]).items():
-        if layer in originals:
-            paired.norm_behind[originals[layer]] = originals[norm]
-    for name, module in modules.items():
-        pair: _PairedModule
-        if _has_statistics(module):
-            pair = _PairedNorm(name, paired, module, originals[name], statistics)
-        else:
-            pair = _PairedLayer(name, paired, module, originals[name], objective)
-        hooks += [module.register_forward_pre_hook(pair.pre_hook), module.register_forward_hook(pair.hook)]
-    try:
-        yield paired
-    finally:
-        for hook in hooks:
-            hook.remove()
+    batching = Batching(original, modules, images)
+    hooks: list[RemovableHandle] = []
+    with OriginalPass(original, modules, images.device) as passes:
+        paired = _PairedPass(passes, batching)
+        for layer, norm in _norms_behind(original, images[:1]).items():
+            if layer in modules:
+                paired.norm_behind[original.get_submodule(layer)] = original.get_submodule(norm)
+        for name, module in modules.items():
+            there = original.get_submodule(name)
+            pair: _PairedModule
+            if _has_statistics(module):
+                pair = _PairedNorm(name, paired, module, there, statistics)
+            else:
+                pair = _PairedLayer(name, paired, module, there, objective)
+            hooks.append(module.register_forward_pre_hook(pair.pre_hook, with_kwargs=True))
+        try:
+            yield paired
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _differing_modules(model: nn.Module) -> Mapping[str, nn.Module]:
