@@ -50,7 +50,7 @@ def load_weights(model: nn.Module, source: str, *, name: str) -> None:
         views = [_View(label="", tensors=_read_torchvision(name, source), others=())]
     else:
         content = _read_file(file)
-        held = _listed(content) if isinstance(content, Mapping) else type(content).__name__
+        held = (_listed(content) or "nothing") if isinstance(content, Mapping) else type(content).__name__
         views = _named(_views(content, own), key, source, held)
     views = [replace(view, tensors=without_auxiliary(name, view.tensors)) for view in views]
     misfits = [_misfit(view, own, named=view.label == key) for view in views]
@@ -166,7 +166,7 @@ def _read_file(path: Path) -> Any:
             with torch.serialization.safe_globals(_harmless_types()), open(path, "rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+            found = re.search(r"GLOBAL (\S+)", str(error))
             more = f"an object of {found[1]}, whose code is not run" if found else "more than a state dict of tensors"
             raise OvertoneError(f"{failure}: it holds {more}") from error
 

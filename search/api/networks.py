@@ -13,7 +13,7 @@ from layers import UsageError
 from search.runner.progress import decoding_bar, make_console
 from search.study.plan import StudyPlan
 from search.study.workload import prepared_data
-from spaces import Network, build_model, load_weights
+from spaces import Network, build_model, load_weights, weights_transforms
 from spaces.blocks import Granularity
 from spaces.global_pruning import global_rates
 from spaces.models import RESNET_DEPTHS
@@ -83,14 +83,16 @@ def load_network(
 ) -> LoadedNetwork:
     """Load the data if any are named, then the network for them with its weights, random ones from seed 0 without.
 
-    Without data the images are as `image_size`, `channels` and `classes` say, or what the network is usually used with.
-    Data are prepared as torchvision does for weights of its own. Raises `UsageError` if both name the shape, or if the
-    weights do not fit.
+    Without data the images are as `image_size`, `channels` and `classes` say, or what the network is usually used with,
+    torchvision's weights with a size of their own. Data are prepared as torchvision does for weights of its own. Raises
+    `UsageError` if both name the shape, or if the weights do not fit.
     """
     loaded, images = None, ""
     image, usual_classes = usual_shape(model)
     if data is None:
-        image = (channels or image[0], image_size or image[1], image_size or image[2])
+        own = weights_transforms(model, weights) if weights is not None else {}
+        side = image_size or own.get("image_size") or image[1]
+        image = (channels or image[0], side, side)
         classes = classes or usual_classes
     else:
         for name, value in ("image_size", image_size), ("channels", channels), ("classes", classes):

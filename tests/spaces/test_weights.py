@@ -1,9 +1,12 @@
 import argparse
 import datetime
 import json
+import os
 import pickle
+import re
 import types
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.error import URLError
 
@@ -95,7 +98,7 @@ def test_a_training_checkpoint_has_weights_within(key, model, other, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [[1, 2], {"a": 1}, {"state_dict": {"a": "b"}}, torch.zeros(3), {"a": torch.zeros(2, 2).to_sparse()}]
+    "content", [[1, 2], {}, {"a": 1}, {"state_dict": {"a": "b"}}, torch.zeros(3), {"a": torch.zeros(2, 2).to_sparse()}]
 )
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_what_is_no_state_dict_is_refused(content, model, tmp_path):
@@ -399,3 +402,9 @@ def test_weights_are_the_same_from_another_folder(model, tmp_path, monkeypatch):
     assert [absolute_weights(name) for name in ("DEFAULT", "no#file", "#", "")] == ["DEFAULT", "no#file", "#", ""]
     Path("w.ckpt#ema").touch()
     assert split_weights("w.ckpt#ema") == (Path("w.ckpt#ema"), "")
+
+
+@pytest.mark.parametrize(("code", "named"), [(os.system, "posix.system"), (partial(print, 1), "functools.partial")])
+def test_code_beside_the_weights_is_refused_by_its_name(code, named, model, tmp_path):
+    with pytest.raises(OvertoneError, match=rf"it holds an object of {re.escape(named)}, whose code is not run$"):
+        load_weights(model, _written(tmp_path / "w", {"net": model.state_dict(), "hook": code}), name="resnet8")

@@ -163,3 +163,9 @@ def test_a_card_says_how_images_are_resized() -> None:
     )
     card = model_card({**facts, "parameters": 1, "spec": spec.to_card()}, 1)
     assert "Resize images to 73 at their shorter side (bicubic), then crop their center." in card
+
+
+def test_without_images_torchvisions_weights_tell_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.api.networks.load_weights", lambda *_, **__: None)
+    for weights, size, expected in (("DEFAULT", None, 240), ("DEFAULT", 64, 64), ("w.safetensors", None, 224)):
+        assert load_network("efficientnet_b1", weights=weights, image_size=size).image == (3, expected, expected)

@@ -61,14 +61,15 @@ def _numbered(shard: Shard, found: Labels, names: tuple[str, ...]) -> Labels:
 
 def _by_name(shard: Shard, own: tuple[str, ...], places: Labels, names: tuple[str, ...]) -> Labels:
     """Return the numbers of the classes own[place]; those of no class stay so."""
-    unknown = [name for name in own if name not in names]
+    numbers = {name: number for number, name in enumerate(names)}
+    unknown = [name for name in own if name not in numbers]
     if unknown and not names:
         raise OvertoneError(_mixed(shard, "numbers without names"))
     if unknown:
         listed = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
         raise OvertoneError(f"{str(shard.path)!r} has the class {unknown[0]!r}; the training files have {listed}")
-    numbers: Labels = np.array([*(names.index(name) for name in own), UNLABELED])[places]
-    return numbers
+    numbered: Labels = np.array([*(numbers[name] for name in own), UNLABELED])[places]
+    return numbered
 
 
 def _mixed(shard: Shard, others: str) -> str:
