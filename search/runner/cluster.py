@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
+from pathlib import Path
 from typing import Literal
 
 import ray
@@ -96,14 +100,18 @@ def connected(address: str | None) -> Iterator[None]:
 
     Meanwhile SIGTERM (of `kill` or a cluster's manager) stops the process as Ctrl-C does; Ray would abort it.
     """
-    with _ray_settings():
-        if ray.is_initialized():
+    if ray.is_initialized():
+        with _ray_settings(_ENVIRONMENT):
             yield
-            return
-        address = address or os.environ.get("RAY_ADDRESS")
-        failure = f"cannot reach the Ray cluster at address {address or 'local'!r}"
-        _check_reachable(address, failure)
-        with translate_errors(failure, ConnectionError, ValueError, RuntimeError):
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    starts_here = address in (None, "local")
+    failure = f"cannot reach the Ray cluster at address {address!r}"
+    if starts_here:
+        failure = "cannot start Ray on this machine"
+    _check_reachable(address, failure)
+    with _ray_settings({**_ENVIRONMENT, **(_settings_of_folders(failure) if starts_here else {})}):
+        with _file_errors(failure), translate_errors(failure, ray.exceptions.RayError, ValueError, RuntimeError):
             ray.init(
                 address=address or "local",
                 include_dashboard=None if address else False,
@@ -117,13 +125,55 @@ def connected(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
+def _settings_of_folders(failure: str) -> dict[str, str]:
+    """Return what a new Ray needs where its usual folders cannot be written.
+
+    These are the temporary folder of TMPDIR, and the home folder, in which it would keep the token that its processes
+    know each other by.
+    """
+    settings: dict[str, str] = {}
+    with _file_errors(failure):
+        scratch = tempfile.gettempdir()
+    named = os.environ.get("TMPDIR")
+    if named and os.path.realpath(named) != os.path.realpath(scratch):
+        settings["RAY_TMPDIR"] = scratch
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() and not _has_ray_home():
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return settings
+
+
+def _has_ray_home() -> bool:
+    """Return whether Ray's token is in the home folder, or can be put there."""
+    try:
+        folder = Path.home() / ".ray"
+        if (folder / "auth_token").exists():
+            return True
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except (OSError, RuntimeError):
+        return False
+    return True
+
+
 @contextmanager
-def _ray_settings() -> Iterator[None]:
+def _file_errors(failure: str) -> Iterator[None]:
+    """Raise `OvertoneError` with the path at fault if the block cannot use a file or reach another machine."""
+    try:
+        yield
+    except OSError as error:
+        path = "" if error.filename is None else f" ({str(error.filename)!r})"
+        raise OvertoneError(f"{failure}: {first_line(error)}{path}") from error
+
+
+@contextmanager
+def _ray_settings(settings: Mapping[str, str]) -> Iterator[None]:
     """Give Ray its settings for the block. A variable that the user has set keeps its value.
 
     Ray Tune's complaint of trials that "did not complete" is silenced too: they were run again, and did.
     """
-    missing = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    missing = {name: value for name, value in settings.items() if name not in os.environ}
     logger = logging.getLogger("ray.tune.tune")
     level = logger.level
     os.environ.update(missing)

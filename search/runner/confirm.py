@@ -124,7 +124,7 @@ def _run(
 ) -> None:
     """Run the missing ones of the `wanted` repeats."""
     with connected(resources.address), Progress(console, "repeats") as progress:
-        resources = resources.resolved(lambda: gpu_share(workload, recipe))
+        resources = resources.resolved(lambda: gpu_share(workload, recipe, console))
         line = f"study {study.name}: {len(missing)} of {wanted} repeats to run, {resources.line()}"
         console.print(line, highlight=False)
         searcher = _RepeatSearcher(missing)
@@ -137,7 +137,7 @@ def _run(
             retried=searcher.retries.retried,
             ensure_held=claim.ensure_held,
         )
-        run_trials(searcher, callback, workload, resources)
+        run_trials(searcher, callback, workload, resources, console)
     if callback.failure is not None:
         raise callback.failure
 

@@ -8,11 +8,13 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
+from rich.console import Console
 
 from results.ledger.store import Store
 from search.runner.cluster import Resources
 from search.runner.ledger_callback import LedgerCallback, StopOnFailure
 from search.runner.trainable import TrialActor
+from search.runner.waiting import WaitingCallback, WaitingNotice
 from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload
 
@@ -24,6 +26,7 @@ def run_trials(
     callback: LedgerCallback,
     workload: Workload,
     resources: Resources,
+    console: Console,
     *,
     scheduler: TrialScheduler | None = None,
 ) -> None:
@@ -31,8 +34,10 @@ def run_trials(
 
     A suggestion is plain data: `number`, `trial` (its id in the ledger), `spec`, and `repeat_of` if it repeats another
     trial. The scheduler may stop trials early. If a worker dies the searcher gets an error, and may suggest the same
-    again.
+    again. The console is told what Ray has no room for.
     """
+    needs = {"cpus": float(resources.cpus_per_trial), "gpus": float(resources.gpus_per_trial or 0)}
+    waiting = WaitingCallback(WaitingNotice(console, "a trial", **needs))
     with tempfile.TemporaryDirectory(prefix="overtone-tune-") as folder:  # of this process alone: workers use the store
         tuner = tune.Tuner(
             _actor(workload, resources, callback.study),
@@ -47,7 +52,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=folder,
-                callbacks=[callback],
+                callbacks=[callback, waiting],
                 stop=StopOnFailure(callback),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,

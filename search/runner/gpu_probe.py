@@ -8,8 +8,10 @@ from typing import Any
 
 import ray
 import torch
+from rich.console import Console
 
 from layers import OvertoneError
+from search.runner.waiting import WaitingNotice
 from search.study.workload import Workload
 from trainers.data import Data, Split
 from trainers.training.loop import TrainingLoop
@@ -26,15 +28,20 @@ _MOST = 8
 _STEPS = 3
 
 
-def gpu_share(workload: Workload, recipe: TrainingRecipe) -> float:
+def gpu_share(workload: Workload, recipe: TrainingRecipe, console: Console) -> float:
     """Return the part of a GPU that one trial needs, 1 / k.
 
-    Trains the uncompressed network for a few steps on a GPU of the cluster. Raises `OvertoneError` if the cluster's
+    Trains the uncompressed network for a few steps on a GPU of the cluster; the console is told of a long wait for
+    one. Raises `OvertoneError` if the cluster's
     GPUs cannot be used.
     """
     task = ray.remote(num_gpus=1, max_retries=0)(_probe)
     try:
-        used, total = ray.get(task.remote(ray.put(workload), recipe))
+        notice = WaitingNotice(console, "the trial for --gpus-per-trial auto", cpus=1, gpus=1)
+        answer = task.remote(ray.put(workload), recipe)
+        while not ray.wait([answer], timeout=5)[0]:
+            notice.waits()
+        used, total = ray.get(answer)
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise OvertoneError(f"cannot try a trial on a GPU for --gpus-per-trial auto: {reason}") from error

@@ -129,7 +129,7 @@ def _run(
     if missing <= 0:
         return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
     with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
-        resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe))
+        resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe, console))
         observers = [progress, *boards]
         callback = _make_callback(setup, plan, searcher, observers, claim, gpus=float(resources.gpus_per_trial or 0))
         searcher.begin(
@@ -142,7 +142,7 @@ def _run(
         line = f"study {study.name}: {missing} of {plan.trials} trials to run, {resources.line()}"
         console.print(line, highlight=False)
         try:
-            run_trials(searcher, callback, setup.workload, resources, scheduler=FrontStopper(searcher))
+            run_trials(searcher, callback, setup.workload, resources, console, scheduler=FrontStopper(searcher))
         finally:
             done = study.trials(["trial"]).num_rows
             callback.close("finished" if done >= plan.trials or searcher.exhausted else "interrupted")

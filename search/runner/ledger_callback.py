@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from ray.exceptions import ActorDiedError
 from ray.tune import Callback, Stopper
 
 from layers import OvertoneError
@@ -20,6 +24,9 @@ from spaces import Network
 
 __all__ = ["LedgerCallback", "StopOnFailure"]
 
+_DETAIL = re.compile(r"\t(class_name|actor_id|pid|name|namespace|ip): ")
+_ADVICE = "If the process was killed by the kernel OOM killer"
+"""What Ray advises to those who run it, at the end of how a worker died."""
 _PUBLISH_S = 0.1
 """Least seconds between two publications of the progress."""
 
@@ -131,7 +138,7 @@ class LedgerCallback(Callback):
         self._running.discard(trial.trial_id)
         if trial.trial_id in self._retried:
             return
-        reason = str(trial.get_error() or "the worker died").strip().splitlines()[-1]
+        reason = _death(_last_error(trial))
         self.record_row(failed_row(self.study.name, trial.config, trial.last_result or {}, reason, self._network))
 
     def guard(self, action: Callable[[], object]) -> None:
@@ -140,6 +147,25 @@ class LedgerCallback(Callback):
             action()
         except OvertoneError as error:
             self.failure = self.failure or error
+
+
+def _last_error(trial: Any) -> str:
+    """Return what Ray said of the last failure of a trial, '' if nothing.
+
+    Ray Tune writes it into a file of the driver, which is not yet where its own `get_error` looks.
+    """
+    with suppress(OSError, TypeError):
+        return Path(trial.error_file).read_text(errors="replace").rpartition("Failure # ")[2].partition("\n")[2]
+    return ""
+
+
+def _death(said: str) -> str:
+    """Return in one line why a worker died: what it raised last, or how Ray saw it end."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not _DETAIL.match(line)]
+    if "Traceback" in said:
+        return lines[-1]
+    reason = " ".join(line for line in lines if line != ActorDiedError.BASE_ERROR_MSG).partition(_ADVICE)[0].strip()
+    return f"the worker died: {reason}" if reason else "the worker died"
 
 
 class StopOnFailure(Stopper):

@@ -1,3 +1,9 @@
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import pytest
 import ray
 
@@ -63,3 +69,94 @@ def test_an_unreachable_cluster_is_a_clear_error(monkeypatch: pytest.MonkeyPatch
         connected("127.0.0.1:1"),
     ):
         pass
+
+
+def _started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The environments that Ray is started in."""
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: environments.append(dict(os.environ)))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    return environments
+
+
+def test_a_home_that_cannot_be_written_is_not_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    environments = _started(monkeypatch)
+    for home in (tmp_path / "file", tmp_path / "home"):
+        monkeypatch.setenv("HOME", str(home))
+        with connected(None):
+            pass
+    without, with_home = environments
+    assert len(without["RAY_AUTH_TOKEN"]) == 64
+    assert "RAY_AUTH_TOKEN" not in with_home
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert list((tmp_path / "home" / ".ray").iterdir()) == []
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_not_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environments = _started(monkeypatch)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    with connected(None):
+        pass
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with connected(None):
+        pass
+    without, with_folder = environments
+    assert Path(without["RAY_TMPDIR"]).is_dir()
+    assert "RAY_TMPDIR" not in with_folder
+
+
+def test_no_temporary_folder_at_all_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    _started(monkeypatch)
+
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with (
+        pytest.raises(OvertoneError, match=r"^cannot start Ray on this machine: No usable temporary dir"),
+        connected(None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "/tmp/ray"), r"No space left on device \('/tmp/ray'\)$"),
+        (ConnectionError("refused."), "refused$"),
+        (ray.exceptions.AuthenticationError("no token"), "no token"),
+    ],
+)
+def test_whatever_keeps_ray_from_starting_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    _started(monkeypatch)
+
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(OvertoneError, match=rf"^cannot start Ray on this machine: {message}"), connected(None):
+        pass
+    with pytest.raises(OvertoneError, match=r"^cannot reach the Ray cluster at address 'auto': "), connected("auto"):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ray_runs_without_a_home_and_a_temporary_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code = "import ray; from search.runner.cluster import connected\n"
+    code += "with connected(None): print(ray.cluster_resources()['CPU'])"
+    environment = {**os.environ, "HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "nowhere")}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) >= 1

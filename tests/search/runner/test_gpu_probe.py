@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import ray
+from rich.console import Console
 
 from layers import OvertoneError, UsageError
 from search.runner.cluster import Resources
@@ -54,4 +55,4 @@ def test_the_probe_trains_on_whole_batches_however_few_images_there_are(plan: St
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_gpu_that_is_only_a_number_cannot_be_probed(plan: StudyPlan) -> None:
     with pytest.raises(OvertoneError, match=r"cannot try a trial on a GPU for --gpus-per-trial auto: .*no GPU"):
-        gpu_share(Workload.load(plan), plan.recipe)
+        gpu_share(Workload.load(plan), plan.recipe, Console(quiet=True))

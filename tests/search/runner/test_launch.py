@@ -1,12 +1,15 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
+import ray
 import typer
 from rich.console import Console
 from tensorboard.backend.event_processing import event_accumulator
@@ -15,6 +18,7 @@ from layers import OvertoneError, UsageError
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from results.schema import TrialStatus
+from search.api.create import begin_study
 from search.api.study import Study
 from search.commands.studies import print_search_result
 from search.optimize.pruner import ConformalPruner
@@ -23,6 +27,7 @@ from search.runner import run_lock
 from search.runner.cluster import Resources
 from search.runner.dashboards import DashboardOptions
 from search.study.budget import Budget
+from search.study.objects import NO_OBJECTS
 from search.study.plan import StudyPlan
 from search.study.study_ledger import StudyLedger
 from spaces import Space, build_model, load_model, save_weights
@@ -154,6 +159,19 @@ def test_a_study_that_runs_elsewhere_is_left_alone(ledger: Ledger, plan: StudyPl
     assert ledger.study("s")["trials"] == 1
     assert ledger.repeats("s").num_rows == 0
     assert not ledger.store.list("claims")
+
+
+def test_a_busy_cluster_is_told_of_and_waited_for(
+    ledger: Ledger, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("search.runner.waiting._FIRST_S", 0.5)
+    begin_study(ledger, "s", dataclasses.replace(plan, trials=1, epochs=0), NO_OBJECTS, progress=False)
+    hog = ray.remote(num_cpus=2)(lambda: time.sleep(8)).remote()
+    assert resume_study(ledger, "s", None, SERIAL).done == 1
+    ray.get(hog)
+    assert re.search(
+        r"waiting for Ray at [0-9.]+:[0-9]+: a trial needs 1 CPU, 0 of 2 CPUs are free \(", capsys.readouterr().err
+    )
 
 
 def test_a_study_of_relative_paths_goes_on_from_another_working_directory(
