@@ -225,18 +225,19 @@ def run_trial(
     on_start: Callable[[Trial], None] = lambda trial: None,
     checkpoint: Path | None = None,
     module: nn.Module | None = None,
+    weights: str | None = None,
 ) -> Trial:
     """Run a trial from its spec to its end, or continue it from the checkpoint file if that exists.
 
-    `module` is the uncompressed network if it was given as an object. The checkpoint is written after each epoch.
-    Raises UsageError if the data or the weights are not those of the spec.
+    `module` is the uncompressed network if it was given as an object, `weights` where its weights are if they moved.
+    The checkpoint is written after each epoch. Raises UsageError if the data or the weights are not those of the spec.
     """
     if data.fingerprint != spec.data_fingerprint:
         raise UsageError(f"data_fingerprint (={spec.data_fingerprint}) must be that of the data, {data.fingerprint}")
-    baseline, network = load_baseline(spec.model, spec.weights, data, module=module)
+    baseline, network = load_baseline(spec.model, weights or spec.weights, data, module=module)
     sha256 = state_sha256(baseline)
     if sha256 != spec.weights_sha256:
-        raise UsageError(f"weights_sha256 (={spec.weights_sha256}) must be that of {spec.weights}, {sha256}")
+        raise UsageError(f"weights_sha256 (={spec.weights_sha256}) must be that of {weights or spec.weights}, {sha256}")
     resume_from = checkpoint if checkpoint is not None and checkpoint.exists() else None
     trial = Trial(spec, data=data, baseline=baseline, network=network, device=device, resume_from=resume_from)
     on_start(trial)

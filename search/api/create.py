@@ -17,6 +17,7 @@ from search.study.amounts import Amount, parse_amount
 from search.study.budget import Budget
 from search.study.objects import Objects
 from search.study.parsing import parse_granularity, read_space
+from search.study.places import Places
 from search.study.plan import DEFAULT_RECIPE, DEFAULT_STORE, StudyPlan
 from search.study.study_ledger import StudyLedger
 from trainers.data.spec import DataSpec
@@ -106,14 +107,20 @@ def load_study(
     *,
     store: str | os.PathLike[str] | Store = DEFAULT_STORE,
     model: nn.Module | None = None,
-    data: ImageObjects | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    data: str | DataSpec | ImageObjects | None = None,
 ) -> Study:
     """Return a study of the store.
 
-    `model` and `data` are the objects that it was begun with, if it was; without them it can be asked all the same.
-    Raises `UsageError` if there is no such study.
+    `model` and `data` are the objects that it was begun with, if it was; without them it can be asked all the same. If
+    `weights` or a named set have moved since, `weights` and `data` say where they are: a file, and "imagefolder:DIR",
+    the folder alone or a `DataSpec`. Their content must be the same; the record stays as it is. Raises `UsageError` if
+    there is no such study.
     """
-    return Study(_open(store), name, model=model, data=data)
+    place = data if isinstance(data, str | DataSpec) else None
+    images = None if isinstance(data, str | DataSpec) else data
+    places = Places(weights=None if weights is None else os.fspath(weights), data=place)
+    return Study(_open(store), name, model=model, data=images, places=places)
 
 
 def begin_study(ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *, progress: bool) -> Study:

@@ -17,6 +17,7 @@ from search.api.trial import Trial
 from search.runner.run_lock import is_running
 from search.study.amounts import Amount, parse_amount
 from search.study.objects import NO_OBJECTS, Objects
+from search.study.places import RECORDED, Places
 from search.study.plan import DEFAULT_SEEDS
 from search.study.study_ledger import StudyLedger
 
@@ -58,15 +59,18 @@ class Study:
         *,
         model: nn.Module | None = None,
         data: ImageObjects | None = None,
+        places: Places = RECORDED,
         workload: Workload | None = None,
     ) -> None:
         """Open the study of this name; raise `UsageError` with the closest names if there is none.
 
-        `workload` is what `Workload.load` gives for it, if that is at hand.
+        `places` are those of weights and data, if they moved. `workload` is what `Workload.load` gives for it, if that
+        is at hand.
         """
         self.ledger = ledger
         self.name = name
         self.objects = Objects(model=model, data=data) if model is not None or data is not None else NO_OBJECTS
+        self.places = places
         self._study = StudyLedger(ledger, name)
         self._workload = workload
         self.record()
@@ -244,7 +248,8 @@ class Study:
 
     def pick(self, which: str, where: str | None = None) -> Trial:
         """Return `best`, `knee` or what `trial` takes, of what the SQL condition `where` leaves."""
-        return Trial(self.ledger, self.name, pick(self.ledger, self.name, which, where=where), self.objects)
+        row = pick(self.ledger, self.name, which, where=where)
+        return Trial(self.ledger, self.name, row, self.objects, self.places)
 
     def report(self, out: str | os.PathLike[str]) -> Path:
         """Write the study's report, one HTML page that opens offline; return its path."""
@@ -272,7 +277,7 @@ class Study:
         objects = Objects(model=model, data=data).or_else(self.objects)
         known = objects.model is self.objects.model and objects.data is self.objects.data
         if self._workload is None or not known:
-            self._workload = open_workload(self._study, make_console(progress), objects)
+            self._workload = open_workload(self._study, make_console(progress), objects, self.places)
             self.objects = objects
         return self._workload
 

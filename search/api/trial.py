@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.ledger.ledger import Ledger
 from search.study.objects import NO_OBJECTS, Objects
+from search.study.places import RECORDED, Places
 from search.study.record import network_config
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Trial:
     """The trial's row of the ledger, as `docs/queries.md` describes it."""
     objects: Objects = NO_OBJECTS
     """Network and images of a study that was begun with objects, as the `Study` has them."""
+    places: Places = RECORDED
+    """Where weights and data are, as the `Study` has it."""
 
     def __repr__(self) -> str:
         score = "no score" if self.score is None else f"{self.row['score_name']} {self.score:.4f}"
@@ -120,5 +123,6 @@ class Trial:
             out=Path(out),
             rerun_on=parse_device(device or default_device()) if rerun else None,
             objects=Objects(model=model, data=data).or_else(self.objects),
+            places=self.places,
             log=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
         )

@@ -16,46 +16,13 @@ from trainers.training.recipe import RECIPES
 
 __all__ = [
     *("Address", "AsJson", "BatchSize", "Channels", "Classes", "Concurrency", "Config", "CpusPerTrial", "DataDir"),
-    "Device",
-    *(
-        "Dataset",
-        "Distillation",
-        "Epochs",
-        "GpusPerTrial",
-        "Granularity",
-        "ImageSize",
-        "Init",
-        "Interpolation",
-        "Keep",
-        "Layer",
-    ),
-    *(
-        "LearningRate",
-        "LrSchedule",
-        "MaxFlops",
-        "MaxSize",
-        "Mean",
-        "MinimumTemplates",
-        "MissRate",
-        "Model",
-        "Objectives",
-    ),
-    *(
-        "OptionalDataset",
-        "OptionalWeights",
-        "OptunaStorage",
-        "Picture",
-        "Precision",
-        "PruningRate",
-        "Recipe",
-        "Rerun",
-        "ResizeSize",
-    ),
-    "RerunDevice",
-    *("Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Std", "Store", "Stream", "Study"),
-    "TensorBoardFolder",
-    *("TrainEpochs", "TrainLimit", "Trials", "ValFrom", "WarmStart", "Weights", "Where", "option"),
-    *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "PANELS"),
+    *("Dataset", "Device", "Distillation", "Epochs", "GpusPerTrial", "Granularity", "ImageSize", "Init"),
+    *("Interpolation", "Keep", "Layer", "LearningRate", "LrSchedule", "MaxFlops", "MaxSize", "Mean"),
+    *("MinimumTemplates", "MissRate", "Model", "MovedData", "MovedWeights", "Objectives", "OptionalDataset"),
+    *("OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate", "Recipe", "Rerun", "RerunDevice"),
+    *("ResizeSize", "Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Std", "Store", "Stream", "Study"),
+    *("TensorBoardFolder", "TrainEpochs", "TrainLimit", "Trials", "ValFrom", "WarmStart", "Weights", "Where"),
+    *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "PANELS", "option"),
 ]
 
 NETWORK = "Network and data"
@@ -102,6 +69,18 @@ OptionalWeights = Annotated[
         NETWORK,
         "Trained weights, as `overtone search` takes them. Default: random ones. Weights for other images than the "
         "network's usual ones need --dataset, or --channels and --classes.",
+    ),
+]
+MovedWeights = Annotated[
+    str | None,
+    option(NETWORK, "Where the study's weights are now, if they have moved. Default: where it was begun with them."),
+]
+MovedData = Annotated[
+    str | None,
+    option(
+        NETWORK,
+        "Where the study's images are now, if they have moved: the folder, or imagefolder:DIR. Default: where it was "
+        "begun with them.",
     ),
 ]
 Dataset = Annotated[str, option(NETWORK, _DATASETS)]

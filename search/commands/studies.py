@@ -112,6 +112,8 @@ def resume(
             options.STUDY, "Run this many trials more than asked for so far. Default: only those still missing."
         ),
     ] = None,
+    weights: options.MovedWeights = None,
+    data: options.MovedData = None,
     store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
@@ -121,7 +123,7 @@ def resume(
     """
     from search.api.create import load_study
 
-    opened = load_study(study, store=store)
+    opened = load_study(study, store=store, weights=weights, data=data)
     asked, dashboards = resources.resources(), boards.dashboards()
     result = _result_of(lambda: opened.optimize(more=more, resources=asked, dashboards=dashboards))
     print_search_result(opened, result, as_json)
@@ -141,6 +143,8 @@ def confirm(
         ),
     ] = "front",
     where: options.Where = None,
+    weights: options.MovedWeights = None,
+    data: options.MovedData = None,
     store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
@@ -154,7 +158,7 @@ def confirm(
     from results.analysis.confidence import study_confidence
     from search.api.create import load_study
 
-    opened = load_study(study, store=store)
+    opened = load_study(study, store=store, weights=weights, data=data)
     asked = resources.resources()
     result: RepeatResult = _result_of(lambda: opened.confirm(seeds, pick=pick, where=where, resources=asked))
     if as_json:

@@ -164,6 +164,8 @@ def export(
     format: Annotated[str, options.option(options.OUTPUT, "safetensors (packed), onnx or pt2.")] = "safetensors",
     rerun: options.Rerun = False,
     device: options.RerunDevice = None,
+    weights: options.MovedWeights = None,
+    data: options.MovedData = None,
     store: options.Store = DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
@@ -176,5 +178,6 @@ def export(
     """
     from search.api.create import load_study
 
-    card = load_study(study, store=store).pick(pick, where).export(out, format, rerun=rerun, device=device)
+    opened = load_study(study, store=store, weights=weights, data=data)
+    card = opened.pick(pick, where).export(out, format, rerun=rerun, device=device)
     print_answer({"out": str(out), **card}, export_line(out, card), as_json)

@@ -20,6 +20,7 @@ from torch import nn
 from layers import OvertoneError
 from results.ledger.ledger import Ledger
 from search.runner.progress import epoch_line
+from search.study.places import RECORDED, Places
 from trainers.data import Data
 from trainers.runtime.threads import num_threads
 from trainers.spec import TrialSpec
@@ -35,6 +36,7 @@ def rerun_trial(
     row: Mapping[str, Any],
     data: Data,
     module: nn.Module | None = None,
+    places: Places = RECORDED,
     *,
     device: torch.device,
     checkpoint: Path,
@@ -43,12 +45,12 @@ def rerun_trial(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the packed model of a row's trial, and what it changes in the row: `same_file`, and figures if it is not.
 
-    `module` is the uncompressed network if it was given as an object. The same file goes into the store; another one
-    is deleted when the context ends. The checkpoint stays after an interruption, for the next call to go on from. `log`
-    is given lines about the progress. Raises `UsageError` if the weights are gone or changed, and `OvertoneError` if
-    the score differs by more than `tolerance`.
+    `module` is the uncompressed network if it was given as an object, `places` say where its weights are. The same file
+    goes into the store; another one is deleted when the context ends. The checkpoint stays after an interruption, for
+    the next call to go on from. `log` is given lines about the progress. Raises `UsageError` if the weights are gone or
+    changed, and `OvertoneError` if the score differs by more than `tolerance`.
     """
-    trial = _train(row, data, module, device, checkpoint, log)
+    trial = _train(row, data, module, places, device, checkpoint, log)
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model.safetensors"
         trial.save(packed)
@@ -68,6 +70,7 @@ def _train(
     row: Mapping[str, Any],
     data: Data,
     module: nn.Module | None,
+    places: Places,
     device: torch.device,
     checkpoint: Path,
     log: Callable[[str], None],
@@ -80,8 +83,10 @@ def _train(
     if checkpoint.exists():
         log(f"going on from {checkpoint}")
     threads = json.loads(row["environment"]).get("threads") if device.type == "cpu" else None
-    with num_threads(threads or torch.get_num_threads()):  # another number of threads rounds sums otherwise
-        return run_trial(spec, data, device, on_epoch=log_epoch, checkpoint=checkpoint, module=module)
+    weights = places.of_weights(spec.weights)
+    count = threads or torch.get_num_threads()  # another number of threads rounds sums otherwise
+    with num_threads(count), places.hinted(spec.weights, spec.data):
+        return run_trial(spec, data, device, on_epoch=log_epoch, checkpoint=checkpoint, module=module, weights=weights)
 
 
 def _figures(

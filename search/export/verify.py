@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from search.export.facts import MAX_DISAGREEMENT, card_facts
 from search.export.reader import check_reader, factory_of, predict_in_subprocess
 from search.export.rerun import rerun_trial
 from search.study.objects import NO_OBJECTS, Objects
+from search.study.places import RECORDED, Places
 from search.study.workload import load_images
 from spaces import load_model
 from spaces.models import is_object
@@ -45,11 +47,13 @@ def export_trial(
     out: Path,
     rerun_on: torch.device | None = None,
     objects: Objects = NO_OBJECTS,
+    places: Places = RECORDED,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write the trial of a row to the folder `out`, verified; return the facts of its card.
 
-    If its model was not kept it is trained again on the device `rerun_on`; `log` is given lines about that. Raises
+    If its model was not kept it is trained again on the device `rerun_on`; `log` is given lines about that. `places`
+    are those of weights and data, if they moved. Raises
     `OvertoneError`, leaving no folder behind, if there is no model, the data changed, or the file does not give the
     trial's predictions.
     """
@@ -60,20 +64,21 @@ def export_trial(
     check_model(ledger, study, row, rerun=rerun_on is not None)
     spec = TrialSpec.from_json(json.loads(row["spec"]))
     objects.check(model=spec.model)
-    data = load_images(spec.data, objects=objects)
+    with places.hinted("", spec.data):
+        data = load_images(places.of_data(spec.data), objects=objects)
     if data.fingerprint != spec.data_fingerprint:
         raise OvertoneError(
             f"cannot verify trial {row['trial']}: the data {spec.data.name!r} are not those that it ran on"
         )
     checkpoint = Path(f"{os.path.abspath(out)}.checkpoint")
     own = factory_of(spec.model) if objects.model is None else objects.model
-    with _packed_model(ledger, row, data, rerun_on, objects, checkpoint, log) as (packed, row):
+    with _packed_model(ledger, row, data, rerun_on, objects, places, checkpoint, log) as (packed, row):
         model = load_model(packed, model=own)
         card = card_facts(ledger, study, row, spec, model, data)
         verified: dict[str, Any] = {}
 
         def verify(file: Path) -> Mapping[str, Any]:
-            verified.update(_verify(file, row, spec, model, data, objects))
+            verified.update(_verify(file, row, replace(spec, data=places.of_data(spec.data)), model, data, objects))
             return verified
 
         export_model(packed, out, format=format, card=card, model=own, prove=verify)
@@ -99,6 +104,7 @@ def _packed_model(
     data: Data,
     rerun_on: torch.device | None,
     objects: Objects,
+    places: Places,
     checkpoint: Path,
     log: Callable[[str], None],
 ) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -111,6 +117,7 @@ def _packed_model(
         row,
         data,
         objects.model,
+        places,
         device=rerun_on,
         checkpoint=checkpoint,
         tolerance=MAX_DISAGREEMENT,

@@ -24,6 +24,7 @@ from search.runner.scheduler import FrontStopper
 from search.runner.study_callback import StudyCallback
 from search.study.budget import extremes, may_try
 from search.study.objects import Objects
+from search.study.places import RECORDED, Places
 from search.study.plan import StudyPlan, check_same_settings
 from search.study.reuse import comparable_studies, finished_rows, warm_start_rows
 from search.study.study_ledger import StudyLedger
@@ -87,14 +88,15 @@ def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload) -> Non
     study.create({**settings, **about, **counts}, rows)
 
 
-def open_workload(study: StudyLedger, console: Console, objects: Objects) -> Workload:
-    """Load a study's data and network, those of `objects` among them.
+def open_workload(study: StudyLedger, console: Console, objects: Objects, places: Places = RECORDED) -> Workload:
+    """Load a study's data and network, those of `objects` among them, from `places`.
 
     Raises `UsageError` if data or weights are not those that it was started with.
     """
     record = study.record()
-    with decoding_bar(console) as on_progress:
-        workload = Workload.load(StudyPlan.from_record(record), on_progress, objects)
+    plan = StudyPlan.from_record(record)
+    with decoding_bar(console) as on_progress, places.hinted(plan.weights, plan.data):
+        workload = Workload.load(places.of_plan(plan), on_progress, objects)
     check_same_settings(record, workload.identity())
     return workload
 

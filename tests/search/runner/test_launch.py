@@ -166,7 +166,7 @@ def test_a_busy_cluster_is_told_of_and_waited_for(
 ) -> None:
     monkeypatch.setattr("search.runner.waiting._FIRST_S", 0.5)
     begin_study(ledger, "s", dataclasses.replace(plan, trials=1, epochs=0), NO_OBJECTS, progress=False)
-    hog = ray.remote(num_cpus=2)(time.sleep).remote(8)
+    hog = ray.remote(num_cpus=2)(lambda: time.sleep(8)).remote()
     assert resume_study(ledger, "s", None, SERIAL).done == 1
     ray.get(hog)
     assert re.search(
