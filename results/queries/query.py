@@ -76,7 +76,7 @@ def ask(
     `results.analysis.confidence`. `where` may ask the other tables, in subqueries. Without `sort`, trials are ordered
     by number and a front by size; scores, other good metrics and times sort highest first and all else lowest first,
     unless `descending` is set; nulls last. Raises `UsageError` for an unknown column (naming the closest), a bad
-    condition, a limit below 0, or `descending` without `sort`.
+    condition, a limit below 0, a column that has no order, or `descending` without `sort`.
     """
     if limit is not None and limit < 0:
         raise UsageError(f"limit (={limit}) must be 0 or more")
@@ -90,10 +90,13 @@ def ask(
     names = [_column_name(name, table.column_names) for name in columns or table.column_names]
     if sort is not None:
         sort = _column_name(sort, table.column_names)
+        if pa.types.is_nested(table.schema.field(sort).type):
+            raise UsageError(f"sort (={sort!r}) must be a column of numbers, texts or times")
         if descending is None:
             descending = sort in larger_is_better(table, ledger.study(study))
         table = table.sort_by([(sort, "descending" if descending else "ascending"), ("number", "ascending")])
-    return Answer(table.slice(0, limit).select(list(dict.fromkeys(names))))
+    shown = table.num_rows if limit is None else min(limit, table.num_rows)
+    return Answer(table.slice(0, shown).select(list(dict.fromkeys(names))))
 
 
 def sql(ledger: Ledger, study: str, statement: str) -> pd.DataFrame:

@@ -218,6 +218,13 @@ def test_limit_below_zero_is_refused(full_ledger):
     with pytest.raises(UsageError, match=r"limit \(=-1\) must be 0 or more"):
         query(full_ledger, "demo", limit=-1)
     assert len(query(full_ledger, "demo", limit=0)) == 0
+    assert len(query(full_ledger, "demo", limit=10**30)) == 40
+
+
+@pytest.mark.parametrize("column", ["blocks", "METRICS", "history"])
+def test_a_column_without_an_order_is_refused(full_ledger, column):
+    with pytest.raises(UsageError, match=rf"sort \(='{column.lower()}'\) must be a column of numbers, texts or times"):
+        query(full_ledger, "demo", sort=column)
 
 
 def test_query_of_an_empty_study_is_empty(ledger):
