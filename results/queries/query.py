@@ -110,6 +110,7 @@ def ask_sql(ledger: Ledger, study: str, statement: str) -> Answer:
     They are those of `results.queries.tables`; only those that are named are made. Raises `UsageError` for any other
     statement and for a bad one.
     """
+    statement = _utf8(statement)
     with _query_errors(f"the SQL {statement!r}"):
         parsed = duckdb.extract_statements(statement)
     if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
@@ -180,6 +181,7 @@ def _filtered(ledger: Ledger, study: str, where: str | None) -> pa.Table:
     trials = trials_table(ledger, study)
     if where is None:
         return trials
+    where = _utf8(where)
     tables = {name: TABLES[name](ledger, study) for name in _tables_in(where) if name != "trials"} | {"trials": trials}
     with _connection(tables) as connection, _query_errors(f"the condition {where!r}", tables):
         return connection.table("trials").filter(duckdb.SQLExpression(where)).to_arrow_table().cast(trials.schema)
@@ -210,6 +212,14 @@ def _query_errors(query: str, tables: Mapping[str, pa.Table] | None = None) -> I
             if missing:
                 raise UsageError(f"{query} is refused: table {missing[1]!r} is none of {', '.join(TABLES)}") from None
             raise UsageError(f"{query} is refused: {first_line(error).rstrip('.!')}") from None
+
+
+def _utf8(text: str) -> str:
+    """Return a text that was given where the locale has only ASCII, which is why Python kept its bytes apart."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UsageError(f"the SQL {text!r} is refused: it is not UTF-8") from None
 
 
 def _tables_in(statement: str) -> list[str]:

@@ -304,6 +304,16 @@ def test_tables_can_be_listed_and_described(full_ledger):
         sql(full_ledger, "demo", "WITH x AS (DELETE FROM trials RETURNING *) FROM x")
 
 
+def test_texts_of_an_ascii_locale_are_utf_8(full_ledger):
+    """Python gives a command's arguments so, under LC_ALL=C."""
+    given = "é日".encode().decode("ascii", "surrogateescape")
+    assert sql(full_ledger, "demo", f"SELECT '{given}' AS a")["a"].tolist() == ["é日"]
+    assert query(full_ledger, "demo", where=f"trial = '{given}'").empty
+    for ask in (lambda text: sql(full_ledger, "demo", text), lambda text: query(full_ledger, "demo", where=text)):
+        with pytest.raises(UsageError, match=r"the SQL .* is refused: it is not UTF-8"):
+            ask("'\udcff'")
+
+
 def test_an_unknown_table_names_those_there_are(full_ledger):
     with pytest.raises(
         UsageError, match="table 'trial' is none of trials, front, epochs, blocks, confirmations, baseline"
