@@ -175,7 +175,7 @@ class Ledger:
 
     def put_model(self, model: str | os.PathLike[str] | bytes) -> str:
         """Store a packed model (a path or its bytes) under its SHA-256, unless it is there; return the SHA-256."""
-        data = model if isinstance(model, bytes) else Store(Path(model).parent).read_bytes(Path(model).name)
+        data = model if isinstance(model, bytes) else _read_file(Path(model))
         digest = hashlib.sha256(data).hexdigest()
         if not self.store.exists(_model(digest)):
             self.store.write_bytes(_model(digest), data)
@@ -241,6 +241,10 @@ class Ledger:
             return "it holds no study"
         close = difflib.get_close_matches(name, studies, n=3, cutoff=0.4)
         return f"the closest are {', '.join(close)}" if close else f"it holds {', '.join(studies[:5])}"
+
+
+def _read_file(path: Path) -> bytes:
+    return Store(path.parent, check=False).read_bytes(path.name)
 
 
 def _check_score_name(name: object) -> None:

@@ -36,9 +36,11 @@ class MissingFile(OvertoneError):
 class Store:
     """Files by name (`trials/study=demo/a.parquet`) under one root; opening a store creates nothing."""
 
-    def __init__(self, uri: str | os.PathLike[str] = "runs") -> None:
+    def __init__(self, uri: str | os.PathLike[str] = "runs", *, check: bool = True) -> None:
+        """Open a folder or URI; without `check` also one that readers may take for another, such as a whole path."""
         self.uri = os.fspath(uri)
-        _check_uri(self.uri)
+        if check:
+            _check_uri(self.uri)
         self._files = _open(self.uri)
 
     @property

@@ -76,7 +76,7 @@ def ask(
     `results.analysis.confidence`. `where` may ask the other tables, in subqueries. Without `sort`, trials are ordered
     by number and a front by size; scores, other good metrics and times sort highest first and all else lowest first,
     unless `descending` is set; nulls last. Raises `UsageError` for an unknown column (naming the closest), a bad
-    condition, a limit below 0, or `descending` without `sort`.
+    condition, a limit below 0, a column that has no order, or `descending` without `sort`.
     """
     if limit is not None and limit < 0:
         raise UsageError(f"limit (={limit}) must be 0 or more")
@@ -90,10 +90,13 @@ def ask(
     names = [_column_name(name, table.column_names) for name in columns or table.column_names]
     if sort is not None:
         sort = _column_name(sort, table.column_names)
+        if pa.types.is_nested(table.schema.field(sort).type):
+            raise UsageError(f"sort (={sort!r}) must be a column of numbers, texts or times")
         if descending is None:
             descending = sort in larger_is_better(table, ledger.study(study))
         table = table.sort_by([(sort, "descending" if descending else "ascending"), ("number", "ascending")])
-    return Answer(table.slice(0, limit).select(list(dict.fromkeys(names))))
+    shown = table.num_rows if limit is None else min(limit, table.num_rows)
+    return Answer(table.slice(0, shown).select(list(dict.fromkeys(names))))
 
 
 def sql(ledger: Ledger, study: str, statement: str) -> pd.DataFrame:
@@ -107,6 +110,7 @@ def ask_sql(ledger: Ledger, study: str, statement: str) -> Answer:
     They are those of `results.queries.tables`; only those that are named are made. Raises `UsageError` for any other
     statement and for a bad one.
     """
+    statement = _utf8(statement)
     with _query_errors(f"the SQL {statement!r}"):
         parsed = duckdb.extract_statements(statement)
     if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
@@ -177,6 +181,7 @@ def _filtered(ledger: Ledger, study: str, where: str | None) -> pa.Table:
     trials = trials_table(ledger, study)
     if where is None:
         return trials
+    where = _utf8(where)
     tables = {name: TABLES[name](ledger, study) for name in _tables_in(where) if name != "trials"} | {"trials": trials}
     with _connection(tables) as connection, _query_errors(f"the condition {where!r}", tables):
         return connection.table("trials").filter(duckdb.SQLExpression(where)).to_arrow_table().cast(trials.schema)
@@ -207,6 +212,14 @@ def _query_errors(query: str, tables: Mapping[str, pa.Table] | None = None) -> I
             if missing:
                 raise UsageError(f"{query} is refused: table {missing[1]!r} is none of {', '.join(TABLES)}") from None
             raise UsageError(f"{query} is refused: {first_line(error).rstrip('.!')}") from None
+
+
+def _utf8(text: str) -> str:
+    """Return a text that was given where the locale has only ASCII, which is why Python kept its bytes apart."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UsageError(f"the SQL {text!r} is refused: it is not UTF-8") from None
 
 
 def _tables_in(statement: str) -> list[str]:

@@ -63,7 +63,7 @@ class TrialActor(tune.Trainable):
         self._data = data
         self._baseline = baseline
         self._network = network
-        self._store = Store(store)
+        self._store = Store(store, check=False)
         self._study = study
         self._checkpoint_s = checkpoint_s
         resources = ray.get_runtime_context().get_assigned_resources()

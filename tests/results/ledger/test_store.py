@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from layers.errors import OvertoneError, UsageError
+from results.ledger.ledger import Ledger
 from results.ledger.store import MissingFile, Store
 
 
@@ -241,6 +242,20 @@ def test_a_place_is_the_same_for_readers(uri: str, tmp_path: Path, monkeypatch: 
             f"SELECT trial FROM '{store.label.rstrip('/')}/trials/**/*.parquet' WHERE study = 'demo'"
         )
         assert found.fetchall() == [("abc",)]
+
+
+def test_a_relative_store_may_lie_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers, which have another working directory, open it by its whole path."""
+    folder = tmp_path / "seed=7 [a]"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    store = Store("runs")
+    (folder / "model.bin").write_bytes(b"x")
+    digest = Ledger(store).put_model(folder / "model.bin")
+    whole = str((folder / "runs").resolve())
+    assert Store(whole, check=False).read_bytes(f"models/{digest}.safetensors") == b"x"
+    with pytest.raises(UsageError, match=r"store \(='.*'\) must not hold \*, \? or \["):
+        Store(whole)
 
 
 def test_a_bucket_of_google_opens() -> None:

@@ -218,6 +218,13 @@ def test_limit_below_zero_is_refused(full_ledger):
     with pytest.raises(UsageError, match=r"limit \(=-1\) must be 0 or more"):
         query(full_ledger, "demo", limit=-1)
     assert len(query(full_ledger, "demo", limit=0)) == 0
+    assert len(query(full_ledger, "demo", limit=10**30)) == 40
+
+
+@pytest.mark.parametrize("column", ["blocks", "METRICS", "history"])
+def test_a_column_without_an_order_is_refused(full_ledger, column):
+    with pytest.raises(UsageError, match=rf"sort \(='{column.lower()}'\) must be a column of numbers, texts or times"):
+        query(full_ledger, "demo", sort=column)
 
 
 def test_query_of_an_empty_study_is_empty(ledger):
@@ -295,6 +302,16 @@ def test_tables_can_be_listed_and_described(full_ledger):
         assert len(sql(full_ledger, "demo", statement)) == 1
     with pytest.raises(UsageError, match=r"is refused: Binder Error: Can only delete from base table"):
         sql(full_ledger, "demo", "WITH x AS (DELETE FROM trials RETURNING *) FROM x")
+
+
+def test_texts_of_an_ascii_locale_are_utf_8(full_ledger):
+    """Python gives a command's arguments so, under LC_ALL=C."""
+    given = "é日".encode().decode("ascii", "surrogateescape")
+    assert sql(full_ledger, "demo", f"SELECT '{given}' AS a")["a"].tolist() == ["é日"]
+    assert query(full_ledger, "demo", where=f"trial = '{given}'").empty
+    for ask in (lambda text: sql(full_ledger, "demo", text), lambda text: query(full_ledger, "demo", where=text)):
+        with pytest.raises(UsageError, match=r"the SQL .* is refused: it is not UTF-8"):
+            ask("'\udcff'")
 
 
 def test_an_unknown_table_names_those_there_are(full_ledger):

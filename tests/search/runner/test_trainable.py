@@ -26,10 +26,10 @@ def begin(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
     spec = dataclasses.replace(plan, epochs=4).spec(CONFIG, **workload.hashes())
     suggestion = {"number": 0, "trial": "abc", "spec": spec.to_json()}
 
-    def actor(checkpoint_s: float = 0.0) -> TrialActor:
+    def actor(checkpoint_s: float = 0.0, folder: str = ".") -> TrialActor:
         made = TrialActor.__new__(TrialActor)
         shared = {"data": workload.data, "baseline": workload.baseline, "network": workload.network}
-        made.setup(suggestion, **shared, store=str(tmp_path), study="s", checkpoint_s=checkpoint_s)
+        made.setup(suggestion, **shared, store=str(tmp_path / folder), study="s", checkpoint_s=checkpoint_s)
         return made
 
     return actor
@@ -66,6 +66,13 @@ def test_a_trial_whose_worker_died_goes_on_from_its_last_epoch(begin: Any, tmp_p
     rest = [again.step(), again.step()]
     assert [step["status"] for step in rest] == ["running", "finished"]
     assert _measured(rest[-1]) == _measured(expected)
+
+
+def test_the_store_of_a_search_may_lie_in_any_folder(begin: Any, tmp_path: Path) -> None:
+    """Also in one whose whole path `--store` would refuse."""
+    actor = begin(folder="seed=7 [a]")
+    assert [actor.step()["status"] for _ in range(2)] == ["running", "running"]
+    assert (tmp_path / "seed=7 [a]" / checkpoint_name("s", "abc")).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
