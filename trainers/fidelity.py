@@ -185,7 +185,20 @@ def _check_step(name: str, compressed: nn.Module, images: Tensor, classes: int) 
     compressed.to(memory_format=torch.channels_last).train()
     labels = torch.arange(len(images)) % classes
     step = f"model (={name!r}) must take a training step"
-    with torch.random.fork_rng(devices=[]), quiet(), _user_errors(step):
+    differentiated: set[str] = set()
+
+    def watch(path: str) -> Callable[..., None]:
+        def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.requires_grad:
+                differentiated.add(path)
+
+        return keep
+
+    kept = {
+        path: layer for path, layer in compressed.named_modules() if isinstance(layer, _KINDS) and kept_because(layer)
+    }
+    hooks = _hooked({path: watch(path) for path in kept}, compressed)
+    with torch.random.fork_rng(devices=[]), quiet(), hooks, _user_errors(step):
         torch.manual_seed(_SEED)
         logits = compressed(images.contiguous(memory_format=torch.channels_last))
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -198,6 +211,13 @@ def _check_step(name: str, compressed: nn.Module, images: Tensor, classes: int) 
         if not loss.isfinite():
             raise UsageError(f"{step} on noise with a finite loss, it is {float(loss.detach())}")
         loss.backward()
+    for path, layer in kept.items():
+        weight = layer._parameters.get("weight") if path in differentiated else None
+        if weight is not None and weight.requires_grad and weight.grad is None:
+            raise UsageError(
+                f"model (={name!r}) must compute with its own weights: its layer {path!r} runs and has no gradient, as "
+                "if its forward were a closure that holds another copy of it"
+            )
     layers = compressed_layers(compressed)
     trained = [any(weight.grad is not None for weight in layer.parameters()) for layer in layers.values()]
     if layers and not any(trained):

@@ -25,6 +25,7 @@ from tests.trainers.odd_networks import (
     ByWeakReference,
     Choosy,
     Listed,
+    PatchedByClosure,
 )
 from trainers.data import DataSpec, load_data
 from trainers.fidelity import check_copy, check_fidelity
@@ -159,6 +160,12 @@ def test_objects_whose_copies_run_other_layers_are_refused(kind):
     )
     with pytest.raises(UsageError, match=message):
         check_copy("object:Net", model, copy_module(model), IMAGE)
+
+
+def test_objects_whose_copies_compute_with_other_weights_are_refused():
+    message = r"^model \(='object:Net'\) must compute with its own weights: its layer 'second' runs and has no gradient"
+    with pytest.raises(UsageError, match=message):
+        check(copy_module(PatchedByClosure()))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
