@@ -143,10 +143,14 @@ class DataSpec:
         return replace(self, image_size=size, resize_size=before, interpolation=how)
 
     def prepared(self, *, mean: Any, std: Any, image_size: int, resize_size: int, interpolation: str) -> "DataSpec":
-        """Return the same images as certain weights take them, wherever this spec leaves that open."""
-        if self.is_object:
+        """Return the same images as certain weights take them, wherever this spec leaves that open.
+
+        `mean` and `std` have a number for each of the channels that the weights take.
+        """
+        if self.is_object or self.channels not in (None, len(mean)):
             return self
-        spec = self if self.mean is not None else replace(self, mean=mean, std=std)
+        spec = replace(self, channels=len(mean))
+        spec = spec if self.mean is not None else replace(spec, mean=mean, std=std)
         if not self.folder:
             return spec
         if self.image_size is None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,14 @@ def test_what_is_given_comes_before_torchvisions_own(tmp_path: Path) -> None:
     assert (own.image_size, own.resize_size, own.interpolation) == (224, 232, "bilinear")
     assert own.mean == (0.485, 0.456, 0.406)
     given = DataSpec(name=plain.name, image_size=64, mean=0, std=1, interpolation="bicubic")
-    assert prepared_data(given, "resnet50", "IMAGENET1K_V2") == given
+    assert prepared_data(given, "resnet50", "IMAGENET1K_V2") == replace(given, channels=3)
+    gray = DataSpec(name=plain.name, channels=1)
+    assert prepared_data(gray, "resnet50", "IMAGENET1K_V2") == gray
     (tmp_path / "IMAGENET1K_V2").touch()
     for model, weights in (("resnet50", str(tmp_path / "IMAGENET1K_V2")), ("resnet8", "DEFAULT"), ("m:f", "DEFAULT")):
         assert prepared_data(plain, model, weights) == plain
-    digits = prepared_data(DataSpec(channels=3), "resnet50", "DEFAULT")
-    assert (digits.mean, digits.image_size) == ((0.485, 0.456, 0.406), None)
+    digits = prepared_data(DataSpec(), "resnet50", "DEFAULT")
+    assert (digits.mean, digits.channels, digits.image_size) == ((0.485, 0.456, 0.406), 3, None)
     objects = DataSpec(name="object:tensors")
     assert prepared_data(objects, "resnet50", "DEFAULT") == objects
 
