@@ -1,9 +1,10 @@
-"""Files and folders that appear whole or not at all, and the folder of cached files."""
+"""Files and folders that appear whole or not at all, the folder of cached files, and an output that is lost."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from layers.errors import UsageError
 
-__all__ = ["atomic_folder", "atomic_write", "cache_folder"]
+__all__ = ["atomic_folder", "atomic_write", "cache_folder", "discard_output"]
 
 
 def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, durable: bool = True) -> None:
@@ -83,3 +84,9 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard_output() -> None:
+    """Send what is left of standard output nowhere, so that Python does not fail over it when it exits."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

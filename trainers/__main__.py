@@ -8,6 +8,7 @@ from pathlib import Path
 
 from layers import OvertoneError, OvertoneWarning, UsageError
 from layers.errors import first_line
+from layers.files import discard_output
 from trainers.data import load_data
 from trainers.runtime.device import default_device, keep_freed_memory, parse_device
 from trainers.score import SCORE_NAME
@@ -43,7 +44,12 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the checkpoint, if one is named", file=sys.stderr)
         return 1
-    print(json.dumps(result.to_json(), indent=2))
+    try:
+        print(json.dumps(result.to_json(), indent=2), flush=True)
+    except OSError as error:
+        discard_output()
+        print(f"cannot write the answer: {first_line(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -10,9 +10,10 @@ import warnings
 import typer
 
 from layers.errors import OvertoneError, OvertoneWarning, UsageError, first_line
+from layers.files import discard_output
 from search.commands.help_panels import CommandWithPanels, GroupOfCommands
 from search.commands.inspect import inspect
-from search.commands.output import LOST, discard_output, prepare_output
+from search.commands.output import LOST, prepare_output
 from search.commands.plot import plot_app
 from search.commands.studies import confirm, resume, search, status
 from search.commands.train import train

@@ -5,11 +5,9 @@ from __future__ import annotations
 import codecs
 import errno
 import io
-import os
 import sys
-from contextlib import suppress
 
-__all__ = ["LOST", "discard_output", "encodable", "prepare_output"]
+__all__ = ["LOST", "encodable", "prepare_output"]
 
 LOST = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE])
 """Numbers of errors that say that nothing more can be written."""
@@ -30,12 +28,6 @@ def prepare_output() -> None:
 def encodable(text: str, encoding: str) -> str:
     """Return the text as an encoding can show it, which may make it longer."""
     return text.encode(encoding, _HANDLER).decode(encoding)
-
-
-def discard_output() -> None:
-    """Send what is left to write nowhere, so that Python does not fail over it when it exits."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

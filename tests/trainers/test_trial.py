@@ -165,6 +165,15 @@ def test_a_trial_runs_from_its_spec_file_without_ray_and_optuna(spec: TrialSpec,
     assert "epoch 1/1: train_loss" in done.stderr
 
 
+def test_a_full_disk_behind_the_answer_is_one_sentence(spec: TrialSpec, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(dataclasses.replace(spec, epochs=0).to_json()))
+    command = [sys.executable, "-m", "trainers", str(tmp_path / "spec.json"), "--device", "cpu"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "cannot write the answer: No space left on device"
+
+
 def test_a_trial_of_single_layers_runs_from_its_spec_alone(spec: TrialSpec, data: Data) -> None:
     blocks = {name: BlockConfig(basis="cosine", harmonics=(2, 2)) for name in ("layer1.0.conv1", "layer3.0.conv2")}
     said: list[int] = []

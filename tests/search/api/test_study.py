@@ -37,7 +37,9 @@ def test_tables_are_those_of_the_queries(study: Study) -> None:
 def test_a_trial_is_picked_within_limits_and_loaded(study: Study, generator: torch.Generator) -> None:
     trial = study.trial(0)
     assert study.trial("abc") == study.trial("0") == trial
-    with pytest.raises(UsageError, match=r"pick \(='ab'\) must be best, knee or an id such as abc, its first 6"):
+    with pytest.raises(
+        UsageError, match=r"pick \(='ab'\) must be best, knee or an id such as abc, its first 6 characters"
+    ):
         study.trial("ab")
     row = study.ledger.trials("s").to_pylist()[0]
     assert (trial.id, trial.status, trial.score) == ("abc", "finished", row["score"])

@@ -57,7 +57,7 @@ def test_a_front_is_confirmed_once_and_the_search_is_left_alone(
 
     capsys.readouterr()
     common = ["--study", "s", "--store", ledger.store.uri]
-    assert run(["confirm", *common, "--pick", first["trial"][:4], "--seeds", "2", "--json"]) == 0
+    assert run(["confirm", *common, "--pick", first["trial"][:6], "--seeds", "2", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["front"][0]["seeds"] == 3
     assert "repeats to run" not in err  # nothing was left to do
@@ -137,7 +137,7 @@ def test_finished_repeats_are_left_out_and_failed_ones_tried_again(
     monkeypatch.setattr("search.runner.launch.open_workload", lambda *_: workload)
     found = []
     for seeds in (2, 2, 2, 3):
-        outcome = confirm_trials(ledger, study, "g", where=None, seeds=seeds, resources=SERIAL)
+        outcome = confirm_trials(ledger, study, "good", where=None, seeds=seeds, resources=SERIAL)
         found.append((outcome.wanted, outcome.done, outcome.failed, asked.copy()))
         asked.clear()
     first, second, third = (("good", plan.seed + offset) for offset in (1, 2, 3))
