@@ -64,7 +64,7 @@ def _contend(study: StudyLedger, start: Any, done: Any, outcomes: Any) -> None:
 def test_of_eight_processes_that_start_together_exactly_one_goes_on(
     study: StudyLedger, machines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 2.0 if machines > 1 else 5.0)
+    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 3.0 if machines > 1 else 5.0)
     if machines > 1:
         monkeypatch.setattr(run_lock, "_this_machine", lambda: {"host": str(os.getpid()), "boot": "", "namespace": ""})
     context = multiprocessing.get_context("fork")
@@ -304,7 +304,7 @@ from search.study.study_ledger import StudyLedger
 study = StudyLedger(Ledger(Store(sys.argv[1])), "s")
 study.ledger.store.exists("claims")
 run_lock._this_machine = lambda: {"host": str(os.getpid()), "boot": "", "namespace": ""}
-run_lock.HEARTBEAT_S = 2.0
+run_lock.HEARTBEAT_S = 3.0
 print("ready", flush=True)
 sys.stdin.readline()
 try:
