@@ -261,12 +261,12 @@ def test_a_failing_trial_is_kept_with_its_reason_and_the_study_goes_on(
     ledger: Ledger, plan: StudyPlan, resources: Resources
 ) -> None:
     broken = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, lr=1e30), trials=3, epochs=2)
-    assert start_study(ledger, "nan", broken, resources).done == 3
-    rows = ledger.trials("nan").to_pylist()
+    assert start_study(ledger, "broken", broken, resources).done == 3
+    rows = ledger.trials("broken").to_pylist()
     assert [row["status"] for row in rows] == [TrialStatus.FAILED] * 3
     assert all("finite" in row["error"] or "epoch" in row["error"] for row in rows)
     assert all(row["score"] is None and row["size_bytes"] > 0 for row in rows)
-    assert ledger.front("nan").num_rows == 0
+    assert ledger.front("broken").num_rows == 0
 
 
 def test_logical_gpus_pack_trials(ledger: Ledger, plan: StudyPlan) -> None:
