@@ -28,7 +28,7 @@ from layers.files import atomic_write
 from spaces.models import without_auxiliary
 from spaces.weights_source import split_weights
 
-__all__ = ["load_weights", "save_weights", "state_sha256", "weights_transforms"]
+__all__ = ["load_weights", "recorded_normalization", "save_weights", "state_sha256", "weights_transforms"]
 
 _IGNORED = ("n_averaged",)
 """What `torch.optim.swa_utils.AveragedModel` counts beside its network's tensors."""
@@ -270,6 +270,21 @@ def weights_transforms(name: str, source: str) -> dict[str, Any]:
         "resize_size": transforms.resize_size[0],
         "interpolation": transforms.interpolation.value,
     }
+
+
+def recorded_normalization(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and deviation by channel that a file of `save_weights` says it was trained with, None if it does not.
+
+    They are the texts `mean` and `std` of its metadata, JSON lists.
+    """
+    file, _ = split_weights(source)
+    try:
+        with safetensors.safe_open(str(file), framework="pt") as opened:
+            written = json.loads((opened.metadata() or {})["overtone"])
+        mean, std = (tuple(map(float, json.loads(written[name]))) for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError, OSError, safetensors.SafetensorError):
+        return None
+    return mean, std
 
 
 def _read_torchvision(name: str, source: str) -> dict[str, Tensor]:

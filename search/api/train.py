@@ -66,6 +66,8 @@ def train_network(
         about={"model": model, **form},
     )[-1]
     about = {"dataset": data.name, "seed": seed, "epochs": epochs, SCORE_NAME: round(last.score, 6), **form}
+    if data.mean is not None:  # what a search with these weights must know
+        about |= {"mean": list(images.mean), "std": list(images.std)}
     save_trained(network, out, model, images, {**about, "recipe": asdict(recipe)})
     checkpoint.unlink(missing_ok=True)
     return last, state_sha256(network) if chosen is None else None

@@ -16,6 +16,7 @@ from spaces import Network, NetworkConfig, Space, state_sha256, weights_transfor
 from spaces.global_pruning import has_global_rate, resolve_global_rates
 from spaces.identity import network_identity
 from spaces.models import copy_module
+from spaces.weights import recorded_normalization
 from trainers.data import Data, DataSpec, load_data
 from trainers.data.objects import Parts, object_data, read_parts
 from trainers.evaluation import evaluate
@@ -109,9 +110,16 @@ def load_images(
 
 
 def prepared_data(spec: DataSpec, model: str, weights: str) -> DataSpec:
-    """Return the data as torchvision prepares them for weights of its own, where the spec leaves that open."""
-    transforms = {} if spec.is_object else weights_transforms(model, weights)
-    return spec.prepared(**transforms) if transforms else spec
+    """Return the data as the weights take them, where the spec leaves that open.
+
+    Torchvision says so for its own, and files of `overtone train` for theirs, if a normalization was given there.
+    """
+    if spec.is_object:
+        return spec
+    if transforms := weights_transforms(model, weights):
+        return spec.prepared(**transforms)
+    own = recorded_normalization(weights)
+    return spec if own is None or spec.mean is not None else replace(spec, mean=own[0], std=own[1])
 
 
 def _count_outputs(model: nn.Module | None, parts: Parts) -> int | None:

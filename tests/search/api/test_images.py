@@ -18,6 +18,7 @@ from results.ledger.ledger import Ledger
 from search.api import create
 from search.api.create import create_study
 from search.api.networks import load_network
+from search.commands.cli import run
 from search.study.plan import StudyPlan
 from search.study.workload import Workload, prepared_data
 from spaces import NetworkConfig, build_model, save_weights
@@ -172,3 +173,21 @@ def test_without_images_torchvisions_weights_tell_the_size(monkeypatch: pytest.M
     monkeypatch.setattr("search.api.networks.load_weights", lambda *_, **__: None)
     for weights, size, expected in (("DEFAULT", None, 240), ("DEFAULT", 64, 64), ("w.safetensors", None, 224)):
         assert load_network("efficientnet_b1", weights=weights, image_size=size).image == (3, expected, expected)
+
+
+def test_weights_of_ours_bring_the_normalization_that_they_were_trained_with(
+    ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, usual = tmp_path / "w.safetensors", tmp_path / "usual.safetensors"
+    trained = ["train", "--model", "resnet8", "--train-limit", "64", "--epochs", "1", "--out"]
+    assert run([*trained, str(out), "--mean", "0.25", "--std", "0.5"]) == 0
+    assert run([*trained, str(usual)]) == 0
+    capsys.readouterr()
+    settings: dict[str, Any] = {"model": "resnet8", "data": "digits", "train_limit": 64, "store": ledger.store}
+    record = create_study("ours", weights=out, **settings).record()
+    assert (record["data"]["mean"], record["data"]["std"]) == ([0.25], [0.5])
+    assert "normalized by mean 0.25 and std 0.5 of pixels in [0, 1]\n" in capsys.readouterr().err
+    assert create_study("given", weights=out, mean=0, std=1, **settings).record()["data"]["mean"] == [0]
+    assert create_study("usual", weights=usual, **settings).record()["data"]["mean"] is None
+    assert run(["inspect", "--model", "resnet8", "--weights", str(out), "--dataset", "digits", "--json"]) == 0
+    assert "mean" in capsys.readouterr().out
