@@ -190,4 +190,5 @@ def test_weights_of_ours_bring_the_normalization_that_they_were_trained_with(
     assert create_study("given", weights=out, mean=0, std=1, **settings).record()["data"]["mean"] == [0]
     assert create_study("usual", weights=usual, **settings).record()["data"]["mean"] is None
     assert run(["inspect", "--model", "resnet8", "--weights", str(out), "--dataset", "digits", "--json"]) == 0
-    assert "mean" in capsys.readouterr().out
+    shown = json.loads(capsys.readouterr().out)["images"]
+    assert (shown["mean"], shown["std"]) == ([0.25], [0.5])
