@@ -48,8 +48,7 @@ class Space:
 
     network: Network
     choices: Mapping[str, Mapping[str, tuple[Value, ...]]]
-    """Block -> knob -> values; their order means something except in `basis`, `transform`, `exponent_axis`, and
-    `arithmetic`."""
+    """Block -> knob -> values; their order means something except in `basis`, `transform` and `exponent_axis`."""
     minimum_templates: int = NetworkConfig.minimum_templates
 
     @classmethod
