@@ -1,4 +1,4 @@
-"""ONNX models without what no runtime reads: stack traces, names for people, types of values between nodes, defaults."""
+"""ONNX models without what no runtime reads: stack traces, names for people, types between nodes, default attributes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ import onnx
 __all__ = ["DOMAIN", "function_protos"]
 
 DOMAIN = "overtone"
-_OPSETS = '<opset_import: ["" : 18, "overtone" : 1], domain: "overtone">'
 
 _FUNCTIONS = {
     # Whole numbers (n,) as float32 from bytes [a, b) of the payload. A row of bytes holds a whole count of numbers; its
@@ -224,11 +223,94 @@ _FUNCTIONS = {
         d = Constant <value_ints : ints = @d> ()
         y = Reshape (z, d)
     }""",
+    # Two to the power of whole numbers e; t has the powers from 2^-r.
+    "E": """E (t, r, e) => (y) {
+        a = Add (e, r)
+        i = Cast <to = 7> (a)
+        y = Gather (t, i)
+    }""",
+    # Values x rounded to block floating point when the network runs; z is the largest magnitude of each one's block,
+    # k = (lowest and highest exponent, two to their power, b - 1, 2^b, the r of E, what is too large, 1 / ln 2). The
+    # exponent is guessed by a logarithm, and corrected by comparison with powers of two.
+    "F": """F (x, z, t, k) => (y) {
+        l, h, pl, ph, b, c, r, m, n = Split <num_outputs = 9> (k)
+        z1 = Less (z, ph)
+        z2 = Where (z1, z, ph)
+        z3 = Greater (z2, pl)
+        s = Where (z3, z2, pl)
+        s1 = Log (s)
+        s2 = Mul (s1, n)
+        s3 = Floor (s2)
+        s4 = Max (s3, l)
+        e = Min (s4, h)
+        p1 = overtone.E (t, r, e)
+        p2 = Greater (p1, s)
+        p3 = Cast <to = 1> (p2)
+        e1 = Sub (e, p3)
+        u = Constant <value_float = 1.0> ()
+        e2 = Add (e1, u)
+        q1 = overtone.E (t, r, e2)
+        q2 = LessOrEqual (q1, s)
+        q3 = Cast <to = 1> (q2)
+        f = Add (e1, q3)
+        f1 = Sub (b, f)
+        f2 = overtone.E (t, r, f1)
+        f3 = Mul (z, f2)
+        f4 = Round (f3)
+        f5 = GreaterOrEqual (f4, c)
+        f6 = Cast <to = 1> (f5)
+        g = Add (f, f6)
+        g1 = Sub (b, g)
+        a = overtone.E (t, r, g1)
+        g2 = Neg (g1)
+        d = overtone.E (t, r, g2)
+        x1 = Mul (x, a)
+        x2 = Round (x1)
+        x3 = Mul (x2, d)
+        o = Constant <value_float = 0.0> ()
+        o1 = Less (z, pl)
+        o2 = Equal (x2, o)
+        o3 = Or (o1, o2)
+        y1 = Where (o3, o, x3)
+        m1 = Mul (z, a)
+        m2 = Round (m1)
+        m3 = Mul (m2, d)
+        m4 = Less (m3, m)
+        v = Constant <value_float = nan> ()
+        y = Where (m4, y1, v)
+    }""",
+    # An input rounded value by value.
+    "H": """H (x, t, k) => (y) {
+        z = Abs (x)
+        y = overtone.F (x, z, t, k)
+    }""",
+    # An input rounded in blocks of channels: as d = (images, channels, rest), with zeros (n, as Pad takes them) after the
+    # last channel, as c = (images, blocks, channels in a block, rest).
+    "K": """K <c, n, d> (x, t, k) => (y) {
+        c = Constant <value_ints : ints = @c> ()
+        n = Constant <value_ints : ints = @n> ()
+        d = Constant <value_ints : ints = @d> ()
+        s = Shape (x)
+        x1 = Reshape (x, d)
+        x2 = Pad (x1, n)
+        x3 = Reshape (x2, c)
+        a = Abs (x3)
+        i = Constant <value_ints = [2]> ()
+        z = ReduceMax (a, i)
+        w = overtone.F (x3, z, t, k)
+        u = Constant <value_ints = [0]> ()
+        w1 = Shape (x2)
+        w2 = Reshape (w, w1)
+        v = Shape <start = 1, end = 2> (x1)
+        o = Constant <value_ints = [1]> ()
+        w3 = Slice (w2, u, v, o)
+        y = Reshape (w3, s)
+    }""",
 }
 
 
-def function_protos(names: Iterable[str]) -> list[onnx.FunctionProto]:
-    """Return the functions of these names, and those that they call, in an order in which none is used before."""
+def function_protos(names: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
+    """Return the functions of these names, for an operator set, each after those that it calls."""
     wanted: list[str] = []
 
     def add(name: str) -> None:
@@ -239,12 +321,13 @@ def function_protos(names: Iterable[str]) -> list[onnx.FunctionProto]:
 
     for name in sorted(names):
         add(name)
-    return [_parsed(name) for name in wanted]
+    return [_parsed(name, opset) for name in wanted]
 
 
 @cache
-def _parsed(name: str) -> onnx.FunctionProto:
-    function = onnx.parser.parse_function(f"{_OPSETS} {_FUNCTIONS[name]}")
+def _parsed(name: str, opset: int) -> onnx.FunctionProto:
+    imports = f'<opset_import: ["" : {opset}, "{DOMAIN}" : 1], domain: "{DOMAIN}">'
+    function = onnx.parser.parse_function(f"{imports} {_FUNCTIONS[name]}")
     for node in function.node:
         node.ClearField("name")
         if not node.domain:

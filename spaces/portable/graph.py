@@ -70,5 +70,5 @@ class GraphBuilder:
         del graph.node[:]
         graph.node.extend(nodes)
         if self._functions:
-            model.functions.extend(function_protos(self._functions))
+            model.functions.extend(function_protos(self._functions, model.opset_import[0].version))
             model.opset_import.append(helper.make_opsetid(DOMAIN, 1))

@@ -13,6 +13,7 @@ from spaces.portable.compact import rename_values, strip
 from spaces.portable.decoders import Decoder
 from spaces.portable.graph import GraphBuilder
 from spaces.portable.payload import Payload
+from spaces.portable.running import round_inputs
 from spaces.portable.skeleton import INPUT, OUTPUT, PAYLOAD, Skeleton
 
 __all__ = ["onnx_file"]
@@ -31,6 +32,9 @@ def onnx_file(skeleton: Skeleton, model: nn.Module, *, inline: bool = False, den
     taken |= {output for node in graph.node for output in node.output}
     builder = GraphBuilder(taken)
     _fill(builder, skeleton.state, model)
+    nodes = round_inputs(builder, list(graph.node), compressed_layers(model), skeleton.calls)
+    del graph.node[:]
+    graph.node.extend(nodes)
     builder.fill(proto)
     if inline:
         proto = inlined(proto)

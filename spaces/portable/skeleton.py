@@ -28,7 +28,7 @@ __all__ = ["INPUT", "IR_VERSION", "OPSET", "OUTPUT", "PAYLOAD", "Skeleton", "mak
 
 INPUT, OUTPUT, PAYLOAD = "images", "logits", "p"
 OPSET = 18
-"""The operator set that the exporter writes without conversion."""
+"""The operator set that the exporter writes without conversion; circular padding is an operator of the next."""
 IR_VERSION = 8
 """The first version of the file format that holds functions of a model's own."""
 
@@ -73,7 +73,7 @@ def make_skeleton(network: nn.Module, image: tuple[int, int, int]) -> Skeleton:
     _optimize(model)
     calls = _calls(model.graph, state)
     proto = ir.to_proto(model)
-    proto.ir_version = IR_VERSION
+    proto.ir_version, proto.opset_import[0].version = IR_VERSION, OPSET + _has_circular_padding(model.graph)
     strip(proto)
     short = rename_values(proto, keep=(INPUT, OUTPUT, PAYLOAD))
     return Skeleton(
@@ -143,6 +143,10 @@ def _optimize(model: onnx_ir.Model) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimize_ir(model)
+
+
+def _has_circular_padding(graph: onnx_ir.Graph) -> bool:
+    return any(node.op_type == "Pad" and node.attributes.get_string("mode", "") == "wrap" for node in graph.all_nodes())
 
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
