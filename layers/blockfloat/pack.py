@@ -17,7 +17,16 @@ from layers.blockfloat.reference import cut_blocks, join_blocks
 from layers.blockfloat.scaled import from_codes, to_codes
 from layers.errors import OvertoneError
 
-__all__ = ["block_codes", "pack_blocks", "pack_codes", "pack_values", "unpack_blocks", "unpack_codes", "unpack_values"]
+__all__ = [
+    "block_codes",
+    "pack_blocks",
+    "pack_codes",
+    "pack_values",
+    "scaled_codes",
+    "unpack_blocks",
+    "unpack_codes",
+    "unpack_values",
+]
 
 
 def pack_values(x: Tensor, form: BlockFormat | ScaledFormat) -> tuple[Tensor, Tensor]:
@@ -27,7 +36,7 @@ def pack_values(x: Tensor, form: BlockFormat | ScaledFormat) -> tuple[Tensor, Te
     """
     if isinstance(form, BlockFormat):
         return pack_blocks(x, form)
-    codes, scales = to_codes(quantize(x.detach().float().cpu().contiguous(), form), form)
+    codes, scales = scaled_codes(x, form)
     return pack_codes(codes, form.bits + 1), scales.view(torch.uint8)
 
 
@@ -61,6 +70,14 @@ def block_codes(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
     whole = join_blocks(blocks * power_of_two(form.bits - 1 - exponents), x.shape, form).flatten().long()
     signed = whole.abs() | ((whole < 0).long() << form.bits)
     return signed, exponents.flatten().long() - form.lowest
+
+
+def scaled_codes(x: Tensor, form: ScaledFormat) -> tuple[Tensor, Tensor]:
+    """Round to the numbers that are packed, (n,) int64, and the scales of the filters (N,), bfloat16.
+
+    Raises `OvertoneError` if `x` holds a value that is not finite or too large.
+    """
+    return to_codes(quantize(x.detach().float().cpu().contiguous(), form), form)
 
 
 def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:
