@@ -76,6 +76,9 @@ class _Filters:
         shape = [groups, count, self._layer.shape.filter_channels // groups, self._taps]
         base = self._taps_of_all(shape)
         base = graph.node("Transpose", base, perm=[1, 0, 2, 3])
+        if count == self._shape[0]:
+            graph.reshape(base, self._shape, out)  # tensors of no values are scalars to OpenVINO
+            return
         order = self._order()
         if form.transform == "zero":
             graph.call("Z", base, order, out=out, d=self._shape, m=count)

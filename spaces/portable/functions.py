@@ -294,8 +294,8 @@ _FUNCTIONS = {
         z = Abs (x)
         y = overtone.F (x, z, t, k)
     }""",
-    # An input rounded in blocks of channels: as d = (images, channels, rest), with zeros (n, as Pad takes them) after the
-    # last channel, as c = (images, blocks, channels in a block, rest).
+    # An input rounded in blocks of channels: as d = (images, channels, rest), with zeros (n, as Pad takes them) after
+    # the last channel, as c = (images, blocks, channels in a block, rest).
     "K": """K <c, n, d> (x, t, k) => (y) {
         c = Constant <value_ints : ints = @c> ()
         n = Constant <value_ints : ints = @n> ()

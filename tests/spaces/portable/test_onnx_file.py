@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import openvino
 import pytest
@@ -141,6 +140,7 @@ def test_files_of_random_forms_give_the_packed_models_outputs(
         in_onnxruntime(skeleton.file(model), images),
         in_onnxruntime(skeleton.file(model, inline=True), images[:1]),
         in_openvino(skeleton.file(model, inline=True), images),
+        in_onnxruntime(skeleton.file(model, dense=True), images),
     ):
         torch.testing.assert_close(outputs, expected[: len(outputs)], rtol=1e-4, atol=1e-5 * scale)
 
