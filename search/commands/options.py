@@ -16,7 +16,7 @@ from trainers.training.recipe import RECIPES
 
 __all__ = [
     *("Address", "AsJson", "BatchSize", "Channels", "Classes", "Concurrency", "Config", "CpusPerTrial", "DataDir"),
-    *("Dataset", "Device", "Distillation", "Epochs", "GpusPerTrial", "Granularity", "ImageSize", "Init"),
+    *("Dataset", "Device", "Distillation", "Epochs", "FileRuntime", "GpusPerTrial", "Granularity", "ImageSize", "Init"),
     *("Interpolation", "Keep", "Layer", "LearningRate", "LrSchedule", "MaxFlops", "MaxSize", "Mean"),
     *("MinimumTemplates", "MissRate", "Model", "MovedData", "MovedWeights", "Objectives", "OptionalDataset"),
     *("OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate", "Recipe", "Rerun", "RerunDevice"),
@@ -298,6 +298,14 @@ Rerun = Annotated[
         TRIALS,
         "Train the trial again if its model was not kept. After Ctrl-C the same command continues.",
         "--rerun",
+    ),
+]
+
+FileRuntime = Annotated[
+    str | None,
+    option(
+        TRIALS,
+        "onnxruntime or openvino for .onnx files, torch for .pt2 and .safetensors. Default: onnxruntime, torch.",
     ),
 ]
 
