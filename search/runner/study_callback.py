@@ -54,6 +54,8 @@ class StudyCallback(LedgerCallback):
         super().__init__(
             study, network, wanted=wanted, ended=ended, stopped=stopped, retried=retried, ensure_held=ensure_held
         )
+        self.measured: Mapping[str, Mapping[str, Any]] = {}
+        """Rows of other studies that answer trials, by the digest of their spec."""
         self._observers = observers
         self._keep_all = keep == "all"
         self._gpus = gpus
@@ -66,6 +68,10 @@ class StudyCallback(LedgerCallback):
     def reuse(self, suggestion: dict[str, Any], row: Mapping[str, Any]) -> None:
         """Record another study's row as the outcome of a suggestion, which need not be run."""
         self.record_row(reused_row(self.study.name, suggestion, row))
+
+    def timed_row(self, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> TrialRow:
+        """Return the row of a trial that another study has run, with the latency that was reported."""
+        return reused_row(self.study.name, suggestion, self.measured[suggestion["earlier"]["spec_digest"]], report)
 
     def write(self, row: TrialRow) -> None:
         """Append the row, and update the front.

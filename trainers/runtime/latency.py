@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ from torch import nn
 from layers.timing import median_ms
 from layers.tuning import autotuned
 from trainers.runtime.determinism import eval_mode
-from trainers.runtime.device import device_name
+from trainers.runtime.place import Latency, Place
+from trainers.runtime.runtimes import DEFAULT_RUNTIME, DEFAULT_THREADS
 from trainers.runtime.sessions import Images, open_session
 from trainers.runtime.threads import num_threads
 from trainers.runtime.timing_lock import timing_lock
 
-__all__ = ["BATCHES", "Latency", "file_latency", "latency_ms", "model_latency", "random_images"]
+__all__ = ["BATCHES", "file_latency", "latency_ms", "model_latency", "random_images"]
 
 BATCHES = (1, 64)
 """Batch sizes that latency is taken at."""
@@ -31,25 +32,26 @@ _FILE_BUDGET_S = 0.6
 """A search times the file of every trial: seconds for each batch size."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Median times of a pass over 1 and 64 images, and where they were taken: comparable if all of that is equal."""
-
-    latency_ms: float
-    latency_b64_ms: float
-    latency_runtime: str
-    latency_threads: int | None
-    """CPU threads, None on a GPU."""
-    latency_device: str
-
-
 def model_latency(
-    model: nn.Module, shape: tuple[int, int, int], device: torch.device, *, threads: int | None = None
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    device: torch.device | str,
+    *,
+    runtime: str = DEFAULT_RUNTIME,
+    threads: int | None = None,
+    onnx_file: Callable[[nn.Module], bytes],
 ) -> Latency:
-    """Return the latency of a model in PyTorch, with the process's threads unless others are asked for."""
-    with timing_lock(), num_threads(threads or torch.get_num_threads()):
+    """Return the latency of a model for images (C, H, W): its own in PyTorch, else that of its ONNX file on the CPU.
+
+    `onnx_file` returns the content of that. Threads are those of `Place.of`.
+    """
+    place = Place.of(runtime, threads, device)
+    if runtime != DEFAULT_RUNTIME:
+        file = Path("model.onnx")
+        return file_latency(file, runtime, threads=threads or DEFAULT_THREADS, content=onnx_file(model))
+    with timing_lock(), num_threads(place.latency_threads or torch.get_num_threads()):
         single, batch = (latency_ms(model, shape, device, batch_size=size) for size in BATCHES)
-        return _latency("torch", single, batch, device, torch.get_num_threads())
+    return Latency(**asdict(place), latency_ms=single, latency_b64_ms=batch)
 
 
 def file_latency(file: Path, runtime: str, *, threads: int, content: bytes | None = None) -> Latency:
@@ -60,11 +62,11 @@ def file_latency(file: Path, runtime: str, *, threads: int, content: bytes | Non
     device = torch.device("cpu")
     with timing_lock(), num_threads(threads):
         session = open_session(file, runtime, threads=threads, content=content)
-        calls = [session.call(random_images(size, session.shape)) for size in BATCHES]
+        calls = (session.call(random_images(size, session.shape)) for size in BATCHES)
         single, batch = (
             median_ms(call, device, runs=_FILE_TIMED, warm_up=_FILE_WARM_UP, budget_s=_FILE_BUDGET_S) for call in calls
         )
-        return _latency(runtime, single, batch, device, threads)
+    return Latency(**asdict(Place.of(runtime, threads, device)), latency_ms=single, latency_b64_ms=batch)
 
 
 def latency_ms(
@@ -85,13 +87,3 @@ def latency_ms(
 def random_images(count: int, shape: Sequence[int]) -> Images:
     """Return a batch of images, the same whenever it is asked for."""
     return np.random.default_rng(0).random((count, *shape), dtype=np.float32)
-
-
-def _latency(runtime: str, single: float, batch: float, device: torch.device, threads: int) -> Latency:
-    return Latency(
-        latency_ms=single,
-        latency_b64_ms=batch,
-        latency_runtime=runtime,
-        latency_threads=threads if device.type == "cpu" else None,
-        latency_device=device_name(device),
-    )

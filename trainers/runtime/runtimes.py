@@ -7,9 +7,11 @@ from pathlib import Path
 
 from layers.errors import UsageError
 
-__all__ = ["DEFAULT_THREADS", "RUNTIMES", "check_runtime", "check_threads", "runtime_of_file"]
+__all__ = ["DEFAULT_RUNTIME", "DEFAULT_THREADS", "RUNTIMES", "check_runtime", "check_threads", "runtime_of_file"]
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
+DEFAULT_RUNTIME = RUNTIMES[0]
+"""Where the latency of a trial is taken, unless it is told otherwise: it is that of the model, not of a file."""
 DEFAULT_THREADS = 1
 """Threads of a file that is timed, unless it is told otherwise."""
 _OPENED = {".onnx": ("onnxruntime", "openvino"), ".pt2": ("torch",), ".safetensors": ("torch",)}
