@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from layers import UsageError
+from layers import OvertoneError, UsageError
 from results.objectives import Objective, parse_objectives
 from results.schema import TrialRow, TrialStatus
 from search.study.record import network_config, reused_row
@@ -28,9 +28,9 @@ _SAME = ("model", "weights_sha256", "data_fingerprint", "recipe", "init", "salie
 
 
 def comparable_studies(study: StudyLedger) -> list[StudyLedger]:
-    """Return the other studies of the ledger, some of whose trials may be the study's."""
+    """Return the other studies of the ledger, some of whose trials may be the study's: none of another version."""
     record = study.record()
-    return [other for other in study.others() if not _difference(record, other.record())]
+    return [other for other in study.others() if _is_comparable(record, other)]
 
 
 def finished_rows(
@@ -90,6 +90,13 @@ def _finished(study: StudyLedger, needed: Sequence[str]) -> list[dict[str, Any]]
         complete = pc.and_(complete, pc.is_valid(rows.column(column)))
     found: list[dict[str, Any]] = rows.filter(complete).to_pylist()
     return found
+
+
+def _is_comparable(record: Mapping[str, Any], other: StudyLedger) -> bool:
+    try:
+        return not _difference(record, other.record())
+    except OvertoneError:  # a record that cannot be read is in no way of a search that does not need it
+        return False
 
 
 def _difference(record: Mapping[str, Any], other: Mapping[str, Any]) -> str:
