@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from results.formatting import format_flops, format_kilobytes, format_network
+from results.formatting import format_flops, format_kilobytes, format_network, format_place
 from results.objectives import init_name
 from results.queries.answer import Answer
 from results.queries.formats import texts
@@ -44,7 +44,10 @@ def show_trials(
         console.print(title, markup=False, highlight=False)
         return
     names = _default_columns(trials, score_name) if columns is None else list(dict.fromkeys(columns))
-    table = Table(title=title, title_justify="left", show_lines="blocks" in names)
+    caption = _latency_caption(trials) if columns is None else None
+    table = Table(
+        title=title, title_justify="left", show_lines="blocks" in names, caption=caption, caption_justify="left"
+    )
     for name in names:
         left = name in ("trial", "status", "blocks")
         table.add_column(_HEADERS.get(name, name), justify="left" if left else "right", no_wrap=name == score_name)
@@ -87,6 +90,21 @@ def _default_columns(trials: pd.DataFrame, score_name: str) -> list[str]:
     if "epochs_run" in names and trials["epochs_run"].nunique() == 1:
         names.remove("epochs_run")
     return names
+
+
+_PLACE = ("latency_runtime", "latency_threads", "latency_device")
+
+
+def _latency_caption(trials: pd.DataFrame) -> str | None:
+    """Return where the latencies were taken, None if there are none."""
+    if not {"latency_ms", *_PLACE} <= set(trials.columns):
+        return None
+    taken = trials[trials["latency_runtime"].notna()][list(_PLACE)].astype(object).drop_duplicates()
+    places = [
+        format_place(runtime, None if pd.isna(threads) else int(threads), device)
+        for runtime, threads, device in taken.itertuples(index=False)
+    ]
+    return f"latency in {' and in '.join(places)}" if places else None
 
 
 def _cell(name: str, value: Any, score_name: str) -> str:
