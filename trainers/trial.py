@@ -18,11 +18,11 @@ from layers import Cost, UsageError, compress_model
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from spaces.models import check_outputs, copy_module
+from spaces.portable.skeleton import Skeleton
 from trainers.data import Data
 from trainers.evaluation import Evaluation, evaluate
 from trainers.runtime.device import training_precision
-from trainers.runtime.latency import model_latency
-from trainers.runtime.onnx_files import OnnxFiles
+from trainers.runtime.latency import model_latency, trace_skeleton
 from trainers.runtime.place import LATENCY, Latency
 from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
@@ -32,7 +32,7 @@ from trainers.training.checkpoint import read_checkpoint, write_checkpoint
 from trainers.training.gradual_pruning import defer_pruning
 from trainers.training.loop import Epoch, TrainingLoop
 
-__all__ = ["Trial", "TrialResult", "image_card", "load_baseline", "run_trial", "spec_latency"]
+__all__ = ["Trial", "TrialResult", "image_card", "load_baseline", "run_trial"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Trial:
     """A running trial: exhaust `epochs()`, then call `result()` and `save()`.
 
     `baseline` is the uncompressed network with its trained weights; it is not changed. With `resume_from` the trial
-    continues from that checkpoint, and ends as if it had never stopped. `onnx_files` is what writes the model's file
+    continues from that checkpoint, and ends as if it had never stopped. `skeleton` is what writes the model's file
     where that is timed, if it is at hand. `initial` is the evaluation before fine-tuning, `history` the epochs that
     have run.
     """
@@ -90,11 +90,11 @@ class Trial:
         network: Network,
         device: torch.device | str,
         resume_from: Path | None = None,
-        onnx_files: OnnxFiles | None = None,
+        skeleton: Skeleton | None = None,
     ) -> None:
         self.spec = spec
         self._baseline = baseline
-        self._onnx_files = onnx_files
+        self._skeleton = skeleton
         self.data = data
         self.network = network
         self.device = torch.device(device)
@@ -192,24 +192,14 @@ class Trial:
 
     def latency(self) -> Latency:
         """Return the model's latency, where the spec wants it taken."""
-        return spec_latency(self.spec, self.model, self._baseline, self.data, self.device, self._onnx_files)
-
-
-def spec_latency(
-    spec: TrialSpec,
-    model: nn.Module,
-    baseline: nn.Module,
-    data: Data,
-    device: torch.device | str,
-    onnx_files: OnnxFiles | None = None,
-) -> Latency:
-    """Return the latency of a model that was made from this baseline, where a spec wants it taken."""
-    shape = data.val.image_shape
-
-    def onnx_file(model: nn.Module) -> bytes:
-        return (onnx_files or OnnxFiles(baseline, shape)).file(model)
-
-    return model_latency(model, shape, device, runtime=spec.runtime, threads=spec.latency_threads, onnx_file=onnx_file)
+        return model_latency(
+            self.model,
+            self.data.val.image_shape,
+            self.device,
+            runtime=self.spec.runtime,
+            threads=self.spec.latency_threads,
+            skeleton=lambda: self._skeleton or trace_skeleton(self._baseline, self.data.val.image_shape),
+        )
 
 
 def image_card(data: Data) -> dict[str, Any]:

@@ -44,10 +44,7 @@ def show_trials(
         console.print(title, markup=False, highlight=False)
         return
     names = _default_columns(trials, score_name) if columns is None else list(dict.fromkeys(columns))
-    caption = _latency_caption(trials) if columns is None else None
-    table = Table(
-        title=title, title_justify="left", show_lines="blocks" in names, caption=caption, caption_justify="left"
-    )
+    table = Table(title=title, title_justify="left", show_lines="blocks" in names)
     for name in names:
         left = name in ("trial", "status", "blocks")
         table.add_column(_HEADERS.get(name, name), justify="left" if left else "right", no_wrap=name == score_name)
@@ -57,6 +54,8 @@ def show_trials(
             row[score_name] = format_score(row)
         table.add_row(*(Text(encodable(_cell(name, row[name], score_name), console.encoding)) for name in names))
     print_table(console, table)
+    if columns is None and (place := _latency_places(trials)):
+        console.print(f"latency in {place}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_answer(console: Console, answer: Answer) -> None:
@@ -95,16 +94,16 @@ def _default_columns(trials: pd.DataFrame, score_name: str) -> list[str]:
 _PLACE = ("latency_runtime", "latency_threads", "latency_device")
 
 
-def _latency_caption(trials: pd.DataFrame) -> str | None:
-    """Return where the latencies were taken, None if there are none."""
+def _latency_places(trials: pd.DataFrame) -> str:
+    """Return where the latencies were taken, '' if there are none."""
     if not {"latency_ms", *_PLACE} <= set(trials.columns):
-        return None
+        return ""
     taken = trials[trials["latency_runtime"].notna()][list(_PLACE)].astype(object).drop_duplicates()
     places = [
         format_place(runtime, None if pd.isna(threads) else int(threads), device)
         for runtime, threads, device in taken.itertuples(index=False)
     ]
-    return f"latency in {' and in '.join(places)}" if places else None
+    return " and in ".join(places)
 
 
 def _cell(name: str, value: Any, score_name: str) -> str:

@@ -71,7 +71,7 @@ def _actor(workload: Workload, resources: Resources, study: StudyLedger) -> Any:
         network=workload.network,
         store=_absolute(study.ledger.store),
         study=study.name,
-        onnx_files=workload.onnx_files if StudyPlan.from_record(study.record()).times_files else None,
+        skeleton=workload.skeleton if StudyPlan.from_record(study.record()).times_files else None,
     )
     per_trial = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
     return tune.with_resources(actor, per_trial)

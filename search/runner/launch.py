@@ -245,10 +245,10 @@ def _warm_trials(setup: _Setup, plan: StudyPlan, measured: Mapping[str, Mapping[
 
 
 def _try_file(workload: Workload, plan: StudyPlan) -> None:
-    """Take the latency of the uncompressed network's file, so that what cannot be done fails before any trial.
+    """Open the uncompressed network's file where trials are timed, so that what cannot be done fails before them.
 
     Raises `OvertoneError` if the network cannot be written, or the runtime cannot run it.
     """
     forms = workload.network.forms(NetworkConfig())
-    content = workload.onnx_files.file(compress_model(workload.baseline, forms))
+    content = workload.skeleton.file(compress_model(workload.baseline, forms))
     open_session(Path("model.onnx"), plan.runtime, threads=plan.latency_threads or DEFAULT_THREADS, content=content)

@@ -31,13 +31,14 @@ from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from search.study.study_ledger import checkpoint_name
 from spaces import Network, load_model
+from spaces.portable.skeleton import Skeleton
 from trainers.data import Data
 from trainers.runtime.device import keep_freed_memory
-from trainers.runtime.onnx_files import OnnxFiles
+from trainers.runtime.latency import model_latency, trace_skeleton
 from trainers.runtime.place import LATENCY, Place
 from trainers.spec import TrialSpec
 from trainers.training.loop import Epoch
-from trainers.trial import Trial, spec_latency
+from trainers.trial import Trial
 
 __all__ = ["TrialActor"]
 
@@ -62,7 +63,7 @@ class TrialActor(tune.Trainable):
         store: str,
         study: str,
         checkpoint_s: float = _CHECKPOINT_S,
-        onnx_files: OnnxFiles | None = None,
+        skeleton: Skeleton | None = None,
     ) -> None:
         """Take what all trials share; `checkpoint_s` are the least seconds between two checkpoints of a trial."""
         self._data = data
@@ -71,7 +72,7 @@ class TrialActor(tune.Trainable):
         self._store = Store(store, check=False)
         self._study = study
         self._checkpoint_s = checkpoint_s
-        self._onnx_files = onnx_files
+        self._skeleton = skeleton
         resources = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         self._device = "cuda" if resources.get("GPU", 0) and torch.cuda.is_available() else "cpu"
@@ -136,7 +137,16 @@ class TrialActor(tune.Trainable):
         if not earlier["model_sha256"] or not ledger.has_model(earlier["model_sha256"]):
             return None
         model = load_model(ledger.model_path(earlier["model_sha256"]), model=self._baseline)
-        return asdict(spec_latency(spec, model, self._baseline, self._data, self._device, self._onnx_files))
+        shape = self._data.val.image_shape
+        latency = model_latency(
+            model,
+            shape,
+            self._device,
+            runtime=spec.runtime,
+            threads=spec.latency_threads,
+            skeleton=lambda: self._skeleton or trace_skeleton(self._baseline, shape),
+        )
+        return asdict(latency)
 
     def _start(self) -> Trial:
         """Return the trial as its checkpoint left it, or at its start if there is no checkpoint that can be used."""
@@ -145,7 +155,7 @@ class TrialActor(tune.Trainable):
             "data": self._data,
             "baseline": self._baseline,
             "network": self._network,
-            "onnx_files": self._onnx_files,
+            "skeleton": self._skeleton,
         }
         if self._store.exists(self._checkpoint):
             with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OvertoneError):

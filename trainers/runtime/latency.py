@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from layers.errors import translate_errors
 from layers.timing import median_ms
 from layers.tuning import autotuned
+from spaces.portable import check_format
+from spaces.portable.skeleton import Skeleton, make_skeleton
 from trainers.runtime.determinism import eval_mode
 from trainers.runtime.place import Latency, Place
 from trainers.runtime.runtimes import DEFAULT_RUNTIME, DEFAULT_THREADS
@@ -19,7 +22,7 @@ from trainers.runtime.sessions import Images, open_session
 from trainers.runtime.threads import num_threads
 from trainers.runtime.timing_lock import timing_lock
 
-__all__ = ["BATCHES", "file_latency", "latency_ms", "model_latency", "random_images"]
+__all__ = ["BATCHES", "file_latency", "latency_ms", "model_latency", "random_images", "trace_skeleton"]
 
 BATCHES = (1, 64)
 """Batch sizes that latency is taken at."""
@@ -39,19 +42,30 @@ def model_latency(
     *,
     runtime: str = DEFAULT_RUNTIME,
     threads: int | None = None,
-    onnx_file: Callable[[nn.Module], bytes],
+    skeleton: Callable[[], Skeleton],
 ) -> Latency:
     """Return the latency of a model for images (C, H, W): its own in PyTorch, else that of its ONNX file on the CPU.
 
-    `onnx_file` returns the content of that. Threads are those of `Place.of`.
+    The file is made from the network's `skeleton`. Threads are those of `Place.of`.
     """
     place = Place.of(runtime, threads, device)
     if runtime != DEFAULT_RUNTIME:
-        file = Path("model.onnx")
-        return file_latency(file, runtime, threads=threads or DEFAULT_THREADS, content=onnx_file(model))
+        with translate_errors("cannot write the model as onnx", Exception):
+            content = skeleton().file(model)
+        return file_latency(Path("model.onnx"), runtime, threads=threads or DEFAULT_THREADS, content=content)
     with timing_lock(), num_threads(place.latency_threads or torch.get_num_threads()):
         single, batch = (latency_ms(model, shape, device, batch_size=size) for size in BATCHES)
     return Latency(**asdict(place), latency_ms=single, latency_b64_ms=batch)
+
+
+def trace_skeleton(baseline: nn.Module, shape: tuple[int, int, int]) -> Skeleton:
+    """Return the ONNX graph of an uncompressed network for images (C, H, W), from which its copies' files are made.
+
+    Raises `OvertoneError` if the exporter cannot write it, and `UsageError` if a package is missing.
+    """
+    check_format("onnx")
+    with translate_errors("cannot write the network as onnx", Exception):
+        return make_skeleton(baseline, shape)
 
 
 def file_latency(file: Path, runtime: str, *, threads: int, content: bytes | None = None) -> Latency:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import openvino
 import pytest
@@ -126,7 +125,7 @@ def in_openvino(model: bytes, images: Tensor) -> Tensor:
     return torch.from_numpy(np.array(compiled(images.numpy())[0]))
 
 
-@pytest.mark.parametrize("run", range(int(__import__("os").environ.get("RUNS","6"))))
+@pytest.mark.parametrize("run", range(int(__import__("os").environ.get("RUNS", "6"))))
 def test_files_of_random_forms_give_the_packed_models_outputs(
     generator: torch.Generator, rng: random.Random, skeleton: Skeleton, run: int
 ) -> None:
