@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from layers.blockfloat.format import AXES, Axis, BlockFormat
+from layers.blockfloat.format import AXES, SCALES, Axis, BlockFormat, Scale, ScaledFormat
 from layers.errors import UsageError
 from layers.series.basis import Basis, basis_name
 from layers.templates.transforms import TRANSFORMS, Transform, parameter_shape
@@ -77,6 +77,8 @@ class LayerForm:
     """What blocks of weights are cut from: the flattened tensor, each filter, or a filter's channels at each tap."""
     exponent_bits: int = 7
     """Bits of a shared exponent."""
+    scale: Scale | None = None
+    """`bfloat16`: stored weights are whole numbers with a real scale a filter (`layers.blockfloat.scaled`)."""
     activation_bits: int | None = None
     """Mantissa bits to which the layer's input is rounded when it runs; that saves no byte, and needs no `bits`."""
     activation_block: int = 1
@@ -119,6 +121,11 @@ class LayerForm:
         self._check_running()
         if self.bits is None and self.exponent_axis != "flat":
             raise UsageError(f"exponent_axis (={self.exponent_axis!r}) must be 'flat' without bits")
+        exponents = (self.exponent_block, self.exponent_axis)
+        if self.scale is not None and (self.scale not in SCALES or self.bits is None or exponents != (1, "flat")):
+            raise UsageError(
+                f"scale (={self.scale!r}) must be {', '.join(SCALES)}, of weights with bits that share no exponent"
+            )
         _ = self.weight_format, self.activation_format, self.vector_format
 
     def _check_running(self) -> None:
@@ -132,10 +139,12 @@ class LayerForm:
             raise UsageError(f"arithmetic (={self.arithmetic!r}) must be one of {', '.join(ARITHMETICS)}")
 
     @property
-    def weight_format(self) -> BlockFormat | None:
+    def weight_format(self) -> BlockFormat | ScaledFormat | None:
         """How stored weights are quantized."""
         if self.bits is None:
             return None
+        if self.scale is not None:
+            return ScaledFormat(bits=self.bits)
         return BlockFormat(
             bits=self.bits, block=self.exponent_block, exponent_bits=self.exponent_bits, axis=self.exponent_axis
         )
@@ -226,7 +235,7 @@ class StoredTensor:
     """One tensor that a layer stores: its shape, and its format if it is quantized (else float32)."""
 
     shape: tuple[int, ...]
-    format: BlockFormat | None = None
+    format: BlockFormat | ScaledFormat | None = None
     trains: bool = True
 
     @property
@@ -311,7 +320,7 @@ def canonical_form(shape: LayerShape, form: LayerForm) -> LayerForm:
 
     def runs(axis: Axis) -> list[tuple[int, int, int]]:
         stored = stored_tensors(shape, replace(form, exponent_axis=axis)).values()
-        return [tensor.format.runs(tensor.shape) for tensor in stored if tensor.format is not None]
+        return [tensor.format.runs(tensor.shape) for tensor in stored if isinstance(tensor.format, BlockFormat)]
 
     if (form.exponent_axis, form.activation_block) == ("flat", 1):
         return form

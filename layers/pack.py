@@ -1,6 +1,7 @@
 """The packed state of a model: what the exported file holds, byte for byte what `layers.cost` counts.
 
-A quantized tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` (`layers.blockfloat.pack`). Whole
+A quantized tensor becomes two byte tensors, `NAME.mantissas` and `NAME.exponents` or `.scales`
+(`layers.blockfloat.pack`). Whole
 numbers (`layers.form.stored_indices`) take as many bits each as they need, truth values one, most significant first.
 All else stays as the state dict has it. Batch counters of norms are left out. A file has them joined, in the order of
 their names: names and shapes follow from the network and its forms.
@@ -13,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from layers.blockfloat.format import BlockFormat
-from layers.blockfloat.pack import pack_blocks, pack_codes, unpack_blocks, unpack_codes
+from layers.blockfloat.format import BlockFormat, ScaledFormat
+from layers.blockfloat.pack import pack_codes, pack_values, unpack_codes, unpack_values
 from layers.compress import compressed_layers
 from layers.errors import OvertoneError
 from layers.form import stored_indices, stored_tensors
@@ -25,18 +26,20 @@ __all__ = ["join_state", "pack_state", "split_state", "unpack_state"]
 def pack_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors to store, on the CPU. Their bytes add up to the cost model's `size_bytes`.
 
-    Raises `OvertoneError` naming the first tensor that block floating point cannot hold.
+    Raises `OvertoneError` naming the first tensor that its format cannot hold.
     """
     quantized = _formats(model)
     widths = _widths(model)
-    packed = {}
+    packed: dict[str, Tensor] = {}
     for name, value in _stored_state(model).items():
         value = value.detach().cpu().contiguous()
         if name in quantized:
+            form = quantized[name]
             try:
-                packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, quantized[name])
+                parts = pack_values(value, form)
             except OvertoneError as error:
                 raise OvertoneError(f"cannot pack the tensor {name!r}: {error}") from error
+            packed |= {f"{name}.{part}": content for part, content in zip(form.parts, parts, strict=True)}
         elif name in widths or value.dtype == torch.bool:
             packed[name] = pack_codes(value.flatten().long(), widths.get(name, 1))
         else:
@@ -47,7 +50,7 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
 def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
     """Fill a model, already in its compressed form, from packed tensors.
 
-    Raises `OvertoneError` naming the first tensor that is missing, left over or of the wrong shape.
+    Raises `OvertoneError` naming the first tensor that is missing, left over, of the wrong shape or not of its format.
     """
     layout = _layout(model)
     for name, (shape, dtype) in layout.items():
@@ -65,8 +68,12 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
     state = {}
     for name, value in _stored_state(model).items():
         if name in quantized:
-            mantissas, exponents = packed[f"{name}.mantissas"], packed[f"{name}.exponents"]
-            state[name] = unpack_blocks(mantissas, exponents, quantized[name], value.shape)
+            form = quantized[name]
+            first, second = (packed[f"{name}.{part}"] for part in form.parts)
+            try:
+                state[name] = unpack_values((first, second), form, value.shape)
+            except OvertoneError as error:
+                raise OvertoneError(f"cannot unpack the tensor {name!r}: {error}") from error
         elif name in widths or value.dtype == torch.bool:
             codes = unpack_codes(packed[name], widths.get(name, 1), value.numel())
             state[name] = codes.view(value.shape).to(value.dtype)
@@ -106,9 +113,9 @@ def _layout(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
     layout = {}
     for name, value in _stored_state(model).items():
         if name in quantized:
-            sizes = quantized[name].packed_bytes(value.shape)
-            layout[f"{name}.mantissas"] = torch.Size([sizes[0]]), torch.uint8
-            layout[f"{name}.exponents"] = torch.Size([sizes[1]]), torch.uint8
+            form = quantized[name]
+            for part, size in zip(form.parts, form.packed_bytes(value.shape), strict=True):
+                layout[f"{name}.{part}"] = torch.Size([size]), torch.uint8
         elif name in widths or value.dtype == torch.bool:
             layout[name] = torch.Size([(widths.get(name, 1) * value.numel() + 7) // 8]), torch.uint8
         else:
@@ -116,7 +123,7 @@ def _layout(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return layout
 
 
-def _formats(model: nn.Module) -> dict[str, BlockFormat]:
+def _formats(model: nn.Module) -> dict[str, BlockFormat | ScaledFormat]:
     return {
         f"{layer}.{name}": tensor.format
         for layer, module in compressed_layers(model).items()

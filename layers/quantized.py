@@ -1,4 +1,4 @@
-"""What all compressed layers share: a form, and rounding to block floating point in training and in evaluation."""
+"""What all compressed layers share: a form, and rounding to its formats in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from layers.blockfloat import Rounding, quantize
-from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.format import BlockFormat, ScaledFormat
 from layers.errors import UsageError
 from layers.form import LayerForm, LayerShape
 
@@ -15,7 +15,7 @@ __all__ = ["QuantizedLayer"]
 
 
 class QuantizedLayer(nn.Module):
-    """A layer that may hold its numbers in block floating point."""
+    """A layer that may hold its numbers in few bits."""
 
     shape: LayerShape
     form: LayerForm
@@ -39,7 +39,7 @@ class QuantizedLayer(nn.Module):
         if self.form.arithmetic != "float":
             raise UsageError(f"arithmetic (={self.form.arithmetic!r}) must be 'float': nothing else is available yet")
 
-    def quantized(self, x: Tensor, form: BlockFormat | None) -> Tensor:
+    def quantized(self, x: Tensor, form: BlockFormat | ScaledFormat | None) -> Tensor:
         """Round `x` to the format, if there is one; the gradient passes straight through."""
         return x if form is None else quantize(x, form, self.rounding if self.training else "nearest")
 

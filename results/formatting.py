@@ -148,7 +148,8 @@ def _bits(block: Mapping[str, Any]) -> str:
         return ""
     cut = {"filter": " of a filter", "channel": " of a filter's channels"}.get(block.get("exponent_axis") or "", "")
     weights = "" if shared is None else f" in blocks of {int(shared)}{cut}"
-    return f"{int(bits)} bits{weights}"
+    scale = block.get("scale")
+    return f"{int(bits)} bits{weights}" + ("" if scale is None else f" with {scale} scales")
 
 
 def _activations(block: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ _BLOCK = pa.struct(
         "bits": pa.int64(),
         "exponent_block": pa.int64(),
         "exponent_axis": pa.string(),
+        "scale": pa.string(),
         "activation_bits": pa.int64(),
         "activation_block": pa.int64(),
         "arithmetic": pa.string(),

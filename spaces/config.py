@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from layers import UsageError
-from layers.blockfloat.format import AXES, Axis
+from layers.blockfloat.format import AXES, SCALES, Axis, Scale
 from layers.form import ALLOCATIONS, ARITHMETICS, Allocation, Arithmetic
 from layers.series.basis import Basis, basis_name
 from layers.templates.transforms import TRANSFORMS, Transform
@@ -47,6 +47,8 @@ class BlockConfig:
     """Stored weights that share one exponent; 1 if bits are given without it."""
     exponent_axis: Axis | None = None
     """What the weights' blocks are cut from; `flat` if bits are given without it."""
+    scale: Scale | None = None
+    """`bfloat16`: weights are whole numbers with a real scale a filter, not with exponents; of 7 bits at most."""
     activation_bits: int | None = None
     """Mantissa bits to which a layer's input is rounded when it runs; nothing is stored in them."""
     activation_block: int | None = None
@@ -63,6 +65,8 @@ class BlockConfig:
             raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}, or left out")
         if self.exponent_axis is not None and self.exponent_axis not in AXES:
             raise UsageError(f"exponent_axis (={self.exponent_axis!r}) must be one of {', '.join(AXES)}, or left out")
+        if self.scale is not None and (self.scale not in SCALES or (self.bits or 0) > 7):
+            raise UsageError(f"scale (={self.scale!r}) must be {', '.join(SCALES)}, of 7 bits at most, or left out")
         if self.arithmetic is not None and self.arithmetic not in ARITHMETICS:
             raise UsageError(f"arithmetic (={self.arithmetic!r}) must be one of {', '.join(ARITHMETICS)}, or left out")
         for name, (low, high) in _RANGES.items():

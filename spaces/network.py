@@ -204,7 +204,7 @@ _SIMPLER: tuple[Mapping[str, Any], ...] = (
     dict.fromkeys(("pruning_rate", "groups", "transform")),
     {"groups": None},
     {"transform": None},
-    dict.fromkeys(("bits", "exponent_block", "exponent_axis")),
+    dict.fromkeys(("bits", "exponent_block", "exponent_axis", "scale")),
     {"exponent_block": None},
     {"exponent_axis": None},
     {"activation_block": None},
@@ -232,6 +232,8 @@ def _layer_form(shape: LayerShape, block_config: BlockConfig, minimum_templates:
             exponent_block=block_config.exponent_block or 1,
             exponent_axis=block_config.exponent_axis or "flat",
         )
+        if block_config.scale is not None:
+            form = dataclasses.replace(form, exponent_block=1, exponent_axis="flat", scale=block_config.scale)
     if shape.kind == "conv2d":
         form = _with_series(form, shape, block_config)
         form = _with_templates(form, shape, block_config, minimum_templates)

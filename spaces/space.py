@@ -25,7 +25,7 @@ __all__ = ["KNOBS", "Space", "Value"]
 
 Value = str | int | float | None
 
-_EXPONENTS = ("exponent_block", "exponent_axis")
+_EXPONENTS = ("exponent_block", "exponent_axis", "scale")
 _ACTIVATIONS = ("activation_bits", "activation_block")
 _TEMPLATES = ("pruning_rate", "groups", "transform")
 _STORED = ("basis", "harmonics_y", "harmonics_x", "allocation", *_TEMPLATES, "bits", *_EXPONENTS)
@@ -36,6 +36,7 @@ TRANSFORMS = ("scalar",)
 BITS = (4, 6, 8, None)
 EXPONENT_BLOCKS = (16,)
 EXPONENT_AXES = ("flat",)
+SCALES = (None,)
 ACTIVATION_BITS = (None,)
 ACTIVATION_BLOCKS = (1,)
 ARITHMETICS = ("float",)
@@ -83,7 +84,7 @@ class Space:
                     elif block != "all":
                         raise UsageError(f"knob (={knob!r}) of space.{block} must be one of {_joined(choices[name])}")
         for name, allowed in choices.items():
-            _check_activations(name, allowed)
+            _check_together(name, allowed)
         return Space(network=self.network, choices=choices, minimum_templates=self.minimum_templates)
 
     @property
@@ -173,6 +174,7 @@ def _default_choices(network: Network, block: str, minimum_templates: int) -> di
     knobs["bits"] = BITS
     knobs["exponent_block"] = EXPONENT_BLOCKS
     knobs["exponent_axis"] = EXPONENT_AXES
+    knobs["scale"] = SCALES
     knobs["activation_bits"] = ACTIVATION_BITS
     knobs["activation_block"] = ACTIVATION_BLOCKS
     knobs["arithmetic"] = ARITHMETICS
@@ -242,7 +244,7 @@ def _checked_values(space: Space, block: str, knob: str, values: tuple[Value, ..
         raise UsageError(f"space.{block}.{knob} (={list(values)}) must be a list of values among {_joined(default)}")
     for value in values if knob in _OPEN_KNOBS else ():
         others: dict[str, Any] = {"basis": "cosine", "harmonics": (1, 1), "pruning_rate": 0.5, "bits": 8}
-        others |= {"activation_bits": 8} if knob == "activation_block" else {}
+        others |= {"activation_bits": 8} if knob == "activation_block" else {"bits": 4} if knob == "scale" else {}
         others = {} if block == NORMS_AND_BIASES else others
         try:
             space.network.block_forms(block, BlockConfig(**others | {knob: value}), minimum_templates=1)
@@ -251,13 +253,17 @@ def _checked_values(space: Space, block: str, knob: str, values: tuple[Value, ..
     return tuple(dict.fromkeys(map(basis_name, values))) if knob == "basis" else values
 
 
-def _check_activations(block: str, choices: Mapping[str, tuple[Value, ...]]) -> None:
+def _check_together(block: str, choices: Mapping[str, tuple[Value, ...]]) -> None:
+    """Raise `UsageError` for choices of two knobs that no config of the block can have together."""
     blocks = choices.get("activation_block", ACTIVATION_BLOCKS)
     if blocks != ACTIVATION_BLOCKS and choices["activation_bits"] == ACTIVATION_BITS:
         raise UsageError(
             f"activation_block (={_joined(blocks)}) of {block!r} must be given together with activation_bits, as bits "
             "are those of stored weights alone"
         )
+    bits = [value for value in choices["bits"] if isinstance(value, int) and value > 7]
+    if bits and any(choices.get("scale", SCALES)):
+        raise UsageError(f"bits (={_joined(bits)}) of {block!r} must be at most 7 beside a scale")
 
 
 def _joined(values: Iterable[Value]) -> str:

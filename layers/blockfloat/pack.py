@@ -1,7 +1,7 @@
-"""Block floating point as bytes: the signed mantissas of all values, and the shared exponents of all blocks.
+"""Formats as bytes: the signed mantissas of all values, and the exponents of all blocks or scales of all filters.
 
 Values come in the tensor's order, each as its sign and then its mantissa; exponents, less the lowest, in the order of
-the blocks' first values. Both are packed without gaps, the most significant bit first.
+the blocks' first values. Both are packed without gaps, the most significant bit first. Scales are little-endian.
 """
 
 from __future__ import annotations
@@ -12,11 +12,40 @@ import torch
 from torch import Tensor
 
 from layers.blockfloat import power_of_two, quantize
-from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.format import BlockFormat, ScaledFormat
 from layers.blockfloat.reference import cut_blocks, join_blocks
+from layers.blockfloat.scaled import from_codes, to_codes
 from layers.errors import OvertoneError
 
-__all__ = ["block_codes", "pack_blocks", "pack_codes", "unpack_blocks", "unpack_codes"]
+__all__ = [
+    "block_codes",
+    "pack_blocks",
+    "pack_codes",
+    "pack_values",
+    "scaled_codes",
+    "unpack_blocks",
+    "unpack_codes",
+    "unpack_values",
+]
+
+
+def pack_values(x: Tensor, form: BlockFormat | ScaledFormat) -> tuple[Tensor, Tensor]:
+    """Round to the format and pack to uint8 bytes, of each of its `parts`.
+
+    Raises `OvertoneError` if `x` holds a value that is not finite or too large.
+    """
+    if isinstance(form, BlockFormat):
+        return pack_blocks(x, form)
+    codes, scales = scaled_codes(x, form)
+    return pack_codes(codes, form.bits + 1), scales.view(torch.uint8)
+
+
+def unpack_values(parts: tuple[Tensor, Tensor], form: BlockFormat | ScaledFormat, shape: torch.Size) -> Tensor:
+    """Return the float32 tensor of `shape` that `pack_values` packed; raise `OvertoneError` if it packs none so."""
+    if isinstance(form, BlockFormat):
+        return unpack_blocks(*parts, form, shape)
+    codes = unpack_codes(parts[0], form.bits + 1, shape.numel())
+    return from_codes(codes, parts[1].view(torch.bfloat16), form, shape)
 
 
 def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
@@ -41,6 +70,14 @@ def block_codes(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
     whole = join_blocks(blocks * power_of_two(form.bits - 1 - exponents), x.shape, form).flatten().long()
     signed = whole.abs() | ((whole < 0).long() << form.bits)
     return signed, exponents.flatten().long() - form.lowest
+
+
+def scaled_codes(x: Tensor, form: ScaledFormat) -> tuple[Tensor, Tensor]:
+    """Round to the numbers that are packed, (n,) int64, and the scales of the filters (N,), bfloat16.
+
+    Raises `OvertoneError` if `x` holds a value that is not finite or too large.
+    """
+    return to_codes(quantize(x.detach().float().cpu().contiguous(), form), form)
 
 
 def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:

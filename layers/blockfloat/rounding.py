@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from layers.blockfloat import kernels
-from layers.blockfloat.format import ROUNDINGS, BlockFormat, Rounding
+from layers.blockfloat.format import ROUNDINGS, BlockFormat, Rounding, ScaledFormat
 from layers.blockfloat.reference import cut_blocks, join_blocks, round_reference
+from layers.blockfloat.scaled import round_scaled
 from layers.errors import UsageError
 
 __all__ = [
@@ -39,7 +40,9 @@ __all__ = [
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, form: BlockFormat, rounding: Rounding) -> Tensor:
+    def forward(ctx: Any, x: Tensor, form: BlockFormat | ScaledFormat, rounding: Rounding) -> Tensor:
+        if isinstance(form, ScaledFormat):
+            return round_scaled(x, form, rounding)
         return _in_memory_order(x, form, rounding)
 
     @staticmethod
@@ -47,8 +50,8 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None, None
 
 
-def quantize(x: Tensor, form: BlockFormat, rounding: Rounding = "nearest") -> Tensor:
-    """Round `x` to block floating point, in its shape and dtype; the gradient passes straight through.
+def quantize(x: Tensor, form: BlockFormat | ScaledFormat, rounding: Rounding = "nearest") -> Tensor:
+    """Round `x` to its format, in its shape and dtype; the gradient passes straight through.
 
     Stochastic rounding draws from PyTorch's global generator of the device.
     """

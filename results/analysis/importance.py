@@ -45,6 +45,7 @@ __all__ = ["importance"]
 _DEFAULTS = {
     "exponent_block": ("bits", 1),
     "exponent_axis": ("bits", "flat"),
+    "scale": ("bits", "power of two"),
     "activation_block": ("activation_bits", 1),
     "transform": ("pruning_rate", "scalar"),
 }

@@ -178,6 +178,7 @@ def _features(shape: LayerShape, form: LayerForm) -> tuple[float, ...]:
         error,
         error * log2(form.exponent_block) / 8,
         *(error * (form.exponent_axis == axis) for axis in AXES[1:]),
+        error * (form.scale is not None),
         input_error,
         input_error * log2(form.activation_block) / 8,
         float(form.arithmetic == "int8"),

@@ -1,4 +1,4 @@
-"""ONNX models without what no runtime reads: stack traces, names for people, types between nodes, default attributes."""
+"""ONNX models without what no runtime reads: stack traces, names for people, types between nodes, defaults."""
 
 from __future__ import annotations
 

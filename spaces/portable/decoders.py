@@ -7,7 +7,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from layers import CompressedConv2d, CompressedLinear, CompressedNorm
-from layers.blockfloat.format import BlockFormat
+from layers.blockfloat.format import BlockFormat, ScaledFormat
 from layers.compress import CompressedLayer
 from layers.form import PARAMETERS, stored_indices, stored_tensors
 from layers.series.sampling import basis_matrix
@@ -38,7 +38,7 @@ class Decoder:
         else:
             _Filters(self, layer).build(names["weight"])
 
-    def numbers(self, tensor: Tensor, form: BlockFormat | None, shape: list[int], out: str = "") -> str:
+    def numbers(self, tensor: Tensor, form: BlockFormat | ScaledFormat | None, shape: list[int], out: str = "") -> str:
         """Store a tensor; return the value that has it in this shape."""
         tensor = tensor.detach().cpu().contiguous()
         if form is None or tensor.numel() == 0:
@@ -76,6 +76,9 @@ class _Filters:
         shape = [groups, count, self._layer.shape.filter_channels // groups, self._taps]
         base = self._taps_of_all(shape)
         base = graph.node("Transpose", base, perm=[1, 0, 2, 3])
+        if count == self._shape[0]:
+            graph.reshape(base, self._shape, out)  # tensors of no values are scalars to OpenVINO
+            return
         order = self._order()
         if form.transform == "zero":
             graph.call("Z", base, order, out=out, d=self._shape, m=count)

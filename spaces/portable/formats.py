@@ -1,7 +1,8 @@
 """A packed model written as a file of another kind.
 
-`safetensors` is the packed file itself, byte for byte, as small as measured. `onnx` and `pt2` hold the network with its
-filters rebuilt to ordinary float32 weights, so that other runtimes can run it; they are larger than the packed file.
+`safetensors` is the packed file itself, byte for byte, as small as measured. `onnx` holds the same packed tensors and
+what decodes them (`spaces.portable.skeleton`). `pt2` holds the network with its filters rebuilt to ordinary float32
+weights; it is larger than the packed file.
 """
 
 from __future__ import annotations
@@ -10,70 +11,86 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
+from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
 from spaces.portable.network import portable_model
 
-__all__ = ["FORMATS", "check_format", "write"]
+__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "write"]
 
 _Card = Mapping[str, Any]
 _Own = OwnModel | None
 
 
-def check_format(format: str) -> None:
-    """Raise `UsageError` for a format that is unknown, or whose packages are not installed."""
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a file is written, where a format leaves a choice."""
+
+    inline: bool = False
+    """ONNX without functions of the model's own."""
+    dense: bool = False
+    """ONNX with the filters as float32 weights."""
+
+
+PLAIN = WriteOptions()
+
+
+def check_format(format: str, options: WriteOptions = PLAIN) -> None:
+    """Raise `UsageError` for a format that is unknown, does not have these options, or lacks its packages."""
     if format not in FORMATS:
         raise UsageError(f"format (={format!r}) must be one of {', '.join(FORMATS)}")
+    given = [name for name, value in vars(options).items() if value]
+    if given and format != "onnx":
+        raise UsageError(f"{given[0]} (=True) must be left out for the format {format!r}: it is a way to write onnx")
+    if options.inline and options.dense:
+        raise UsageError("inline (=True) must be left out with dense, which has no functions either")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if format == "onnx" and missing:
         raise UsageError(f"format 'onnx' needs the package {missing[0]}: pip install onnx onnxruntime onnxscript")
 
 
-def write(source: Path, target: Path, *, format: str, card: _Card, model: _Own = None) -> None:
+def write(
+    source: Path, target: Path, *, format: str, card: _Card, model: _Own = None, options: WriteOptions = PLAIN
+) -> None:
     """Write the packed model at `source` to the file `target` in one of `FORMATS`.
 
-    `onnx` and `pt2` take batches of any size; of the card they read `model`, `channels` and `image_size`. `model` is
-    that of `load_model`. Raises `UsageError` as `check_format` does, and `OvertoneError`
+    `onnx` and `pt2` take batches of any size; of the card they read `model`, `classes`, `channels` and `image_size`.
+    `model` is that of `load_model`. Raises `UsageError` as `check_format` does, and `OvertoneError`
     when the model cannot be read or the format cannot express it.
     """
-    check_format(format)
-    FORMATS[format](source, target, card, model)
+    check_format(format, options)
+    FORMATS[format](source, target, card, model, options)
 
 
-def _write_safetensors(source: Path, target: Path, card: _Card, model: _Own) -> None:
+def _write_safetensors(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
     target.write_bytes(source.read_bytes())
 
 
-def _write_onnx(source: Path, target: Path, card: _Card, model: _Own) -> None:
-    network, example = portable_model(load_model(source, model=model)), _example(card)
+def _write_onnx(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
+    from spaces.portable.skeleton import make_skeleton
+
+    compressed, image = load_model(source, model=model), _image(card)
     with _exporting("onnx", card):
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-        if program is None:
-            raise OvertoneError("the ONNX exporter gave no program")
-        program.save(target, external_data=False)
+        skeleton = make_skeleton(_uncompressed(card, model), image)
+        target.write_bytes(skeleton.file(compressed, inline=options.inline, dense=options.dense))
 
 
-def _write_pt2(source: Path, target: Path, card: _Card, model: _Own) -> None:
-    network, example = portable_model(load_model(source, model=model)), _example(card)
+def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
+    network, image = portable_model(load_model(source, model=model)), _image(card)
     with _exporting("pt2", card):
         shapes = ({0: torch.export.Dim("batch")},)
+        example = torch.zeros(2, *image)  # two, because an exporter takes a batch of one for a constant
         torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), target)
 
 
-FORMATS: dict[str, Callable[[Path, Path, _Card, _Own], None]] = {
+FORMATS: dict[str, Callable[[Path, Path, _Card, _Own, WriteOptions], None]] = {
     "safetensors": _write_safetensors,
     "onnx": _write_onnx,
     "pt2": _write_pt2,
@@ -81,13 +98,24 @@ FORMATS: dict[str, Callable[[Path, Path, _Card, _Own], None]] = {
 """What writes each kind of file; the name is the file's suffix too."""
 
 
-def _example(card: _Card) -> torch.Tensor:
-    """Return two blank images of the network's size; two, because an exporter takes a batch of one for a constant."""
+def _image(card: _Card) -> tuple[int, int, int]:
+    """Return the channels, height and width of the images that a network takes."""
     size = card.get("image_size")
     height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
     if min(height, width) < 1:
         raise OvertoneError(f"image_size (={size!r}) of the packed model's card must be a size in pixels, to trace it")
-    return torch.zeros(2, card["channels"], height, width)
+    return card["channels"], height, width
+
+
+def _uncompressed(card: _Card, model: _Own) -> nn.Module:
+    """Return the uncompressed network; its weights do not matter."""
+    if isinstance(model, nn.Module):
+        return model
+    if model is not None:
+        return model(classes=card["classes"], channels=card["channels"])
+    network = build_on_meta(card["model"], classes=card["classes"], channels=card["channels"])
+    materialize(network)
+    return network
 
 
 @contextmanager

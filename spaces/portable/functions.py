@@ -59,6 +59,16 @@ _FUNCTIONS = {
         s = Sub (h, w)
         x = Where (l, w, s)
     }""",
+    # Signed numbers alone; i = (a, b, n), k = (2^(1 + b), 2^b).
+    "L": """L <i> (p, m, k) => (x) {
+        i = Constant <value_ints : ints = @i> ()
+        a, b, n = Split <num_outputs = 3> (i)
+        q, h = Split <num_outputs = 2> (k)
+        w = overtone.N (p, m, q, a, b, n)
+        l = Less (w, h)
+        s = Sub (h, w)
+        x = Where (l, w, s)
+    }""",
     # Values (n,) of mantissas x and scales s, if all blocks are full; r = (blocks, values in a block, values beside).
     "B": """B <r> (x, s) => (y) {
         r = Constant <value_ints : ints = @r> ()
@@ -284,8 +294,8 @@ _FUNCTIONS = {
         z = Abs (x)
         y = overtone.F (x, z, t, k)
     }""",
-    # An input rounded in blocks of channels: as d = (images, channels, rest), with zeros (n, as Pad takes them) after the
-    # last channel, as c = (images, blocks, channels in a block, rest).
+    # An input rounded in blocks of channels: as d = (images, channels, rest), with zeros (n, as Pad takes them) after
+    # the last channel, as c = (images, blocks, channels in a block, rest).
     "K": """K <c, n, d> (x, t, k) => (y) {
         c = Constant <value_ints : ints = @c> ()
         n = Constant <value_ints : ints = @n> ()

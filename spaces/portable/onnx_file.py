@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from layers import compressed_layers
+from layers import CompressedNorm, compressed_layers
 from spaces.portable.compact import rename_values, strip
 from spaces.portable.decoders import Decoder
 from spaces.portable.graph import GraphBuilder
@@ -20,28 +20,27 @@ __all__ = ["onnx_file"]
 
 
 def onnx_file(skeleton: Skeleton, model: nn.Module, *, inline: bool = False, dense: bool = False) -> onnx.ModelProto:
-    """Return a compressed copy of the skeleton's network as ONNX.
+    """Return a compressed copy, in evaluation mode, of the skeleton's network as ONNX.
 
-    With `inline` there are no functions; with `dense` filters are float32.
+    With `inline` there are no functions; with `dense` filters are float32, and norms are folded into them.
     """
     proto = skeleton.proto()
     graph = proto.graph
-    shapes = {value.name for value in graph.input[1:]}
+    names = {value.name for value in (*graph.input, *graph.initializer)}
+    names |= {output for node in graph.node for output in node.output}
     del graph.input[1:]
-    taken = {INPUT, OUTPUT, PAYLOAD, *shapes, *(value.name for value in graph.initializer)}
-    taken |= {output for node in graph.node for output in node.output}
-    builder = GraphBuilder(taken)
-    _fill(builder, skeleton.state, model)
+    builder = GraphBuilder({INPUT, OUTPUT, PAYLOAD} | names)
+    (_fill_dense if dense else _fill)(builder, skeleton.state, model)
     nodes = round_inputs(builder, list(graph.node), compressed_layers(model), skeleton.calls)
     del graph.node[:]
     graph.node.extend(nodes)
     builder.fill(proto)
-    if inline:
-        proto = inlined(proto)
-    return proto
+    if dense:
+        return _folded(proto)
+    return _inlined(proto) if inline else proto
 
 
-def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model whose functions are written out where they are called."""
     from onnx.inliner import inline_local_functions
 
@@ -49,6 +48,22 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     strip(model)
     rename_values(model, keep=(INPUT, OUTPUT, PAYLOAD))
     return model
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without functions, its norms folded into the weights before them."""
+    import onnx_ir as ir
+    from onnxscript.optimizer import optimize_ir
+
+    optimized = ir.from_proto(model)
+    optimize_ir(optimized, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+    model = ir.to_proto(optimized)
+    strip(model)
+    rename_values(model, keep=(INPUT, OUTPUT))
+    return model
+
+
+_ANY_SIZE = 1 << 40
 
 
 def _fill(builder: GraphBuilder, names: Mapping[str, str], model: nn.Module) -> None:
@@ -67,6 +82,21 @@ def _fill(builder: GraphBuilder, names: Mapping[str, str], model: nn.Module) -> 
         else:
             builder.constant(tensor.numpy(), value)
     payload.decode()
+
+
+@torch.no_grad()
+def _fill_dense(builder: GraphBuilder, names: Mapping[str, str], model: nn.Module) -> None:
+    """Give every value of the graph that stands for a tensor of the network what the compressed layers compute with."""
+    layers, state = compressed_layers(model), model.state_dict()
+    for value, name in {value: name for name, value in names.items()}.items():
+        layer, _, parameter = name.rpartition(".")
+        module, tensor = layers.get(layer), state.get(name)
+        if isinstance(module, CompressedNorm):
+            tensor = module.vectors()[parameter]
+        elif module is not None:
+            tensor = module.weight if parameter == "weight" else module.rounded_bias()
+        assert tensor is not None
+        builder.constant(tensor.detach().cpu().contiguous().numpy(), value)
 
 
 def _by_layer(names: Mapping[str, str]) -> dict[str, dict[str, str]]:

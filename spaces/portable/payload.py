@@ -15,8 +15,8 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from layers.blockfloat.format import BlockFormat
-from layers.blockfloat.pack import block_codes, pack_codes
+from layers.blockfloat.format import BlockFormat, ScaledFormat
+from layers.blockfloat.pack import block_codes, pack_codes, scaled_codes
 from spaces.portable.graph import GraphBuilder
 from spaces.portable.skeleton import PAYLOAD
 
@@ -35,7 +35,8 @@ class _Group:
 
     names: list[str] = field(default_factory=list)
     codes: list[Tensor] = field(default_factory=list)
-    exponents: list[Tensor] = field(default_factory=list)
+    shared: list[Tensor] = field(default_factory=list)
+    """Exponents of blocks, or scales of filters."""
     whole: str = ""
 
     @property
@@ -53,20 +54,30 @@ class _Blocks:
     """Values in a block and beside each other; or all of the function `U`'s numbers, if last blocks are short."""
 
 
+@dataclass(frozen=True)
+class _Filters:
+    """Whole numbers with a scale a filter, and how many a filter has."""
+
+    bits: int
+    length: int
+
+
 class Payload:
     """Packed tensors, for which there are names before there are nodes."""
 
     def __init__(self, graph: GraphBuilder) -> None:
         self._graph = graph
         self._bytes = bytearray()
-        self._groups: dict[int | _Blocks, list[_Group]] = {}
+        self._groups: dict[int | _Blocks | _Filters, list[_Group]] = {}
 
     def numbers(self, codes: Tensor, width: int) -> str:
         """Take whole numbers below 2^width; return the name of those (n,) as float32."""
         return self._add(width, codes.flatten().long().cpu())
 
-    def values(self, tensor: Tensor, form: BlockFormat, out: str = "") -> str:
-        """Take a tensor in block floating point; return the name of its values (n,), `out` if that is given."""
+    def values(self, tensor: Tensor, form: BlockFormat | ScaledFormat, out: str = "") -> str:
+        """Take a tensor in its format; return the name of its values (n,), `out` if that is given."""
+        if isinstance(form, ScaledFormat):
+            return self._add(_Filters(form.bits, tensor[0].numel()), *scaled_codes(tensor, form), out)
         outer, length, inner = form.runs(tensor.shape)
         runs: tuple[int, ...] = (form.block, inner)
         if length % form.block:
@@ -74,7 +85,7 @@ class Payload:
         codes, exponents = block_codes(tensor, form)
         return self._add(_Blocks(form.bits, form.exponent_bits, runs), codes, exponents, out)
 
-    def _add(self, kind: int | _Blocks, codes: Tensor, exponents: Tensor | None = None, out: str = "") -> str:
+    def _add(self, kind: int | _Blocks | _Filters, codes: Tensor, shared: Tensor | None = None, out: str = "") -> str:
         groups = self._groups.setdefault(kind, [])
         alone = isinstance(kind, _Blocks) and len(kind.runs) > 2
         if not groups or alone or groups[-1].values + codes.numel() > _MOST_VALUES:
@@ -82,8 +93,8 @@ class Payload:
         group, name = groups[-1], out or self._graph.name()
         group.names.append(name)
         group.codes.append(codes)
-        if exponents is not None:
-            group.exponents.append(exponents)
+        if shared is not None:
+            group.shared.append(shared)
         return name
 
     def decode(self) -> None:
@@ -93,6 +104,8 @@ class Payload:
             for group in groups:
                 if isinstance(kind, int):
                     self._decode_numbers(kind, group)
+                elif isinstance(kind, _Filters):
+                    self._decode_filters(kind, group)
                 else:
                     self._decode_values(kind, group)
         self._graph.nodes += later
@@ -105,7 +118,7 @@ class Payload:
         self._split(group)
 
     def _decode_values(self, kind: _Blocks, group: _Group) -> None:
-        extents = [*self._pack(group.exponents, kind.exponent_bits), *self._pack(group.codes, 1 + kind.bits)]
+        extents = [*self._pack(group.shared, kind.exponent_bits), *self._pack(group.codes, 1 + kind.bits)]
         windows = [self._windows(width) for width in (1 + kind.bits, kind.exponent_bits)]
         place = -(1 << (kind.exponent_bits - 1)) - kind.bits + 1 - _LOWEST
         constants = self._scalars(2 ** (1 + kind.bits), 2**kind.bits, 2**kind.exponent_bits, place)
@@ -113,6 +126,14 @@ class Payload:
         outs = self._graph.calls("M", PAYLOAD, *windows, constants, powers, outs=self._graph.names(2), i=extents)
         function, runs = ("B", [-1, *kind.runs]) if len(kind.runs) == 2 else ("U", [*kind.runs])
         self._graph.call(function, *outs, out=self._whole(group), r=runs)
+        self._split(group)
+
+    def _decode_filters(self, kind: _Filters, group: _Group) -> None:
+        constants = self._scalars(2 ** (1 + kind.bits), 2**kind.bits)
+        extents = self._pack(group.codes, 1 + kind.bits)
+        numbers = self._graph.call("L", PAYLOAD, self._windows(1 + kind.bits), constants, i=extents)
+        scales = self._graph.constant(torch.cat(group.shared).float().numpy())
+        self._graph.call("B", numbers, scales, out=self._whole(group), r=[-1, kind.length, 1])
         self._split(group)
 
     def _whole(self, group: _Group) -> str:

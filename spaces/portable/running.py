@@ -32,7 +32,7 @@ def round_inputs(
         if form is not None:
             if not calls.get(name):
                 raise OvertoneError(f"cannot find where the network runs its layer {name!r}, whose input is rounded")
-            rounding.update({output: (form, layer.shape.in_channels) for output in calls[name]})
+            rounding.update(dict.fromkeys(calls[name], (form, layer.shape.in_channels)))
     rounded: dict[tuple[str, BlockFormat, bool], str] = {}
     front, graph.nodes = graph.nodes, []
     for node in nodes:

@@ -153,8 +153,12 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def _calls(graph: onnx_ir.Graph, state: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Return the outputs of the nodes that multiply with each layer's weight within the layer's own forward pass."""
-    calls: dict[str, list[str]] = {}
+    """Return the outputs of the nodes that multiply with each layer's weight.
+
+    If some do so within the layer's own forward pass, others are code that reads the weight, and left out.
+    """
+    own: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
     for node in graph:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
@@ -165,6 +169,6 @@ def _calls(graph: onnx_ir.Graph, state: Mapping[str, list[str]]) -> dict[str, li
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
         for name in state.get(str(weight and weight.name), ()):
             layer, _, parameter = name.rpartition(".")
-            if parameter == "weight" and layer in scopes:
-                calls.setdefault(layer, []).append(str(node.outputs[0].name))
-    return calls
+            if parameter == "weight":
+                (own if layer in scopes else others).setdefault(layer, []).append(str(node.outputs[0].name))
+    return others | own

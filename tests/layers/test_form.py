@@ -42,6 +42,16 @@ LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
         ({"activation_bits": 17}, r"^activation_bits \(=17\) must be a whole number from 2 to 16$"),
         ({"activation_bits": True}, r"^activation_bits \(=True\) must be a whole number from 2 to 16$"),
         ({"vector_bits": 1}, r"^vector_bits \(=1\) must be a whole number from 2 to 16$"),
+        *(
+            (asked, r"^scale \(='.*'\) must be bfloat16, of weights with bits that share no exponent$")
+            for asked in (
+                {"scale": "bfloat16"},
+                {"scale": "float8", "bits": 3},
+                {"scale": "bfloat16", "bits": 3, "exponent_block": 16},
+                {"scale": "bfloat16", "bits": 3, "exponent_axis": "filter"},
+            )
+        ),
+        ({"scale": "bfloat16", "bits": 8}, r"^bits \(=8\) must be a whole number from 2 to 7 with a scale$"),
         ({"arithmetic": "int4"}, r"^arithmetic \(='int4'\) must be one of float, int8$"),
         ({"arithmetic": None}, r"^arithmetic \(=None\) must be one of float, int8$"),
     ],
@@ -134,6 +144,14 @@ def test_settled_form_names_the_first_axis_with_the_same_blocks(shape, form, axi
     found = canonical_form(shape, form)
     assert found == dataclasses.replace(form, exponent_axis=axis)
     assert canonical_form(shape, found) == found
+
+
+def test_a_scale_is_one_for_each_filter():
+    form = LayerForm(templates=7, transform="scalar", bits=3, scale="bfloat16")
+    tensors = stored_tensors(SHAPE, form)
+    assert tensors["coefficients"].bytes == 7 * 90 * 4 // 8 + 2 * 7
+    assert tensors["gains"].bytes == (13 * 15 * 4 + 7) // 8 + 2 * 13
+    assert canonical_form(SHAPE, form) == form
 
 
 def test_settled_form_has_no_more_channels_to_a_block_than_there_are():

@@ -23,7 +23,7 @@ UNCOMPRESSED = {
     "macs": 12_500_000,
     "parameters": 78_000,
 }
-UNSET = ("exponent_block", "exponent_axis", "activation_bits", "activation_block", "arithmetic")
+UNSET = ("exponent_block", "exponent_axis", "scale", "activation_bits", "activation_block", "arithmetic")
 BLOCKS = (
     {"block": "conv1", "basis": None, "harmonics_y": None, "harmonics_x": None, "pruning_rate": None, "groups": None}
     | {"allocation": None, "transform": None, "bits": None}

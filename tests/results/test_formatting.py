@@ -33,6 +33,8 @@ def test_knobs_that_do_nothing_are_left_out():
     assert format_network([inputs]) == "fc: 4 bits in blocks of 16 of a filter, inputs in 5 bits in blocks of 8"
     assert format_network([{**inputs, "exponent_block": None}]) == "fc: 4 bits, inputs in 5 bits in blocks of 8"
     assert format_network([{**inputs, "bits": None, "activation_block": None}]) == "fc: inputs in 5 bits"
+    scaled = {"block": "fc", "bits": 3, "scale": "bfloat16"}
+    assert format_network([scaled]) == "fc: 3 bits with bfloat16 scales"
     assert format_network([{**block, "arithmetic": "int8"}]) == "fc: 4 bits in blocks of 16, runs in int8"
     assert format_network([{"block": "fc", "arithmetic": "float"}]) == "uncompressed"
     assert format_network([{"block": "a", "pruning_rate": 0.75, "transform": "affine"}]) == "a: 25 % templates (affine)"

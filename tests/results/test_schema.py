@@ -92,6 +92,9 @@ def test_config_becomes_the_rows_of_the_ledger():
     assert block_records({}) == []
     others = {"exponent_block": 16, "exponent_axis": "channel", "activation_bits": 5, "activation_block": 8}
     others |= {"arithmetic": "int8"}
+    scaled = dataclasses.replace(block, bits=3, scale="bfloat16")
+    (record,) = block_records(NetworkConfig(blocks={"layer1": scaled}).to_json())
+    assert record == {**BLOCKS[1], "bits": 3, "scale": "bfloat16"}
     config = NetworkConfig(blocks={"layer1": dataclasses.replace(block, **others)}).to_json()
     assert block_records(config) == [{**BLOCKS[1], **others}]
 

@@ -25,7 +25,7 @@ from spaces.meta_device import build_on_meta, convert_layers, materialize
 
 CARD = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.3], "study": "s"}
 FORMS: list[dict[str, LayerForm]] = [
-    {"linear": LayerForm(bits=4, exponent_block=7)},
+    {"linear": LayerForm(bits=4, exponent_block=7), "conv1": LayerForm(bits=3, scale="bfloat16")},
     {
         "conv1": LayerForm(basis="cosine", harmonics=(2, 3), bits=6),
         "layer2.0.conv1": LayerForm(basis="chebyshev", harmonics=(2, 2), allocation="filter", bits=7),

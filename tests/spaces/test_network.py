@@ -27,6 +27,10 @@ def in_blocks(block: int = 16, axis=None, inputs=None) -> BlockConfig:
     )
 
 
+def in_scale(**exponents) -> BlockConfig:
+    return BlockConfig(bits=3, scale="bfloat16", **exponents)
+
+
 def config(minimum_templates: int = 2, **blocks: BlockConfig) -> NetworkConfig:
     return NetworkConfig(
         blocks={name.replace("__", "."): block for name, block in blocks.items()}, minimum_templates=minimum_templates
@@ -69,6 +73,7 @@ def test_minimum_of_templates_is_kept(wide_network):
         BlockConfig(transform="scalar"),
         BlockConfig(exponent_block=64),
         BlockConfig(exponent_axis="channel"),
+        BlockConfig(scale="bfloat16", exponent_block=16),
         BlockConfig(arithmetic="float"),
     ],
 )
@@ -90,6 +95,8 @@ def test_knobs_without_effect_collapse(nothing, wide_network):
         (config(body__4=in_blocks(8, axis="channel")), config(body__4=in_blocks(8, axis="flat"))),
         (config(body2=in_blocks(inputs=32)), config(body2=in_blocks(inputs=100))),
         (config(body__3=in_blocks(inputs=24)), config(body__3=in_blocks(inputs=128))),
+        (config(head=BlockConfig(bits=3, scale="bfloat16")), config(head=in_scale(exponent_block=16))),
+        (config(body2=in_scale(exponent_axis="filter")), config(body2=in_scale(exponent_block=9))),
         (config(body2=series(1, 1)), config(body2=series(1, 1, "chebyshev"))),
         (config(body2=series(2, 8)), config(body2=series(2, 3))),
         (config(body2=PRUNED), config(body2=BlockConfig(pruning_rate=0.51))),
@@ -154,9 +161,10 @@ def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
                 pruning_rate=rng.choice([None, 0.01, 0.5, 0.9]),
                 groups=rng.choice([None, 1]),
                 transform=rng.choice([None, "scalar", "rotation", "affine", "zero"]),
-                bits=rng.choice([None, 4, 8]),
+                bits=rng.choice([None, 4, 7]),
                 exponent_block=rng.choice([None, 1, 16]),
                 exponent_axis=rng.choice([None, *AXES]),
+                scale=rng.choice([None, "bfloat16"]),
                 **rng.choice([{}, {"activation_bits": 5, "activation_block": rng.choice([None, 1, 16, 128])}]),
                 arithmetic=rng.choice([None, "float", "int8"]),
             )
@@ -281,10 +289,10 @@ def test_digests_stay_as_they_are():
     network = Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
     blocks = {"layer1": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8, exponent_block=16)}
     for block, digest in (
-        (BlockConfig(bits=4), "3e67f39d19a7126d31722cb4a1ec1e6fefe3dd78e3b3e53940c8df202c979e08"),
+        (BlockConfig(bits=4), "dc2ea7f7d25ec7372318b48d6bef3933c9f99bba2535e14058ec52ce69cadb7a"),
         (
             BlockConfig(pruning_rate=0.5, transform="zero", bits=4),
-            "07c3a1fc8b74933b36fbe91c734f257bed7b7f3d3f51f8b9d8ffa1b46f734bde",
+            "5a7788c9a7b0b3aa4f0019a44328931c0e0ef7a5ded0720064733cd21511e4b8",
         ),
     ):
         assert network.digest(NetworkConfig(blocks=blocks | {"layer3": block})) == digest
@@ -296,7 +304,7 @@ def test_no_digest_is_that_of_when_bits_rounded_inputs_too():
     for block in (BlockConfig(), BlockConfig(bits=4), BlockConfig(basis="cosine", harmonics=(1, 2)), PRUNED):
         asked = NetworkConfig(blocks={"layer3": block})
         now = {name: dataclasses.asdict(form) for name, form in network.forms(asked).items()}
-        newer = ("activation_bits", "arithmetic")
+        newer = ("scale", "activation_bits", "arithmetic")
         then = {name: {k: v for k, v in form.items() if k not in newer} for name, form in now.items()}
         for forms in (now, then):
             assert network.digest(asked) != hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()

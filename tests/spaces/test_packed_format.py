@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from layers import LayerForm, compress_model, compressed_layers, pack_state
+from layers.blockfloat import BlockFormat, quantize
+from layers.blockfloat.pack import pack_blocks
 from layers.templates.transforms import TRANSFORMS
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, load_model, read_card, save_model
 from spaces.card import decode_forms
@@ -60,6 +62,9 @@ class Reader:
             yield name, 4 * int(np.prod(shape))
         else:
             yield f"{name}.mantissas", bytes_of(1 + form["bits"], int(np.prod(shape)))
+            if "scale" in form:
+                yield f"{name}.scales", 2 * shape[0]
+                return
             count = 0 if 0 in shape else int(blocks(shape, form).max()) + 1
             yield f"{name}.exponents", bytes_of(form.get("exponent_bits", 7), count)
 
@@ -70,13 +75,17 @@ class Reader:
         return np.frombuffer(self.payload[begin : begin + self.sizes[name]], np.uint8)
 
     def values(self, name: str, shape: tuple[int, ...], form: dict[str, Any]) -> Array:
-        """A tensor of this shape, out of block floating point where the form has bits."""
+        """A tensor of this shape, out of its format where the form has bits."""
         if "bits" not in form:
             return self.tensor(name).view("<f4").reshape(shape)
         if 0 in shape:
             return np.zeros(shape)
         bits, width = form["bits"], form.get("exponent_bits", 7)
         signed = numbers(self.tensor(f"{name}.mantissas"), 1 + bits, int(np.prod(shape)))
+        if "scale" in form:
+            scales = (self.tensor(f"{name}.scales").view("<u2").astype("<u4") << 16).view("<f4")
+            whole = np.where(signed >> bits, -1.0, 1.0) * (signed & (2**bits - 1))
+            return whole.reshape(shape) * scales.reshape(-1, *[1] * (len(shape) - 1))
         block = blocks(shape, form)
         exponents = numbers(self.tensor(f"{name}.exponents"), width, block.max() + 1) - 2 ** (width - 1)
         magnitudes = np.where(signed >> bits, -1.0, 1.0) * (signed & (2**bits - 1))
@@ -245,6 +254,8 @@ def random_form(rng: random.Random, name: str) -> LayerForm:
         knobs |= {"bits": rng.randint(2, 16), "exponent_block": rng.choice([1, 2, 7, 16, 128]), "exponent_bits": 7}
         axis = rng.choice(AXES)
         knobs |= {} if axis == "flat" else {"exponent_axis": axis}
+    elif rng.random() < 0.5:
+        knobs |= {"bits": rng.randint(2, 7), "scale": "bfloat16"}
     if rng.random() < 0.3:
         knobs |= {"activation_bits": rng.randint(2, 16), "activation_block": rng.choice([1, 8])}
     if name == "linear":
@@ -366,6 +377,19 @@ def test_the_examples_bytes_are_those_of_the_packer():
     state = pack_state(compress_model(torch.nn.Sequential(linear), {"0": LayerForm(**form)}))
     for name, _, _, packed in rows[:2]:
         assert bytes(state[f"0.coefficients.{name}"].numpy()) == bytes.fromhex(packed)
+
+
+def test_blocks_of_32_with_7_bits_are_mxint8_in_other_bytes(images):
+    form, x = BlockFormat(bits=7, block=32), images(40, 32) * 30
+    mantissas, exponents = (part.numpy() for part in pack_blocks(x, form))
+    signed, e = numbers(mantissas, 8, x.numel()).reshape(x.shape), numbers(exponents, 7, 40) - 64
+    elements = (np.where(signed >> 7, -1, 1) * (signed & 127)).astype(np.int8)
+    scales = (e + 127).astype(np.uint8)
+    mx = elements / 64 * 2.0 ** (scales[:, None].astype(int) - 127)  # two's complement in 1/64, E8M0
+    assert np.array_equal(mx, quantize(x, form).numpy())
+    assert elements.min() >= -127
+    near_two = torch.full((1, 32), 1.995)
+    assert quantize(near_two, form)[0, 0] == 2.0  # where MX saturates at 127 / 64
 
 
 def test_the_document_has_every_knob():

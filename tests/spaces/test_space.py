@@ -75,7 +75,10 @@ def test_the_uncompressed_network_is_in_every_space(space):
 def test_choices_are_what_the_layers_can_take(wide_space):
     knobs = wide_space.choices
     assert list(knobs) == ["stem", "body", "body2", "head", "norms_and_biases"]
-    stored, running = ("bits", "exponent_block", "exponent_axis"), ("activation_bits", "activation_block", "arithmetic")
+    stored, running = (
+        ("bits", "exponent_block", "exponent_axis", "scale"),
+        ("activation_bits", "activation_block", "arithmetic"),
+    )
     assert tuple(knobs["head"]) == (*stored, *running)
     assert [knobs["head"][knob] for knob in running] == [(None,), (1,), ("float",)]
     assert knobs["stem"]["harmonics_y"] == knobs["stem"]["harmonics_x"] == tuple(range(1, 8))
@@ -152,6 +155,7 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
     assert space.choices["layer1"]["pruning_rate"] == (None, 0.6)
     default = {
         "exponent_axis": ("flat",),
+        "scale": (None,),
         "activation_bits": (None,),
         "activation_block": (1,),
         "arithmetic": ("float",),
@@ -194,6 +198,8 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
         ),
         ({"layer1": {"activation_block": [129]}}, r"cannot take space.layer1.activation_block = 129: activation_block"),
         ({"layer1": {"activation_bits": [1]}}, r"cannot take space.layer1.activation_bits = 1: activation_bits \(=1\)"),
+        ({"layer1": {"scale": ["float8"]}}, r"cannot take space.layer1.scale = 'float8': scale \(='float8'\) must be"),
+        ({"all": {"scale": ["bfloat16"]}}, r"bits \(=8\) of 'conv1' must be at most 7 beside a scale$"),
         ({"layer1": {"arithmetic": ["int4"]}}, r"cannot take space.layer1.arithmetic = 'int4': arithmetic \(='int4'\)"),
         (
             {"all": {"bits": [8], "activation_block": [16]}},
@@ -229,6 +235,8 @@ AXES = ["channel", "flat", "filter"]
         {"exponent_axis": ["flat"], "activation_bits": [3, 7], "activation_block": [16, 1, 128, 5]},
         {"exponent_axis": ["flat"], "activation_bits": [None, 6], "arithmetic": ["int8", "float"]},
         {"exponent_axis": ["flat"], "arithmetic": ["int8"]},
+        {"exponent_axis": ["flat", "filter"], "bits": [3, None, 7], "scale": [None, "bfloat16"]},
+        {"exponent_axis": ["flat"], "bits": [3], "scale": ["bfloat16"], "exponent_block": [1, 64]},
         {"exponent_axis": ["filter", "flat"], "exponent_block": [4, 128], "bits": [8, 4]},
     ],
 )

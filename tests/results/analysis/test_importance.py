@@ -158,6 +158,7 @@ def test_exponents_at_their_defaults_are_values_where_there_are_bits(
         b = record["blocks"][1]
         for knob, value in asked.items():
             b[knob] = value if b["bits"] is not None and np_rng.random() < 0.5 else None
+        b["scale"] = "bfloat16" if b["bits"] is not None and np_rng.random() < 0.5 else None
         b["activation_bits"] = 6 if np_rng.random() < 0.5 else None
         b["activation_block"] = 8 if b["activation_bits"] and np_rng.random() < 0.5 else None
         b["arithmetic"] = "int8" if np_rng.random() < 0.5 else None
@@ -171,7 +172,8 @@ def test_exponents_at_their_defaults_are_values_where_there_are_bits(
         assert list(effects) == values
         assert effects[asked[knob]] == sum(b[knob] is not None for b in finished)
         assert sum(effects.values()) == sum(b["bits"] is not None for b in finished)
-    running = {"activation_bits": [6, None], "activation_block": [1, 8], "arithmetic": ["float", "int8"]}
+    running: dict[str, list[Any]] = {"scale": ["bfloat16", "power of two"]}
+    running |= {"activation_bits": [6, None], "activation_block": [1, 8], "arithmetic": ["float", "int8"]}
     for knob, values in running.items():
         assert [row["value"] for row in found["effects"] if row["knob"] == f"b.{knob}"] == values
 
