@@ -203,7 +203,7 @@ def _execute(
     block: Block, folder: Path, kept: Path, work_in: Callable[[Path], None], prepared: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the names after running the block in a folder that has what it asks for."""
-    needs_model = {"load", "load_model"} & called(block.text)
+    needs_model = {"bench", "load", "load_model"} & called(block.text)
     work_in(kept if needs_model else folder)
     if needs_model:
         Path("model").mkdir()
