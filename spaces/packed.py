@@ -34,6 +34,7 @@ from layers import (
 )
 from layers.errors import first_line, translate_errors
 from layers.files import atomic_write
+from spaces.activations import check_activations, describe_activations, restore_activations
 from spaces.card import PACKED_FORMAT, decode_card, decode_forms, encode_card
 from spaces.meta_device import build_on_meta, convert_layers, materialize, packed_bytes
 from spaces.models import copy_module, is_factory, is_object
@@ -50,8 +51,11 @@ _MAX_REASON = 500
 def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -> None:
     """Write the compressed model with its card, all or nothing.
 
-    The card names `model`, `classes` and `channels` as `build_model` takes them; the forms are read off the model.
+    The card names `model`, `classes` and `channels` as `build_model` takes them; the forms are read off the model, and
+    so are the scales of activations in int8.
     """
+    if (activations := describe_activations(model)) is not None:
+        card = {**card, "activations": activations}
     text = encode_card(card, {name: layer.form for name, layer in compressed_layers(model).items()})
     content = safetensors.torch.save({"packed": join_state(pack_state(model))}, {"overtone": text})
     with translate_errors(f"cannot write the packed model {str(path)!r}", OSError):
@@ -81,6 +85,7 @@ def load_model(path: str | Path, *, model: OwnModel | None = None) -> nn.Module:
     factory = None if model is None else _as_factory(model)
     with _file_errors(f"cannot build the network of {str(path)!r}"):
         forms = decode_forms(card)
+        check_activations(card.get("activations"), [name for name, form in forms.items() if form.arithmetic == "int8"])
         if factory is None:
             network = _empty_network(card, forms, joined.nbytes)
         else:
@@ -91,6 +96,7 @@ def load_model(path: str | Path, *, model: OwnModel | None = None) -> nn.Module:
             materialize(network)
         unpack_state(network, packed)
         _check_templates(network)
+        restore_activations(network, card.get("activations"))
     return network.eval()
 
 
