@@ -9,6 +9,7 @@ their names: names and shapes follow from the network and its forms.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,40 @@ from layers.compress import compressed_layers
 from layers.errors import OvertoneError
 from layers.form import stored_indices, stored_tensors
 
-__all__ = ["join_state", "pack_state", "split_state", "unpack_state"]
+__all__ = ["PackedTensor", "join_state", "pack_state", "packed_tensors", "split_state", "unpack_state"]
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """How a tensor of a network's state is stored."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    format: BlockFormat | None = None
+    """Of block floating point: it is two tensors, its name with `.mantissas` and with `.exponents`."""
+    width: int | None = None
+    """Bits of each whole number."""
+
+    def parts(self, name: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Return shape and type of each tensor that the file has of it, by name."""
+        if self.format is not None:
+            sizes = self.format.packed_bytes(self.shape)
+            kinds = zip(("mantissas", "exponents"), sizes, strict=True)
+            return {f"{name}.{kind}": (torch.Size([size]), torch.uint8) for kind, size in kinds}
+        if self.width is not None:
+            return {name: (torch.Size([(self.width * self.shape.numel() + 7) // 8]), torch.uint8)}
+        return {name: (self.shape, self.dtype)}
+
+
+def packed_tensors(model: nn.Module) -> dict[str, PackedTensor]:
+    """Return how each tensor of the state is stored, in the state's order."""
+    formats, widths = _formats(model), _widths(model)
+    return {
+        name: PackedTensor(
+            value.shape, value.dtype, formats.get(name), 1 if value.dtype == torch.bool else widths.get(name)
+        )
+        for name, value in _stored_state(model).items()
+    }
 
 
 def pack_state(model: nn.Module) -> dict[str, Tensor]:
@@ -27,18 +61,17 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
 
     Raises `OvertoneError` naming the first tensor that block floating point cannot hold.
     """
-    quantized = _formats(model)
-    widths = _widths(model)
+    state = _stored_state(model)
     packed = {}
-    for name, value in _stored_state(model).items():
-        value = value.detach().cpu().contiguous()
-        if name in quantized:
+    for name, stored in packed_tensors(model).items():
+        value = state[name].detach().cpu().contiguous()
+        if stored.format is not None:
             try:
-                packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, quantized[name])
+                packed[f"{name}.mantissas"], packed[f"{name}.exponents"] = pack_blocks(value, stored.format)
             except OvertoneError as error:
                 raise OvertoneError(f"cannot pack the tensor {name!r}: {error}") from error
-        elif name in widths or value.dtype == torch.bool:
-            packed[name] = pack_codes(value.flatten().long(), widths.get(name, 1))
+        elif stored.width is not None:
+            packed[name] = pack_codes(value.flatten().long(), stored.width)
         else:
             packed[name] = value
     return packed
@@ -60,16 +93,14 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
             )
     if extra := next((name for name in packed if name not in layout), None):
         raise OvertoneError(f"the packed model holds the tensor {extra!r}, which the network lacks")
-    quantized = _formats(model)
-    widths = _widths(model)
     state = {}
-    for name, value in _stored_state(model).items():
-        if name in quantized:
+    for name, stored in packed_tensors(model).items():
+        if stored.format is not None:
             mantissas, exponents = packed[f"{name}.mantissas"], packed[f"{name}.exponents"]
-            state[name] = unpack_blocks(mantissas, exponents, quantized[name], value.shape)
-        elif name in widths or value.dtype == torch.bool:
-            codes = unpack_codes(packed[name], widths.get(name, 1), value.numel())
-            state[name] = codes.view(value.shape).to(value.dtype)
+            state[name] = unpack_blocks(mantissas, exponents, stored.format, stored.shape)
+        elif stored.width is not None:
+            codes = unpack_codes(packed[name], stored.width, stored.shape.numel())
+            state[name] = codes.view(stored.shape).to(stored.dtype)
         else:
             state[name] = packed[name]
     model.load_state_dict(state, strict=False)
@@ -100,20 +131,9 @@ def split_state(model: nn.Module, joined: Tensor) -> dict[str, Tensor]:
 
 
 def _layout(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return shape and type of each packed tensor."""
-    quantized = _formats(model)
-    widths = _widths(model)
-    layout = {}
-    for name, value in _stored_state(model).items():
-        if name in quantized:
-            sizes = quantized[name].packed_bytes(value.shape)
-            layout[f"{name}.mantissas"] = torch.Size([sizes[0]]), torch.uint8
-            layout[f"{name}.exponents"] = torch.Size([sizes[1]]), torch.uint8
-        elif name in widths or value.dtype == torch.bool:
-            layout[name] = torch.Size([(widths.get(name, 1) * value.numel() + 7) // 8]), torch.uint8
-        else:
-            layout[name] = value.shape, value.dtype
-    return layout
+    """Return shape and type of each tensor of the file."""
+    parts = (stored.parts(name) for name, stored in packed_tensors(model).items())
+    return {name: part for some in parts for name, part in some.items()}
 
 
 def _formats(model: nn.Module) -> dict[str, BlockFormat]:

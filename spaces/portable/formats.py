@@ -1,7 +1,8 @@
 """A packed model written as a file of another kind.
 
-`safetensors` is the packed file itself, byte for byte, as small as measured. `onnx` and `pt2` hold the network with its
-filters rebuilt to ordinary float32 weights, so that other runtimes can run it; they are larger than the packed file.
+`safetensors` is the packed file itself, byte for byte, as small as measured. `pt2` holds the same bytes and a program
+that decodes them (`spaces.portable.program`). `onnx` holds the network with its filters rebuilt to ordinary float32
+weights, so that other runtimes can run it; it is larger than the packed file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from layers.errors import OvertoneError, UsageError, translate_errors
 from spaces.packed import OwnModel, load_model
 from spaces.portable.network import portable_model
+from spaces.portable.program import StoredNetwork, save_program
 
 __all__ = ["FORMATS", "check_format", "write"]
 
@@ -67,10 +69,10 @@ def _write_onnx(source: Path, target: Path, card: _Card, model: _Own) -> None:
 
 
 def _write_pt2(source: Path, target: Path, card: _Card, model: _Own) -> None:
-    network, example = portable_model(load_model(source, model=model)), _example(card)
+    network, example = StoredNetwork(load_model(source, model=model)).eval(), _example(card)
     with _exporting("pt2", card):
         shapes = ({0: torch.export.Dim("batch")},)
-        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), target)
+        save_program(torch.export.export(network, (example,), dynamic_shapes=shapes), target)
 
 
 FORMATS: dict[str, Callable[[Path, Path, _Card, _Own], None]] = {
