@@ -40,6 +40,7 @@ from trainers.trial import load_baseline
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3")
 _BITS = "8 bits"
+"""Of weights and inputs."""
 _ROWS = ("3,3,3,2", "3,3,2,2", "3,2,2,2", "2,2,2,3", "2,2,2,2", _BITS)
 
 
@@ -125,7 +126,7 @@ def _calibrate(start: _Start | None, model: nn.Module, baseline: nn.Module, data
 
 def _config(row: str) -> NetworkConfig:
     if row == _BITS:
-        block = BlockConfig(bits=8, exponent_block=16)
+        block = BlockConfig(bits=8, exponent_block=16, activation_bits=8)
         return NetworkConfig(blocks=dict.fromkeys((*_BLOCKS, "linear"), block))
     counts = dict(zip(_BLOCKS, map(int, row.split(",")), strict=True))
     return NetworkConfig(

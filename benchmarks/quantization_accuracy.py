@@ -2,15 +2,16 @@
 
     python benchmarks/quantization_accuracy.py --data DIR --weights FILE [--train-limit 5000] [--jobs 2]
 
-Trials are those of `resnet20_trials.py`. Weights and layer inputs have 8, 6, 4 or 3 mantissa bits; 1, 16 or 64
-consecutive weights share an exponent (inputs: none do).
+Trials are those of `resnet20_trials.py`. Stored weights have 8, 6, 4 or 3 mantissa bits, of which 16 consecutive ones
+share an exponent; at 4 bits 1 and 64 do too.
 
 - `as it was`: nothing else is done to the network;
 - `series`: 2 x 2 harmonics in every filter larger than 1 x 1, each filter with as many of its layer's coefficients as
   it makes use of (`allocation: filter`).
 
+Rows with `inputs` round every layer's input too, to as many bits as its weights (an exponent each): that saves no byte.
 Rows with `norms` hold biases and norms in block floating point too. It writes `quantization_accuracy.parquet`, `.md`
-and `.png`.
+and `.png`; the rows that others quote come first, and those of one seed before those of the next.
 """
 
 from pathlib import Path
@@ -28,9 +29,9 @@ _BLOCKS = ("conv1", "layer1", "layer2", "layer3", "linear")
 _SERIES = {"basis": "cosine", "harmonics": (2, 2), "allocation": "filter"}
 _FILTERS: dict[str, dict[str, Any]] = {"as it was": {}, "series": _SERIES}
 _BITS = (8, 6, 4, 3)
-_SHARING = (1, 16, 64)
-_NORM_BITS = (8, 6, 4, 3)
-_KEY = ["filters", "bits", "sharing", "norms", "seed"]
+_INPUT_BITS = (8, 4)
+_NORM_BITS = (8, 4)
+_KEY = ["filters", "bits", "sharing", "inputs", "norms", "seed"]
 _NONE = 0
 """In the table's key: no block floating point."""
 
@@ -42,22 +43,18 @@ def main() -> None:
 
 
 def _runs(seeds: int) -> list[Run]:
-    """Return the runs: both without block floating point, all bits and blocks, then biases and norms."""
-    runs = []
-    for seed in range(seeds):
-        for filters in _FILTERS:
-            runs.append({"filters": filters, "bits": _NONE, "sharing": _NONE, "norms": _NONE, "seed": seed})
-        for bits in _BITS:
-            for sharing in _SHARING:
-                for filters in _FILTERS:
-                    runs.append({"filters": filters, "bits": bits, "sharing": sharing, "norms": _NONE, "seed": seed})
-        for norm_bits in _NORM_BITS:
-            runs.append({"filters": "series", "bits": 4, "sharing": 16, "norms": norm_bits, "seed": seed})
-    return runs
+    """Return the runs, those that README and docs quote first."""
+    rows = [(filters, bits, 16 if bits else _NONE, _NONE, _NONE) for bits in (_NONE, 4) for filters in _FILTERS]
+    rows += [("series", 4, 16, _NONE, norms) for norms in _NORM_BITS]
+    rows += [(filters, bits, 16, bits, _NONE) for bits in _INPUT_BITS for filters in _FILTERS]
+    rows += [(filters, bits, 16, _NONE, _NONE) for bits in _BITS if bits != 4 for filters in _FILTERS]
+    rows += [(filters, 4, sharing, _NONE, _NONE) for sharing in (1, 64) for filters in _FILTERS]
+    return [dict(zip(_KEY, (*row, seed), strict=True)) for seed in range(seeds) for row in rows]
 
 
 def _config(run: Run) -> NetworkConfig:
     rounding = {"bits": run["bits"], "exponent_block": run["sharing"]} if run["bits"] else {}
+    rounding |= {"activation_bits": run["inputs"]} if run["inputs"] else {}
     layers = {
         block: BlockConfig(**rounding, **({} if block == "linear" else _FILTERS[run["filters"]])) for block in _BLOCKS
     }
@@ -72,16 +69,19 @@ def _write(runs: pd.DataFrame, out: Path) -> None:
 
 def _markdown(runs: pd.DataFrame) -> str:
     words = (
-        "Bits are those of weights and layer inputs; so many weights share an exponent; `norms` are bits of biases "
-        "and norms. `-` is float32."
+        "Bits are those of stored weights; so many weights share an exponent; `inputs` are bits of layer inputs, which "
+        "nothing stores; `norms` are bits of biases and norms. `-` is float32."
     )
     lines = ["# Accuracy against bytes in block floating point, ResNet-20", "", f"{about(runs)} {words}", ""]
-    lines += ["| filters | bits | share | norms | kB | n | before | after |", "|---|---|---|---|---|---|---|---|"]
+    lines += [
+        "| filters | bits | share | inputs | norms | kB | n | before | after |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     order = {name: place for place, name in enumerate(_FILTERS)}
     ranked = runs.assign(rank=runs.filters.map(order), most=-runs.bits.replace(_NONE, 99))
-    for _, same in ranked.groupby(["rank", "most", "sharing", "norms"]):
+    for _, same in ranked.groupby(["rank", "most", "sharing", "norms", "inputs"]):
         first = same.iloc[0]
-        cells = [first.filters, *("-" if first[name] == _NONE else str(first[name]) for name in _KEY[1:4])]
+        cells = [first.filters, *("-" if first[name] == _NONE else str(first[name]) for name in _KEY[1:5])]
         cells += [f"{first.size_bytes / 1000:.1f}", str(len(same)), *accuracies(same)]
         lines.append(f"| {' | '.join(cells)} |")
     missing = len(_runs(1)) - len(runs[runs.seed == 0])
@@ -93,13 +93,15 @@ def _draw(runs: pd.DataFrame, path: Path) -> None:
     matplotlib.use("agg")
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     top1 = runs.assign(top1=(runs.post_test + runs.post_val) / 2, kB=runs.size_bytes / 1000)
-    means = top1.groupby(_KEY[:4], as_index=False)[["top1", "kB"]].mean().sort_values("kB")
-    for (filters, bits), same in means[means.norms == _NONE].groupby(["filters", "bits"]):
+    means = top1.groupby(_KEY[:5], as_index=False)[["top1", "kB"]].mean().sort_values("kB")
+    alone = (means.norms == _NONE) & (means.inputs == _NONE)
+    for (filters, bits), same in means[alone].groupby(["filters", "bits"]):
         color, (line, marker) = f"C{(_NONE, *_BITS).index(bits)}", ("-", "o") if filters == "series" else (":", "s")
         name = f"{filters}, {'float32' if bits == _NONE else f'{bits} bits'}"
         axes.plot(same.kB, same.top1, color=color, linestyle=line, marker=marker, markersize=4, label=name)
-    rounded = means[means.norms != _NONE]
-    axes.scatter(rounded.kB, rounded.top1, marker="x", color="black", zorder=3, label="series, norms rounded too")
+    for name, marker, said in (("norms", "x", "series, norms rounded too"), ("inputs", "+", "inputs rounded too")):
+        rounded = means[means[name] != _NONE]
+        axes.scatter(rounded.kB, rounded.top1, marker=marker, color="black", zorder=3, label=said)
     axes.set(xscale="log", xlabel="size_bytes, kB", ylabel="top-1 of 10,000 images, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)

@@ -2,10 +2,10 @@
 
     python benchmarks/training_forms.py [--device cuda] [--precision fp32] [--threads 1] [--rounds 12]
 
-A search trains nothing but compressed networks, which build their filters and round their activations in every step.
+A search trains nothing but compressed networks, which build their filters in every step, and may round their inputs.
 A step is forward, backward and optimizer on a ready batch of random numbers, in a process that keeps freed memory
-(`trainers.runtime.device.keep_freed_memory`), as those of trials do. Every layer is in the form; filters and
-activations are rounded to five bits. Networks take turns within a round, a step that does not count before each turn;
+(`trainers.runtime.device.keep_freed_memory`), as those of trials do. Every layer is in the form; weights
+and inputs are rounded to five bits. Networks take turns within a round, a step that does not count before each turn;
 ratios are those of medians, the range beside one is that of the rounds' own. Rows of other devices, precisions and
 threads are kept in `training_forms.parquet`; writes `training_forms.md` too.
 """
@@ -34,10 +34,16 @@ _FORMS = {
     "half rebuilt, a gain each": BlockConfig(pruning_rate=0.5, transform="scalar"),
     "half rebuilt, rotations": BlockConfig(pruning_rate=0.5, transform="rotation"),
     "half rebuilt, affine maps": BlockConfig(pruning_rate=0.5, transform="affine"),
-    "bits, an exponent each": BlockConfig(bits=5),
-    "bits, exponents of 16": BlockConfig(bits=5, exponent_block=16, activation_block=16),
+    "bits, an exponent each": BlockConfig(bits=5, activation_bits=5),
+    "bits, exponents of 16": BlockConfig(bits=5, exponent_block=16, activation_bits=5, activation_block=16),
     "series, half rebuilt, bits": BlockConfig(
-        basis="cosine", harmonics=(2, 2), pruning_rate=0.5, transform="scalar", bits=5, exponent_block=16
+        basis="cosine",
+        harmonics=(2, 2),
+        pruning_rate=0.5,
+        transform="scalar",
+        bits=5,
+        exponent_block=16,
+        activation_bits=5,
     ),
 }
 

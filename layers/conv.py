@@ -1,8 +1,8 @@
 """Compressed convolutions: how their stored tensors start, are fitted and pruned, and that they convolve.
 
-The filters come from the stored tensors (`layers.filters`); then follows an ordinary convolution of the input, itself
-rounded to block floating point, in one of several exact forms (`layers.execution`). A 1-D convolution is one of images
-with a single row.
+The filters come from the stored tensors (`layers.filters`); then follows an ordinary convolution of the input, rounded
+to block floating point if the form says so, in one of several exact forms (`layers.execution`). A 1-D convolution is
+one of images with a single row.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class CompressedConv2d(FilterLayer):
         return executions_of(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; the input is rounded first if the form has bits."""
+        """Convolve; the input is rounded first if the form has `activation_bits`."""
         if self.execution not in self.executions:
             options = ", ".join(self.executions)
             raise UsageError(f"execution (={self.execution!r}) must be one of {options} in the form {self.form}")
@@ -156,7 +156,7 @@ class CompressedConv1d(CompressedConv2d):
         return self.filters().squeeze(-2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; the input is rounded first if the form has bits."""
+        """Convolve; the input is rounded first if the form has `activation_bits`."""
         return super().forward(x.unsqueeze(-2)).squeeze(-2)
 
 

@@ -87,6 +87,7 @@ class FilterLayer(QuantizedLayer):
         self.carry_attributes(conv)
         self.shape = LayerShape.from_module(conv)
         self.form = form
+        self.check_arithmetic()
         self.strides = (conv.stride[0], conv.stride[1])
         self.dilations = (conv.dilation[0], conv.dilation[1])
         self.margins = _margins(conv)

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALLOCATIONS",
+    "ARITHMETICS",
     "ASSIGNMENTS",
     "MOST_TAPS",
     "PARAMETERS",
+    "Arithmetic",
     "LayerForm",
     "LayerShape",
     "StoredIndices",
@@ -37,6 +39,8 @@ Allocation = Literal["filter"]
 ALLOCATIONS: tuple[Allocation, ...] = ("filter",)
 Assignment = Literal["residual"]
 ASSIGNMENTS: tuple[Assignment, ...] = ("residual",)
+Arithmetic = Literal["float", "int8"]
+ARITHMETICS: tuple[Arithmetic, ...] = ("float", "int8")
 MOST_TAPS = 256
 """Taps of the largest filter that coefficients can be allocated to: its support is stored as a byte in memory."""
 
@@ -46,7 +50,10 @@ PARAMETERS: dict[Transform, str] = {"scalar": "gains", "rotation": "angles", "af
 
 @dataclass(frozen=True, kw_only=True)
 class LayerForm:
-    """How one layer is compressed. `None` leaves a step out; with nothing but `None` the layer is as it was."""
+    """How one layer is compressed. `None` leaves a step out; with nothing but `None` the layer is as it was.
+
+    All but `arithmetic` and the activations' knobs say what is stored; those say what the layer does when it runs.
+    """
 
     basis: Basis | None = None
     """Series basis of the filters."""
@@ -63,15 +70,19 @@ class LayerForm:
     assignment: Assignment | None = None
     """`residual`: each pruned filter is rebuilt from its nearest template; else the r-th from template r mod M."""
     bits: int | None = None
-    """Mantissa bits of stored weights (in blocks of `exponent_block`) and of inputs (of `activation_block`)."""
+    """Mantissa bits of stored weights, in blocks of `exponent_block`."""
     exponent_block: int = 1
     """Stored weights that share one exponent."""
     exponent_axis: Axis = "flat"
     """What blocks of weights are cut from: the flattened tensor, each filter, or a filter's channels at each tap."""
     exponent_bits: int = 7
     """Bits of a shared exponent."""
+    activation_bits: int | None = None
+    """Mantissa bits to which the layer's input is rounded when it runs; that saves no byte, and needs no `bits`."""
     activation_block: int = 1
-    """Input channels of a pixel that share one exponent when the layer runs; 1 in the paper."""
+    """Input channels of a pixel that share one exponent then; 1 in the paper."""
+    arithmetic: Arithmetic = "float"
+    """What a convolution or linear layer computes in, once its filters are built."""
     vector_bits: int | None = None
     """Mantissa bits of a layer's bias or a norm's vectors; each value has its own exponent."""
 
@@ -105,12 +116,20 @@ class LayerForm:
             raise UsageError(f"groups (={self.groups!r}) must be a whole number of at least 1")
         if self.templates is None and self.groups != 1:
             raise UsageError(f"groups (={self.groups}) must be 1 in a layer without templates")
-        if self.bits is None and (self.exponent_axis, self.activation_block) != ("flat", 1):
-            raise UsageError(
-                f"exponent_axis (={self.exponent_axis!r}) and activation_block (={self.activation_block!r}) must be "
-                "'flat' and 1 without bits"
-            )
+        self._check_running()
+        if self.bits is None and self.exponent_axis != "flat":
+            raise UsageError(f"exponent_axis (={self.exponent_axis!r}) must be 'flat' without bits")
         _ = self.weight_format, self.activation_format, self.vector_format
+
+    def _check_running(self) -> None:
+        for name in ("activation_bits", "vector_bits"):
+            bits = getattr(self, name)
+            if bits is not None and (type(bits) is not int or not 2 <= bits <= 16):
+                raise UsageError(f"{name} (={bits!r}) must be a whole number from 2 to 16")
+        if self.activation_bits is None and self.activation_block != 1:
+            raise UsageError(f"activation_block (={self.activation_block!r}) must be 1 without activation_bits")
+        if self.arithmetic not in ARITHMETICS:
+            raise UsageError(f"arithmetic (={self.arithmetic!r}) must be one of {', '.join(ARITHMETICS)}")
 
     @property
     def weight_format(self) -> BlockFormat | None:
@@ -123,11 +142,12 @@ class LayerForm:
 
     @property
     def activation_format(self) -> BlockFormat | None:
-        """How the layer's input is quantized, as (images, channels, ...)."""
-        if self.bits is None:
+        """How the layer's input is rounded, as (images, channels, ...)."""
+        if self.activation_bits is None:
             return None
-        axis: Axis = "flat" if self.activation_block == 1 else "channel"
-        return BlockFormat(bits=self.bits, block=self.activation_block, exponent_bits=self.exponent_bits, axis=axis)
+        block = self.activation_block
+        axis: Axis = "flat" if block == 1 else "channel"
+        return BlockFormat(bits=self.activation_bits, block=block, exponent_bits=self.exponent_bits, axis=axis)
 
     @property
     def vector_format(self) -> BlockFormat | None:
@@ -295,15 +315,16 @@ def canonical_form(shape: LayerShape, form: LayerForm) -> LayerForm:
 
     if (form.exponent_axis, form.activation_block) == ("flat", 1):
         return form
-    axis = next(axis for axis in AXES if runs(axis) == runs(form.exponent_axis))
+    flat = form.exponent_axis == "flat"
+    axis = "flat" if flat else next(axis for axis in AXES if runs(axis) == runs(form.exponent_axis))
     return replace(form, exponent_axis=axis, activation_block=min(form.activation_block, shape.in_channels))
 
 
 def _check(shape: LayerShape, form: LayerForm) -> None:
     if shape.kind == "norm" and form != LayerForm(vector_bits=form.vector_bits, exponent_bits=form.exponent_bits):
-        raise UsageError("a norm takes vector_bits alone, neither bits nor harmonics nor templates")
+        raise UsageError("a norm takes vector_bits alone, neither bits nor harmonics nor templates nor arithmetic")
     if shape.kind == "linear" and (form.basis or form.templates):
-        raise UsageError("a linear layer takes bits alone, neither harmonics nor templates")
+        raise UsageError("a linear layer takes bits and arithmetic alone, neither harmonics nor templates")
     if form.harmonics is not None and not all(1 <= n <= k for n, k in zip(form.harmonics, shape.kernel, strict=True)):
         raise UsageError(f"harmonics (={form.harmonics}) must be between 1 and the kernel's size {shape.kernel}")
     if form.templates is not None and not 1 <= form.templates <= shape.out_channels:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from layers.blockfloat import Rounding, quantize
 from layers.blockfloat.format import BlockFormat
+from layers.errors import UsageError
 from layers.form import LayerForm, LayerShape
 
 __all__ = ["QuantizedLayer"]
@@ -32,6 +33,11 @@ class QuantizedLayer(nn.Module):
         self.carried = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
         self.carried.pop("training", None)
         vars(self).update(self.carried)
+
+    def check_arithmetic(self) -> None:
+        """Raise `UsageError` if the form computes in what this layer cannot."""
+        if self.form.arithmetic != "float":
+            raise UsageError(f"arithmetic (={self.form.arithmetic!r}) must be 'float': nothing else is available yet")
 
     def quantized(self, x: Tensor, form: BlockFormat | None) -> Tensor:
         """Round `x` to the format, if there is one; the gradient passes straight through."""

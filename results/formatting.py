@@ -110,7 +110,7 @@ def format_duration(seconds: float) -> str:
 
 def format_block(block: Mapping[str, Any]) -> str:
     """Return one block without the knobs that are null; a block without any knob is `uncompressed`."""
-    parts = (_basis(block), _templates(block), _groups(block), _bits(block))
+    parts = (_basis(block), _templates(block), _groups(block), _bits(block), _activations(block), _arithmetic(block))
     return f"{block['block']}: {', '.join(part for part in parts if part) or 'uncompressed'}"
 
 
@@ -136,9 +136,21 @@ def _groups(block: Mapping[str, Any]) -> str:
 
 
 def _bits(block: Mapping[str, Any]) -> str:
-    bits, shared, inputs = block.get("bits"), block.get("exponent_block"), block.get("activation_block")
+    bits, shared = block.get("bits"), block.get("exponent_block")
     if bits is None:
         return ""
     cut = {"filter": " of a filter", "channel": " of a filter's channels"}.get(block.get("exponent_axis") or "", "")
     weights = "" if shared is None else f" in blocks of {int(shared)}{cut}"
-    return f"{int(bits)} bits{weights}" + ("" if inputs is None else f", inputs in blocks of {int(inputs)}")
+    return f"{int(bits)} bits{weights}"
+
+
+def _activations(block: Mapping[str, Any]) -> str:
+    bits, shared = block.get("activation_bits"), block.get("activation_block")
+    if bits is None:
+        return ""
+    return f"inputs in {int(bits)} bits" + ("" if shared is None else f" in blocks of {int(shared)}")
+
+
+def _arithmetic(block: Mapping[str, Any]) -> str:
+    arithmetic = block.get("arithmetic")
+    return "" if arithmetic in (None, "float") else f"runs in {arithmetic}"

@@ -21,7 +21,8 @@ from layers.errors import OvertoneError
 
 __all__ = ["LEDGER_VERSION", "SCHEMA", "TrialRow", "TrialStatus", "block_records", "to_records", "to_table"]
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
+"""Rows of version 1 have other networks: there `bits` of a block rounded its layers' inputs too."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -40,7 +41,9 @@ _BLOCK = pa.struct(
         "bits": pa.int64(),
         "exponent_block": pa.int64(),
         "exponent_axis": pa.string(),
+        "activation_bits": pa.int64(),
         "activation_block": pa.int64(),
+        "arithmetic": pa.string(),
     }
 )
 

@@ -16,7 +16,7 @@ from layers.errors import first_line
 
 __all__ = ["PACKED_FORMAT", "decode_card", "decode_forms", "encode_card"]
 
-PACKED_FORMAT = 1
+PACKED_FORMAT = 2
 _REQUIRED = ("format", "model", "classes", "channels", "forms")
 _MAX_CHARACTERS = 255
 """Of a model's or layer's name."""
@@ -50,6 +50,8 @@ def decode_card(text: str, *, limit: int) -> dict[str, Any]:
     if "version" in card and "format" not in card:
         raise ValueError("it is from a pre-release of Overtone")
     format = card.get("format", PACKED_FORMAT)
+    if type(format) is int and 0 < format < PACKED_FORMAT:
+        raise ValueError(f"format (={format}) must be {PACKED_FORMAT}: before it, bits rounded the layers' inputs too")
     if type(format) is not int or format != PACKED_FORMAT:
         raise ValueError(f"format (={format!r}) must be {PACKED_FORMAT}, which is all that this Overtone reads")
     missing = [key for key in _REQUIRED if key not in card]

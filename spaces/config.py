@@ -8,13 +8,20 @@ from typing import Any
 
 from layers import UsageError
 from layers.blockfloat.format import AXES, Axis
-from layers.form import ALLOCATIONS, Allocation
+from layers.form import ALLOCATIONS, ARITHMETICS, Allocation, Arithmetic
 from layers.series.basis import Basis, basis_name
 from layers.templates.transforms import TRANSFORMS, Transform
 
 __all__ = ["BlockConfig", "NetworkConfig"]
 
-_RANGES = {"groups": (1, 1 << 16), "bits": (2, 16), "exponent_block": (1, 128), "activation_block": (1, 128)}
+_BITS, _BLOCKS = (2, 16), (1, 128)
+_RANGES = {
+    "groups": (1, 1 << 16),
+    "bits": _BITS,
+    "exponent_block": _BLOCKS,
+    "activation_bits": _BITS,
+    "activation_block": _BLOCKS,
+}
 """Least and most of the knobs that are whole numbers."""
 
 
@@ -35,13 +42,17 @@ class BlockConfig:
     transform: Transform | None = None
     """How templates become filters; `scalar` if a pruning rate is given without it, and for filters of a single tap."""
     bits: int | None = None
-    """Mantissa bits of weights and inputs, or of biases and norms in the block `norms_and_biases`."""
+    """Mantissa bits of stored weights, or of biases and norms in the block `norms_and_biases`."""
     exponent_block: int | None = None
     """Stored weights that share one exponent; 1 if bits are given without it."""
     exponent_axis: Axis | None = None
     """What the weights' blocks are cut from; `flat` if bits are given without it."""
+    activation_bits: int | None = None
+    """Mantissa bits to which a layer's input is rounded when it runs; nothing is stored in them."""
     activation_block: int | None = None
-    """Input channels of a pixel that share one exponent; 1 if bits are given without it."""
+    """Input channels of a pixel that share one exponent; 1 if activation bits are given without it."""
+    arithmetic: Arithmetic | None = None
+    """What the layers compute in; `float` if it is left out."""
 
     def __post_init__(self) -> None:
         if self.basis is not None:
@@ -52,10 +63,17 @@ class BlockConfig:
             raise UsageError(f"transform (={self.transform!r}) must be one of {', '.join(TRANSFORMS)}, or left out")
         if self.exponent_axis is not None and self.exponent_axis not in AXES:
             raise UsageError(f"exponent_axis (={self.exponent_axis!r}) must be one of {', '.join(AXES)}, or left out")
+        if self.arithmetic is not None and self.arithmetic not in ARITHMETICS:
+            raise UsageError(f"arithmetic (={self.arithmetic!r}) must be one of {', '.join(ARITHMETICS)}, or left out")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not low <= value <= high):
                 raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}, or left out")
+        if self.activation_block is not None and self.activation_bits is None:
+            raise UsageError(
+                f"activation_block (={self.activation_block}) must be given together with activation_bits, as bits are "
+                "those of stored weights alone"
+            )
         if self.harmonics is not None:
             pair = tuple(self.harmonics) if isinstance(self.harmonics, Sequence) else ()
             if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NORMS_AND_BIASES", "Network"]
 
+_FORMS_FORMAT = 2
+"""What the fields of a form mean, as part of the digest; until 2 inputs were rounded to as many bits as weights."""
 NORMS_AND_BIASES = "norms_and_biases"
 """The block of all norms and biases, which takes bits alone."""
 
@@ -145,7 +147,8 @@ class Network:
     def digest(self, config: NetworkConfig) -> str:
         """Return the identity of the network that the config builds: equal for two spellings of one network."""
         forms = {name: _fields(form) for name, form in self.forms(config).items()}
-        return hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
+        meaning = {"format": _FORMS_FORMAT, "forms": forms}
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
     def canonical(self, config: NetworkConfig) -> NetworkConfig:
         """Return the config without the knobs that change no layer, blocks in network order.
@@ -201,10 +204,11 @@ _SIMPLER: tuple[Mapping[str, Any], ...] = (
     dict.fromkeys(("pruning_rate", "groups", "transform")),
     {"groups": None},
     {"transform": None},
-    dict.fromkeys(("bits", "exponent_block", "exponent_axis", "activation_block")),
+    dict.fromkeys(("bits", "exponent_block", "exponent_axis")),
     {"exponent_block": None},
     {"exponent_axis": None},
     {"activation_block": None},
+    {"arithmetic": None},
 )
 """Simpler values of knobs, those of some together, tried in this order and taken if they change no layer."""
 
@@ -216,14 +220,17 @@ def _fields(form: LayerForm) -> dict[str, object]:
 
 @lru_cache(maxsize=1 << 16)
 def _layer_form(shape: LayerShape, block_config: BlockConfig, minimum_templates: int) -> LayerForm:
-    form = LayerForm()
+    form = LayerForm(
+        activation_bits=block_config.activation_bits,
+        activation_block=block_config.activation_block or 1,
+        arithmetic=block_config.arithmetic or "float",
+    )
     if block_config.bits is not None:
         form = dataclasses.replace(
             form,
             bits=block_config.bits,
             exponent_block=block_config.exponent_block or 1,
             exponent_axis=block_config.exponent_axis or "flat",
-            activation_block=block_config.activation_block or 1,
         )
     if shape.kind == "conv2d":
         form = _with_series(form, shape, block_config)

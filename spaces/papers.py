@@ -153,7 +153,9 @@ def _quantized(config: NetworkConfig, bits: int | None) -> NetworkConfig:
     if bits is None:
         return config
     blocks = {block: config.blocks.get(block, BlockConfig()) for block in (*_STAGES, "fc")}
-    return NetworkConfig(blocks={block: replace(knobs, bits=bits) for block, knobs in blocks.items()})
+    return NetworkConfig(
+        blocks={block: replace(knobs, bits=bits, activation_bits=bits) for block, knobs in blocks.items()}
+    )
 
 
 def _scalar_presets(table: TemplateTable, network: Network) -> list[Preset]:

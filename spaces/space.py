@@ -25,16 +25,20 @@ __all__ = ["KNOBS", "Space", "Value"]
 
 Value = str | int | float | None
 
-_EXPONENTS = ("exponent_block", "exponent_axis", "activation_block")
+_EXPONENTS = ("exponent_block", "exponent_axis")
+_ACTIVATIONS = ("activation_bits", "activation_block")
 _TEMPLATES = ("pruning_rate", "groups", "transform")
-KNOBS = ("basis", "harmonics_y", "harmonics_x", "allocation", *_TEMPLATES, "bits", *_EXPONENTS)
+_STORED = ("basis", "harmonics_y", "harmonics_x", "allocation", *_TEMPLATES, "bits", *_EXPONENTS)
+KNOBS = (*_STORED, *_ACTIVATIONS, "arithmetic")
 PRUNING_RATES = (None, 0.25, 0.5, 0.75, 0.875)
 GROUPS = (1, 2, 4)
 TRANSFORMS = ("scalar",)
 BITS = (4, 6, 8, None)
 EXPONENT_BLOCKS = (16,)
 EXPONENT_AXES = ("flat",)
+ACTIVATION_BITS = (None,)
 ACTIVATION_BLOCKS = (1,)
+ARITHMETICS = ("float",)
 NORM_BITS = (8, None)
 
 
@@ -78,6 +82,8 @@ class Space:
                         choices[name][knob] = _checked_values(self, name, knob, values)
                     elif block != "all":
                         raise UsageError(f"knob (={knob!r}) of space.{block} must be one of {_joined(choices[name])}")
+        for name, allowed in choices.items():
+            _check_activations(name, allowed)
         return Space(network=self.network, choices=choices, minimum_templates=self.minimum_templates)
 
     @property
@@ -107,7 +113,7 @@ class Space:
             block_config = config.blocks.get(block, BlockConfig())
             for knob, allowed in knobs.items():
                 value = self._value(block, knob, block_config)
-                optional = knob == "basis" or (value is None and knob in ("groups", "transform", *_EXPONENTS))
+                optional = knob == "basis" or (value is None and knob in _WITH_DEFAULTS)
                 fitting = (value,) if value in allowed else self._equivalent_values(block, knob, block_config)
                 if not fitting and not optional:
                     raise UsageError(f"{block}.{knob} (={value}) must be one of {_joined(allowed)}")
@@ -128,7 +134,9 @@ class Space:
 
     def _equivalent_values(self, block: str, knob: str, block_config: BlockConfig) -> tuple[Value, ...]:
         """Return the choices of a knob that make the same block, if a canonical config may name another value."""
-        if knob not in ("transform", *_EXPONENTS):
+        if knob not in _WITH_DEFAULTS or knob == "groups":
+            return ()
+        if knob == "activation_block" and block_config.activation_bits is None:
             return ()
 
         def is_equivalent(value: Any) -> bool:
@@ -165,7 +173,9 @@ def _default_choices(network: Network, block: str, minimum_templates: int) -> di
     knobs["bits"] = BITS
     knobs["exponent_block"] = EXPONENT_BLOCKS
     knobs["exponent_axis"] = EXPONENT_AXES
+    knobs["activation_bits"] = ACTIVATION_BITS
     knobs["activation_block"] = ACTIVATION_BLOCKS
+    knobs["arithmetic"] = ARITHMETICS
     return knobs
 
 
@@ -184,7 +194,7 @@ def _distinct_rates(network: Network, block: str, minimum_templates: int) -> tup
 def _block_config(values: Mapping[str, Any]) -> BlockConfig:
     harmonics = (values["harmonics_y"], values["harmonics_x"]) if "harmonics_y" in values else None
     rate = values.get("pruning_rate")
-    bits = values.get("bits")
+    bits, activation_bits = values.get("bits"), values.get("activation_bits")
     return BlockConfig(
         basis=values["basis"] if harmonics else None,
         harmonics=harmonics,
@@ -194,6 +204,9 @@ def _block_config(values: Mapping[str, Any]) -> BlockConfig:
         transform=values.get("transform") if rate is not None else None,
         bits=bits,
         **{knob: values.get(knob) if bits is not None else None for knob in _EXPONENTS},
+        activation_bits=activation_bits,
+        activation_block=values.get("activation_block") if activation_bits is not None else None,
+        arithmetic=values.get("arithmetic"),
     )
 
 
@@ -215,7 +228,9 @@ def _flat_limits(knobs: Any, block: str) -> Iterator[tuple[str, tuple[Value, ...
             yield name, values
 
 
-_OPEN_KNOBS = ("basis", *_TEMPLATES, "bits", *_EXPONENTS)
+_WITH_DEFAULTS = ("groups", "transform", *_EXPONENTS, "activation_block", "arithmetic")
+"""Knobs for which a canonical config leaves out a default value, or one that has no effect."""
+_OPEN_KNOBS = ("basis", *_TEMPLATES, "bits", *_EXPONENTS, *_ACTIVATIONS, "arithmetic")
 """Knobs whose default choices are a selection: `restrict` takes any other value that the layers can."""
 
 
@@ -227,12 +242,22 @@ def _checked_values(space: Space, block: str, knob: str, values: tuple[Value, ..
         raise UsageError(f"space.{block}.{knob} (={list(values)}) must be a list of values among {_joined(default)}")
     for value in values if knob in _OPEN_KNOBS else ():
         others: dict[str, Any] = {"basis": "cosine", "harmonics": (1, 1), "pruning_rate": 0.5, "bits": 8}
+        others |= {"activation_bits": 8} if knob == "activation_block" else {}
         others = {} if block == NORMS_AND_BIASES else others
         try:
             space.network.block_forms(block, BlockConfig(**others | {knob: value}), minimum_templates=1)
         except (UsageError, TypeError) as error:
             raise UsageError(f"cannot take space.{block}.{knob} = {value!r}: {first_line(error)}") from error
     return tuple(dict.fromkeys(map(basis_name, values))) if knob == "basis" else values
+
+
+def _check_activations(block: str, choices: Mapping[str, tuple[Value, ...]]) -> None:
+    blocks = choices.get("activation_block", ACTIVATION_BLOCKS)
+    if blocks != ACTIVATION_BLOCKS and choices["activation_bits"] == ACTIVATION_BITS:
+        raise UsageError(
+            f"activation_block (={_joined(blocks)}) of {block!r} must be given together with activation_bits, as bits "
+            "are those of stored weights alone"
+        )
 
 
 def _joined(values: Iterable[Value]) -> str:

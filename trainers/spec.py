@@ -19,7 +19,10 @@ from trainers.training.recipe import TrainingRecipe
 if TYPE_CHECKING:
     from spaces import Network
 
-__all__ = ["TrialSpec"]
+__all__ = ["TrialSpec", "check_format"]
+
+_FORMAT = 2
+"""The version of a spec's JSON, its key `format`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ class TrialSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data, the inverse of `from_json`."""
-        return {**asdict(self), "config": self.config.to_json(), "recipe": self.recipe.to_json()}
+        return {"format": _FORMAT, **asdict(self), "config": self.config.to_json(), "recipe": self.recipe.to_json()}
 
     def to_card(self) -> dict[str, Any]:
         """Return `to_json` without folders, for files that others get: it is the same wherever weights and data are."""
@@ -106,18 +109,25 @@ class TrialSpec:
         allowed = sorted(f.name for f in fields(cls))
         if not isinstance(data, Mapping):
             raise UsageError(f"spec (={data!r}) must be a mapping of {', '.join(allowed)}")
-        if "schedule" in data:
-            raise UsageError("the spec has the key 'schedule': it is from a pre-release of Overtone and cannot be read")
-        unknown = sorted(set(data) - set(allowed))
+        check_format(data)
+        parsed = {name: value for name, value in data.items() if name != "format"}
+        unknown = sorted(set(parsed) - set(allowed))
         if unknown:
             raise UsageError(f"key (={unknown[0]!r}) of the spec must be one of {', '.join(allowed)}")
-        parsed = dict(data)
         parsers = {"data": _parse_data, "recipe": TrainingRecipe.from_json, "config": NetworkConfig.from_json}
         with translate_errors("spec cannot be read", TypeError, to=UsageError):
             for name, parse in parsers.items():
                 if name in parsed:
                     parsed[name] = parse(parsed[name])
             return cls(**parsed)
+
+
+def check_format(spec: Mapping[str, Any]) -> None:
+    """Raise `UsageError` unless the JSON of a spec is of the format of this version."""
+    if "format" not in spec:
+        raise UsageError("the spec has no format: in its pre-release of Overtone, bits rounded the layers' inputs too")
+    if spec["format"] != _FORMAT:
+        raise UsageError(f"the spec's format (={spec['format']!r}) must be {_FORMAT}")
 
 
 def _parse_data(data: Mapping[str, Any]) -> DataSpec:

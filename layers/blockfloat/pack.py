@@ -16,11 +16,20 @@ from layers.blockfloat.format import BlockFormat
 from layers.blockfloat.reference import cut_blocks, join_blocks
 from layers.errors import OvertoneError
 
-__all__ = ["pack_blocks", "pack_codes", "unpack_blocks", "unpack_codes"]
+__all__ = ["block_codes", "pack_blocks", "pack_codes", "unpack_blocks", "unpack_codes"]
 
 
 def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
     """Quantize and pack to uint8 bytes of the signed mantissas, and of the shared exponents.
+
+    Raises what `block_codes` raises.
+    """
+    signed, exponents = block_codes(x, form)
+    return pack_codes(signed, form.bits + 1), pack_codes(exponents, form.exponent_bits)
+
+
+def block_codes(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
+    """Quantize to the numbers that are packed, (n,) int64: signed mantissas, and shared exponents less the lowest.
 
     Raises `OvertoneError` if `x` holds a value that is not finite or too large for the exponent.
     """
@@ -31,7 +40,7 @@ def pack_blocks(x: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
     exponents = (torch.frexp(largest).exponent - 1).masked_fill(largest == 0, form.lowest)
     whole = join_blocks(blocks * power_of_two(form.bits - 1 - exponents), x.shape, form).flatten().long()
     signed = whole.abs() | ((whole < 0).long() << form.bits)
-    return pack_codes(signed, form.bits + 1), pack_codes(exponents.flatten().long() - form.lowest, form.exponent_bits)
+    return signed, exponents.flatten().long() - form.lowest
 
 
 def unpack_blocks(mantissas: Tensor, exponents: Tensor, form: BlockFormat, shape: torch.Size) -> Tensor:

@@ -45,12 +45,12 @@ __all__ = ["importance"]
 _DEFAULTS = {
     "exponent_block": ("bits", 1),
     "exponent_axis": ("bits", "flat"),
-    "activation_block": ("bits", 1),
+    "activation_block": ("activation_bits", 1),
     "transform": ("pruning_rate", "scalar"),
 }
 """Knobs whose null means a default if another knob is set: that knob, and the default."""
 _CONDITIONAL = frozenset({"basis", "allocation", "groups", *_DEFAULTS})
-"""Knobs that mean something only beside harmonics, a pruning rate or bits; null otherwise."""
+"""Knobs that mean something only beside harmonics, a pruning rate, bits or activation bits; null otherwise."""
 _BEST_SHARE = 0.1
 _BEST_LEAST = 10
 _BEST_MOST = 1 / 3
@@ -68,7 +68,7 @@ def importance(ledger: Ledger, study: str) -> dict[str, Any]:
     uncompressed), `n` trials, their mean `score`, and geometric means of `size_bytes` and `flops`. `shared` has the
     share of the front's members, and of all finished trials, that have the value. Knobs that never varied are left out.
     `allocation` is `uniform` in a block that could have another one and does not; with bits set, null exponent knobs
-    are at their defaults, and so are null transforms with a pruning rate set.
+    are at their defaults, and so are null transforms with a pruning rate set; a null `arithmetic` is float.
     """
     trials = ledger.trials(study)
     finished = trials.filter(pc.equal(trials.column("status"), TrialStatus.FINISHED.value))
@@ -114,7 +114,7 @@ def _values_of(entries: pa.StructArray, knob: str) -> list[Any]:
     """Return a knob's value in each entry, with the defaults that null stands for.
 
     A null allocation is uniform in a series of more than one coefficient without templates; elsewhere it means nothing.
-    A null knob of `_DEFAULTS` is at its default if the knob beside it is set.
+    A null knob of `_DEFAULTS` is at its default if the knob beside it is set, a null arithmetic is float.
     """
     column = entries.field(knob)
     if knob == "allocation":
@@ -122,6 +122,8 @@ def _values_of(entries: pa.StructArray, knob: str) -> list[Any]:
         several = pc.greater(pc.multiply(entries.field("harmonics_y"), entries.field("harmonics_x")), 1)
         uniform = pc.and_(column.is_null(), pc.and_(series, several.fill_null(False)))
         column = pc.if_else(uniform, "uniform", column)
+    if knob == "arithmetic":
+        column = pc.fill_null(column, "float")
     if knob in _DEFAULTS:
         beside, default = _DEFAULTS[knob]
         column = pc.if_else(entries.field(beside).is_valid(), pc.fill_null(column, default), column)

@@ -88,7 +88,7 @@ def _agreement(facts: Mapping[str, Any]) -> str:
     start = f"Read {where}, this file gave the packed model's class for"
     if not differing:
         return f"{start} all {n:,} validation images."
-    order = "other runtimes add in another order, which can turn the rounding of an activation held in few bits"
+    order = "other runtimes add in another order, which can turn the rounding of an input held in few bits"
     return f"{start} {n - differing:,} of {n:,} validation images: {order}."
 
 

@@ -37,8 +37,8 @@ def encode(table: pa.Table) -> bytes:
 def decode(data: bytes, *, study: str, path: str) -> pa.Table:
     """Return the rows of one file; errors call it by `path`.
 
-    Raises `OvertoneError` if the bytes are not Parquet, were not written by Overtone, or were written by a newer
-    Overtone or by a pre-release.
+    Raises `OvertoneError` if the bytes are not Parquet, were not written by Overtone, or were written by another
+    version's Overtone or by a pre-release.
     """
     with read_errors(path):
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
@@ -70,10 +70,14 @@ def refuse_prerelease(keys: Container[str], path: str) -> None:
         raise OvertoneError(f"{path!r} is from a pre-release of Overtone (key {_PRERELEASE_KEY!r}) and cannot be read")
 
 
-def check_version(version: int, newest: int, path: str) -> None:
-    """Raise `OvertoneError` for a version that only a newer Overtone can read."""
-    if version > newest:
-        raise OvertoneError(f"{path!r} has version {version}, newer than {newest}: update overtone")
+def check_version(version: int, own: int, path: str) -> None:
+    """Raise `OvertoneError` for any version but this Overtone's own."""
+    if version > own:
+        raise OvertoneError(f"{path!r} has version {version}, newer than {own}: update overtone")
+    if version < own:
+        raise OvertoneError(
+            f"{path!r} has version {version}, older than {own}: bits rounded the layers' inputs too then"
+        )
 
 
 def _check_versions(table: pa.Table, path: str) -> None:
@@ -83,7 +87,8 @@ def _check_versions(table: pa.Table, path: str) -> None:
     versions = set(table.column("ledger_version").to_pylist())
     if not all(isinstance(version, int) and version > 0 for version in versions):
         raise OvertoneError(f"{path!r} is not a ledger file of Overtone: its ledger_version is no positive integer")
-    check_version(max(versions, default=1), LEDGER_VERSION, path)
+    for version in versions:
+        check_version(version, LEDGER_VERSION, path)
 
 
 def _column(table: pa.Table, field: pa.Field, study: str, path: str) -> pa.ChunkedArray | pa.Array:

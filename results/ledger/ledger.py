@@ -35,8 +35,8 @@ from results.schema import SCHEMA, TrialRow, to_table
 
 __all__ = ["RECORD_FORMAT", "Ledger"]
 
-RECORD_FORMAT = 1
-"""The version of study records, their key `format`."""
+RECORD_FORMAT = 2
+"""The version of study records, their key `format`. In version 1 `bits` of a block rounded its layers' inputs too."""
 
 _SCORE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _FIXED_KEYS = ("name", "score_name", "objectives", "created_at", "format")

@@ -2,7 +2,7 @@
 
 The file is read back in a process of its own. It must give every validation image the class that the trial's packed
 model gives, whose score and size must be the ledger's. Other runtimes add in another order, which now and then turns
-the rounding of an activation held in few bits: onnx and pt2 may differ for few images. The test split is read once, for
+the rounding of an input held in few bits: onnx and pt2 may differ for few images. The test split is read once, for
 the model card.
 """
 

@@ -39,8 +39,8 @@ class Points:
     """By the names of the ledger's columns, (m,)."""
     features: Floats
     """(m, d): what the score may depend on, each about 0 to 1. Of each block, on average over its layers, the shares of
-    harmonics and of filters that are left, and how large rounding errors are; the logarithms of size and compute in
-    all."""
+    harmonics and of filters that are left, how large the rounding errors of weights and of inputs are, and whether it
+    computes in int8; the logarithms of size and compute in all."""
 
     def take(self, rows: npt.NDArray[np.bool_]) -> Points:
         """Return the points at which `rows` (m,) is true."""
@@ -167,8 +167,7 @@ def _by_name(cost: Cost) -> dict[str, int]:
 
 
 def _features(shape: LayerShape, form: LayerForm) -> tuple[float, ...]:
-    bits = form.bits or form.vector_bits
-    error = 0.0 if bits is None else 2.0 ** (2 - bits)
+    error, input_error = _rounding_error(form.bits or form.vector_bits), _rounding_error(form.activation_bits)
     return (
         *(n / k for n, k in zip(form.harmonics or shape.kernel, shape.kernel, strict=True)),
         float(form.basis is not None and form.basis.startswith("chebyshev")),
@@ -177,6 +176,13 @@ def _features(shape: LayerShape, form: LayerForm) -> tuple[float, ...]:
         log2(form.groups) / 4,
         *(float(form.transform == name) for name in TRANSFORMS[1:]),
         error,
-        *(error * log2(values) / 8 for values in (form.exponent_block, form.activation_block)),
+        error * log2(form.exponent_block) / 8,
         *(error * (form.exponent_axis == axis) for axis in AXES[1:]),
+        input_error,
+        input_error * log2(form.activation_block) / 8,
+        float(form.arithmetic == "int8"),
     )
+
+
+def _rounding_error(bits: int | None) -> float:
+    return 0.0 if bits is None else 2.0 ** (2 - bits)

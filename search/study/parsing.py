@@ -97,6 +97,7 @@ def read_config(text: str, model: str, network: Network) -> NetworkConfig:
     Raises `UsageError` unless it is one of them and fits the network.
     """
     from spaces import NetworkConfig, presets
+    from trainers.spec import check_format
 
     named = {preset.name: preset.config for preset in presets(model, network)}
     if text in named:
@@ -106,8 +107,10 @@ def read_config(text: str, model: str, network: Network) -> NetworkConfig:
     except (OSError, ValueError, RecursionError) as error:
         allowed = f"a readable JSON file or a preset of {model}: {', '.join(named)}"
         raise UsageError(f"config (={text!r}) must be {allowed}") from error
-    for part in ("spec", "config"):
-        data = data.get(part, data) if isinstance(data, Mapping) else data
+    data = data.get("spec", data) if isinstance(data, Mapping) else data
+    if isinstance(data, Mapping) and "config" in data:
+        check_format(data)
+        data = data["config"]
     return network.canonical(NetworkConfig.from_json(data))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from layers import UsageError
+from layers import OvertoneError, UsageError
 from results.objectives import Objective, parse_objectives
 from results.schema import TrialRow, TrialStatus
 from search.study.record import network_config, reused_row
@@ -23,9 +23,9 @@ _SAME = ("model", "weights_sha256", "data_fingerprint", "recipe", "init", "salie
 
 
 def comparable_studies(study: StudyLedger) -> list[StudyLedger]:
-    """Return the other studies of the ledger, some of whose trials may be the study's."""
+    """Return the other studies of the ledger, some of whose trials may be the study's: none of another version."""
     record = study.record()
-    return [other for other in study.others() if not _difference(record, other.record())]
+    return [other for other in study.others() if _is_comparable(record, other)]
 
 
 def finished_rows(studies: Iterable[StudyLedger], objectives: Sequence[Objective]) -> dict[str, Mapping[str, Any]]:
@@ -62,6 +62,13 @@ def warm_start_rows(
         for number, row in enumerate(rows)
     )
     return [reused_row(study.name, suggestion, row) for suggestion, row in zip(suggestions, rows, strict=True)]
+
+
+def _is_comparable(record: Mapping[str, Any], other: StudyLedger) -> bool:
+    try:
+        return not _difference(record, other.record())
+    except OvertoneError:  # a record that cannot be read is in no way of a search that does not need it
+        return False
 
 
 def _difference(record: Mapping[str, Any], other: Mapping[str, Any]) -> str:

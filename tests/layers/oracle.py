@@ -57,9 +57,9 @@ def _transformed(layer: CompressedConv2d, part: Tensor, stored: Any, rebuilt: in
 
 def rounded_inputs(x: Tensor, form: LayerForm) -> Tensor:
     """Pixel by pixel, in blocks of consecutive channels."""
-    if form.bits is None:
+    if form.activation_bits is None:
         return x
-    own = BlockFormat(bits=form.bits, block=form.activation_block, exponent_bits=form.exponent_bits)
+    own = BlockFormat(bits=form.activation_bits, block=form.activation_block, exponent_bits=form.exponent_bits)
     pixels = x.movedim(1, -1)
     rows = [quantize(row, own) for row in pixels.reshape(-1, x.shape[1])]
     return torch.stack(rows).view(pixels.shape).movedim(-1, 1)

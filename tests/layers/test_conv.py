@@ -26,7 +26,7 @@ from tests.layers.oracle import oracle_filters, rounded_inputs
 SERIES = LayerForm(basis="chebyshev", harmonics=(2, 3))
 TEMPLATES = LayerForm(templates=3, groups=2, transform="scalar")
 SPENT = LayerForm(basis="cosine", harmonics=(2, 2), allocation="filter")
-IN_BLOCKS = LayerForm(bits=4, activation_block=3)
+IN_BLOCKS = LayerForm(bits=4, activation_bits=5, activation_block=3)
 ALL = LayerForm(basis="cosine", harmonics=(2, 2), templates=3, groups=2, transform="scalar", bits=5, exponent_block=16)
 
 
@@ -136,7 +136,7 @@ def test_gradients_of_a_whole_layer(form, conv, normal):
 
 
 def test_gradient_of_quantised_layer_is_that_of_the_dense_one_at_the_rounded_values(conv, x):
-    form = LayerForm(bits=3, exponent_block=16, exponent_axis="filter", activation_block=3)
+    form = LayerForm(bits=3, exponent_block=16, exponent_axis="filter", activation_bits=4, activation_block=3)
     layer, dense = CompressedConv2d(conv, form), copy.deepcopy(conv)
     with torch.no_grad():
         dense.weight.copy_(quantize(conv.weight, form.weight_format))
@@ -250,9 +250,7 @@ def check_compiled(form: LayerForm, execution: Any, conv: nn.Conv2d, x: Tensor, 
     assert all(torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-3) for one, other in gradients)
 
 
-@pytest.mark.parametrize(
-    "form", [LayerForm(basis="cosine", harmonics=(1, 2)), TEMPLATES, LayerForm(bits=4, activation_block=3)]
-)
+@pytest.mark.parametrize("form", [LayerForm(basis="cosine", harmonics=(1, 2)), TEMPLATES, IN_BLOCKS])
 @pytest.mark.parametrize(("padding", "mode"), [(2, "zeros"), (1, "reflect"), (2, "circular"), ("same", "replicate")])
 def test_1d_convolutions(form, padding, mode, fill, normal):
     conv = fill(nn.Conv1d(4, 8, 5, padding=padding, padding_mode=mode, dilation=2, bias=mode != "zeros").double())
@@ -275,7 +273,8 @@ def test_linear_layer_rounds_weights_and_inputs(fill, rng, normal):
     linear = fill(nn.Linear(rng.randint(1, 20), 7, bias=rng.random() < 0.5))
     x = normal(3, 4, 2, linear.in_features, dtype=torch.float32)
     assert torch.equal(CompressedLinear(linear, LayerForm())(x), linear(x))
-    form = LayerForm(bits=3, exponent_block=5, exponent_axis="filter", activation_block=rng.choice([1, 3, 64]))
+    form = LayerForm(bits=3, exponent_block=5, exponent_axis="filter")
+    form = dataclasses.replace(form, activation_bits=5, activation_block=rng.choice([1, 3, 64]))
     layer = CompressedLinear(linear, form)
     weight = torch.stack([quantize(row, BlockFormat(bits=3, block=5)) for row in linear.weight])
     assert torch.equal(layer.filters(), weight)

@@ -9,6 +9,7 @@ from layers.blockfloat.format import BlockFormat
 from layers.form import canonical_form, stored_tensors
 
 SHAPE = LayerShape(kind="conv2d", in_channels=12, out_channels=20, kernel=(5, 3), groups=2, bias=True)
+NORM = LayerShape(kind="norm", in_channels=4, out_channels=4, vectors=("weight", "bias"))
 LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
 
 
@@ -35,15 +36,14 @@ LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
         ({"bits": 4, "exponent_block": 0}, r"block \(=0\) must be a whole number from 1 to 128$"),
         ({"bits": 4, "exponent_bits": 9}, r"exponent_bits \(=9\) must be a whole number from 2 to 7$"),
         ({"bits": 4, "exponent_axis": "row"}, r"axis \(='row'\) must be one of flat, filter, channel$"),
-        ({"bits": 4, "activation_block": 0}, r"block \(=0\) must be a whole number from 1 to 128$"),
-        (
-            {"exponent_axis": "filter"},
-            r"exponent_axis \(='filter'\) and activation_block \(=1\) must be 'flat' and 1 without bits$",
-        ),
-        (
-            {"activation_block": 4},
-            r"exponent_axis \(='flat'\) and activation_block \(=4\) must be 'flat' and 1 without bits$",
-        ),
+        ({"activation_bits": 4, "activation_block": 0}, r"block \(=0\) must be a whole number from 1 to 128$"),
+        ({"exponent_axis": "filter"}, r"exponent_axis \(='filter'\) must be 'flat' without bits$"),
+        ({"bits": 4, "activation_block": 4}, r"activation_block \(=4\) must be 1 without activation_bits$"),
+        ({"activation_bits": 17}, r"^activation_bits \(=17\) must be a whole number from 2 to 16$"),
+        ({"activation_bits": True}, r"^activation_bits \(=True\) must be a whole number from 2 to 16$"),
+        ({"vector_bits": 1}, r"^vector_bits \(=1\) must be a whole number from 2 to 16$"),
+        ({"arithmetic": "int4"}, r"^arithmetic \(='int4'\) must be one of float, int8$"),
+        ({"arithmetic": None}, r"^arithmetic \(=None\) must be one of float, int8$"),
     ],
 )
 def test_forms_that_contradict_themselves_are_refused(asked, message):
@@ -62,8 +62,11 @@ def test_forms_that_contradict_themselves_are_refused(asked, message):
         (SHAPE, {"templates": 21, "transform": "scalar"}, r"templates \(=21\) must be between 1 and .* 20 filters$"),
         (SHAPE, {"templates": 0, "transform": "scalar"}, r"templates \(=0\) must be between 1 and"),
         (SHAPE, {"templates": 4, "transform": "scalar", "groups": 4}, r"groups \(=4\) must divide the 6 channels"),
-        (LINEAR, {"basis": "cosine", "harmonics": (1, 1)}, r"^a linear layer takes bits alone"),
-        (LINEAR, {"templates": 4, "transform": "scalar"}, r"^a linear layer takes bits alone"),
+        (LINEAR, {"basis": "cosine", "harmonics": (1, 1)}, r"^a linear layer takes bits and arithmetic alone"),
+        (NORM, {"bits": 4}, r"^a norm takes vector_bits alone"),
+        (NORM, {"activation_bits": 4}, r"^a norm takes vector_bits alone"),
+        (NORM, {"vector_bits": 4, "arithmetic": "int8"}, r"^a norm takes vector_bits alone"),
+        (LINEAR, {"templates": 4, "transform": "scalar"}, r"^a linear layer takes bits and arithmetic alone"),
     ],
 )
 def test_forms_that_the_layer_cannot_take_are_refused(shape, asked, message):
@@ -90,12 +93,16 @@ def test_stored_tensors_of_every_step():
     assert tensors["gains"].bytes == (585 * 7 + 7) // 8 + (585 * 7 + 7) // 8
 
 
-def test_weights_share_exponents_and_activations_do_not_unless_asked():
+def test_weights_are_stored_in_bits_and_activations_rounded_in_their_own():
     form = LayerForm(bits=6, exponent_block=32, exponent_bits=5, exponent_axis="filter")
     assert form.weight_format == BlockFormat(bits=6, block=32, exponent_bits=5, axis="filter")
-    assert form.activation_format == BlockFormat(bits=6, exponent_bits=5)
-    shared = dataclasses.replace(form, activation_block=16)
-    assert shared.activation_format == BlockFormat(bits=6, block=16, exponent_bits=5, axis="channel")
+    assert form.activation_format is None
+    both = dataclasses.replace(form, activation_bits=4)
+    assert both.activation_format == BlockFormat(bits=4, exponent_bits=5)
+    shared = dataclasses.replace(both, activation_block=16)
+    assert shared.activation_format == BlockFormat(bits=4, block=16, exponent_bits=5, axis="channel")
+    alone = LayerForm(activation_bits=4)
+    assert (alone.weight_format, alone.activation_format) == (None, BlockFormat(bits=4))
     assert shared.weight_format == form.weight_format
     assert LayerForm().weight_format is LayerForm().activation_format is None
 
@@ -130,10 +137,10 @@ def test_settled_form_names_the_first_axis_with_the_same_blocks(shape, form, axi
 
 
 def test_settled_form_has_no_more_channels_to_a_block_than_there_are():
-    wide = LayerForm(bits=6, activation_block=64)
+    wide = LayerForm(activation_bits=6, activation_block=64)
     assert canonical_form(LINEAR, wide).activation_block == 12
     assert canonical_form(ONE_TAP, wide).activation_block == 48
-    assert canonical_form(ONE_TAP, LayerForm(bits=6, activation_block=16)).activation_block == 16
+    assert canonical_form(ONE_TAP, LayerForm(activation_bits=6, activation_block=16)).activation_block == 16
     assert canonical_form(LINEAR, LayerForm()) == LayerForm()
 
 
@@ -147,6 +154,22 @@ def test_settled_form_computes_costs_and_packs_the_same(_, random_conv, random_f
     assert layer_cost(layer.shape, form) == layer_cost(layer.shape, other.form)
     one, two = pack_state(nn.Sequential(layer)), pack_state(nn.Sequential(other))
     assert all(torch.equal(one[name], two[name]) for name in one | two)
+
+
+@pytest.mark.parametrize("running", [{"activation_bits": 4, "activation_block": 2}, {"arithmetic": "int8"}])
+@pytest.mark.parametrize("shape", [SHAPE, LINEAR])
+def test_what_a_layer_does_when_it_runs_changes_nothing_that_it_costs(shape, running):
+    shape = dataclasses.replace(shape, calls=(((8, 8), (4, 6)),))
+    for form in (LayerForm(), LayerForm(bits=5, exponent_block=16)):
+        assert layer_cost(shape, dataclasses.replace(form, **running)) == layer_cost(shape, form)
+
+
+def test_layers_compute_in_nothing_but_float_yet():
+    for layer in (nn.Conv2d(2, 3, 3), nn.Conv1d(2, 3, 3), nn.Linear(2, 3)):
+        with pytest.raises(
+            UsageError, match=r"^arithmetic \(='int8'\) must be 'float': nothing else is available yet$"
+        ):
+            compress_layer(layer, LayerForm(arithmetic="int8"))
 
 
 def test_shape_is_read_off_the_layer():

@@ -10,7 +10,7 @@ from layers.blockfloat import quantize
 FORMS = {
     "0": LayerForm(basis="cosine", harmonics=(2, 3), templates=5, groups=3, transform="scalar", bits=5),
     "3": LayerForm(templates=9, transform="scalar", bits=7, exponent_block=16, exponent_axis="channel"),
-    "6": LayerForm(bits=4, exponent_block=8, exponent_axis="filter", activation_block=4),
+    "6": LayerForm(bits=4, exponent_block=8, exponent_axis="filter", activation_bits=3),
 }
 
 

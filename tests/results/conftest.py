@@ -23,13 +23,14 @@ UNCOMPRESSED = {
     "macs": 12_500_000,
     "parameters": 78_000,
 }
+UNSET = ("exponent_block", "exponent_axis", "activation_bits", "activation_block", "arithmetic")
 BLOCKS = (
     {"block": "conv1", "basis": None, "harmonics_y": None, "harmonics_x": None, "pruning_rate": None, "groups": None}
     | {"allocation": None, "transform": None, "bits": None}
-    | dict.fromkeys(("exponent_block", "exponent_axis", "activation_block")),
+    | dict.fromkeys(UNSET),
     {"block": "layer1", "basis": "cosine", "harmonics_y": 2, "harmonics_x": 3, "pruning_rate": 0.5, "groups": 2}
     | {"allocation": None, "transform": "scalar", "bits": 8}
-    | dict.fromkeys(("exponent_block", "exponent_axis", "activation_block")),
+    | dict.fromkeys(UNSET),
 )
 HISTORY = (
     {"epoch": 0, "train_loss": 1.2, "score": 0.5, "metrics": {"val_top1": 0.5, "val_top5": 0.9, "val_loss": 1.1}}

@@ -28,10 +28,12 @@ def test_knobs_that_do_nothing_are_left_out():
     axes = {"filter": " of a filter", "channel": " of a filter's channels", "flat": "", None: ""}
     for axis, said in axes.items():
         assert format_network([{**block, "exponent_axis": axis}]) == f"fc: 4 bits in blocks of 16{said}"
-    inputs = {**block, "exponent_axis": "filter", "activation_block": 8}
-    assert format_network([inputs]) == "fc: 4 bits in blocks of 16 of a filter, inputs in blocks of 8"
-    assert format_network([{**inputs, "exponent_block": None}]) == "fc: 4 bits, inputs in blocks of 8"
-    assert format_network([{**inputs, "bits": None}]) == "uncompressed"
+    inputs = {**block, "exponent_axis": "filter", "activation_bits": 5, "activation_block": 8}
+    assert format_network([inputs]) == "fc: 4 bits in blocks of 16 of a filter, inputs in 5 bits in blocks of 8"
+    assert format_network([{**inputs, "exponent_block": None}]) == "fc: 4 bits, inputs in 5 bits in blocks of 8"
+    assert format_network([{**inputs, "bits": None, "activation_block": None}]) == "fc: inputs in 5 bits"
+    assert format_network([{**block, "arithmetic": "int8"}]) == "fc: 4 bits in blocks of 16, runs in int8"
+    assert format_network([{"block": "fc", "arithmetic": "float"}]) == "uncompressed"
     assert format_network([{"block": "a", "pruning_rate": 0.75, "transform": "affine"}]) == "a: 25 % templates (affine)"
 
 

@@ -6,6 +6,7 @@ import pytest
 from layers.errors import OvertoneError
 from results.schema import LEDGER_VERSION, SCHEMA, TrialRow, TrialStatus, block_records, to_records, to_table
 from spaces.config import BlockConfig, NetworkConfig
+from spaces.space import KNOBS
 from tests.results.conftest import BLOCKS
 
 
@@ -78,8 +79,8 @@ def test_record_without_a_column_is_refused(make_row):
         TrialRow.from_record(record)
 
 
-def test_version_is_one():
-    assert LEDGER_VERSION == 1
+def test_version_is_two():
+    assert LEDGER_VERSION == 2
 
 
 def test_config_becomes_the_rows_of_the_ledger():
@@ -89,6 +90,13 @@ def test_config_becomes_the_rows_of_the_ledger():
     assert block_records(config) == [BLOCKS[1]]
     assert [record["block"] for record in block_records(config, ["layer2"])] == ["layer2", "layer1"]
     assert block_records({}) == []
-    exponents = {"exponent_block": 16, "exponent_axis": "channel", "activation_block": 8}
-    config = NetworkConfig(blocks={"layer1": dataclasses.replace(block, **exponents)}).to_json()
-    assert block_records(config) == [{**BLOCKS[1], **exponents}]
+    others = {"exponent_block": 16, "exponent_axis": "channel", "activation_bits": 5, "activation_block": 8}
+    others |= {"arithmetic": "int8"}
+    config = NetworkConfig(blocks={"layer1": dataclasses.replace(block, **others)}).to_json()
+    assert block_records(config) == [{**BLOCKS[1], **others}]
+
+
+def test_rows_have_every_knob_of_a_config():
+    knobs = {field.name for field in dataclasses.fields(BlockConfig)} - {"harmonics"} | {"harmonics_y", "harmonics_x"}
+    assert BLOCKS[0].keys() == knobs | {"block"}
+    assert knobs == set(KNOBS)

@@ -21,7 +21,11 @@ def save_mixed(path: Path, card: Mapping[str, Any] = CARD) -> Path:
                 module.running_var.uniform_(0.5, 1.5)
     both = BlockConfig(basis="cosine", harmonics=(2, 3), pruning_rate=0.5, groups=2, bits=8)
     config = NetworkConfig(
-        blocks={"layer1": both, "layer2": BlockConfig(bits=5, activation_block=12), "layer3": BlockConfig(bits=4)}
+        blocks={
+            "layer1": both,
+            "layer2": BlockConfig(bits=5, activation_bits=5, activation_block=12),
+            "layer3": BlockConfig(bits=4),
+        }
     )
     compressed = compress_model(model, Network.from_module(model, (1, 8, 8)).forms(config)).eval()
     save_model(compressed, path, card={**card, "config": config.to_json()})

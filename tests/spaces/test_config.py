@@ -14,7 +14,9 @@ FULL = BlockConfig(
     bits=6,
     exponent_block=16,
     exponent_axis="channel",
+    activation_bits=5,
     activation_block=32,
+    arithmetic="int8",
 )
 
 
@@ -34,7 +36,9 @@ def test_json_round_trip():
                 "bits": 6,
                 "exponent_block": 16,
                 "exponent_axis": "channel",
+                "activation_bits": 5,
                 "activation_block": 32,
+                "arithmetic": "int8",
             },
             "conv1": {"bits": 4},
             "fc": {},
@@ -87,8 +91,14 @@ def test_harmonics_become_a_tuple_so_that_configs_hash():
         ({"exponent_block": 129}, r"exponent_block \(=129\) must be a whole number"),
         ({"exponent_axis": "row"}, r"exponent_axis \(='row'\) must be one of flat, filter, channel, or left out$"),
         ({"exponent_axis": []}, r"exponent_axis \(=\[\]\) must be one of flat, filter, channel, or left out$"),
+        ({"activation_bits": 1}, r"activation_bits \(=1\) must be a whole number from 2 to 16, or left out$"),
         ({"activation_block": 0}, r"activation_block \(=0\) must be a whole number from 1 to 128, or left out$"),
         ({"activation_block": 129}, r"activation_block \(=129\) must be a whole number"),
+        (
+            {"bits": 8, "activation_block": 16},
+            r"activation_block \(=16\) must be given together with activation_bits, as bits are those of stored ",
+        ),
+        ({"arithmetic": "int4"}, r"arithmetic \(='int4'\) must be one of float, int8, or left out$"),
     ],
 )
 def test_bad_knobs_are_refused_in_python_and_in_json(knobs, message):
@@ -105,8 +115,11 @@ def test_bad_knobs_are_refused_in_python_and_in_json(knobs, message):
         ({"block": {}}, r"key \(='block'\) of config must be one of blocks, minimum_templates$"),
         ({"blocks": [1]}, r"blocks \(=\[1\]\) must be a mapping of block names to knobs$"),
         ({"blocks": None}, r"blocks \(=None\) must be a mapping"),
-        ({"blocks": {"a": 3}}, r"block 'a' \(=3\) must be a mapping with the keys activation_block, "),
-        ({"blocks": {"a": {"bit": 3}}}, r"key \(='bit'\) of block 'a' must be one of activation_block, allocation, "),
+        ({"blocks": {"a": 3}}, r"block 'a' \(=3\) must be a mapping with the keys activation_bits, "),
+        (
+            {"blocks": {"a": {"bit": 3}}},
+            r"key \(='bit'\) of block 'a' must be one of activation_bits, activation_block, ",
+        ),
         ({"minimum_templates": 0}, r"minimum_templates \(=0\) must be a whole number of at least 1$"),
         ({"minimum_templates": 2.5}, r"minimum_templates \(=2\.5\) must be a whole number"),
         ({"minimum_templates": "8"}, r"minimum_templates \(='8'\) must be a whole number"),

@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 
 import pytest
 import torch
@@ -19,7 +21,10 @@ def series(y: int, x: int, basis="cosine") -> BlockConfig:
 
 
 def in_blocks(block: int = 16, axis=None, inputs=None) -> BlockConfig:
-    return BlockConfig(bits=4, exponent_block=block, exponent_axis=axis, activation_block=inputs)
+    rounded = None if inputs is None else 6
+    return BlockConfig(
+        bits=4, exponent_block=block, exponent_axis=axis, activation_bits=rounded, activation_block=inputs
+    )
 
 
 def config(minimum_templates: int = 2, **blocks: BlockConfig) -> NetworkConfig:
@@ -63,7 +68,8 @@ def test_minimum_of_templates_is_kept(wide_network):
         BlockConfig(groups=4),
         BlockConfig(transform="scalar"),
         BlockConfig(exponent_block=64),
-        BlockConfig(exponent_axis="channel", activation_block=16),
+        BlockConfig(exponent_axis="channel"),
+        BlockConfig(arithmetic="float"),
     ],
 )
 def test_knobs_without_effect_collapse(nothing, wide_network):
@@ -151,7 +157,8 @@ def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
                 bits=rng.choice([None, 4, 8]),
                 exponent_block=rng.choice([None, 1, 16]),
                 exponent_axis=rng.choice([None, *AXES]),
-                activation_block=rng.choice([None, 1, 16, 128]),
+                **rng.choice([{}, {"activation_bits": 5, "activation_block": rng.choice([None, 1, 16, 128])}]),
+                arithmetic=rng.choice([None, "float", "int8"]),
             )
         asked = NetworkConfig(blocks=blocks, minimum_templates=rng.randint(1, 9))
         canonical = wide_network.canonical(asked)
@@ -163,7 +170,8 @@ def test_canonical_means_the_same_and_stays_when_repeated(wide_network, rng):
             for knob in dataclasses.fields(block):
                 if getattr(block, knob.name) is None or knob.name in ("basis", "harmonics"):
                     continue
-                without = dataclasses.replace(block, **{knob.name: None})
+                together = ("activation_bits", "activation_block") if knob.name == "activation_bits" else (knob.name,)
+                without = dataclasses.replace(block, **dict.fromkeys(together))
                 assert wide_network.forms(config(canonical.minimum_templates, **{name: without})) != wide_network.forms(
                     config(canonical.minimum_templates, **{name: block})
                 )
@@ -194,7 +202,7 @@ def test_exponents_of_one_network_are_one_config(wide_network):
         assert canonical(body2=in_blocks(20, axis)) == in_blocks(20, axis)
         assert canonical(body2=in_blocks(1, axis)) == FOUR_BITS
     assert canonical(head=in_blocks(inputs=12)) == canonical(head=in_blocks(inputs=128)) == in_blocks(inputs=12)
-    assert canonical(head=in_blocks(inputs=1)) == in_blocks()
+    assert canonical(head=in_blocks(inputs=1)) == BlockConfig(bits=4, exponent_block=16, activation_bits=6)
 
 
 def test_different_networks_have_different_digests(resnet8, draw):
@@ -273,13 +281,25 @@ def test_digests_stay_as_they_are():
     network = Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
     blocks = {"layer1": BlockConfig(basis="cosine", harmonics=(2, 2), bits=8, exponent_block=16)}
     for block, digest in (
-        (BlockConfig(bits=4), "cd2d3e59402648b3a97cd523bc0d937e479a49c5651e388c98c6f0e2f244e3ed"),
+        (BlockConfig(bits=4), "3e67f39d19a7126d31722cb4a1ec1e6fefe3dd78e3b3e53940c8df202c979e08"),
         (
             BlockConfig(pruning_rate=0.5, transform="zero", bits=4),
-            "47f19873349d26095c18afd66ea9f9ed60bcb295e976b3411506701058ac255f",
+            "07c3a1fc8b74933b36fbe91c734f257bed7b7f3d3f51f8b9d8ffa1b46f734bde",
         ),
     ):
         assert network.digest(NetworkConfig(blocks=blocks | {"layer3": block})) == digest
+
+
+def test_no_digest_is_that_of_when_bits_rounded_inputs_too():
+    """Then it was over the forms alone, without what is newer in them."""
+    network = Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+    for block in (BlockConfig(), BlockConfig(bits=4), BlockConfig(basis="cosine", harmonics=(1, 2)), PRUNED):
+        asked = NetworkConfig(blocks={"layer3": block})
+        now = {name: dataclasses.asdict(form) for name, form in network.forms(asked).items()}
+        newer = ("activation_bits", "arithmetic")
+        then = {name: {k: v for k, v in form.items() if k not in newer} for name, form in now.items()}
+        for forms in (now, then):
+            assert network.digest(asked) != hashlib.sha256(json.dumps(forms, sort_keys=True).encode()).hexdigest()
 
 
 def test_only_transformed_filters_of_two_templates_or_more_are_assigned(wide_network):

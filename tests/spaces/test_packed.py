@@ -16,7 +16,7 @@ FORMS = {
     "layer1.0.conv1": LayerForm(basis="chebyshev", harmonics=(2, 2), allocation="filter", bits=7),
     "conv1": LayerForm(basis="cosine", harmonics=(2, 3), bits=6),
     "layer3.0.conv2": LayerForm(templates=9, groups=2, transform="scalar", bits=8, exponent_block=16),
-    "linear": LayerForm(bits=4, exponent_block=7, vector_bits=6),
+    "linear": LayerForm(bits=4, exponent_block=7, activation_bits=5, activation_block=3, vector_bits=6),
     "layer2.0.bn1": LayerForm(vector_bits=8),
     "layer2.0.conv2": LayerForm(templates=9, groups=2, transform="affine", bits=8),
 }
@@ -51,7 +51,7 @@ def test_loaded_networks_give_bit_equal_logits(dense, draw, images, tmp_path):
 def test_the_card_is_kept(path):
     card = read_card(path)
     assert card.items() >= CARD.items()
-    assert card["format"] == PACKED_FORMAT == 1
+    assert card["format"] == PACKED_FORMAT == 2
     assert set(card["forms"]) == set(FORMS)
 
 
@@ -195,7 +195,11 @@ def form(layer="linear", **changes):
         (lambda card: "[" * 100_000, r"recursion"),
         (lambda card: [card], r"its card is not a JSON object$"),
         *((without(key), rf"its card lacks '{key}'$") for key in ("model", "classes", "channels", "forms", "format")),
-        (lambda card: {"format": 2, "network": 1}, r"format \(=2\) must be 1, which is all that this Overtone reads$"),
+        (lambda card: {"format": 3, "network": 1}, r"format \(=3\) must be 2, which is all that this Overtone reads$"),
+        (
+            lambda card: card | {"format": 1},
+            r"format \(=1\) must be 2: before it, bits rounded the layers' inputs too$",
+        ),
         *((lambda card, v=v: card | {"format": v}, r"format \(=") for v in (None, 0, True, 1.0, "1", [1])),
         *(
             (lambda card, v=v: without("format")(card) | {"version": v}, r"it is from a pre-release of Overtone$")
@@ -269,7 +273,7 @@ def test_cards_that_cannot_be_read(change, message, path):
 )
 def test_cards_that_describe_another_network(change, path):
     rewrite(path, change)
-    assert read_card(path)["format"] == 1
+    assert read_card(path)["format"] == PACKED_FORMAT
     with pytest.raises(OvertoneError, match=rf"^cannot build the network of '{path}': [^\n]+$"):
         load_model(path)
 

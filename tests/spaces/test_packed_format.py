@@ -245,6 +245,8 @@ def random_form(rng: random.Random, name: str) -> LayerForm:
         knobs |= {"bits": rng.randint(2, 16), "exponent_block": rng.choice([1, 2, 7, 16, 128]), "exponent_bits": 7}
         axis = rng.choice(AXES)
         knobs |= {} if axis == "flat" else {"exponent_axis": axis}
+    if rng.random() < 0.3:
+        knobs |= {"activation_bits": rng.randint(2, 16), "activation_block": rng.choice([1, 8])}
     if name == "linear":
         return LayerForm(**knobs)
     if rng.random() < 0.7:
@@ -371,11 +373,11 @@ def test_the_document_has_every_knob():
     assert set(LayerForm.__dataclass_fields__) <= set(keys)
 
 
-def test_the_file_of_format_1_is_read(tmp_path):
+def test_the_file_of_format_2_is_read(tmp_path):
     """Written once, with the logits that it gave then."""
-    path = Path(__file__).parent / "assets" / "packed-v1.safetensors"
+    path = Path(__file__).parent / "assets" / "packed-v2.safetensors"
     card, model = read_card(path), load_model(path)
-    assert card["format"] == 1
+    assert card["format"] == 2
     assert {name: layer.form for name, layer in compressed_layers(model).items()} == decode_forms(card)
     with torch.no_grad():
         logits = model(torch.arange(64.0).view(1, 1, 8, 8) / 64)

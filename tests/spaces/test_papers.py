@@ -1,11 +1,14 @@
 """The papers' rows: counts as printed, networks that can take their own rows, and where a report places them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from layers import compress_model
+from layers.blockfloat import BlockFormat, quantize
 from spaces import BlockConfig, Network, NetworkConfig, Preset, Space, build_model, presets, published_rows
 
 SMALL = ("resnet8", "resnet20", "resnet32", "resnet56", "vgg16")
@@ -131,7 +134,30 @@ def test_sizes_of_table_4(name: str, megabytes: tuple[float, float], networks: d
             assert counted(network, config) * (1 + bits + 7) / 8e6 == pytest.approx(printed, abs=0.05)
             forms = network.forms(config)
             assert set(forms) == set(network.shapes)
-            assert {(form.bits, form.exponent_block) for form in forms.values()} == {(bits, 1)}
+            found = {
+                (form.bits, form.exponent_block, form.activation_bits, form.activation_block) for form in forms.values()
+            }
+            assert found == {(bits, 1, bits, 1)}
+
+
+@pytest.mark.parametrize("name", ["conv-8bit", "cos-5,3,3,3,2-4bit"])
+def test_rows_of_table_4_round_weights_and_inputs_of_every_layer(name: str, networks: dict[str, Network]) -> None:
+    """As a network does whose weights are rounded by hand, and whose layers round their input first."""
+    model = build_model("resnet18", classes=10, channels=3).eval()
+    network = Network.from_module(model, (3, 32, 32))
+    forms = network.forms(named("resnet18", networks["resnet18"])[name].config)
+    bits = {form.bits for form in forms.values()}
+    form = BlockFormat(bits=bits.pop())
+    plain = {layer: replace(form, bits=None, activation_bits=None) for layer, form in forms.items()}
+    rounded = compress_model(model, plain).eval()
+    for layer in map(rounded.get_submodule, forms):
+        layer.coefficients.data.copy_(quantize(layer.coefficients.data, form))
+        layer.register_forward_pre_hook(lambda _, inputs: quantize(inputs[0], form))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = rounded(images)
+        assert torch.equal(compress_model(model, forms).eval()(images), expected)
+        assert not torch.equal(compress_model(model, plain).eval()(images), expected)
 
 
 def test_published_accuracies_are_of_the_right_cell(networks: dict[str, Network]) -> None:

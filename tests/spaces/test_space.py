@@ -24,6 +24,8 @@ def spelled(space: Space, values: dict) -> NetworkConfig:
     for block in space.choices:
         knobs = {knob: values[f"{block}.{knob}"] for knob in space.choices[block]}
         tall, wide = knobs.pop("harmonics_y", None), knobs.pop("harmonics_x", None)
+        if knobs.get("activation_bits") is None:
+            knobs.pop("activation_block", None)  # refused without them
         blocks[block] = BlockConfig(**knobs, harmonics=None if tall is None else (tall, wide))
     return NetworkConfig(blocks=blocks, minimum_templates=space.minimum_templates)
 
@@ -45,8 +47,7 @@ def test_values_that_all_matter_come_back_as_they_were(resnet8_space, rng):
     for _ in range(200):
         values = {}
         for knob, allowed in space.knobs.items():
-            real = [value for value in allowed if value is not None]
-            values[knob] = rng.choice(real)
+            values[knob] = rng.choice([value for value in allowed if value is not None] or [None])
             if "harmonics" in knob:  # 2 x 3 of 3 x 3 taps: the families differ in x
                 values[knob] = 2 if knob.endswith("_y") else 3
             if knob.endswith(".allocation"):  # of no effect where a block is pruned
@@ -74,7 +75,9 @@ def test_the_uncompressed_network_is_in_every_space(space):
 def test_choices_are_what_the_layers_can_take(wide_space):
     knobs = wide_space.choices
     assert list(knobs) == ["stem", "body", "body2", "head", "norms_and_biases"]
-    assert tuple(knobs["head"]) == ("bits", "exponent_block", "exponent_axis", "activation_block")
+    stored, running = ("bits", "exponent_block", "exponent_axis"), ("activation_bits", "activation_block", "arithmetic")
+    assert tuple(knobs["head"]) == (*stored, *running)
+    assert [knobs["head"][knob] for knob in running] == [(None,), (1,), ("float",)]
     assert knobs["stem"]["harmonics_y"] == knobs["stem"]["harmonics_x"] == tuple(range(1, 8))
     assert knobs["stem"]["groups"] == (1,)
     assert knobs["body"]["harmonics_y"] == (1, 2, 3, 4)
@@ -147,7 +150,12 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
     assert space.choices["layer2"]["harmonics_x"] == (1, 3)
     assert space.choices["layer1"]["bits"] == (8,)
     assert space.choices["layer1"]["pruning_rate"] == (None, 0.6)
-    default = {"exponent_axis": ("flat",), "activation_block": (1,)}
+    default = {
+        "exponent_axis": ("flat",),
+        "activation_bits": (None,),
+        "activation_block": (1,),
+        "arithmetic": ("float",),
+    }
     assert space.choices["linear"] == {"bits": (8,), "exponent_block": (1, 128), **default}
     assert resnet8_space.choices["layer1"]["bits"] == (4, 6, 8, None)
     assert resnet8_space.restrict({}) == resnet8_space
@@ -185,6 +193,12 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
             r"cannot take space.layer1.exponent_axis = 'row': exponent_axis \(='r",
         ),
         ({"layer1": {"activation_block": [129]}}, r"cannot take space.layer1.activation_block = 129: activation_block"),
+        ({"layer1": {"activation_bits": [1]}}, r"cannot take space.layer1.activation_bits = 1: activation_bits \(=1\)"),
+        ({"layer1": {"arithmetic": ["int4"]}}, r"cannot take space.layer1.arithmetic = 'int4': arithmetic \(='int4'\)"),
+        (
+            {"all": {"bits": [8], "activation_block": [16]}},
+            r"activation_block \(=16\) of 'conv1' must be given together with activation_bits, as bits are those of st",
+        ),
         ({"layer1": [4]}, r"space.layer1 \(=\[4\]\) must be a mapping of knobs to lists of values$"),
         ({"all": None}, r"space.all \(=None\) must be a mapping of knobs to lists of values$"),
     ],
@@ -210,12 +224,15 @@ AXES = ["channel", "flat", "filter"]
 @pytest.mark.parametrize(
     "limits",
     [
-        {"exponent_axis": AXES, "activation_block": [16, 1, 128, 5], "exponent_block": [16, 1, 7]},
-        {"exponent_axis": ["channel"], "activation_block": [64, 128]},
+        {"exponent_axis": AXES, "exponent_block": [16, 1, 7]},
+        {"exponent_axis": ["channel"], "activation_bits": [8, None], "activation_block": [64, 128]},
+        {"exponent_axis": ["flat"], "activation_bits": [3, 7], "activation_block": [16, 1, 128, 5]},
+        {"exponent_axis": ["flat"], "activation_bits": [None, 6], "arithmetic": ["int8", "float"]},
+        {"exponent_axis": ["flat"], "arithmetic": ["int8"]},
         {"exponent_axis": ["filter", "flat"], "exponent_block": [4, 128], "bits": [8, 4]},
     ],
 )
-def test_other_exponents_can_be_asked_for(limits, space, draw):
+def test_other_exponents_activations_and_arithmetics_can_be_asked_for(limits, space, draw):
     wider = space.restrict({"all": {"bits": [4, 8, None], **limits}})
     assert wider.choices["conv1" if "conv1" in wider.choices else "stem"]["exponent_axis"] == (
         *limits["exponent_axis"],
@@ -228,10 +245,9 @@ def test_other_exponents_can_be_asked_for(limits, space, draw):
 
 
 def test_exponents_that_the_space_lacks_are_refused(resnet8_space):
-    asked = BlockConfig(bits=4, exponent_block=16, exponent_axis="channel")
-    for knob, value in (("exponent_axis", "channel"), ("activation_block", 16)):
+    for knob, value in (("exponent_axis", "channel"), ("activation_bits", 8), ("arithmetic", "int8")):
         asked = BlockConfig(bits=4, exponent_block=16, **{knob: value})
-        with pytest.raises(UsageError, match=rf"layer2.{knob} \(={value}\) must be one of (flat|1)$"):
+        with pytest.raises(UsageError, match=rf"layer2.{knob} \(={value}\) must be one of (flat|none|float)$"):
             resnet8_space.encode(NetworkConfig(blocks={"layer2": asked}))
 
 

@@ -140,10 +140,7 @@ def test_places_and_spellings_do_not_change_the_identity(network: Network) -> No
         ({"saliency": "luck"}, r"saliency \(='luck'\) must be one of magnitude, gradient"),
         ({"epoch": 5}, r"key \(='epoch'\) of the spec must be one of config, "),
         ({"recipe": {"format": 1, "lr": -1}}, r"lr \(=-1\) must be 0 or more"),
-        (
-            {"schedule": {"lr": 0.1}},
-            "^the spec has the key 'schedule': it is from a pre-release of Overtone and cannot be",
-        ),
+        ({"format": 1}, r"^the spec's format \(=1\) must be 2$"),
         (
             {"recipe": {"shape": "step"}},
             "^the recipe has no format: it is from a pre-release of Overtone and cannot be read$",
@@ -154,6 +151,15 @@ def test_places_and_spellings_do_not_change_the_identity(network: Network) -> No
 def test_what_is_not_allowed_is_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TrialSpec.from_json({**SPEC.to_json(), **change})
+
+
+def test_a_spec_of_when_bits_rounded_inputs_too_is_refused() -> None:
+    data = SPEC.to_json()
+    assert data.pop("format") == 2
+    with pytest.raises(
+        UsageError, match=r"^the spec has no format: in its pre-release of Overtone, bits rounded the l"
+    ):
+        TrialSpec.from_json(data)
 
 
 def test_what_is_missing_is_named() -> None:
@@ -178,7 +184,7 @@ def test_what_is_missing_is_named() -> None:
     ],
 )
 def test_values_of_the_wrong_kind_are_one_sentence(change, message):
-    given = {"model": "resnet8", "weights": "w", "weights_sha256": "0", "data_fingerprint": "0"}
+    given = {"format": 2, "model": "resnet8", "weights": "w", "weights_sha256": "0", "data_fingerprint": "0"}
     assert TrialSpec.from_json(given).epochs == 5
     with pytest.raises(UsageError, match=message):
         TrialSpec.from_json({**given, **change})

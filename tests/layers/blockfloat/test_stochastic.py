@@ -84,7 +84,7 @@ def test_draws_follow_the_global_seed(normal):
 
 
 def test_layers_draw_in_training_and_never_in_evaluation(fill, normal):
-    form = LayerForm(bits=3, exponent_block=4, activation_block=2)
+    form = LayerForm(bits=3, exponent_block=4, activation_bits=3, activation_block=2)
     layers = [(fill(nn.Conv2d(4, 6, 3)), (2, 4, 5, 5)), (fill(nn.Linear(9, 5)), (3, 9))]
     for dense, shape in layers:
         layer, x = compress_layer(dense, form), normal(*shape, dtype=torch.float32)

@@ -150,7 +150,7 @@ def test_exponents_at_their_defaults_are_values_where_there_are_bits(
     def rule(knobs: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return {"score": float(rng.uniform(0.3, 0.5)), "size_bytes": 900}
 
-    asked = {"exponent_block": 16, "exponent_axis": "filter", "activation_block": 8}
+    asked = {"exponent_block": 16, "exponent_axis": "filter"}
     ledger = _study(tmp_path, np_rng, 600, rule)
     assert not {f"b.{knob}" for knob in asked} & {row["knob"] for row in importance(ledger, "demo")["effects"]}
     records = ledger.trials("demo").to_pylist()
@@ -158,6 +158,9 @@ def test_exponents_at_their_defaults_are_values_where_there_are_bits(
         b = record["blocks"][1]
         for knob, value in asked.items():
             b[knob] = value if b["bits"] is not None and np_rng.random() < 0.5 else None
+        b["activation_bits"] = 6 if np_rng.random() < 0.5 else None
+        b["activation_block"] = 8 if b["activation_bits"] and np_rng.random() < 0.5 else None
+        b["arithmetic"] = "int8" if np_rng.random() < 0.5 else None
         if b["exponent_axis"]:
             record["score"] = record["score"] and record["score"] + 0.4
     found = importance(_Known(tmp_path / "axes", pa.Table.from_pylist(records, schema=SCHEMA), RECORD), "demo")
@@ -168,7 +171,9 @@ def test_exponents_at_their_defaults_are_values_where_there_are_bits(
         assert list(effects) == values
         assert effects[asked[knob]] == sum(b[knob] is not None for b in finished)
         assert sum(effects.values()) == sum(b["bits"] is not None for b in finished)
-    assert [row["value"] for row in found["effects"] if row["knob"] == "b.activation_block"] == [1, 8]
+    running = {"activation_bits": [6, None], "activation_block": [1, 8], "arithmetic": ["float", "int8"]}
+    for knob, values in running.items():
+        assert [row["value"] for row in found["effects"] if row["knob"] == f"b.{knob}"] == values
 
 
 def test_effects_and_shares_are_those_of_a_plain_loop(tmp_path: Path, np_rng: np.random.Generator) -> None:

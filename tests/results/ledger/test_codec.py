@@ -19,18 +19,19 @@ def test_rows_come_back_as_they_went_in(random_rows):
     assert decode(encode(table), study="demo", path="x").equals(table)
 
 
-def test_file_of_version_1_opens():
+def test_file_of_version_2_opens():
     """Written by `encode`, like the file of any trial, of a trial that another study had run."""
-    table = decode((ASSETS / "trial-v1.parquet").read_bytes(), study="old", path="old")
+    table = decode((ASSETS / "trial-v2.parquet").read_bytes(), study="old", path="old")
     assert table.schema == SCHEMA
     row = to_records(table)[0]
     metrics = {"val_top1": 0.9375, "val_top5": 0.996, "val_loss": None}
-    expected = {"ledger_version": 1, "study": "old", "trial": "0a1b2c3d4e", "status": "finished", "size_bytes": 20_000}
+    expected = {"ledger_version": 2, "study": "old", "trial": "0a1b2c3d4e", "status": "finished", "size_bytes": 20_000}
     expected |= {"score": 0.9375, "score_name": "val_top1", "init_score": 0.5, "metrics": metrics}
     expected |= {"reused_from": "first", "latency_ms": 1.25, "latency_b64_ms": 20.5}
     assert {name: row[name] for name in expected} == expected
-    exponents = {"exponent_block": 8, "exponent_axis": "channel", "activation_block": 16}
-    assert row["blocks"] == [BLOCKS[0], {**BLOCKS[1], "allocation": "filter", **exponents}]
+    others = {"exponent_block": 8, "exponent_axis": "channel", "activation_bits": 8, "activation_block": 16}
+    others |= {"arithmetic": "int8"}
+    assert row["blocks"] == [BLOCKS[0], {**BLOCKS[1], "allocation": "filter", **others}]
     assert row["history"] == list(HISTORY)
     assert TrialRow.from_record(row).environment == '{"torch": "2.14.1"}'
 
@@ -91,6 +92,14 @@ def test_newer_version_is_refused(make_row):
         OvertoneError, match=f"has version {LEDGER_VERSION + 1}, newer than {LEDGER_VERSION}: update overtone"
     ):
         _decode(to_table([make_row(ledger_version=LEDGER_VERSION + 1)]))
+
+
+def test_rows_of_when_bits_rounded_inputs_too_are_refused(make_row):
+    rows = [make_row(number=0), make_row(number=1, ledger_version=1)]
+    with pytest.raises(
+        OvertoneError, match=r"^'runs/x\.parquet' has version 1, older than 2: bits rounded the layers' in"
+    ):
+        _decode(to_table(rows))
 
 
 def test_row_of_a_prerelease_is_refused(make_row):

@@ -23,7 +23,7 @@ def test_study_comes_back_with_its_record(ledger):
     assert ledger.study("second") == written
     assert written["name"] == "second"
     assert written["seed"] == 3
-    assert written["format"] == RECORD_FORMAT == 1
+    assert written["format"] == RECORD_FORMAT == 2
     assert ledger.score_name("second") == "val_top1"
     assert ledger.studies() == ["demo", "second"]
 
@@ -93,6 +93,11 @@ def test_damaged_or_newer_record_is_named(ledger):
     ledger.store.write_bytes("studies/new.json", json.dumps({**OBJECTIVES, "format": 9}).encode())
     with pytest.raises(OvertoneError, match=rf"new\.json' has version 9, newer than {RECORD_FORMAT}: update overtone"):
         ledger.study("new")
+    ledger.store.write_bytes("studies/first.json", json.dumps({**OBJECTIVES, "format": 1}).encode())
+    with pytest.raises(
+        OvertoneError, match=r"first\.json' has version 1, older than 2: bits rounded the layers' inputs too"
+    ):
+        ledger.study("first")
     ledger.store.write_bytes("studies/old.json", json.dumps({**OBJECTIVES, "schema_version": 4}).encode())
     with pytest.raises(OvertoneError, match=r"old\.json' is from a pre-release of Overtone"):
         ledger.study("old")

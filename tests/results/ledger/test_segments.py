@@ -70,6 +70,16 @@ def test_newer_segment_is_refused(store, make_row):
         Segment(store, _written(store, sink.getvalue().to_pybytes()), "demo")
 
 
+def test_segment_of_when_bits_rounded_inputs_too_is_refused(store, make_row):
+    sink = pa.BufferOutputStream()
+    metadata = {"overtone": json.dumps({"ledger_version": 1, "replaces": []})}
+    pq.write_table(to_table([make_row()]).replace_schema_metadata(metadata), sink)
+    with pytest.raises(
+        OvertoneError, match=r"segment\..*\.parquet' has version 1, older than 2: bits rounded the layers"
+    ):
+        Segment(store, _written(store, sink.getvalue().to_pybytes()), "demo")
+
+
 def test_segment_of_a_prerelease_is_refused(store, make_row):
     sink = pa.BufferOutputStream()
     metadata = {"overtone": json.dumps({"schema_version": 4, "replaces": []})}

@@ -3,10 +3,10 @@ import pyarrow as pa
 from results.formatting import format_block
 from results.report.encoding import encode_configs
 from results.schema import SCHEMA
-from tests.results.conftest import BLOCKS
+from tests.results.conftest import BLOCKS, UNSET
 
 KNOBS = dict.fromkeys(["basis", "harmonics_y", "harmonics_x", "allocation", "pruning_rate", "groups", "transform"])
-KNOBS |= dict.fromkeys(["bits", "exponent_block", "exponent_axis", "activation_block"])
+KNOBS |= dict.fromkeys(["bits", *UNSET])
 
 
 def _column(blocks):

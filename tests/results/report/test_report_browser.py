@@ -13,7 +13,7 @@ from results.ledger.codec import encode
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from results.report.report import write_report
-from results.schema import SCHEMA, TrialRow, TrialStatus, to_records
+from results.schema import LEDGER_VERSION, SCHEMA, TrialRow, TrialStatus, to_records
 from tests.results.conftest import BLOCKS, RECORD, UNCOMPRESSED
 from tests.results.report.test_report import EVIL
 
@@ -249,7 +249,7 @@ def _many(count, rng):
     failed = rng.random(count) < 0.05
     bits = rng.choice([4, 6, 8], (count, 3)).tolist()
     columns = {
-        "ledger_version": [1] * count,
+        "ledger_version": [LEDGER_VERSION] * count,
         "study": ["many"] * count,
         "trial": [f"{number:010x}" for number in rng.permutation(count)],
         "number": range(count),

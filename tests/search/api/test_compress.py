@@ -227,7 +227,7 @@ def test_calibration_comes_closer_to_a_networks_outputs(session_seed):
         ({"layer3": {}, "all": {"bits": 6}}, r"block \(='layer3'\) must be a part of the network"),
         ({"layer3": {}}, r"block \(='layer3'\) must be a part of the network"),
         ({"": {"bits": 6}}, r"block \(=''\) must be a part of the network"),
-        ({"stem": {"bit": 6}}, r"knobs \(=bit\) of 'stem' must be among basis, harmonics, .*, activation_block$"),
+        ({"stem": {"bit": 6}}, r"knobs \(=bit\) of 'stem' must be among basis, harmonics, .*, arithmetic$"),
         ({"all": {"bit": 6}}, r"knobs \(=bit\) of 'all' must be among basis"),
         ({"stem": {1: 6}}, r"knobs \(=1\) of 'stem' must be among basis"),
         ({"stem": {"bits": 99}}, r"bits \(=99\) must be a whole number from 2 to 16, or left out$"),

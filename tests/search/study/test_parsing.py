@@ -27,7 +27,12 @@ def test_options_and_settings_change_a_recipe() -> None:
 
 def test_a_config_is_a_preset_or_in_a_file(network: Network, tmp_path: Path) -> None:
     config = read_config("cos-from-layer3", "resnet8", network)
-    for data in (config.to_json(), {"config": config.to_json()}, {"spec": {"config": config.to_json()}}):
+    spec = {"format": 2, "config": config.to_json()}
+    for data in (config.to_json(), spec, {"spec": spec}):
         (tmp_path / "config.json").write_text(json.dumps(data))
         read = read_config(str(tmp_path / "config.json"), "resnet8", network)
         assert network.digest(read) == network.digest(config)
+    for data in ({"config": config.to_json()}, {"spec": {"config": config.to_json()}}):
+        (tmp_path / "config.json").write_text(json.dumps(data))
+        with pytest.raises(UsageError, match=r"^the spec has no format: in its pre-release of Overtone, bits rounded"):
+            read_config(str(tmp_path / "config.json"), "resnet8", network)

@@ -84,9 +84,9 @@ FORMS = {
     "0": LayerForm(basis="cosine", harmonics=(2, 3)),
     "1": LayerForm(basis="chebyshev", harmonics=(2, 2), templates=4, groups=2, transform="scalar", bits=4),
     "2": LayerForm(bits=6, exponent_block=8),
-    "5": LayerForm(bits=8),
+    "5": LayerForm(bits=8, activation_bits=8),
 }
-IN_BLOCKS = {name: replace(form, bits=form.bits or 7, activation_block=3) for name, form in FORMS.items()}
+IN_BLOCKS = {name: replace(form, activation_bits=form.bits or 7, activation_block=3) for name, form in FORMS.items()}
 
 
 def close(ours, theirs):
@@ -126,7 +126,7 @@ def test_portable_layers_give_the_same_outputs(generator, mode, forms):
     [
         LayerForm(basis="chebyshev@endpoint", harmonics=(1, 3)),
         LayerForm(bits=5),
-        LayerForm(bits=5, activation_block=2),
+        LayerForm(bits=5, activation_bits=4, activation_block=2),
     ],
 )
 def test_1d_convolutions_too(generator, form):

@@ -1,0 +1,77 @@
+"""The ONNX file of a compressed network: its skeleton, its packed tensors, and what decodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+import torch
+from torch import nn
+
+from layers import compressed_layers
+from spaces.portable.compact import rename_values, strip
+from spaces.portable.decoders import Decoder
+from spaces.portable.graph import GraphBuilder
+from spaces.portable.payload import Payload
+from spaces.portable.running import round_inputs
+from spaces.portable.skeleton import INPUT, OUTPUT, PAYLOAD, Skeleton
+
+__all__ = ["onnx_file"]
+
+
+def onnx_file(skeleton: Skeleton, model: nn.Module, *, inline: bool = False, dense: bool = False) -> onnx.ModelProto:
+    """Return a compressed copy of the skeleton's network as ONNX.
+
+    With `inline` there are no functions; with `dense` filters are float32.
+    """
+    proto = skeleton.proto()
+    graph = proto.graph
+    shapes = {value.name for value in graph.input[1:]}
+    del graph.input[1:]
+    taken = {INPUT, OUTPUT, PAYLOAD, *shapes, *(value.name for value in graph.initializer)}
+    taken |= {output for node in graph.node for output in node.output}
+    builder = GraphBuilder(taken)
+    _fill(builder, skeleton.state, model)
+    nodes = round_inputs(builder, list(graph.node), compressed_layers(model), skeleton.calls)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    builder.fill(proto)
+    if inline:
+        proto = inlined(proto)
+    return proto
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose functions are written out where they are called."""
+    from onnx.inliner import inline_local_functions
+
+    model = inline_local_functions(model)
+    strip(model)
+    rename_values(model, keep=(INPUT, OUTPUT, PAYLOAD))
+    return model
+
+
+def _fill(builder: GraphBuilder, names: Mapping[str, str], model: nn.Module) -> None:
+    """Give every value of the graph that stands for a tensor of the network what the compressed network has there."""
+    payload = Payload(builder)
+    decoder = Decoder(builder, payload)
+    layers, state, wanted = compressed_layers(model), model.state_dict(), _by_layer(names)
+    decoded = {value for layer in layers for value in wanted.get(layer, {}).values()}
+    for layer, module in layers.items():
+        decoder.decode(module, wanted.get(layer, {}))
+    for value, name in {value: name for name, value in names.items() if value not in decoded}.items():
+        tensor = state[name].detach().cpu().contiguous()
+        if tensor.dtype == torch.bool and tensor.numel():
+            bits = builder.reshape(payload.numbers(tensor, 1), list(tensor.shape))
+            builder.node("Cast", bits, out=value, to=onnx.TensorProto.BOOL)
+        else:
+            builder.constant(tensor.numpy(), value)
+    payload.decode()
+
+
+def _by_layer(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    wanted: dict[str, dict[str, str]] = {}
+    for name, value in names.items():
+        layer, _, parameter = name.rpartition(".")
+        wanted.setdefault(layer, {})[parameter] = value
+    return wanted

@@ -1,0 +1,170 @@
+"""The ONNX graph of an uncompressed network, without its weights: made once, filled by every compressed copy of it.
+
+The exporter gives a graph in which weights stand under their names in the state dict. They are made inputs of the graph
+before it is optimized, so that nothing is computed of their values: norms stay as they are, and what the exporter would
+fold into weights stays a node. What is left are nodes and a few constants; names are as short as can be.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from layers.form import is_norm
+from layers.plainness import kept_because
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir
+
+__all__ = ["INPUT", "IR_VERSION", "OPSET", "OUTPUT", "PAYLOAD", "Skeleton", "make_skeleton"]
+
+INPUT, OUTPUT, PAYLOAD = "images", "logits", "p"
+OPSET = 18
+"""The operator set that the exporter writes without conversion; circular padding is an operator of the next."""
+IR_VERSION = 8
+"""The first version of the file format that holds functions of a model's own."""
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The graph of a network for batches of images of one size; plain data, which can be pickled."""
+
+    graph: bytes
+    """A `ModelProto`. The tensors of the state dict that it reads are its inputs, after the images."""
+    state: Mapping[str, str]
+    """Name in the state dict -> value of the graph; a tensor with two names has both."""
+    calls: Mapping[str, tuple[str, ...]]
+    """Layer -> outputs of the nodes that convolve or multiply with its weight when the network calls it."""
+
+    def proto(self) -> onnx.ModelProto:
+        """Return a copy of the graph."""
+        import onnx
+
+        return onnx.ModelProto.FromString(self.graph)
+
+    def file(self, model: nn.Module, *, inline: bool = False, dense: bool = False) -> bytes:
+        """Return the ONNX file of a compressed copy of the network (`spaces.portable.onnx_file`)."""
+        from spaces.portable.onnx_file import onnx_file
+
+        return onnx_file(self, model, inline=inline, dense=dense).SerializeToString()
+
+
+def make_skeleton(network: nn.Module, image: tuple[int, int, int]) -> Skeleton:
+    """Trace an uncompressed network, which stays as it is, for (channels, height, width) images in batches of any size.
+
+    Takes what `torch.onnx.export` takes, and raises what that raises.
+    """
+    import onnx_ir as ir
+
+    from spaces.portable.compact import rename_values, strip
+
+    network = _untied(network)
+    names = _state_names(network)
+    model = _exported(network, image)
+    state = _free_state(model, names)
+    _optimize(model)
+    calls = _calls(model.graph, state)
+    proto = ir.to_proto(model)
+    proto.ir_version, proto.opset_import[0].version = IR_VERSION, OPSET + _has_circular_padding(model.graph)
+    strip(proto)
+    short = rename_values(proto, keep=(INPUT, OUTPUT, PAYLOAD))
+    return Skeleton(
+        graph=proto.SerializeToString(deterministic=True),
+        state={name: short[value] for value, all_names in state.items() for name in all_names if value in short},
+        calls={layer: tuple(short[output] for output in outputs) for layer, outputs in calls.items()},
+    )
+
+
+def _untied(network: nn.Module) -> nn.Module:
+    """Return a copy on the CPU in which no layer that can be compressed shares a tensor: forms may tell them apart."""
+    network = copy.deepcopy(network).cpu().eval()
+    for module in network.modules():
+        if (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) or is_norm(module)) and not kept_because(module):
+            for table in (module._parameters, module._buffers):
+                table.update({name: _clone(value) for name, value in table.items() if value is not None})
+    return network
+
+
+def _clone(tensor: Any) -> Any:
+    cloned = tensor.detach().clone()
+    return nn.Parameter(cloned, requires_grad=False) if isinstance(tensor, nn.Parameter) else cloned
+
+
+def _state_names(network: nn.Module) -> dict[str, list[str]]:
+    """Return all names of the tensor that has a name in the state dict."""
+    same: dict[int, list[str]] = {}
+    state = network.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        same.setdefault(id(tensor), []).append(name)
+    return {name: same[id(tensor)] for name, tensor in state.items()}
+
+
+def _exported(network: nn.Module, image: tuple[int, int, int]) -> onnx_ir.Model:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, *image),),  # two, because an exporter takes a batch of one for a constant
+            dynamo=True,
+            verbose=False,
+            optimize=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+        )
+    assert program is not None
+    return program.model
+
+
+def _free_state(model: onnx_ir.Model, names: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Make the tensors of the state dict inputs without values; return their names by value."""
+    state = {}
+    for name, value in list(model.graph.initializers.items()):
+        if name in names:
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+            state[name] = names[name]
+    return state
+
+
+def _optimize(model: onnx_ir.Model) -> None:
+    from onnxscript.optimizer import optimize_ir
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimize_ir(model)
+
+
+def _has_circular_padding(graph: onnx_ir.Graph) -> bool:
+    return any(node.op_type == "Pad" and node.attributes.get_string("mode", "") == "wrap" for node in graph.all_nodes())
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def _calls(graph: onnx_ir.Graph, state: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return the outputs of the nodes that multiply with each layer's weight within the layer's own forward pass."""
+    calls: dict[str, list[str]] = {}
+    for node in graph:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        weight = node.inputs[1]
+        producer = None if weight is None else weight.producer()
+        if producer is not None and producer.op_type == "Transpose":
+            weight = producer.inputs[0]
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        for name in state.get(str(weight and weight.name), ()):
+            layer, _, parameter = name.rpartition(".")
+            if parameter == "weight" and layer in scopes:
+                calls.setdefault(layer, []).append(str(node.outputs[0].name))
+    return calls
