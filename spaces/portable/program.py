@@ -8,8 +8,11 @@ the layers' own code, in plain operators, so that PyTorch alone runs it. Run as 
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -23,8 +26,8 @@ from torch.fx.passes.dialect.common.cse_pass import CSEPass, get_CSE_banned_ops
 
 from layers import CompressedConv2d, CompressedLinear, OvertoneError, compressed_layers, join_state, pack_state
 from layers.series.allocation import support_mask
-from spaces.portable.decoding import PayloadDecoder
 from spaces.portable.network import portable_model
+from spaces.portable.payload_decoder import PayloadDecoder
 
 __all__ = ["StoredNetwork", "load_program", "save_program"]
 
@@ -64,7 +67,7 @@ class _Builder(nn.Module):
     def __init__(self, layer: _FiltersOf, bases: dict[object, Tensor]) -> None:
         super().__init__()
         self.layer = copy.deepcopy(layer).eval()
-        self.layer.form = replace(layer.form, bits=None, exponent_axis="flat", activation_block=1, vector_bits=None)
+        self.layer.form = replace(layer.form, bits=None, exponent_axis="flat", vector_bits=None)
         if isinstance(self.layer, CompressedConv2d) and self.layer.phi_y is not None:
             for name in ("phi_y", "phi_x"):  # equal ones are stored once
                 basis = getattr(self.layer, name)
@@ -112,7 +115,11 @@ def load_program(path: Path) -> nn.Module:
 
     Like `torch.export.load`, which it calls, it must not be given files of strangers.
     """
-    program = torch.export.load(path).module()
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise OvertoneError("it is not a program of torch.export")
+    with _quiet():
+        program = torch.export.load(path).module()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", UserWarning)  # about attributes that it adds afterwards
         folded = split_const_subgraphs(program)
@@ -124,3 +131,14 @@ def load_program(path: Path) -> nn.Module:
     output.args = outputs
     folded.graph.set_codegen(fx.graph.CodeGen())  # which takes and gives tensors as they are
     return fx.GraphModule(folded, folded.graph)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch's note about a failure, a stack trace, from users; the failure itself is raised."""
+    logger = logging.getLogger("torch.export")
+    logger.disabled, before = True, logger.disabled
+    try:
+        yield
+    finally:
+        logger.disabled = before

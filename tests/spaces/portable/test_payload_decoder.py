@@ -10,14 +10,18 @@ from layers import LayerForm, compress_model, join_state, pack_state, split_stat
 from layers.blockfloat import AXES
 from layers.series import basis
 from layers.templates.transforms import TRANSFORMS
-from spaces.portable.decoding import PayloadDecoder
+from spaces.portable.payload_decoder import PayloadDecoder
 
 
 def _forms(rng: random.Random, channels: int) -> dict[str, LayerForm]:
     """Forms of three convolutions, a norm and a linear layer, each with its own widths and blocks."""
 
     def numbers(block: int = 128) -> dict[str, object]:
-        return {"bits": rng.randint(2, 16), "exponent_bits": rng.randint(2, 7), "exponent_block": rng.randint(1, block)}
+        return {
+            "bits": rng.randint(2, 16),
+            "exponent_bits": rng.choice((6, 7)),
+            "exponent_block": rng.randint(1, block),
+        }
 
     harmonics = (rng.randint(1, 3), rng.randint(1, 3))
     series = {"basis": rng.choice(basis.BASES), "harmonics": harmonics}
