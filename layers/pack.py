@@ -63,7 +63,7 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
     Raises `OvertoneError` naming the first tensor that its format cannot hold.
     """
     state = _stored_state(model)
-    packed = {}
+    packed: dict[str, Tensor] = {}
     for name, stored in packed_tensors(model).items():
         value = state[name].detach().cpu().contiguous()
         if stored.format is not None:
