@@ -38,8 +38,8 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     `parameters`, `latency_ms` and `latency_b64_ms` with `device`; the blocks (`blocks` as the ledger has them, or
     `config`); `uncounted`, the operators whose products are not in `flops`; `image_size`, `channels`, `mean`, `std`,
     `pixels` (`float32` if images were floats already), `classes`; what `spec` says of resizing the images of its
-    `data`; `file_format` of the file of `file_bytes` bytes. A metric is a share of the images, except one whose name
-    ends with `_loss`.
+    `data`; `file_format` of the file of `file_bytes` bytes, and `file_options`, such as `dense`. A metric is a share of
+    the images, except one whose name ends with `_loss`.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -124,7 +124,15 @@ def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
     yield f"- this file: {format_kilobytes(file_bytes, ',.2f')}"
     if facts["file_format"] == "onnx":
         yield ""
-        yield "This format holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
+        yield _contents(facts)
+
+
+def _contents(facts: Mapping[str, Any]) -> str:
+    """Return what the file holds of the filters."""
+    if facts["file_format"] != "onnx" or "dense" in facts.get("file_options", ()):
+        return "This file holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
+    runtimes = "OpenVINO and ONNX Runtime" if "inline" in facts.get("file_options", ()) else "ONNX Runtime"
+    return f"This file holds the packed tensors; {runtimes} rebuild the filters from them when it is loaded."
 
 
 def _uncounted(facts: Mapping[str, Any]) -> str:
