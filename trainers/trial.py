@@ -26,6 +26,7 @@ from trainers.runtime.latency import model_latency, trace_skeleton
 from trainers.runtime.place import LATENCY, Latency
 from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
+from trainers.start.activations import plan_activations
 from trainers.start.saliency import filter_saliency
 from trainers.start.start import initialize
 from trainers.training.checkpoint import read_checkpoint, write_checkpoint
@@ -115,6 +116,7 @@ class Trial:
             self._compress_s = state["compress_s"]
             self._evaluate_s = state["evaluate_s"]
             self.initial = Evaluation(**state["initial"])
+            plan_activations(self.model, data.normalize(data.val.take(torch.arange(1)).to(self.device)))
         if spec.recipe.gradual_pruning and spec.epochs:
             defer_pruning(self.model, baseline, saliency)
         self.history = [] if state is None else [Epoch(**epoch) for epoch in state["history"]]

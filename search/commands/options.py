@@ -16,34 +16,14 @@ from trainers.training.recipe import RECIPES
 
 __all__ = [
     *("Address", "AsJson", "BatchSize", "Channels", "Classes", "Concurrency", "Config", "CpusPerTrial", "DataDir"),
-    *(
-        "Dataset",
-        "Device",
-        "Distillation",
-        "Epochs",
-        "FileRuntime",
-        "GpusPerTrial",
-        "Granularity",
-        "ImageSize",
-        "Init",
-        "InspectRuntime",
-    ),
-    *("Interpolation", "Keep", "LatencyThreads", "Layer", "LearningRate", "LrSchedule", "MaxFlops", "MaxSize", "Mean"),
-    *("MinimumTemplates", "MissRate", "Model", "MovedData", "MovedWeights", "Objectives", "OptionalDataset"),
-    *(
-        "OptionalWeights",
-        "OptunaStorage",
-        "Picture",
-        "Precision",
-        "PruningRate",
-        "Recipe",
-        "Rerun",
-        "RerunDevice",
-        "Runtime",
-    ),
-    *("ResizeSize", "Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Std", "Store", "Stream", "Study"),
-    *("TensorBoardFolder", "TrainEpochs", "TrainLimit", "Trials", "ValFrom", "WarmStart", "Weights", "Where"),
-    *("InspectRuntime", "CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "PANELS", "option"),
+    *("Dataset", "Device", "Distillation", "Epochs", "FileRuntime", "GpusPerTrial", "Granularity", "ImageSize"),
+    *("Init", "InspectRuntime", "Interpolation", "Keep", "LatencyThreads", "Layer", "LearningRate", "LrSchedule"),
+    *("MaxFlops", "MaxSize", "Mean", "MinimumTemplates", "MissRate", "Model", "MovedData", "MovedWeights"),
+    *("Objectives", "OptionalDataset", "OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate"),
+    *("Recipe", "Rerun", "RerunDevice", "ResizeSize", "Runtime", "Saliency", "Sampler", "Seed", "Settings"),
+    *("SpaceFile", "Std", "Store", "Stream", "Study", "TensorBoardFolder", "TrainEpochs", "TrainLimit", "Trials"),
+    *("ValFrom", "WarmStart", "Weights", "Where"),
+    *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "PANELS", "option"),
 ]
 
 NETWORK = "Network and data"
