@@ -12,6 +12,7 @@ from layers import CompressedNorm, compressed_layers
 from spaces.portable.compact import rename_values, strip
 from spaces.portable.decoders import Decoder
 from spaces.portable.graph import GraphBuilder
+from spaces.portable.integer import round_activations
 from spaces.portable.payload import Payload
 from spaces.portable.running import round_inputs
 from spaces.portable.skeleton import INPUT, OUTPUT, PAYLOAD, Skeleton
@@ -34,6 +35,7 @@ def onnx_file(skeleton: Skeleton, model: nn.Module, *, inline: bool = False, den
     nodes = round_inputs(builder, list(graph.node), compressed_layers(model), skeleton.calls)
     del graph.node[:]
     graph.node.extend(nodes)
+    round_activations(builder, graph, skeleton, model)
     builder.fill(proto)
     if dense:
         return _folded(proto)
