@@ -9,8 +9,8 @@ Filters are rounded to 8 bits with a scale a filter, activations with a scale a 
 from pathlib import Path
 
 import pandas as pd
+from resnet20_trials import Run, about, accuracies, parser, run_trials
 
-from benchmarks.resnet20_trials import Run, about, accuracies, parser, run_trials
 from spaces import BlockConfig, NetworkConfig
 
 _BLOCKS = ("conv1", "layer1", "layer2", "layer3", "linear")

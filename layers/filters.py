@@ -196,7 +196,7 @@ class FilterLayer(QuantizedLayer):
     def transforms(self) -> Tensor | None:
         """Return the transforms' parameters (N - M, G, ...), or `None` if they have none (`layers.form.PARAMETERS`)."""
         name = None if self.form.transform is None else PARAMETERS.get(self.form.transform)
-        return None if name is None else self.get_parameter(name)
+        return None if name is None else getattr(self, name)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and drop the filters that evaluation keeps."""

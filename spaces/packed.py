@@ -76,7 +76,15 @@ def load_model(path: str | Path, *, model: OwnModel | None = None) -> nn.Module:
     `model` is the uncompressed network where it came from a user's own code: a module, of which a copy is taken, or
     its factory, called as `factory(classes=..., channels=...)`. What the file says builds no such network. Raises
     `OvertoneError` if the file is not a packed model or does not hold the network that it names.
+
+    Of an exported `.pt2` it is a module that gives logits, its filters built once. That file needs no `model`, and must
+    not come from a stranger: PyTorch may run code of it.
     """
+    if Path(path).suffix == ".pt2":
+        from spaces.portable.program import load_program
+
+        with _file_errors(f"cannot read the program {str(path)!r}"):
+            return load_program(Path(path))
     card, joined = _read(path)
     if model is None and (is_factory(card["model"]) or is_object(card["model"])):
         raise UsageError(

@@ -20,9 +20,10 @@ logits = model(images)""",
 session = onnxruntime.InferenceSession("model.onnx")
 (logits,) = session.run(None, {"images": images.numpy()})""",
     "pt2": """import torch
+from torch.fx.experimental.const_fold import split_const_subgraphs
 
-model = torch.export.load("model.pt2").module()
-logits = model(images)""",
+model = split_const_subgraphs(torch.export.load("model.pt2").module())  # builds the filters at the first call
+(logits,) = model(images)""",
 }
 
 
@@ -121,7 +122,7 @@ def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
         if facts.get(key) is not None:
             yield f"- latency at batch {batch}: {facts[key]:.3g} ms on {_text(facts.get('device') or 'its device')}"
     yield f"- this file: {format_kilobytes(file_bytes, ',.2f')}"
-    if facts["file_format"] != "safetensors":
+    if facts["file_format"] == "onnx":
         yield ""
         yield "This format holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
 

@@ -99,26 +99,9 @@ def _open(path: Path, model: str) -> nn.Module:
     readers: dict[str, Callable[[], nn.Module]] = {
         ".safetensors": lambda: load_model(path, model=factory_of(model)),
         ".onnx": lambda: _Runtime(path),
-        ".pt2": lambda: _Program(path),
+        ".pt2": lambda: load_model(path),
     }
     return readers[path.suffix]()
-
-
-class _Program(nn.Module):
-    """A `torch.export` file, called like a network."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._call = torch.export.load(path).module()
-
-    def eval(self) -> _Program:
-        """Change nothing: an exported program has one mode, the one it was exported in."""
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (n, classes)."""
-        logits: Tensor = self._call(x)
-        return logits
 
 
 class _Runtime(nn.Module):

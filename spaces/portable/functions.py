@@ -204,6 +204,23 @@ _FUNCTIONS = {
         d = Constant <value_ints : ints = @d> ()
         y = Reshape (z, d)
     }""",
+    # Filters (N, m) that put what the templates, numbers j (m,), give in the place o (N,) of each filter.
+    "C": """C (o, j) => (y) {
+        u = Constant <value_ints = [1]> ()
+        a = Unsqueeze (o, u)
+        b = Equal (a, j)
+        y = Cast <to = 1> (b)
+    }""",
+    # Maps (N G T,) of each filter: those m (1, G T) of its template s (N,), each of which has t beside each other.
+    "Y": """Y <t> (s, m) => (y) {
+        t = Constant <value_int : int = @t> ()
+        a = Mul (s, t)
+        u = Constant <value_ints = [1]> ()
+        b = Unsqueeze (a, u)
+        c = Add (b, m)
+        r = Constant <value_ints = [-1]> ()
+        y = Reshape (c, r)
+    }""",
     # Matrices (N - M, G, 2, 3) of angles (N - M, G, 1).
     "D": """D (a) => (y) {
         c = Cos (a)

@@ -41,8 +41,16 @@ class GraphBuilder:
             self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), self._constants[key]))
         return self._constants[key]
 
-    def call(self, function: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        """Call one of our functions (`spaces.portable.functions`); return its output, called `out` if that is given."""
+    def call(self, function: str, *inputs: str, out: str = "", once: bool = False, **attributes: Any) -> str:
+        """Call one of our functions (`spaces.portable.functions`); return its output, called `out` if that is given.
+
+        With `once` equal calls give one output.
+        """
+        if once:
+            key = (function, inputs, str(attributes))
+            if key not in self._constants:
+                self._constants[key] = self.call(function, *inputs, **attributes)
+            return self._constants[key]
         (output,) = self.calls(function, *inputs, outs=[out or self.name()], **attributes)
         return output
 

@@ -8,9 +8,10 @@ import onnx
 import torch
 from torch import nn
 
-from layers import CompressedNorm, compressed_layers
+from layers import CompressedConv2d, CompressedNorm, compressed_layers
 from spaces.portable.compact import rename_values, strip
 from spaces.portable.decoders import Decoder
+from spaces.portable.executions import GraphExecution, replace_calls
 from spaces.portable.graph import GraphBuilder
 from spaces.portable.integer import round_activations
 from spaces.portable.payload import Payload
@@ -20,10 +21,18 @@ from spaces.portable.skeleton import INPUT, OUTPUT, PAYLOAD, Skeleton
 __all__ = ["onnx_file"]
 
 
-def onnx_file(skeleton: Skeleton, model: nn.Module, *, inline: bool = False, dense: bool = False) -> onnx.ModelProto:
+def onnx_file(
+    skeleton: Skeleton,
+    model: nn.Module,
+    *,
+    executions: Mapping[str, GraphExecution],
+    inline: bool = False,
+    dense: bool = False,
+) -> onnx.ModelProto:
     """Return a compressed copy, in evaluation mode, of the skeleton's network as ONNX.
 
-    With `inline` there are no functions; with `dense` filters are float32, and norms are folded into them.
+    Layers run as `executions` say, all others convolve with their filters. With `inline` there are no functions; with
+    `dense` filters are float32, norms are folded into them, and `executions` do not count.
     """
     proto = skeleton.proto()
     graph = proto.graph
@@ -31,8 +40,11 @@ def onnx_file(skeleton: Skeleton, model: nn.Module, *, inline: bool = False, den
     names |= {output for node in graph.node for output in node.output}
     del graph.input[1:]
     builder = GraphBuilder({INPUT, OUTPUT, PAYLOAD} | names)
-    (_fill_dense if dense else _fill)(builder, skeleton.state, model)
     nodes = round_inputs(builder, list(graph.node), compressed_layers(model), skeleton.calls)
+    if dense:
+        _fill_dense(builder, skeleton.state, model)
+    else:
+        nodes = _fill(builder, skeleton, model, nodes, executions)
     del graph.node[:]
     graph.node.extend(nodes)
     round_activations(builder, graph, skeleton, model)
@@ -68,15 +80,31 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
 _ANY_SIZE = 1 << 40
 
 
-def _fill(builder: GraphBuilder, names: Mapping[str, str], model: nn.Module) -> None:
-    """Give every value of the graph that stands for a tensor of the network what the compressed network has there."""
+def _fill(
+    builder: GraphBuilder,
+    skeleton: Skeleton,
+    model: nn.Module,
+    nodes: list[onnx.NodeProto],
+    executions: Mapping[str, GraphExecution],
+) -> list[onnx.NodeProto]:
+    """Give every value of the graph that stands for a tensor of the network what the compressed network has there.
+
+    Return the network's nodes, with those of layers that run otherwise replaced.
+    """
     payload = Payload(builder)
     decoder = Decoder(builder, payload)
-    layers, state, wanted = compressed_layers(model), model.state_dict(), _by_layer(names)
+    layers, state, wanted = compressed_layers(model), model.state_dict(), _by_layer(skeleton.state)
     decoded = {value for layer in layers for value in wanted.get(layer, {}).values()}
+    for layer, execution in executions.items():
+        module = layers[layer]
+        assert isinstance(module, CompressedConv2d)
+        weights = getattr(decoder.filters(module), execution)()
+        nodes = replace_calls(nodes, skeleton.calls[layer], module, execution, weights, builder.name)
+    read = {name for node in nodes for name in node.input}
     for layer, module in layers.items():
-        decoder.decode(module, wanted.get(layer, {}))
-    for value, name in {value: name for name, value in names.items() if value not in decoded}.items():
+        decoder.decode(module, {key: value for key, value in wanted.get(layer, {}).items() if value in read})
+    names = skeleton.state.items()
+    for value, name in {value: name for name, value in names if value not in decoded}.items():
         tensor = state[name].detach().cpu().contiguous()
         if tensor.dtype == torch.bool and tensor.numel():
             bits = builder.reshape(payload.numbers(tensor, 1), list(tensor.shape))
@@ -84,6 +112,7 @@ def _fill(builder: GraphBuilder, names: Mapping[str, str], model: nn.Module) -> 
         else:
             builder.constant(tensor.numpy(), value)
     payload.decode()
+    return nodes
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
+    from spaces.portable.executions import GraphExecution
+
 __all__ = ["INPUT", "IR_VERSION", "OPSET", "OUTPUT", "PAYLOAD", "Skeleton", "make_skeleton"]
 
 INPUT, OUTPUT, PAYLOAD = "images", "logits", "p"
@@ -46,6 +48,8 @@ class Skeleton:
     """Layer -> outputs of the nodes that convolve or multiply with its weight when the network calls it."""
     marks: Mapping[int, str]
     """Number of a counted call of the network (`layers.integer.calls`) -> value of the graph that it gives."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Such an output -> shape of one image's input, where the network says it."""
 
     def proto(self) -> onnx.ModelProto:
         """Return a copy of the graph."""
@@ -53,11 +57,22 @@ class Skeleton:
 
         return onnx.ModelProto.FromString(self.graph)
 
-    def file(self, model: nn.Module, *, inline: bool = False, dense: bool = False) -> bytes:
-        """Return the ONNX file of a compressed copy of the network (`spaces.portable.onnx_file`)."""
+    def file(
+        self,
+        model: nn.Module,
+        *,
+        executions: Mapping[str, GraphExecution] | None = None,
+        inline: bool = False,
+        dense: bool = False,
+    ) -> bytes:
+        """Return the ONNX file of a compressed copy of the network (`spaces.portable.onnx_file`).
+
+        `executions` are those of `choose_executions`; without them all layers convolve with their filters.
+        """
         from spaces.portable.onnx_file import onnx_file
 
-        return onnx_file(self, model, inline=inline, dense=dense).SerializeToString()
+        proto = onnx_file(self, model, executions=executions or {}, inline=inline, dense=dense)
+        return proto.SerializeToString()
 
 
 def make_skeleton(network: nn.Module, image: tuple[int, int, int]) -> Skeleton:
@@ -76,7 +91,7 @@ def make_skeleton(network: nn.Module, image: tuple[int, int, int]) -> Skeleton:
     state = _free_state(model, names)
     _optimize(model)
     marks = _take_marks(model.graph)
-    calls = _calls(model.graph, state)
+    calls, shapes = _calls(model.graph, state), _input_shapes(model.graph)
     proto = ir.to_proto(model)
     proto.ir_version, proto.opset_import[0].version = IR_VERSION, OPSET + _has_circular_padding(model.graph)
     strip(proto)
@@ -86,6 +101,7 @@ def make_skeleton(network: nn.Module, image: tuple[int, int, int]) -> Skeleton:
         state={name: short[value] for value, all_names in state.items() for name in all_names if value in short},
         marks={number: short[value] for number, value in marks.items() if value in short},
         calls={layer: tuple(short[output] for output in outputs) for layer, outputs in calls.items()},
+        shapes={short[output]: shapes[output] for outputs in calls.values() for output in outputs if output in shapes},
     )
 
 
@@ -175,6 +191,16 @@ def _optimize(model: onnx_ir.Model) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimize_ir(model)
+
+
+def _input_shapes(graph: onnx_ir.Graph) -> dict[str, tuple[int, ...]]:
+    """Return the known shapes of nodes' first inputs, without the batch, by the names of their first outputs."""
+    shapes = {}
+    for node in graph:
+        shape = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
+        if shape is not None and all(isinstance(size, int) for size in shape[1:]):
+            shapes[str(node.outputs[0].name)] = tuple(int(str(size)) for size in shape[1:])
+    return shapes
 
 
 def _has_circular_padding(graph: onnx_ir.Graph) -> bool:

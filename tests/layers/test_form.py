@@ -182,7 +182,6 @@ def test_what_a_layer_does_when_it_runs_changes_nothing_that_it_costs(shape, run
         assert layer_cost(shape, dataclasses.replace(form, **running)) == layer_cost(shape, form)
 
 
-
 def test_shape_is_read_off_the_layer():
     conv = nn.Conv2d(12, 20, (5, 3), groups=2)
     assert LayerShape.from_module(conv) == SHAPE

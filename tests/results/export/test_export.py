@@ -156,6 +156,7 @@ def test_unknown_figures_are_left_out_and_names_cannot_be_markup(packed, tmp_pat
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
 def test_readme_snippets_run(exported, images, monkeypatch, format):
     if format == "onnx":
         pytest.importorskip("onnxruntime")

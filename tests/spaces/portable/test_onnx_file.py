@@ -17,6 +17,7 @@ from layers.blockfloat.format import AXES
 from layers.form import stored_tensors
 from layers.series.basis import BASES
 from layers.templates.transforms import TRANSFORMS
+from spaces.portable.executions import graph_execution
 from spaces.portable.skeleton import Skeleton, make_skeleton
 
 IMAGE = (3, 9, 8)
@@ -136,8 +137,12 @@ def test_files_of_random_forms_give_the_packed_models_outputs(
     with torch.no_grad():
         expected = model(images)
     scale = float(expected.abs().max())
+    executions = {name: graph_execution(layer) for name, layer in compressed_layers(model).items()}
+    otherwise = {name: execution for name, execution in executions.items() if execution is not None}
     for outputs in (
         in_onnxruntime(skeleton.file(model), images),
+        in_onnxruntime(skeleton.file(model, executions=otherwise), images),
+        in_openvino(skeleton.file(model, executions=otherwise, inline=True), images),
         in_onnxruntime(skeleton.file(model, inline=True), images[:1]),
         in_openvino(skeleton.file(model, inline=True), images),
         in_onnxruntime(skeleton.file(model, dense=True), images),
