@@ -85,7 +85,7 @@ def _write_safetensors(source: Path, target: Path, card: _Card, model: _Own, opt
 def _write_onnx(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
     from spaces.portable.skeleton import make_skeleton
 
-    compressed, image = _floating(load_model(source, model=model), "onnx"), _image(card)
+    compressed, image = load_model(source, model=model), _image(card)
     with _exporting("onnx", card):
         skeleton = make_skeleton(_uncompressed(card, model), image)
         target.write_bytes(_filled(skeleton, compressed, options))
