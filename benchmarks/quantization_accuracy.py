@@ -3,7 +3,8 @@
     python benchmarks/quantization_accuracy.py --data DIR --weights FILE [--train-limit 5000] [--jobs 2]
 
 Trials are those of `resnet20_trials.py`. Stored weights have 8, 6, 4 or 3 mantissa bits, of which 16 consecutive ones
-share an exponent; at 4 bits 1 and 64 do too.
+share an exponent; at 4 bits 1 and 64 do too. Rows that share `a filter` are integers of 4 and 8 bits (3 and 7, and a
+sign) with one real scale a filter.
 
 - `as it was`: nothing else is done to the network;
 - `series`: 2 x 2 harmonics in every filter larger than 1 x 1, each filter with as many of its layer's coefficients as
@@ -32,8 +33,8 @@ _BITS = (8, 6, 4, 3)
 _INPUT_BITS = (8, 4)
 _NORM_BITS = (8, 4)
 _KEY = ["filters", "bits", "sharing", "inputs", "norms", "seed"]
-_NONE = 0
-"""In the table's key: no block floating point."""
+_NONE, _FILTER = 0, -1
+"""In the table's key: no block floating point, and a real scale a filter."""
 
 
 def main() -> None:
@@ -47,13 +48,15 @@ def _runs(seeds: int) -> list[Run]:
     rows = [(filters, bits, 16 if bits else _NONE, _NONE, _NONE) for bits in (_NONE, 4) for filters in _FILTERS]
     rows += [("series", 4, 16, _NONE, norms) for norms in _NORM_BITS]
     rows += [(filters, bits, 16, bits, _NONE) for bits in _INPUT_BITS for filters in _FILTERS]
+    rows += [("as it was", bits, _FILTER, _NONE, _NONE) for bits in (3, 7)]
     rows += [(filters, bits, 16, _NONE, _NONE) for bits in _BITS if bits != 4 for filters in _FILTERS]
     rows += [(filters, 4, sharing, _NONE, _NONE) for sharing in (1, 64) for filters in _FILTERS]
     return [dict(zip(_KEY, (*row, seed), strict=True)) for seed in range(seeds) for row in rows]
 
 
 def _config(run: Run) -> NetworkConfig:
-    rounding = {"bits": run["bits"], "exponent_block": run["sharing"]} if run["bits"] else {}
+    shared = {"scale": "bfloat16"} if run["sharing"] == _FILTER else {"exponent_block": run["sharing"]}
+    rounding: dict[str, Any] = {"bits": run["bits"], **shared} if run["bits"] else {}
     rounding |= {"activation_bits": run["inputs"]} if run["inputs"] else {}
     layers = {
         block: BlockConfig(**rounding, **({} if block == "linear" else _FILTERS[run["filters"]])) for block in _BLOCKS
@@ -69,8 +72,8 @@ def _write(runs: pd.DataFrame, out: Path) -> None:
 
 def _markdown(runs: pd.DataFrame) -> str:
     words = (
-        "Bits are those of stored weights; so many weights share an exponent; `inputs` are bits of layer inputs, which "
-        "nothing stores; `norms` are bits of biases and norms. `-` is float32."
+        "Bits are those of stored weights; so many weights share an exponent, or a filter a real scale; `inputs` are "
+        "bits of layer inputs, which nothing stores; `norms` are bits of biases and norms. `-` is float32."
     )
     lines = ["# Accuracy against bytes in block floating point, ResNet-20", "", f"{about(runs)} {words}", ""]
     lines += [
@@ -81,7 +84,7 @@ def _markdown(runs: pd.DataFrame) -> str:
     ranked = runs.assign(rank=runs.filters.map(order), most=-runs.bits.replace(_NONE, 99))
     for _, same in ranked.groupby(["rank", "most", "sharing", "norms", "inputs"]):
         first = same.iloc[0]
-        cells = [first.filters, *("-" if first[name] == _NONE else str(first[name]) for name in _KEY[1:5])]
+        cells = [first.filters, *({_NONE: "-", _FILTER: "a filter"}.get(first[n], str(first[n])) for n in _KEY[1:5])]
         cells += [f"{first.size_bytes / 1000:.1f}", str(len(same)), *accuracies(same)]
         lines.append(f"| {' | '.join(cells)} |")
     missing = len(_runs(1)) - len(runs[runs.seed == 0])
@@ -94,13 +97,15 @@ def _draw(runs: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     top1 = runs.assign(top1=(runs.post_test + runs.post_val) / 2, kB=runs.size_bytes / 1000)
     means = top1.groupby(_KEY[:5], as_index=False)[["top1", "kB"]].mean().sort_values("kB")
-    alone = (means.norms == _NONE) & (means.inputs == _NONE)
+    alone = (means.norms == _NONE) & (means.inputs == _NONE) & (means.sharing != _FILTER)
     for (filters, bits), same in means[alone].groupby(["filters", "bits"]):
         color, (line, marker) = f"C{(_NONE, *_BITS).index(bits)}", ("-", "o") if filters == "series" else (":", "s")
         name = f"{filters}, {'float32' if bits == _NONE else f'{bits} bits'}"
         axes.plot(same.kB, same.top1, color=color, linestyle=line, marker=marker, markersize=4, label=name)
-    for name, marker, said in (("norms", "x", "series, norms rounded too"), ("inputs", "+", "inputs rounded too")):
-        rounded = means[means[name] != _NONE]
+    others = {"series, norms rounded too": means.norms != _NONE, "inputs rounded too": means.inputs != _NONE}
+    others["as it was, a real scale a filter"] = means.sharing == _FILTER
+    for (said, chosen), marker in zip(others.items(), "x+1", strict=True):
+        rounded = means[chosen]
         axes.scatter(rounded.kB, rounded.top1, marker=marker, color="black", zorder=3, label=said)
     axes.set(xscale="log", xlabel="size_bytes, kB", ylabel="top-1 of 10,000 images, %")
     axes.grid(alpha=0.3)

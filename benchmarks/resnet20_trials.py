@@ -86,7 +86,7 @@ def about(rows: pd.DataFrame) -> str:
     last = rows.iloc[-1]
     return (
         f"{last.train_images:,} training images, {last.epochs} epochs, calibrated start where no other is said, "
-        f"bfloat16, {last.device}, {last.jobs} runs at a time with 1 thread each, torch {last.torch}. Accuracy in % "
+        f"bfloat16, {last.device}, {last.jobs} at a time with 1 thread each, torch {last.torch}. Accuracy in % "
         f"on the {last.test_images:,} test images that nothing was chosen on, and on all "
         f"{last.test_images + last.val_images:,} in brackets; mean over n seeds."
     )

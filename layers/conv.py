@@ -7,6 +7,7 @@ one of images with a single row.
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.errors import UsageError
-from layers.execution import Execution, convolve, executions_of, responses
+from layers.execution import Execution, convolve, convolve_dense, executions_of, responses
 from layers.filters import FilterLayer
 from layers.form import LayerForm
+from layers.integer.calls import hidden_calls, layer_call
 from layers.series.allocation import allocate, supports
 from layers.series.harmonic import least_squares_coefficients, series_taps
 from layers.templates.assignment import residual_assignment
@@ -127,11 +129,18 @@ class CompressedConv2d(FilterLayer):
         if x.dim() == 3:
             return self.forward(x[None])[0]
         is_deferred = self.training and self.residuals is not None
-        return convolve(self, self.rounded(x), "dense" if is_deferred else self.execution)
+        with hidden_calls():
+            rounded = self.quantized(x, self.form.activation_format)
+            product = self.product(rounded, partial(convolve_dense, self))
+            if product is None or torch.is_grad_enabled():
+                y = convolve(self, self.computed_input(rounded), "dense" if is_deferred else self.execution)
+            else:
+                y = product.values()
+        return layer_call(self, x, y, product)
 
     def rounded(self, x: Tensor) -> Tensor:
         """Round the input as the convolution does."""
-        return self.quantized(x, self.form.activation_format)
+        return self.computed_input(self.quantized(x, self.form.activation_format))
 
     def responses(self, x: Tensor) -> Tensor:
         """Return the basis responses (B, C n_y n_x, H_out, W_out) that the coefficients mix into the output."""

@@ -23,13 +23,15 @@ from layers.templates.fused import FusedTemplates, fused_conv2d
 from layers.templates.rebuild import sampled_conv2d, two_stage_conv2d
 from layers.templates.reference import ConvGeometry
 
-__all__ = ["Execution", "convolve", "executions_of", "responses"]
+__all__ = ["Execution", "convolve", "convolve_dense", "executions_of", "responses"]
 
 Execution = Literal["dense", "factored", "two_stage", "fused", "sampled", "pruned"]
 
 
 def executions_of(layer: FilterLayer) -> tuple[Execution, ...]:
-    """Return the forms that a layer can run in, `dense` first."""
+    """Return the forms that a layer can run in, `dense` first; int8 rounds filters as they are built."""
+    if layer.is_int8:
+        return ("dense",)
     if layer.template_mask is not None:
         if layer.form.transform == "zero":
             return ("dense", "pruned")
@@ -45,12 +47,17 @@ def convolve(layer: FilterLayer, x: Tensor, execution: Execution) -> Tensor:
     """Convolve inputs (B, C, H, W), already rounded, to outputs (B, N, H_out, W_out) with the bias added."""
     bias = layer.rounded_bias()
     if execution == "dense":
-        x, padding = padded(x, layer.margins, layer.padding_mode)
-        return F.conv2d(x, layer.filters(), bias, layer.strides, padding, layer.dilations, layer.shape.groups)
+        return convolve_dense(layer, x, layer.filters(), bias)
     if execution == "fused" and (fused := _fused(layer, x, bias)) is not None:
         return fused
     y = {"factored": _factored, "sampled": _sampled, "pruned": _pruned}.get(execution, _two_stage)(layer, x)
     return y if bias is None else y + bias[:, None, None].to(y.dtype)
+
+
+def convolve_dense(layer: FilterLayer, x: Tensor, filters: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve inputs (B, C, H, W) with filters (N, C / groups, K_y, K_x) where the layer has its own."""
+    x, padding = padded(x, layer.margins, layer.padding_mode)
+    return F.conv2d(x, filters, bias, layer.strides, padding, layer.dilations, layer.shape.groups)
 
 
 def responses(layer: FilterLayer, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from layers.errors import UsageError
 from layers.form import PARAMETERS, LayerForm, LayerShape, stored_indices, stored_tensors
+from layers.integer.rounding import filter_codes
 from layers.quantized import QuantizedLayer
 from layers.series.allocation import expand_coefficients, index_supports
 from layers.series.harmonic import series_taps
@@ -87,7 +88,7 @@ class FilterLayer(QuantizedLayer):
         self.carry_attributes(conv)
         self.shape = LayerShape.from_module(conv)
         self.form = form
-        self.check_arithmetic()
+        self.prepare_arithmetic()
         self.strides = (conv.stride[0], conv.stride[1])
         self.dilations = (conv.dilation[0], conv.dilation[1])
         self.margins = _margins(conv)
@@ -129,7 +130,7 @@ class FilterLayer(QuantizedLayer):
         return self.filters()
 
     def filters(self) -> Tensor:
-        """Build the filters (N, C / groups, K_y, K_x).
+        """Build the filters (N, C / groups, K_y, K_x), in int8 rounded as they are multiplied.
 
         In evaluation without gradients they are kept until a stored tensor changes in place or by loading. A change
         behind PyTorch's back (`layer.coefficients.data.add_(1)`) is seen only after `train()` or `eval()`.
@@ -138,8 +139,17 @@ class FilterLayer(QuantizedLayer):
         is large, and an error in bfloat16 would grow as much.
         """
         with _without_autocast(self.coefficients.device.type):
-            filters: Tensor = self.cache.get("filters", self, self._build_filters)
+            filters: Tensor = self.cache.get("filters", self, self._computed_filters)
         return filters
+
+    def filter_codes(self) -> tuple[Tensor, Tensor]:
+        """Return the filters' codes (N, C / groups, K_y, K_x) and scales (N,) in int8, kept as `filters` are."""
+        with _without_autocast(self.coefficients.device.type):
+            codes: tuple[Tensor, Tensor] = self.cache.get("codes", self, lambda: filter_codes(self._build_filters()))
+        return codes
+
+    def _computed_filters(self) -> Tensor:
+        return self.computed_filters(self._build_filters())
 
     def _build_filters(self) -> Tensor:
         templates = self.templates()
@@ -186,7 +196,7 @@ class FilterLayer(QuantizedLayer):
     def transforms(self) -> Tensor | None:
         """Return the transforms' parameters (N - M, G, ...), or `None` if they have none (`layers.form.PARAMETERS`)."""
         name = None if self.form.transform is None else PARAMETERS.get(self.form.transform)
-        return None if name is None else self.get_parameter(name)
+        return None if name is None else getattr(self, name)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and drop the filters that evaluation keeps."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.form import LayerForm, LayerShape, stored_tensors
+from layers.integer.calls import hidden_calls, layer_call
+from layers.integer.rounding import filter_codes
 from layers.quantized import QuantizedLayer
 
 __all__ = ["CompressedLinear"]
@@ -18,7 +21,7 @@ class CompressedLinear(QuantizedLayer):
         super().__init__()
         self.carry_attributes(linear)
         self.shape, self.form = LayerShape.from_module(linear), form
-        self.check_arithmetic()
+        self.prepare_arithmetic()
         stored = stored_tensors(self.shape, form)["coefficients"]
         self.coefficients = nn.Parameter(linear.weight.detach().clone().view(stored.shape))
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
@@ -29,12 +32,24 @@ class CompressedLinear(QuantizedLayer):
         return self.filters()
 
     def filters(self) -> Tensor:
-        """Return the weight (N, C) in its format."""
-        return self.quantized(self.coefficients.view(self.shape.out_channels, -1), self.form.weight_format)
+        """Return the weight (N, C) as the layer computes with it: in its format, then in that of its arithmetic."""
+        return self.computed_filters(self._stored_weight())
+
+    def filter_codes(self) -> tuple[Tensor, Tensor]:
+        """Return the weight's codes (N, C) and scales (N,) in int8."""
+        return filter_codes(self._stored_weight())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply; the input is rounded first if the form has `activation_bits`."""
-        form = self.form.activation_format
-        if form is not None:
-            x = self.quantized(x.reshape(-1, x.shape[-1]), form).view(x.shape)
-        return F.linear(x, self.filters(), self.rounded_bias())
+        """Multiply; the input is rounded first if the form says so."""
+        with hidden_calls():
+            form = self.form.activation_format
+            rounded = x if form is None else self.quantized(x.reshape(-1, x.shape[-1]), form).view(x.shape)
+            product = self.product(rounded.reshape(-1, x.shape[-1]), F.linear)
+            if product is None or torch.is_grad_enabled():
+                y = F.linear(self.computed_input(rounded), self.filters(), self.rounded_bias())
+            else:
+                y = product.values().view(*x.shape[:-1], -1)
+        return layer_call(self, x, y, product if x.dim() == 2 else None)
+
+    def _stored_weight(self) -> Tensor:
+        return self.quantized(self.coefficients.view(self.shape.out_channels, -1), self.form.weight_format)

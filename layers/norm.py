@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from layers.form import LayerForm, LayerShape, stored_tensors
+from layers.integer.calls import hidden_calls
 from layers.quantized import QuantizedLayer
 
 __all__ = ["CompressedNorm", "compress_norm"]
@@ -29,7 +30,9 @@ class CompressedNorm(QuantizedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize with rounded vectors."""
-        with self._substituted(self.vectors()):
+        with hidden_calls():
+            vectors = self.vectors()
+        with self._substituted(vectors):
             y: Tensor = super().forward(x)
         return y
 

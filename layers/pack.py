@@ -10,6 +10,7 @@ their names: names and shapes follow from the network and its forms.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,40 @@ from layers.compress import compressed_layers
 from layers.errors import OvertoneError
 from layers.form import stored_indices, stored_tensors
 
-__all__ = ["join_state", "pack_state", "split_state", "unpack_state"]
+__all__ = ["PackedTensor", "join_state", "pack_state", "packed_tensors", "split_state", "unpack_state"]
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """How a tensor of a network's state is stored."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    format: BlockFormat | ScaledFormat | None = None
+    """Of few bits: it is two tensors, its name with each of the format's `parts`."""
+    width: int | None = None
+    """Bits of each whole number."""
+
+    def parts(self, name: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Return shape and type of each tensor that the file has of it, by name."""
+        if self.format is not None:
+            sizes = self.format.packed_bytes(self.shape)
+            kinds = zip(self.format.parts, sizes, strict=True)
+            return {f"{name}.{kind}": (torch.Size([size]), torch.uint8) for kind, size in kinds}
+        if self.width is not None:
+            return {name: (torch.Size([(self.width * self.shape.numel() + 7) // 8]), torch.uint8)}
+        return {name: (self.shape, self.dtype)}
+
+
+def packed_tensors(model: nn.Module) -> dict[str, PackedTensor]:
+    """Return how each tensor of the state is stored, in the state's order."""
+    formats, widths = _formats(model), _widths(model)
+    return {
+        name: PackedTensor(
+            value.shape, value.dtype, formats.get(name), 1 if value.dtype == torch.bool else widths.get(name)
+        )
+        for name, value in _stored_state(model).items()
+    }
 
 
 def pack_state(model: nn.Module) -> dict[str, Tensor]:
@@ -28,20 +62,18 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
 
     Raises `OvertoneError` naming the first tensor that its format cannot hold.
     """
-    quantized = _formats(model)
-    widths = _widths(model)
+    state = _stored_state(model)
     packed: dict[str, Tensor] = {}
-    for name, value in _stored_state(model).items():
-        value = value.detach().cpu().contiguous()
-        if name in quantized:
-            form = quantized[name]
+    for name, stored in packed_tensors(model).items():
+        value = state[name].detach().cpu().contiguous()
+        if stored.format is not None:
             try:
-                parts = pack_values(value, form)
+                parts = pack_values(value, stored.format)
             except OvertoneError as error:
                 raise OvertoneError(f"cannot pack the tensor {name!r}: {error}") from error
-            packed |= {f"{name}.{part}": content for part, content in zip(form.parts, parts, strict=True)}
-        elif name in widths or value.dtype == torch.bool:
-            packed[name] = pack_codes(value.flatten().long(), widths.get(name, 1))
+            packed |= {f"{name}.{part}": content for part, content in zip(stored.format.parts, parts, strict=True)}
+        elif stored.width is not None:
+            packed[name] = pack_codes(value.flatten().long(), stored.width)
         else:
             packed[name] = value
     return packed
@@ -50,7 +82,7 @@ def pack_state(model: nn.Module) -> dict[str, Tensor]:
 def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
     """Fill a model, already in its compressed form, from packed tensors.
 
-    Raises `OvertoneError` naming the first tensor that is missing, left over, of the wrong shape or not of its format.
+    Raises `OvertoneError` naming the first tensor that is missing, left over or of the wrong shape.
     """
     layout = _layout(model)
     for name, (shape, dtype) in layout.items():
@@ -63,20 +95,17 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> None:
             )
     if extra := next((name for name in packed if name not in layout), None):
         raise OvertoneError(f"the packed model holds the tensor {extra!r}, which the network lacks")
-    quantized = _formats(model)
-    widths = _widths(model)
     state = {}
-    for name, value in _stored_state(model).items():
-        if name in quantized:
-            form = quantized[name]
-            first, second = (packed[f"{name}.{part}"] for part in form.parts)
+    for name, stored in packed_tensors(model).items():
+        if stored.format is not None:
+            first, second = (packed[f"{name}.{part}"] for part in stored.format.parts)
             try:
-                state[name] = unpack_values((first, second), form, value.shape)
+                state[name] = unpack_values((first, second), stored.format, stored.shape)
             except OvertoneError as error:
                 raise OvertoneError(f"cannot unpack the tensor {name!r}: {error}") from error
-        elif name in widths or value.dtype == torch.bool:
-            codes = unpack_codes(packed[name], widths.get(name, 1), value.numel())
-            state[name] = codes.view(value.shape).to(value.dtype)
+        elif stored.width is not None:
+            codes = unpack_codes(packed[name], stored.width, stored.shape.numel())
+            state[name] = codes.view(stored.shape).to(stored.dtype)
         else:
             state[name] = packed[name]
     model.load_state_dict(state, strict=False)
@@ -107,20 +136,9 @@ def split_state(model: nn.Module, joined: Tensor) -> dict[str, Tensor]:
 
 
 def _layout(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return shape and type of each packed tensor."""
-    quantized = _formats(model)
-    widths = _widths(model)
-    layout = {}
-    for name, value in _stored_state(model).items():
-        if name in quantized:
-            form = quantized[name]
-            for part, size in zip(form.parts, form.packed_bytes(value.shape), strict=True):
-                layout[f"{name}.{part}"] = torch.Size([size]), torch.uint8
-        elif name in widths or value.dtype == torch.bool:
-            layout[name] = torch.Size([(widths.get(name, 1) * value.numel() + 7) // 8]), torch.uint8
-        else:
-            layout[name] = value.shape, value.dtype
-    return layout
+    """Return shape and type of each tensor of the file."""
+    parts = (stored.parts(name) for name, stored in packed_tensors(model).items())
+    return {name: part for some in parts for name, part in some.items()}
 
 
 def _formats(model: nn.Module) -> dict[str, BlockFormat | ScaledFormat]:
@@ -141,6 +159,9 @@ def _widths(model: nn.Module) -> dict[str, int]:
 
 
 def _stored_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state without norms' batch counters and without what filters have until they are pruned."""
-    unstored = (".num_batches_tracked", ".residuals.values")
+    """Return the state without norms' batch counters, what filters have until they are pruned, and activations' grids.
+
+    The grids are in the card.
+    """
+    unstored = (".num_batches_tracked", ".residuals.values", ".input_grid", ".activation_grids")
     return {name: value for name, value in model.state_dict().items() if not f".{name}".endswith(unstored)}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from search.api.study import Study
     from search.api.trial import Trial
     from spaces.packed import load_model
+    from trainers.runtime.bench import bench
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -24,7 +25,8 @@ else:
             "search.api.study": ("Study",),
             "search.api.trial": ("Trial",),
             "spaces.packed": ("load_model",),
+            "trainers.runtime.bench": ("bench",),
         },
     )
 
-__all__ = ["Study", "Trial", "compress", "create_study", "load_model", "load_study"]
+__all__ = ["Study", "Trial", "bench", "compress", "create_study", "load_model", "load_study"]

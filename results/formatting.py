@@ -20,6 +20,7 @@ __all__ = [
     "format_megabytes",
     "format_metrics",
     "format_network",
+    "format_place",
     "percent",
     "unit_name",
 ]
@@ -96,6 +97,12 @@ def format_network(blocks: Sequence[Mapping[str, Any]], separator: str = "; ") -
     """Return all blocks of a ledger row (its column `blocks`), first to last; templates as the share that is kept."""
     texts = [format_block(block) for block in blocks]
     return separator.join(texts) if any(not text.endswith("uncompressed") for text in texts) else "uncompressed"
+
+
+def format_place(runtime: str, threads: int | None, device: str) -> str:
+    """Return where a latency was taken: `onnxruntime on AMD EPYC, 1 thread`."""
+    count = "" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}"
+    return f"{runtime} on {device}{count}"
 
 
 def format_duration(seconds: float) -> str:

@@ -82,6 +82,9 @@ SCHEMA = pa.schema(
         "train_loss": pa.float64(),
         "latency_ms": pa.float64(),
         "latency_b64_ms": pa.float64(),
+        "latency_runtime": pa.string(),
+        "latency_threads": pa.int64(),
+        "latency_device": pa.string(),
         "parameters": pa.int64(),
         "size_bytes": pa.int64(),
         "macs": pa.int64(),
@@ -120,8 +123,9 @@ class TrialStatus(StrEnum):
 class TrialRow:
     """One trial as the ledger stores it.
 
-    Scores are fractions in [0, 1], times are seconds, latencies of one image and of a batch of 64 are milliseconds,
-    `spec` and `environment` are JSON. `init_score` is the score before fine-tuning.
+    Scores are fractions in [0, 1], times are seconds, latencies of one image and of a batch of 64 are milliseconds (in
+    the runtime, with the CPU threads and on the device that are named beside them), `spec` and `environment` are JSON.
+    `init_score` is the score before fine-tuning.
     `repeat_of` is the id of the trial that this one repeats with another seed, null for a trial of the search itself.
     `reused_from` is the study that ran this trial, null if it was run for its own study.
     A finished row needs a finite `score`, its `score_name` and its four costs; a failed row needs the text of its
@@ -153,6 +157,9 @@ class TrialRow:
     train_loss: float | None = None
     latency_ms: float | None = None
     latency_b64_ms: float | None = None
+    latency_runtime: str | None = None
+    latency_threads: int | None = None
+    latency_device: str | None = None
     parameters: int | None = None
     size_bytes: int | None = None
     macs: int | None = None

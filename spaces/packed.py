@@ -34,6 +34,7 @@ from layers import (
 )
 from layers.errors import first_line, translate_errors
 from layers.files import atomic_write
+from spaces.activations import check_activations, describe_activations, restore_activations
 from spaces.card import PACKED_FORMAT, decode_card, decode_forms, encode_card
 from spaces.meta_device import build_on_meta, convert_layers, materialize, packed_bytes
 from spaces.models import copy_module, is_factory, is_object
@@ -50,8 +51,11 @@ _MAX_REASON = 500
 def save_model(model: nn.Module, path: str | Path, *, card: Mapping[str, Any]) -> None:
     """Write the compressed model with its card, all or nothing.
 
-    The card names `model`, `classes` and `channels` as `build_model` takes them; the forms are read off the model.
+    The card names `model`, `classes` and `channels` as `build_model` takes them; the forms are read off the model, and
+    so are the scales of activations in int8.
     """
+    if (activations := describe_activations(model)) is not None:
+        card = {**card, "activations": activations}
     text = encode_card(card, {name: layer.form for name, layer in compressed_layers(model).items()})
     content = safetensors.torch.save({"packed": join_state(pack_state(model))}, {"overtone": text})
     with translate_errors(f"cannot write the packed model {str(path)!r}", OSError):
@@ -72,7 +76,15 @@ def load_model(path: str | Path, *, model: OwnModel | None = None) -> nn.Module:
     `model` is the uncompressed network where it came from a user's own code: a module, of which a copy is taken, or
     its factory, called as `factory(classes=..., channels=...)`. What the file says builds no such network. Raises
     `OvertoneError` if the file is not a packed model or does not hold the network that it names.
+
+    Of an exported `.pt2` it is a module that gives logits, its filters built once. That file needs no `model`, and must
+    not come from a stranger: PyTorch may run code of it.
     """
+    if Path(path).suffix == ".pt2":
+        from spaces.portable.program import load_program
+
+        with _file_errors(f"cannot read the program {str(path)!r}"):
+            return load_program(Path(path))
     card, joined = _read(path)
     if model is None and (is_factory(card["model"]) or is_object(card["model"])):
         raise UsageError(
@@ -81,6 +93,7 @@ def load_model(path: str | Path, *, model: OwnModel | None = None) -> nn.Module:
     factory = None if model is None else _as_factory(model)
     with _file_errors(f"cannot build the network of {str(path)!r}"):
         forms = decode_forms(card)
+        check_activations(card.get("activations"), [name for name, form in forms.items() if form.arithmetic == "int8"])
         if factory is None:
             network = _empty_network(card, forms, joined.nbytes)
         else:
@@ -91,6 +104,7 @@ def load_model(path: str | Path, *, model: OwnModel | None = None) -> nn.Module:
             materialize(network)
         unpack_state(network, packed)
         _check_templates(network)
+        restore_activations(network, card.get("activations"))
     return network.eval()
 
 

@@ -25,11 +25,13 @@ from torch.nn import functional as F
 
 from layers import LayerForm, OvertoneError, UsageError, compress_model, compressed_layers
 from layers.errors import OvertoneWarning, first_line
+from layers.integer.inputs import unrounded_inputs
 from layers.plainness import kept_because
 from spaces import Network, NetworkConfig, build_model, load_model, save_model
 from spaces.models import copy_module, is_factory, is_object, uncompiled
 from spaces.modes import evaluation_mode, quiet
 from spaces.packed import OwnModel
+from trainers.start.activations import scale_activations
 
 __all__ = ["check_calls", "check_copy", "check_fidelity"]
 
@@ -69,8 +71,10 @@ def check_fidelity(
     _check_same_outputs(name, model, layers, images)
     first, *others = {network.digest(config): config for config in configs}.values()
     for config in others:
-        _check_calls(name, compress_model(model, network.forms(config)), calls, images[:1])
+        with unrounded_inputs():
+            _check_calls(name, compress_model(model, network.forms(config)), calls, images[:1])
     compressed = compress_model(model, network.forms(first))
+    scale_activations(compressed, images)
     _check_calls(name, compressed, calls, images[:1])
     _check_file(name, model, compressed, images, classes)
     _check_step(name, compressed, images, classes)

@@ -13,6 +13,7 @@ from layers import UsageError
 from layers.errors import translate_errors
 from spaces import NetworkConfig
 from trainers.data import DataSpec
+from trainers.runtime.runtimes import DEFAULT_RUNTIME, RUNTIMES, check_threads
 from trainers.start.choices import INITS, SALIENCIES
 from trainers.training.recipe import TrainingRecipe
 
@@ -53,6 +54,10 @@ class TrialSpec:
     """Seed of the calibration images, of shuffling and augmentation."""
     latency: bool = False
     """Whether latency is measured too; not part of the identity."""
+    runtime: str = DEFAULT_RUNTIME
+    """Where it is, one of `trainers.runtime.runtimes.RUNTIMES`; not part of the identity."""
+    latency_threads: int | None = None
+    """With how many threads, None for the usual ones (`trainers.runtime.latency.Place`); not part of the identity."""
 
     def __post_init__(self) -> None:
         for name in ("model", "weights", "weights_sha256", "data_fingerprint"):
@@ -60,6 +65,9 @@ class TrialSpec:
                 raise UsageError(f"{name} (={getattr(self, name)!r}) must be a text")
         if self.init not in INITS:
             raise UsageError(f"init (={self.init!r}) must be one of {', '.join(INITS)}")
+        if self.runtime not in RUNTIMES:
+            raise UsageError(f"runtime (={self.runtime!r}) must be one of {', '.join(RUNTIMES)}")
+        check_threads(self.latency_threads, "latency_threads")
         if self.saliency not in SALIENCIES:
             raise UsageError(f"saliency (={self.saliency!r}) must be one of {', '.join(SALIENCIES)}")
         if not isinstance(self.epochs, int) or self.epochs < 0:

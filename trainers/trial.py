@@ -18,12 +18,15 @@ from layers import Cost, UsageError, compress_model
 from spaces import Network, build_model, load_weights, save_model, state_sha256
 from spaces.blocks import Granularity
 from spaces.models import check_outputs, copy_module
+from spaces.portable.skeleton import Skeleton
 from trainers.data import Data
 from trainers.evaluation import Evaluation, evaluate
 from trainers.runtime.device import training_precision
-from trainers.runtime.latency import latency_ms
+from trainers.runtime.latency import model_latency, trace_skeleton
+from trainers.runtime.place import LATENCY, Latency
 from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
+from trainers.start.activations import plan_activations
 from trainers.start.saliency import filter_saliency
 from trainers.start.start import initialize
 from trainers.training.checkpoint import read_checkpoint, write_checkpoint
@@ -52,6 +55,10 @@ class TrialResult:
     """Latency of one image."""
     latency_b64_ms: float | None
     """Latency of a batch of 64."""
+    latency_runtime: str | None
+    """Where the two were taken, as `trainers.runtime.latency.Place` has it; None without them."""
+    latency_threads: int | None
+    latency_device: str | None
     history: tuple[Epoch, ...]
     precision: str
     """Precision of fine-tuning, 'fp32' or 'bf16'."""
@@ -70,8 +77,9 @@ class Trial:
     """A running trial: exhaust `epochs()`, then call `result()` and `save()`.
 
     `baseline` is the uncompressed network with its trained weights; it is not changed. With `resume_from` the trial
-    continues from that checkpoint, and ends as if it had never stopped. `initial` is the evaluation before fine-tuning,
-    `history` the epochs that have run.
+    continues from that checkpoint, and ends as if it had never stopped. `skeleton` is what writes the model's file
+    where that is timed, if it is at hand. `initial` is the evaluation before fine-tuning, `history` the epochs that
+    have run.
     """
 
     def __init__(
@@ -83,8 +91,11 @@ class Trial:
         network: Network,
         device: torch.device | str,
         resume_from: Path | None = None,
+        skeleton: Skeleton | None = None,
     ) -> None:
         self.spec = spec
+        self._baseline = baseline
+        self._skeleton = skeleton
         self.data = data
         self.network = network
         self.device = torch.device(device)
@@ -105,6 +116,7 @@ class Trial:
             self._compress_s = state["compress_s"]
             self._evaluate_s = state["evaluate_s"]
             self.initial = Evaluation(**state["initial"])
+            plan_activations(self.model, data.normalize(data.val.take(torch.arange(1)).to(self.device)))
         if spec.recipe.gradual_pruning and spec.epochs:
             defer_pruning(self.model, baseline, saliency)
         self.history = [] if state is None else [Epoch(**epoch) for epoch in state["history"]]
@@ -155,8 +167,7 @@ class Trial:
     def result(self) -> TrialResult:
         """Return the measurements so far, and measure latency if the spec asks for it and the trial has ended."""
         started = time.perf_counter()
-        timed = self.spec.latency and self.ended
-        single, batch = (self._latency(batch_size) if timed else None for batch_size in (1, 64))
+        latency = self.latency() if self.spec.latency and self.ended else None
         last = self.history[-1] if self.history else None
         return TrialResult(
             spec_digest=self._spec_digest,
@@ -166,8 +177,7 @@ class Trial:
             init_score=self.initial.top1,
             score_name=SCORE_NAME,
             metrics=self.initial.metrics("val") if last is None else last.metrics,
-            latency_ms=single,
-            latency_b64_ms=batch,
+            **(dict.fromkeys(LATENCY) if latency is None else asdict(latency)),
             history=tuple(self.history),
             precision=training_precision(self.spec.recipe.precision, self.device),
             compress_s=self._compress_s,
@@ -182,8 +192,16 @@ class Trial:
             card["uncounted"] = list(self.network.uncounted)
         save_model(self.model, path, card=card)
 
-    def _latency(self, batch_size: int) -> float:
-        return latency_ms(self.model, self.data.val.image_shape, self.device, batch_size=batch_size)
+    def latency(self) -> Latency:
+        """Return the model's latency, where the spec wants it taken."""
+        return model_latency(
+            self.model,
+            self.data.val.image_shape,
+            self.device,
+            runtime=self.spec.runtime,
+            threads=self.spec.latency_threads,
+            skeleton=lambda: self._skeleton or trace_skeleton(self._baseline, self.data.val.image_shape),
+        )
 
 
 def image_card(data: Data) -> dict[str, Any]:

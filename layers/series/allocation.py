@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from layers.errors import OvertoneError
 
-__all__ = ["allocate", "allocated_mix", "expand_coefficients", "index_supports", "supports"]
+__all__ = ["allocate", "allocated_mix", "expand_coefficients", "index_supports", "support_mask", "supports"]
 
 
 def supports(kernel: tuple[int, int]) -> list[tuple[int, int]]:
@@ -65,16 +65,21 @@ def index_supports(frequency_support: Tensor, kernel: tuple[int, int], budget: i
     Raises `OvertoneError` if the supports are not of these taps or do not make the budget.
     """
     k_y, k_x = kernel
-    frequency_support = frequency_support.long()
     if len(frequency_support) and int(frequency_support.max()) >= k_y * k_x:
         raise OvertoneError(f"a filter's support (={int(frequency_support.max())}) must be below {k_y * k_x}")
-    y = torch.arange(k_y, device=frequency_support.device)[:, None]
-    x = torch.arange(k_x, device=frequency_support.device)
-    last_y, last_x = (frequency_support // k_x)[:, None, None], (frequency_support % k_x)[:, None, None]
-    support_index = ((y <= last_y) & (x <= last_x)).flatten().nonzero().squeeze(1)
-    if len(support_index) != budget:
-        raise OvertoneError(f"the filters' supports make {len(support_index)} coefficients a channel, not {budget}")
-    return support_index
+    supported = support_mask(frequency_support, kernel)
+    if (count := int(supported.sum())) != budget:
+        raise OvertoneError(f"the filters' supports make {count} coefficients a channel, not {budget}")
+    return supported.nonzero().squeeze(1)
+
+
+def support_mask(frequency_support: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Return which harmonics the filters have, of (N, K_y, K_x), flattened, bool."""
+    k_y, k_x = kernel
+    last = frequency_support.long()[:, None, None]
+    y = torch.arange(k_y, device=last.device)[:, None]
+    x = torch.arange(k_x, device=last.device)
+    return ((y <= last // k_x) & (x <= last % k_x)).flatten()
 
 
 def expand_coefficients(stored: Tensor, support_index: Tensor, filters: int, kernel: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from results.analysis.summary import Summary
-from results.formatting import format_metrics
+from results.formatting import format_metrics, format_place
 from results.report.data import ReportData
 from results.report.page import table, web_file
 from results.report.published import PlacedResult, published_beside
@@ -64,11 +64,19 @@ def _facts(summary: Summary, data: ReportData) -> str:
         "repeated with other seeds": f"{_repeated(data)} of the front",
         "epochs per trial": _few(epochs),
         "uncompressed": format_metrics(summary.baseline) or "-",
+        **_latency_facts(summary),
         "hypervolume": f"{summary.hypervolume:.4f}",
         "study created": str(record.get("created_at", "?"))[:16].replace("T", " "),
     }
     items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items())
     return f'<dl class="facts">{items}</dl>'
+
+
+def _latency_facts(summary: Summary) -> dict[str, str]:
+    """Return where latency was taken, if it was."""
+    columns = ["latency_runtime", "latency_threads", "latency_device"]
+    places = {tuple(row.values()) for row in summary.trials.select(columns).to_pylist() if row["latency_runtime"]}
+    return {"latency": " and in ".join(sorted(format_place(*place) for place in places))} if places else {}
 
 
 def _repeated(data: ReportData) -> int:

@@ -33,7 +33,8 @@ def compress(
     its own win; they reach only layers that can take them. `harmonics` may be one number for both axes, of a cosine
     series unless `basis` says otherwise. `images` (n, C, H, W), float and normalized as the network takes them, tell
     the images' size, and without labels fit each layer to the network's outputs (`trainers.start.calibration`); a few
-    hundred are enough. With `calibrated=False` weights are those nearest to the network's.
+    hundred are enough. With `calibrated=False` weights are those nearest to the network's, and images tell no more than
+    the scales of activations in int8.
 
     Raises `UsageError` for an unknown block, a value that its layers cannot take, images that do not fit, and a network
     that calls its layers where they cannot be exchanged, such as in a closure.

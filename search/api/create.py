@@ -51,6 +51,8 @@ def create_study(
     sampler: str = StudyPlan.sampler,
     miss_rate: float = StudyPlan.miss_rate,
     warm_start: Sequence[str] = StudyPlan.warm_start,
+    runtime: str = StudyPlan.runtime,
+    latency_threads: int | None = StudyPlan.latency_threads,
     keep: str = StudyPlan.keep,
     trials: int = StudyPlan.trials,
     store: str | os.PathLike[str] | Store = DEFAULT_STORE,
@@ -96,6 +98,8 @@ def create_study(
         sampler=sampler,
         miss_rate=miss_rate,
         warm_start=tuple(warm_start),
+        runtime=runtime,
+        latency_threads=latency_threads,
         keep=keep,
         trials=trials,
     )
@@ -133,6 +137,7 @@ def begin_study(ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *,
 
     if name not in ledger.studies():
         ledger.check_new_study(name)
+    plan.check_runtime()
     plan = replace(plan, data=prepared_data(plan.data, plan.model, plan.weights)).located()
     study, console = StudyLedger(ledger, name), make_console(progress)
     with nullcontext() if study.exists() else hold(study, console):  # one that exists may run, and is only opened

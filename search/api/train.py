@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from layers import compress_model
+from layers import UsageError, compress_model
 from search.runner.progress import decoding_bar, epoch_line, make_console
 from search.study.parsing import read_config
 from spaces import Network, NetworkConfig, state_sha256
@@ -83,6 +83,10 @@ def _network(
     if config is None:
         return dense, None
     chosen = read_config(config, model, network)
+    if any(form.arithmetic == "int8" for form in network.forms(chosen).values()):
+        raise UsageError(
+            f"config (={config!r}) must have no int8: the scales of activations are those of trained weights"
+        )
     check_fidelity(model, dense, network, data.val.image_shape, data.classes, [chosen])
     compressed = compress_model(dense, network.forms(chosen))
     if recipe.gradual_pruning:

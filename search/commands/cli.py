@@ -11,6 +11,7 @@ import typer
 
 from layers.errors import OvertoneError, OvertoneWarning, UsageError, first_line
 from layers.files import discard_output
+from search.commands.bench import bench
 from search.commands.help_panels import CommandWithPanels, GroupOfCommands
 from search.commands.inspect import inspect
 from search.commands.output import LOST, prepare_output
@@ -34,6 +35,7 @@ for _command in (inspect, train, search, resume, confirm, status, query, compact
     app.command(cls=CommandWithPanels)(_command)
 app.add_typer(plot_app, name="plot")
 app.command(cls=CommandWithPanels)(export)
+app.command(cls=CommandWithPanels)(bench)
 
 _CTRL_C = 130
 """What typer returns when a command was interrupted."""

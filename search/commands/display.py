@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.formatting import format_duration, format_flops, format_kilobytes
+from results.formatting import format_duration, format_flops, format_kilobytes, format_place
 from search.study.plan import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from search.runner.launch import SearchResult
 
 __all__ = [
-    *("confirm_line", "err_console", "export_line", "format_values", "out_console", "print_answer", "print_json"),
+    *(
+        "bench_lines",
+        "confirm_line",
+        "err_console",
+        "export_line",
+        "format_values",
+        "out_console",
+        "print_answer",
+        "print_json",
+    ),
     *("print_line", "print_table", "search_line", "status_line"),
 ]
 
@@ -93,8 +102,36 @@ def export_line(out: Path, card: Mapping[str, Any]) -> str:
     return (
         f"{out}: trial {card['trial']}, {format_kilobytes(card['size_bytes'])}, {format_flops(card['flops'])}, "
         f"{name} {card['score']:.4f}, {test_name} {card['test_metrics'][test_name]:.4f} (n = {card['test_n']}); "
-        f"the exported file gives the trial's class {same} validation images"
+        f"the exported file gives the trial's class {same} validation images{_bench_clause(card.get('bench'))}"
+        f"{'; it emulates activation_bits in floating point' if card.get('emulated') else ''}"
     )
+
+
+def _bench_clause(bench: Mapping[str, Any] | None) -> str:
+    """Return what an export and the uncompressed network's file take, '' if they were not timed."""
+    if bench is None:
+        return ""
+    this, whole = bench["file"], bench["uncompressed"]
+    sizes = f"{format_kilobytes(this['bytes'])} (uncompressed {format_kilobytes(whole['bytes'])})"
+    times = ", ".join(
+        f"{ms:.3g} ms at batch {batch} (uncompressed {whole['latency_ms'][batch]:.3g})"
+        for batch, ms in this["latency_ms"].items()
+    )
+    return f"; it has {sizes} and takes {times} in {format_place(bench['runtime'], bench['threads'], bench['device'])}"
+
+
+def bench_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Return what `trainers.runtime.bench` measured: a line a file, how the two compare, and where it was."""
+    lines = []
+    for file in answer["files"]:
+        times = ", ".join(f"{ms:.3g} ms at batch {batch}" for batch, ms in file["latency_ms"].items())
+        lines.append(f"{file['file']}: {format_kilobytes(file['bytes'])}, {times} in {file['runtime']}")
+    for batch, ratio in answer["ratios"].items():
+        interval = f"95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}, n = {answer['rounds'][batch]} rounds"
+        lines.append(f"batch {batch}: {ratio['ratio']:.2f} x the time of {answer['files'][1]['file']} ({interval})")
+    versions = ", ".join(f"{name} {version}" for name, version in answer["versions"].items())
+    threads = f"{answer['threads']} thread{'' if answer['threads'] == 1 else 's'}"
+    return [*lines, f"{answer['device']}, {threads}, {versions}; medians"]
 
 
 def search_line(study: str, store: str, result: SearchResult) -> str:

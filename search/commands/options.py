@@ -16,12 +16,13 @@ from trainers.training.recipe import RECIPES
 
 __all__ = [
     *("Address", "AsJson", "BatchSize", "Channels", "Classes", "Concurrency", "Config", "CpusPerTrial", "DataDir"),
-    *("Dataset", "Device", "Distillation", "Epochs", "GpusPerTrial", "Granularity", "ImageSize", "Init"),
-    *("Interpolation", "Keep", "Layer", "LearningRate", "LrSchedule", "MaxFlops", "MaxSize", "Mean"),
-    *("MinimumTemplates", "MissRate", "Model", "MovedData", "MovedWeights", "Objectives", "OptionalDataset"),
-    *("OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate", "Recipe", "Rerun", "RerunDevice"),
-    *("ResizeSize", "Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Std", "Store", "Stream", "Study"),
-    *("TensorBoardFolder", "TrainEpochs", "TrainLimit", "Trials", "ValFrom", "WarmStart", "Weights", "Where"),
+    *("Dataset", "Device", "Distillation", "Epochs", "FileRuntime", "GpusPerTrial", "Granularity", "ImageSize"),
+    *("Init", "InspectRuntime", "Interpolation", "Keep", "LatencyThreads", "Layer", "LearningRate", "LrSchedule"),
+    *("MaxFlops", "MaxSize", "Mean", "MinimumTemplates", "MissRate", "Model", "MovedData", "MovedWeights"),
+    *("Objectives", "OptionalDataset", "OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate"),
+    *("Recipe", "Rerun", "RerunDevice", "ResizeSize", "Runtime", "Saliency", "Sampler", "Seed", "Settings"),
+    *("SpaceFile", "Std", "Store", "Stream", "Study", "TensorBoardFolder", "TrainEpochs", "TrainLimit", "Trials"),
+    *("ValFrom", "WarmStart", "Weights", "Where"),
     *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "PANELS", "option"),
 ]
 
@@ -298,6 +299,34 @@ Rerun = Annotated[
         TRIALS,
         "Train the trial again if its model was not kept. After Ctrl-C the same command continues.",
         "--rerun",
+    ),
+]
+
+Runtime = Annotated[
+    str,
+    option(
+        SEARCH,
+        "Where latency is taken, if it is an objective: torch (the model, on the trial's device), onnxruntime or "
+        "openvino (the trial's ONNX file, on the CPU).",
+    ),
+]
+InspectRuntime = Annotated[
+    str | None,
+    option(
+        SEARCH,
+        "Take the uncompressed network's latency too, in torch, onnxruntime or openvino, as trials of `overtone search "
+        "--runtime` do. Default: none is taken.",
+    ),
+]
+LatencyThreads = Annotated[
+    int | None,
+    option(SEARCH, "CPU threads of that. Default: those of the trial in torch, 1 in the others.", min=1),
+]
+FileRuntime = Annotated[
+    str | None,
+    option(
+        TRIALS,
+        "onnxruntime or openvino for .onnx files, torch for .pt2 and .safetensors. Default: onnxruntime, torch.",
     ),
 ]
 

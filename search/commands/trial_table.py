@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from results.formatting import format_flops, format_kilobytes, format_network
+from results.formatting import format_flops, format_kilobytes, format_network, format_place
 from results.objectives import init_name
 from results.queries.answer import Answer
 from results.queries.formats import texts
@@ -54,6 +54,8 @@ def show_trials(
             row[score_name] = format_score(row)
         table.add_row(*(Text(encodable(_cell(name, row[name], score_name), console.encoding)) for name in names))
     print_table(console, table)
+    if columns is None and (place := _latency_places(trials)):
+        console.print(f"latency in {place}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_answer(console: Console, answer: Answer) -> None:
@@ -87,6 +89,21 @@ def _default_columns(trials: pd.DataFrame, score_name: str) -> list[str]:
     if "epochs_run" in names and trials["epochs_run"].nunique() == 1:
         names.remove("epochs_run")
     return names
+
+
+_PLACE = ("latency_runtime", "latency_threads", "latency_device")
+
+
+def _latency_places(trials: pd.DataFrame) -> str:
+    """Return where the latencies were taken, '' if there are none."""
+    if not {"latency_ms", *_PLACE} <= set(trials.columns):
+        return ""
+    taken = trials[trials["latency_runtime"].notna()][list(_PLACE)].astype(object).drop_duplicates()
+    places = [
+        format_place(runtime, None if pd.isna(threads) else int(threads), device)
+        for runtime, threads, device in taken.itertuples(index=False)
+    ]
+    return " and in ".join(places)
 
 
 def _cell(name: str, value: Any, score_name: str) -> str:

@@ -14,6 +14,7 @@ from results.analysis.confidence import study_confidence
 from results.ledger.ledger import Ledger
 from trainers.data import Data
 from trainers.evaluation import evaluate, evaluation
+from trainers.runtime.place import LATENCY
 from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 
@@ -24,7 +25,7 @@ MAX_DISAGREEMENT = 0.005
 
 _FIGURES = (
     *("trial", "score_name", "score", "metrics", "size_bytes", "flops", "macs", "parameters"),
-    *("latency_ms", "latency_b64_ms", "device", "model_sha256", "same_file"),
+    *(*LATENCY, "device", "model_sha256", "same_file"),
 )
 
 
@@ -55,6 +56,7 @@ def card_facts(
         "seed": spec.seed,
         "epochs": spec.epochs,
         "blocks": row["blocks"],
+        "emulated": any(block["activation_bits"] for block in row["blocks"]),
         "val_n": validation.n,
         "test_metrics": test.metrics("test"),
         "test_n": test.n,

@@ -88,7 +88,7 @@ def main() -> int:
     """Read a file and write its classes; return 0, or 1 after an error whose text is the last line."""
     path, out = map(Path, sys.argv[1:])
     job = json.loads(sys.stdin.buffer.readline())
-    openers = {".safetensors": _open_packed, ".onnx": _open_onnx, ".pt2": _open_program}
+    openers = {".safetensors": _open_torch, ".onnx": _open_onnx, ".pt2": _open_torch}
     try:
         run = openers[path.suffix](path, job)
         np.save(out, np.concatenate([run(images).argmax(1) for images in _received(job["shapes"])]))
@@ -103,16 +103,10 @@ def _received(shapes: list[list[int]]) -> Iterator[_Images]:
         yield np.frombuffer(sys.stdin.buffer.read(4 * int(np.prod(shape))), "<f4").reshape(shape)
 
 
-def _open_packed(path: Path, job: dict[str, Any]) -> _Run:
+def _open_torch(path: Path, job: dict[str, Any]) -> _Run:
     from spaces import load_model
 
     return _in_torch(load_model(path, model=factory_of(job["model"])), job["threads"])
-
-
-def _open_program(path: Path, job: dict[str, Any]) -> _Run:
-    import torch
-
-    return _in_torch(torch.export.load(path).module(), job["threads"])
 
 
 def _in_torch(network: nn.Module, threads: int) -> _Run:

@@ -24,6 +24,7 @@ from results.ledger.ledger import Ledger
 from search.export.facts import MAX_DISAGREEMENT, card_facts
 from search.export.reader import check_reader, factory_of, predict_in_subprocess
 from search.export.rerun import rerun_trial
+from search.export.timing import time_export
 from search.study.objects import NO_OBJECTS, Objects
 from search.study.places import RECORDED, Places
 from search.study.workload import load_images
@@ -84,6 +85,7 @@ def export_trial(
         def verify(file: Path) -> Mapping[str, Any]:
             runtime = options.runtime or "onnxruntime"
             verified.update(_verify(file, row, spec.model, logits, data, objects, runtime, rounds=_rounds(model)))
+            verified.update(time_export(file, format, spec, data, own, options.runtime))
             return verified
 
         export_model(packed, out, format=format, card=card, model=own, prove=verify, options=options)

@@ -17,7 +17,9 @@ from search.optimize.retries import RetryPolicy
 from search.optimize.sampler import ConfigSampler, Observation
 from search.study.budget import Budget, may_try
 from search.study.record import network_config, row_scores
+from search.study.reuse import earlier_latency
 from spaces import NetworkConfig
+from trainers.runtime.place import LATENCY
 from trainers.spec import TrialSpec
 
 __all__ = ["FrontSearcher"]
@@ -72,6 +74,7 @@ class FrontSearcher(Searcher):
         self._initial_configs: list[NetworkConfig] = []
         self._measured: Mapping[str, Mapping[str, Any]] = {}
         self._on_reuse: _OnReuse | None = None
+        self._timed = False
         self._left = 0
         self._number = 0
         self.exhausted = False
@@ -98,18 +101,21 @@ class FrontSearcher(Searcher):
         unfinished: Sequence[dict[str, Any]] = (),
         measured: Mapping[str, Mapping[str, Any]] | None = None,
         on_reuse: _OnReuse | None = None,
+        timed: bool = False,
     ) -> None:
         """Allow this many more suggestions.
 
         First come those `unfinished`, which were suggested before and have not ended; then the `initial_configs` that
         lie within space and budget. A trial with a row in `measured` (by spec digest) is not run: `on_reuse` is called
-        with the suggestion and the row.
+        with the suggestion and the row. With `timed` it is suggested all the same, with what a worker must know of the
+        row under `earlier`: it takes the trial's latency, or finds that it is the row's.
         """
         self._left = trials
         self._initial_configs = list(initial_configs)
         self._unfinished = list(unfinished)
         self._measured = measured or {}
         self._on_reuse = on_reuse
+        self._timed = timed
         self._number = max([self._number, *(suggestion["number"] + 1 for suggestion in self._unfinished)])
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -125,9 +131,12 @@ class FrontSearcher(Searcher):
             spec = self._make_spec(config)
             digest = spec.digest(self._space.network)
             suggestion = begun or {"number": self._number, "trial": digest[:10], "spec": spec.to_json()}
+            suggestion = {name: value for name, value in suggestion.items() if name != "earlier"}
             self._number = max(self._number, suggestion["number"] + 1)
             row = self._measured.get(digest)
-            if row is None or self._on_reuse is None:
+            if row is not None and self._timed:
+                suggestion["earlier"] = earlier_latency(row)
+            if row is None or self._timed or self._on_reuse is None:
                 self._running[trial_id] = handle, features, suggestion
                 return suggestion
             self._sampler.tell(handle, self._observe(row, row["status"], row_scores(row), features))
@@ -154,6 +163,10 @@ class FrontSearcher(Searcher):
             self._unfinished.append(suggestion)
             self._left += 1
         report = {} if result is None or error else result
+        if report.get("status") == "timed":
+            row = {**self._measured[suggestion["earlier"]["spec_digest"]], **{name: report[name] for name in LATENCY}}
+            self._sampler.tell(handle, self._observe(row, row["status"], row_scores(row), features))
+            return
         status = TrialStatus.PRUNED.value if trial_id in self.stopped else report.get("status")
         self._sampler.tell(handle, self._observe(report, status, report.get("scores", ()), features))
 

@@ -79,6 +79,7 @@ def confirm_trials(
     Finished repeats are not run again, failed ones are.
     """
     repeats = [_repeat(row, offset, workload.network) for offset in range(1, seeds + 1) for row in rows]
+    StudyPlan.from_record(study.record()).check_runtime()
     finished = _by_status(study, repeats)[TrialStatus.FINISHED]
     missing = [repeat for repeat in repeats if repeat["trial"] not in finished]
     if missing:

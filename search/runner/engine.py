@@ -15,6 +15,7 @@ from search.runner.cluster import Resources
 from search.runner.ledger_callback import LedgerCallback, StopOnFailure
 from search.runner.trainable import TrialActor
 from search.runner.waiting import WaitingCallback, WaitingNotice
+from search.study.plan import StudyPlan
 from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload
 
@@ -70,6 +71,7 @@ def _actor(workload: Workload, resources: Resources, study: StudyLedger) -> Any:
         network=workload.network,
         store=_absolute(study.ledger.store),
         study=study.name,
+        skeleton=workload.skeleton if StudyPlan.from_record(study.record()).times_files else None,
     )
     per_trial = {"cpu": float(resources.cpus_per_trial), "gpu": float(resources.gpus_per_trial or 0)}
     return tune.with_resources(actor, per_trial)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
+from layers import compress_model
 from search.optimize.candidates import Candidates
 from search.optimize.initial import initial_configs
 from search.optimize.pruner import ConformalPruner
@@ -26,10 +28,13 @@ from search.study.budget import extremes, may_try
 from search.study.objects import Objects
 from search.study.places import RECORDED, Places
 from search.study.plan import StudyPlan, check_same_settings
+from search.study.record import network_config
 from search.study.reuse import comparable_studies, finished_rows, warm_start_rows
 from search.study.study_ledger import StudyLedger
 from search.study.workload import Workload, make_space
 from spaces import NetworkConfig, Space
+from trainers.runtime.runtimes import DEFAULT_THREADS
+from trainers.runtime.sessions import open_session
 
 __all__ = ["SearchResult", "create_study", "open_workload", "run_study"]
 
@@ -72,6 +77,7 @@ def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload) -> Non
     meets the budget, if the study exists with other settings, or if the network cannot be compressed truly.
     """
     check_sampler(plan.sampler)
+    plan.check_runtime()
     plan = workload.resolved(plan)
     space = make_space(plan, workload.network)
     limits = extremes(space, plan.budget)
@@ -80,12 +86,17 @@ def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload) -> Non
         check_same_settings(study.record(), settings)
         return
     workload.check_fidelity(plan.model, limits)
-    rows = warm_start_rows(study, settings, lambda config: may_try(config, space, plan.budget))
+    if plan.times_files:
+        _try_file(workload, plan)
+    rows = warm_start_rows(study, settings, lambda config: may_try(config, space, plan.budget), plan.place())
     about = {"dataset": plan.data.label, "uncompressed": workload.reference(), "choices": space.choices}
     if workload.network.uncounted:
         about["uncounted"] = list(workload.network.uncounted)
     counts = {"trials": plan.trials + len(rows), "warm_started": len(rows)}
-    study.create({**settings, **about, **counts}, rows)
+    if plan.times:  # each of them must be timed, or have been timed where trials run
+        study.create({**settings, **about, **counts, "warm_trials": [row.trial for row in rows]}, [])
+    else:
+        study.create({**settings, **about, **counts}, rows)
 
 
 def open_workload(study: StudyLedger, console: Console, objects: Objects, places: Places = RECORDED) -> Workload:
@@ -112,6 +123,7 @@ def run_study(
 ) -> SearchResult:
     """Run a study, as `open_workload` loads it and whose `claim` is held, until it has this many trials in all."""
     plan = StudyPlan.from_record(study.record())
+    plan.check_runtime()
     setup = _Setup.of(study, plan, workload)
     opened = dashboards.open(study, setup.space)
     if trials == plan.trials:
@@ -136,13 +148,17 @@ def _run(
     with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe, console))
         observers = [progress, *boards]
-        callback = _make_callback(setup, plan, searcher, observers, claim, gpus=float(resources.gpus_per_trial or 0))
+        gpus = float(resources.gpus_per_trial or 0)
+        callback = _make_callback(setup, plan, searcher, observers, claim, gpus=gpus)
+        place = plan.place(cpus=resources.cpus_per_trial, gpu=gpus > 0)
+        callback.measured = finished_rows(comparable_studies(study), plan.parsed_objectives(), place)
         searcher.begin(
             missing,
             initial_configs=initial_configs(setup.space, plan.model, setup.limits),
-            unfinished=_unfinished(study, past),
-            measured=finished_rows(comparable_studies(study), plan.parsed_objectives()),
+            unfinished=_unfinished(study, past, _warm_trials(setup, plan, callback.measured)),
+            measured=callback.measured,
             on_reuse=callback.reuse,
+            timed=plan.times,
         )
         line = f"study {study.name}: {missing} of {plan.trials} trials to run, {resources.line()}"
         console.print(line, highlight=False)
@@ -204,8 +220,35 @@ def _make_callback(
     )
 
 
-def _unfinished(study: StudyLedger, past: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the suggestions that an earlier run began and did not bring to an end, by number."""
+def _unfinished(
+    study: StudyLedger, past: Iterable[Mapping[str, Any]], first: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the suggestions that an earlier run began and did not bring to an end, and those to begin with.
+
+    They are sorted by number.
+    """
     ended = {row["trial"] for row in past}
-    begun = study.read_progress().get("unfinished", [])
-    return sorted((s for s in begun if s["trial"] not in ended), key=lambda suggestion: suggestion["number"])
+    begun = {suggestion["trial"]: suggestion for suggestion in (*first, *study.read_progress().get("unfinished", []))}
+    left = (suggestion for trial, suggestion in begun.items() if trial not in ended)
+    return sorted(left, key=lambda suggestion: int(suggestion["number"]))
+
+
+def _warm_trials(setup: _Setup, plan: StudyPlan, measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the trials of a warm start whose latency is taken before the study counts them among its own."""
+    rows = {digest[:10]: row for digest, row in measured.items()}
+    hashes = setup.workload.hashes()
+    return [
+        {"number": number, "trial": trial, "spec": plan.spec(network_config(rows[trial]), **hashes).to_json()}
+        for number, trial in enumerate(setup.study.record().get("warm_trials", []))
+        if trial in rows
+    ]
+
+
+def _try_file(workload: Workload, plan: StudyPlan) -> None:
+    """Open the uncompressed network's file where trials are timed, so that what cannot be done fails before them.
+
+    Raises `OvertoneError` if the network cannot be written, or the runtime cannot run it.
+    """
+    forms = workload.network.forms(NetworkConfig())
+    content = workload.skeleton.file(compress_model(workload.baseline, forms))
+    open_session(Path("model.onnx"), plan.runtime, threads=plan.latency_threads or DEFAULT_THREADS, content=content)

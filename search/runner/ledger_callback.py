@@ -75,6 +75,10 @@ class LedgerCallback(Callback):
     def write(self, row: TrialRow) -> None:
         """Make a row last; of a finished trial maybe the packed model too, which it left at its `checkpoint_name`."""
 
+    def timed_row(self, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> TrialRow:
+        """Return the row of a trial that another study has run, with the latency that was reported."""
+        raise NotImplementedError
+
     @abstractmethod
     def publish(self, row: TrialRow | None) -> None:
         """Publish the progress. `row` is the trial that just ended, or None for a heartbeat."""
@@ -126,6 +130,8 @@ class LedgerCallback(Callback):
         self._running.discard(trial.trial_id)
         if report.get("status") == "failed":
             self.record_row(failed_row(self.study.name, trial.config, report, report["error"], self._network))
+        elif report.get("status") == "timed":
+            self.record_row(self.timed_row(trial.config, report))
         elif trial.trial_id in self._stopped:
             self.record_row(pruned_row(self.study.name, trial.config, report))
         elif report.get("status") == "finished":

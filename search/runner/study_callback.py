@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from layers.errors import OvertoneWarning
+from results.formatting import format_place
 from results.pareto.front import front
 from results.pareto.hypervolume import hypervolume, reference_point
 from results.schema import TrialRow, TrialStatus, to_table
@@ -23,6 +26,7 @@ from search.runner.progress import StudyProgress
 from search.study.record import reused_row
 from search.study.study_ledger import StudyLedger
 from spaces import Network
+from trainers.runtime.place import Place
 
 __all__ = ["StudyCallback"]
 
@@ -49,11 +53,14 @@ class StudyCallback(LedgerCallback):
     ) -> None:
         """`keep` is that of the plan, `gpus` are those of each trial; the rest is as `LedgerCallback` has it."""
         self._objectives = study.objectives()
-        past = study.trials(["status", "total_s", *(objective.column for objective in self._objectives)])
+        past = study.trials(["status", "total_s", *_PLACE, *(objective.column for objective in self._objectives)])
         ended = Counter(past.column("status").to_pylist())
         super().__init__(
             study, network, wanted=wanted, ended=ended, stopped=stopped, retried=retried, ensure_held=ensure_held
         )
+        self.measured: Mapping[str, Mapping[str, Any]] = {}
+        """Rows of other studies that answer trials, by the digest of their spec."""
+        self._places = set(filter(None, map(_place, past.select(_PLACE).to_pylist())))
         self._observers = observers
         self._keep_all = keep == "all"
         self._gpus = gpus
@@ -67,6 +74,10 @@ class StudyCallback(LedgerCallback):
         """Record another study's row as the outcome of a suggestion, which need not be run."""
         self.record_row(reused_row(self.study.name, suggestion, row))
 
+    def timed_row(self, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> TrialRow:
+        """Return the row of a trial that another study has run, with the latency that was reported."""
+        return reused_row(self.study.name, suggestion, self.measured[suggestion["earlier"]["spec_digest"]], report)
+
     def write(self, row: TrialRow) -> None:
         """Append the row, and update the front.
 
@@ -77,6 +88,7 @@ class StudyCallback(LedgerCallback):
         run_here = row.status == TrialStatus.FINISHED and row.reused_from is None
         if run_here and row.model_sha256 is not None and (self._keep_all or _holds(members, row)):
             self.study.adopt_model(row.trial, row.model_sha256)
+        self._warn_of_place(row)
         self.study.append(row)
         self.study.write_front(members)
         self._members = members
@@ -98,6 +110,16 @@ class StudyCallback(LedgerCallback):
         self.guard(lambda: self._write_progress(state, self._study_progress()))
         if state == "finished" and self.failure is None:
             self.guard(self.study.compact)
+
+    def _warn_of_place(self, row: TrialRow) -> None:
+        """Warn of the first latency that the others cannot be compared with."""
+        place = _place(row.to_record())
+        if place is not None and self._places and place not in self._places:
+            places = " and in ".join(format_place(*other) for other in (*self._places, place))
+            warnings.warn(
+                f"trials take their latency in {places}: they cannot be compared", OvertoneWarning, stacklevel=2
+            )
+        self._places |= {place} if place else set()
 
     def _reference_with(self, row: pa.Table) -> dict[str, float]:
         """Return the reference point after one more row.
@@ -128,6 +150,14 @@ class StudyCallback(LedgerCallback):
                 **progress.to_json(),
             }
         )
+
+
+_PLACE = [field.name for field in fields(Place)]
+
+
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return where a row's latency was taken, None if it has none."""
+    return tuple(record[name] for name in _PLACE) if record["latency_runtime"] else None
 
 
 def _holds(members: pa.Table, row: TrialRow) -> bool:

@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from ray.tune.result import DONE
 from torch import nn
 
 from layers import OvertoneError
+from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from search.study.study_ledger import checkpoint_name
-from spaces import Network
+from spaces import Network, load_model
+from spaces.portable.skeleton import Skeleton
 from trainers.data import Data
 from trainers.runtime.device import keep_freed_memory
+from trainers.runtime.latency import model_latency, trace_skeleton
+from trainers.runtime.place import LATENCY, Place
 from trainers.spec import TrialSpec
 from trainers.training.loop import Epoch
 from trainers.trial import Trial
@@ -58,6 +63,7 @@ class TrialActor(tune.Trainable):
         store: str,
         study: str,
         checkpoint_s: float = _CHECKPOINT_S,
+        skeleton: Skeleton | None = None,
     ) -> None:
         """Take what all trials share; `checkpoint_s` are the least seconds between two checkpoints of a trial."""
         self._data = data
@@ -66,6 +72,7 @@ class TrialActor(tune.Trainable):
         self._store = Store(store, check=False)
         self._study = study
         self._checkpoint_s = checkpoint_s
+        self._skeleton = skeleton
         resources = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         self._device = "cuda" if resources.get("GPU", 0) and torch.cuda.is_available() else "cpu"
@@ -95,6 +102,8 @@ class TrialActor(tune.Trainable):
             return self._failure(traceback.format_exc(limit=-3))
 
     def _advance(self) -> dict[str, Any]:
+        if self._trial is None and (latency := self._earlier_latency()) is not None:
+            return {**self._report("timed"), **latency, DONE: True}
         if self._trial is None:
             self._trial = self._start()
             self._epochs = self._trial.epochs()
@@ -109,14 +118,45 @@ class TrialActor(tune.Trainable):
         measured = {"result": json.dumps(result), "scores": scores, **result["cost"]}
         if not self._trial.ended:
             return {**self._report("running"), **measured}
-        final = {name: result[name] for name in ("score", "latency_ms", "latency_b64_ms")}
+        final = {name: result[name] for name in ("score", *LATENCY)}
         model_sha256 = self._save(self._trial.save)
         return {**self._report("finished"), **measured, **final, "model_sha256": model_sha256, DONE: True}
+
+    def _earlier_latency(self) -> dict[str, Any] | None:
+        """Return the latency of a trial that another study has run: its own if it was taken like here, else anew.
+
+        None if there is no such trial, or its model is not in the store any more.
+        """
+        earlier = self._config.get("earlier")
+        if earlier is None:
+            return None
+        spec = TrialSpec.from_json(self._config["spec"])
+        if Place.of(spec.runtime, spec.latency_threads, self._device).has_latency(earlier):
+            return {name: earlier[name] for name in LATENCY}
+        ledger = Ledger(self._store)
+        if not earlier["model_sha256"] or not ledger.has_model(earlier["model_sha256"]):
+            return None
+        model = load_model(ledger.model_path(earlier["model_sha256"]), model=self._baseline)
+        shape = self._data.val.image_shape
+        latency = model_latency(
+            model,
+            shape,
+            self._device,
+            runtime=spec.runtime,
+            threads=spec.latency_threads,
+            skeleton=lambda: self._skeleton or trace_skeleton(self._baseline, shape),
+        )
+        return asdict(latency)
 
     def _start(self) -> Trial:
         """Return the trial as its checkpoint left it, or at its start if there is no checkpoint that can be used."""
         spec = TrialSpec.from_json(self._config["spec"])
-        shared: dict[str, Any] = {"data": self._data, "baseline": self._baseline, "network": self._network}
+        shared: dict[str, Any] = {
+            "data": self._data,
+            "baseline": self._baseline,
+            "network": self._network,
+            "skeleton": self._skeleton,
+        }
         if self._store.exists(self._checkpoint):
             with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OvertoneError):
                 path = Path(folder) / _FILE

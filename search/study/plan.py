@@ -14,6 +14,8 @@ from spaces.blocks import Granularity
 from spaces.config import NetworkConfig
 from spaces.weights_source import absolute_weights
 from trainers.data.spec import DataSpec
+from trainers.runtime.place import Place
+from trainers.runtime.runtimes import DEFAULT_RUNTIME, RUNTIMES, check_runtime, check_threads
 from trainers.score import SCORE_NAME
 from trainers.start.choices import INITS, SALIENCIES
 from trainers.training.recipe import RECIPES, TrainingRecipe
@@ -32,7 +34,7 @@ DEFAULT_RECIPE = "finetune"
 DEFAULT_SEEDS = 3
 """Further seeds that trials are confirmed with."""
 DEFAULT_OBJECTIVES = (SCORE_NAME, "size_bytes", "flops")
-_LATENCIES = frozenset({"latency_ms", "latency_b64_ms"})
+_LATENCIES = ("latency_ms", "latency_b64_ms")
 """Objectives for which a trial measures latency, both of them at once."""
 _MAY_DIFFER = frozenset({"trials", "weights"})
 """Settings that may change when a study is resumed: of the weights the content counts, not the path."""
@@ -70,6 +72,11 @@ class StudyPlan:
     """Studies whose finished trials it begins with."""
     trials: int = 24
     """Trials wanted in all."""
+    runtime: str = DEFAULT_RUNTIME
+    """Where latency is taken, if it is an objective: `torch` times the model on the trial's device, the others its ONNX
+    file on the CPU."""
+    latency_threads: int | None = None
+    """CPU threads of that. None: those of the trial in torch, 1 in the others."""
     keep: str = "front"
     """Whose packed models go into the store: `front`, of trials that none before them dominates, or `all`."""
 
@@ -84,6 +91,40 @@ class StudyPlan:
             raise UsageError(f"miss_rate (={self.miss_rate}) must be at least 0 and below 1")
         if self.keep not in ("front", "all"):
             raise UsageError(f"keep (={self.keep!r}) must be front or all")
+        if self.runtime not in RUNTIMES:
+            raise UsageError(f"runtime (={self.runtime!r}) must be one of {', '.join(RUNTIMES)}")
+        check_threads(self.latency_threads, "latency_threads")
+        for name in ("runtime", "latency_threads"):
+            value = getattr(self, name)
+            if value != getattr(StudyPlan, name) and not self.times:
+                raise UsageError(
+                    f"{name} (={value!r}) must come with an objective that it is about: {' or '.join(_LATENCIES)}"
+                )
+
+    @property
+    def times(self) -> bool:
+        """Whether latency is an objective, so that trials take it."""
+        return not set(_LATENCIES).isdisjoint(self.objectives)
+
+    @property
+    def times_files(self) -> bool:
+        """Whether it is that of the trials' ONNX files."""
+        return self.times and self.runtime != DEFAULT_RUNTIME
+
+    def place(self, *, cpus: float = 1, gpu: bool = False) -> Place | None:
+        """Return where a trial with these resources takes latency if it runs on this machine, None if it takes none."""
+        if not self.times:
+            return None
+        threads = max(1, int(cpus)) if self.runtime == DEFAULT_RUNTIME else None
+        return Place.of(self.runtime, self.latency_threads or threads, "cuda" if gpu else "cpu")
+
+    def check_runtime(self) -> None:
+        """Raise `UsageError` if a package is missing that takes latency."""
+        if self.times_files:
+            from spaces.portable import check_format
+
+            check_runtime(self.runtime)
+            check_format("onnx")
 
     def parsed_objectives(self) -> tuple[Objective, ...]:
         """Return the objectives; raise `UsageError` if one is unknown."""
@@ -138,7 +179,9 @@ class StudyPlan:
             saliency=self.saliency,
             epochs=self.epochs,
             seed=self.seed,
-            latency=not _LATENCIES.isdisjoint(self.objectives),
+            latency=self.times,
+            runtime=self.runtime,
+            latency_threads=self.latency_threads,
         )
 
 

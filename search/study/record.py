@@ -13,12 +13,13 @@ from typing import Any
 
 from results.schema import TrialRow, TrialStatus, block_records
 from spaces import Network, NetworkConfig
+from trainers.runtime.place import LATENCY
 from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 
 __all__ = ["failed_row", "finished_row", "network_config", "pruned_row", "reused_row", "row_scores"]
 
-_FINAL = ("score", "metrics", "latency_ms", "latency_b64_ms")
+_FINAL = ("score", "metrics", *LATENCY)
 """Columns that only a trial with all its epochs has."""
 _MEASURED = ("init_score", "config_digest", "spec_digest", "compress_s", "finetune_s", "evaluate_s")
 """Columns that a trial has from its start on."""
@@ -46,9 +47,16 @@ def pruned_row(study: str, suggestion: Mapping[str, Any], report: Mapping[str, A
     )
 
 
-def reused_row(study: str, suggestion: Mapping[str, Any], row: Mapping[str, Any]) -> TrialRow:
-    """Return the row of a trial that another study's row answers: it took no time here."""
+def reused_row(
+    study: str, suggestion: Mapping[str, Any], row: Mapping[str, Any], report: Mapping[str, Any] | None = None
+) -> TrialRow:
+    """Return the row of a trial that another study's row answers: it took no time here, but that of a report.
+
+    The report has the trial's latency, which was taken again.
+    """
     now = datetime.now(UTC)
+    times = {"started_at": now, "finished_at": now, "total_s": 0.0}
+    timed = {} if report is None else {**{name: report[name] for name in LATENCY}, **_times(report["started"])}
     return TrialRow.from_record(
         {
             **row,
@@ -59,9 +67,8 @@ def reused_row(study: str, suggestion: Mapping[str, Any], row: Mapping[str, Any]
             "reused_from": row["reused_from"] or row["study"],
             "spec": json.dumps(suggestion["spec"]),
             "blocks": block_records(suggestion["spec"]["config"]),
-            "started_at": now,
-            "finished_at": now,
-            "total_s": 0.0,
+            **times,
+            **timed,
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from spaces import Network, NetworkConfig, Space, state_sha256, weights_transfor
 from spaces.global_pruning import has_global_rate, resolve_global_rates
 from spaces.identity import network_identity
 from spaces.models import copy_module
+from spaces.portable.skeleton import Skeleton
 from spaces.weights import recorded_normalization
 from trainers.data import Data, DataSpec, load_data
 from trainers.data.objects import Parts, object_data, read_parts
 from trainers.evaluation import evaluate
 from trainers.fidelity import check_copy, check_fidelity
+from trainers.runtime.latency import trace_skeleton
 from trainers.score import SCORE_NAME
 from trainers.start.saliency import filter_saliency
 from trainers.trial import load_baseline
@@ -77,6 +80,11 @@ class Workload:
     def hashes(self) -> dict[str, str]:
         """Return the content hashes that are part of a trial's identity."""
         return {"weights_sha256": self.weights_sha256, "data_fingerprint": self.data.fingerprint}
+
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """The network's ONNX graph, which the files of all trials are made from."""
+        return trace_skeleton(self.baseline, self.data.val.image_shape)
 
     def identity(self) -> dict[str, Any]:
         """Return what a study's record keeps, to know network and data again by their content."""

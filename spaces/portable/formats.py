@@ -1,8 +1,8 @@
 """A packed model written as a file of another kind.
 
 `safetensors` is the packed file itself, byte for byte, as small as measured. `onnx` holds the same packed tensors and
-what decodes them (`spaces.portable.skeleton`). `pt2` holds the network with its filters rebuilt to ordinary float32
-weights; it is larger than the packed file.
+what decodes them (`spaces.portable.skeleton`), `pt2` the same bytes and a program that decodes them
+(`spaces.portable.program`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
+from layers.integer.network import int8_layers
 from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
-from spaces.portable.network import portable_model
+from spaces.portable.program import StoredNetwork, save_program
 
 if TYPE_CHECKING:
     from spaces.portable.skeleton import Skeleton
@@ -107,11 +108,11 @@ def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> byte
 
 
 def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
-    network, image = portable_model(load_model(source, model=model)), _image(card)
+    network, image = StoredNetwork(_floating(load_model(source, model=model), "pt2")).eval(), _image(card)
     with _exporting("pt2", card):
         shapes = ({0: torch.export.Dim("batch")},)
         example = torch.zeros(2, *image)  # two, because an exporter takes a batch of one for a constant
-        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), target)
+        save_program(torch.export.export(network, (example,), dynamic_shapes=shapes), target)
 
 
 FORMATS: dict[str, Callable[[Path, Path, _Card, _Own, WriteOptions], None]] = {
@@ -120,6 +121,13 @@ FORMATS: dict[str, Callable[[Path, Path, _Card, _Own, WriteOptions], None]] = {
     "pt2": _write_pt2,
 }
 """What writes each kind of file; the name is the file's suffix too."""
+
+
+def _floating(model: nn.Module, format: str) -> nn.Module:
+    """Return a model that the format can hold; raise `OvertoneError` if its layers compute in int8."""
+    if layers := int8_layers(model):
+        raise OvertoneError(f"{format} cannot hold layer {next(iter(layers))!r}, which computes in int8")
+    return model
 
 
 def _image(card: _Card) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ what was measured, up to the order in which a runtime adds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,7 @@ class PortableRounding(nn.Module):
         self.lowest = form.lowest
         self.highest = -form.lowest - 1
         self.reach = form.bits - form.lowest
-        exponents = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
-        self.register_buffer("powers", torch.exp2(exponents).float())
+        self.register_buffer("powers", _powers(self.reach))
 
     def forward(self, x: Tensor) -> Tensor:
         """Round each block to steps of its largest value's last bit, ties to even; out of range it is zero or NaN."""
@@ -68,6 +68,12 @@ class PortableRounding(nn.Module):
 
     def _power(self, exponent: Tensor) -> Tensor:
         return self.powers[exponent + self.reach]
+
+
+@cache
+def _powers(reach: int) -> Tensor:
+    """Return 2^-reach .. 2^reach; one tensor, so that a file holds it once."""
+    return torch.exp2(torch.arange(-reach, reach + 1, dtype=torch.float64)).float()
 
 
 def portable_model(model: nn.Module) -> nn.Module:

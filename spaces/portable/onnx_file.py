@@ -13,6 +13,7 @@ from spaces.portable.compact import rename_values, strip
 from spaces.portable.decoders import Decoder
 from spaces.portable.executions import GraphExecution, replace_calls
 from spaces.portable.graph import GraphBuilder
+from spaces.portable.integer import round_activations
 from spaces.portable.payload import Payload
 from spaces.portable.running import round_inputs
 from spaces.portable.skeleton import INPUT, OUTPUT, PAYLOAD, Skeleton
@@ -46,6 +47,7 @@ def onnx_file(
         nodes = _fill(builder, skeleton, model, nodes, executions)
     del graph.node[:]
     graph.node.extend(nodes)
+    round_activations(builder, graph, skeleton, model)
     builder.fill(proto)
     if dense:
         return _folded(proto)

@@ -50,7 +50,8 @@ PROGRAMS = {
     "trainers": [words[3:] for words in LINES if words[:3] == ("python", "-m", "trainers")],
 }
 FRONT_DOOR = [block for block in blocks("python") if names_used(block.text) & {"ot", "study", "trial"}]
-BEHIND = [block for block in blocks("python") if block not in FRONT_DOOR]
+BEHIND = [block for block in blocks("python") if block not in FRONT_DOOR and "model.pt2" not in block.text]
+"""All others but the one that tests/spaces/portable/test_program.py runs in a process without Overtone."""
 
 
 def each(cases: list[Any], name: str) -> pytest.MarkDecorator:
@@ -203,7 +204,7 @@ def _execute(
     block: Block, folder: Path, kept: Path, work_in: Callable[[Path], None], prepared: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the names after running the block in a folder that has what it asks for."""
-    needs_model = {"load", "load_model"} & called(block.text)
+    needs_model = {"bench", "load", "load_model"} & called(block.text)
     work_in(kept if needs_model else folder)
     if needs_model:
         Path("model").mkdir()

@@ -182,14 +182,6 @@ def test_what_a_layer_does_when_it_runs_changes_nothing_that_it_costs(shape, run
         assert layer_cost(shape, dataclasses.replace(form, **running)) == layer_cost(shape, form)
 
 
-def test_layers_compute_in_nothing_but_float_yet():
-    for layer in (nn.Conv2d(2, 3, 3), nn.Conv1d(2, 3, 3), nn.Linear(2, 3)):
-        with pytest.raises(
-            UsageError, match=r"^arithmetic \(='int8'\) must be 'float': nothing else is available yet$"
-        ):
-            compress_layer(layer, LayerForm(arithmetic="int8"))
-
-
 def test_shape_is_read_off_the_layer():
     conv = nn.Conv2d(12, 20, (5, 3), groups=2)
     assert LayerShape.from_module(conv) == SHAPE

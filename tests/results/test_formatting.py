@@ -9,6 +9,7 @@ from results.formatting import (
     format_megabytes,
     format_metrics,
     format_network,
+    format_place,
     percent,
     unit_name,
 )
@@ -61,6 +62,12 @@ def test_figures_are_said_in_units_people_read():
     assert percent(None) == "-"
     with pytest.raises(UsageError, match=r"cost \(='speed'\) must be one of size_bytes, flops"):
         cost_axis("speed")
+
+
+def test_a_latency_says_where_it_was_taken():
+    assert format_place("onnxruntime", 1, "AMD EPYC") == "onnxruntime on AMD EPYC, 1 thread"
+    assert format_place("torch", 4, "AMD EPYC") == "torch on AMD EPYC, 4 threads"
+    assert format_place("torch", None, "NVIDIA H200") == "torch on NVIDIA H200"
 
 
 def test_bytes_and_operations_have_one_text():

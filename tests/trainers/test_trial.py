@@ -232,7 +232,8 @@ def test_a_spec_that_does_not_hold_is_refused_in_a_sentence(
 def test_a_trial_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(
     spec: TrialSpec, data: Data, subject: tuple[nn.Module, Network], tmp_path: Path
 ) -> None:
-    blocks = {**CONFIG.blocks, "layer1": BlockConfig(basis="cosine", harmonics=(2, 2), allocation="filter")}
+    layer1 = BlockConfig(basis="cosine", harmonics=(2, 2), allocation="filter", arithmetic="int8")
+    blocks = {**CONFIG.blocks, "layer1": layer1}
     asked = dataclasses.replace(spec, epochs=3, config=NetworkConfig(blocks=blocks))
     whole = _run(asked, data, subject)
     baseline, network = subject

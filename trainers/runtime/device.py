@@ -2,12 +2,15 @@
 
 import ctypes
 import platform
+import re
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from layers.errors import UsageError
 
-__all__ = ["default_device", "keep_freed_memory", "parse_device", "training_precision"]
+__all__ = ["default_device", "device_name", "keep_freed_memory", "parse_device", "training_precision"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of mallopt(3)."""
@@ -16,6 +19,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def default_device() -> str:
     """Return `cuda` if there is a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a GPU or this machine's processor is called, such as `NVIDIA H200`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*:\s*(\S.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1].strip()
+    return platform.processor() or platform.machine() or "cpu"
 
 
 def parse_device(name: str) -> torch.device:

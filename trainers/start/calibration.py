@@ -42,6 +42,7 @@ from layers import CompressedConv1d, CompressedConv2d, OvertoneError, UsageError
 from layers.calibration.series import OutputRegression
 from layers.calibration.templates import TemplateRegression
 from layers.errors import first_line
+from layers.integer.inputs import unrounded_inputs
 from trainers.runtime.determinism import eval_mode
 from trainers.start.batching import Batching
 from trainers.start.lockstep import Ended, OriginalPass, only_input
@@ -81,7 +82,7 @@ def calibrate(
     _check_images(model, images)
     count = max(1, _PIECE_PIXELS // (images.shape[2] * images.shape[3]))
     original = deepcopy(baseline).to(images.device).eval()
-    with eval_mode(model), _paired(model, original, images, objective, statistics) as paired:
+    with eval_mode(model), unrounded_inputs(), _paired(model, original, images, objective, statistics) as paired:
         _run(model, paired, images, images.split(1 if paired.batching.reorders else count))
 
 
@@ -90,7 +91,7 @@ def _check_images(model: nn.Module, images: Tensor) -> None:
         raise UsageError(f"calibration images (={tuple(images.shape)}) must be (n, C, H, W), one or more")
     cuda = [images.device] if images.is_cuda else []
     try:
-        with eval_mode(model), torch.random.fork_rng(devices=cuda):
+        with eval_mode(model), unrounded_inputs(), torch.random.fork_rng(devices=cuda):
             model(images[:1])
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise UsageError(

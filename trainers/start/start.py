@@ -4,9 +4,11 @@ import torch
 from torch import nn
 
 from layers import CompressedConv2d, UsageError, compressed_layers
+from layers.integer.network import int8_layers
 from layers.series.harmonic import descend_coefficients
 from trainers.data import Data
 from trainers.runtime.determinism import epoch_generator
+from trainers.start.activations import scale_activations
 from trainers.start.calibration import calibrate
 from trainers.start.choices import INITS
 
@@ -20,7 +22,8 @@ def initialize(
 ) -> None:
     """Initialize a compressed model, as `layers.compress_model` returns it, and move it to the device.
 
-    The seed draws the calibration images, or gradient descent's first coefficients.
+    The seed draws the calibration images, or gradient descent's first coefficients. Layers in int8 take the scales of
+    their activations from the calibration images, whatever the start.
     """
     if init not in INITS:
         raise UsageError(f"init (={init!r}) must be one of {', '.join(INITS)}")
@@ -32,6 +35,8 @@ def initialize(
         for name, layer in compressed_layers(model).items():
             if isinstance(layer, CompressedConv2d) and layer.form.basis and not layer.form.allocation:
                 _descend(layer, baseline.get_parameter(f"{name}.weight"), generator)
+    if int8_layers(model):
+        scale_activations(model, calibration_images(data, seed=seed, device=device))
 
 
 def calibration_images(data: Data, *, seed: int, device: torch.device, count: int = CALIBRATION_IMAGES) -> torch.Tensor:

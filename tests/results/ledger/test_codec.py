@@ -28,6 +28,7 @@ def test_file_of_version_2_opens():
     expected = {"ledger_version": 2, "study": "old", "trial": "0a1b2c3d4e", "status": "finished", "size_bytes": 20_000}
     expected |= {"score": 0.9375, "score_name": "val_top1", "init_score": 0.5, "metrics": metrics}
     expected |= {"reused_from": "first", "latency_ms": 1.25, "latency_b64_ms": 20.5}
+    expected |= {"latency_runtime": "onnxruntime", "latency_threads": 2, "latency_device": "AMD EPYC"}
     assert {name: row[name] for name in expected} == expected
     others = {"exponent_block": 8, "exponent_axis": "channel", "activation_bits": 8, "activation_block": 16}
     others |= {"arithmetic": "int8"}

@@ -187,12 +187,14 @@ def test_study_without_results_has_a_report_too(ledger, make_row, tmp_path):
 def test_single_trial_without_a_baseline_is_drawn(tmp_path, make_row):
     ledger = Ledger(Store(tmp_path / "runs"))
     ledger.create_study("demo", {"score_name": "val_top1", "objectives": ["val_top1", "size_bytes", "latency_ms"]})
-    ledger.append(make_row(latency_ms=1.25))
+    place = {"latency_runtime": "openvino", "latency_threads": 1, "latency_device": "Z80"}
+    ledger.append(make_row(latency_ms=1.25, **place))
     page = _Reader(write_report(ledger, "demo", tmp_path / "report.html").read_text())
     data = _data((tmp_path / "report.html").read_text())
     assert data["trials"]["latency_ms"] == [1.25]
     assert data["trials"]["model"] == [None]
     assert "1 finished" in page.text
+    assert "openvino on Z80, 1 thread" in page.text
     assert "What matters" not in page.text  # no knob varied
     plot_front(ledger, "demo", tmp_path / "front.svg")
 

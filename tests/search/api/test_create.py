@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layers import UsageError
+from layers import OvertoneError, UsageError
 from results.ledger.ledger import Ledger
 from search.api.create import create_study, load_study
 from search.commands.cli import run
@@ -168,8 +168,13 @@ def test_trials_of_another_network_are_not_taken_for_those_of_this(
     create("tanh", model=other, data=images)
     create("images", model=net, data=(images[0] * 2, images[1]))
     create("seed", model=net, data=images, seed=1)
+    create("old", model=net, data=images)
+    record = json.loads(first.ledger.store.read_bytes("studies/old.json"))  # of when bits rounded inputs too
+    first.ledger.store.write_bytes("studies/old.json", json.dumps({**record, "format": 1}).encode())
     studies = comparable_studies(StudyLedger(first.ledger, "first"))
     assert [study.name for study in studies] == ["same"]
+    with pytest.raises(OvertoneError, match=r"old\.json' has version 1, older than 2: bits rounded the layers' inputs"):
+        create("warm", model=net, data=images, warm_start=["old"])
     with pytest.raises(UsageError, match=r"warm_start \(='tanh'\) must be .*; its network \(outputs\) differs$"):
         create("warm", model=net, data=images, warm_start=["tanh"])
 

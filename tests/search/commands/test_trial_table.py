@@ -50,6 +50,20 @@ def test_a_score_of_any_name_is_shown_under_it(console: Console) -> None:
     assert "25.00%" in _shown(console)
 
 
+def test_latencies_say_where_they_were_taken(console: Console) -> None:
+    here = {"latency_runtime": "onnxruntime", "latency_threads": 2, "latency_device": "Z80"}
+    none = dict.fromkeys(("latency_ms", *here))
+    frame = pd.DataFrame([{"trial": "a", "latency_ms": 1.5, **here}, {"trial": "b", **none}])
+    show_trials(console, frame, "t", "val_top1")
+    assert "latency in onnxruntime on Z80, 2 threads" in _shown(console)
+    gpu = {"latency_runtime": "torch", "latency_threads": None, "latency_device": "H200"}
+    frame = pd.DataFrame([{"trial": "a", "latency_ms": 1.5, **here}, {"trial": "c", "latency_ms": 2.5, **gpu}])
+    show_trials(console, frame, "t", "val_top1")
+    assert "latency in onnxruntime on Z80, 2 threads and in torch on H200" in _shown(console)
+    show_trials(console, pd.DataFrame([{"trial": "b", **none}]), "plain", "val_top1")
+    assert "latency" not in _shown(console).rpartition("plain")[2]
+
+
 def test_no_rows_are_said_in_words(console: Console) -> None:
     show_trials(console, pd.DataFrame(columns=["trial", "val_top1"]), "demo: 0 trials", "val_top1")
     assert _shown(console).strip() == "demo: 0 trials"

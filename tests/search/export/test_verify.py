@@ -2,6 +2,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,14 @@ def study(run_alone: Callable[[StudyPlan], str], plan: StudyPlan) -> str:
     return run_alone(plan)
 
 
+@pytest.fixture(autouse=True)
+def time_export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """What times exports, which most tests leave out."""
+    untouched = verify.time_export
+    monkeypatch.setattr(verify, "time_export", lambda *_: {})
+    return untouched
+
+
 @pytest.fixture
 def classes(ledger: Ledger, study: str, plan: StudyPlan) -> torch.Tensor:
     """What the trial's model says of the validation images."""
@@ -35,7 +44,15 @@ def classes(ledger: Ledger, study: str, plan: StudyPlan) -> torch.Tensor:
 
 @pytest.mark.parametrize("format", ["safetensors", "onnx", "pt2"])
 @pytest.mark.filterwarnings("ignore")
-def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str, tmp_path: Path, format: str) -> None:
+def test_an_export_is_proven_and_tells_test_accuracy(
+    ledger: Ledger,
+    study: str,
+    tmp_path: Path,
+    format: str,
+    time_export: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verify, "time_export", time_export)
     card = export_trial(ledger, study, "knee", where=None, format=format, out=tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"model.{format}", "config.json", "README.md"}
     told = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -52,6 +69,14 @@ def test_an_export_is_proven_and_tells_test_accuracy(ledger: Ledger, study: str,
     assert told["differing"] == card["differing"] <= (0 if format == "safetensors" else 1)
     assert "this file gave the packed model's class for" in text
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+    times = told["bench"]
+    assert times == card["bench"]
+    assert times["file"]["bytes"] == (tmp_path / "out" / f"model.{format}").stat().st_size
+    assert times["uncompressed"]["bytes"] > times["file"]["bytes"]
+    assert (times["runtime"], times["threads"]) == ("onnxruntime" if format == "onnx" else "torch", 1)
+    assert "the uncompressed network's file: " in text
+    assert all(f"time at batch {batch}: " in text for batch in times["file"]["latency_ms"])
+    assert f"kB) and takes {times['file']['latency_ms']['1']:.3g} ms at batch 1 (unc" in export_line(tmp_path, card)
 
 
 def test_a_card_tells_the_accuracy_over_seeds(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from layers import OvertoneWarning
 from results.ledger.ledger import Ledger
 from results.pareto.hypervolume import hypervolume, reference_point
 from results.schema import TrialRow, TrialStatus
@@ -104,6 +105,23 @@ def test_a_trial_reads_nothing_of_the_study_and_leaves_the_front_of_all(
         reference = reference_point(objectives, {}, ledger.trials("s"))
         expected = hypervolume(members, objectives, reference)
         assert (progress.front, progress.hypervolume) == (members.num_rows, pytest.approx(expected))
+
+
+def test_latencies_of_two_places_in_one_study_are_a_warning(ledger: Ledger, network: Network, console: Console) -> None:
+    ledger.create_study("s", {**RECORD, "objectives": ["val_top1", "size_bytes", "latency_ms"]})
+    callback = StudyCallback(StudyLedger(ledger, "s"), network, [Progress(console)], wanted=4, keep="front")
+    for number, device in enumerate(("Z80", "Z80", "6502", "6502")):
+        place = {"latency_runtime": "torch", "latency_threads": 1, "latency_device": device}
+        row = dataclasses.replace(
+            _row(number, 0.5, 9, 1, model_sha256="0" * 64), latency_ms=1.0, **{"model_sha256": None, **place}
+        )
+        if number == 2:
+            told = r"^trials take their latency in torch on Z80, 1 thread and in torch on 6502, 1 thread: they cannot"
+            with pytest.warns(OvertoneWarning, match=told):
+                callback.record_row(row)
+        else:
+            callback.record_row(row)
+    assert callback.failure is None
 
 
 def _random_row(rng: random.Random, number: int) -> TrialRow:

@@ -26,7 +26,8 @@ RECIPES = {
 FORMS = {
     "series": LayerForm(basis="cosine", harmonics=(2, 1)),
     "per filter": LayerForm(basis="cosine", harmonics=(2, 2), allocation="filter"),
-    "blocks": LayerForm(bits=4, exponent_block=16, activation_block=2),
+    "blocks": LayerForm(bits=4, exponent_block=16, activation_bits=4, activation_block=2),
+    "scaled": LayerForm(bits=3, scale="bfloat16"),
     **{
         transform: LayerForm(
             templates=3, groups=2, transform=transform, assignment=None if transform == "zero" else "residual"

@@ -214,7 +214,8 @@ def test_a_cpu_records_nothing(monkeypatch):
 FORMS = {
     "series": LayerForm(basis="cosine", harmonics=(2, 1)),
     "per filter": LayerForm(basis="cosine", harmonics=(2, 2), allocation="filter"),
-    "blocks": LayerForm(bits=4, exponent_block=16, activation_block=2),
+    "blocks": LayerForm(bits=4, exponent_block=16, activation_bits=4, activation_block=2),
+    "scaled": LayerForm(bits=3, scale="bfloat16"),
     "channels": LayerForm(bits=4, exponent_block=2, exponent_axis="channel"),
     **{
         f"{transform}, {groups} groups": LayerForm(

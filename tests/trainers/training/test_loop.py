@@ -44,7 +44,7 @@ def test_the_same_seed_gives_the_same_bits(augment, precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stochastic_rounding_is_for_training_and_repeats_by_seed(precision):
-    form = LayerForm(bits=3, exponent_block=4, activation_block=4)
+    form = LayerForm(bits=3, exponent_block=4, activation_bits=3, activation_block=4)
     runs = []
     for rounding, seed in (("nearest", 3), ("stochastic", 3), ("stochastic", 3), ("stochastic", 4)):
         model = compress_model(network(), {"0": form, "6": form})
