@@ -5,8 +5,8 @@
 
 Networks: a ResNet-8 that is trained on digits for a few epochs, a trained ResNet-20 on CIFAR-10 (`--data` is a folder
 of train-*.parquet and test-*.parquet, `--weights` its weights); ResNet-56 and VGG16 with random weights, of which
-classes say nothing. Every kind of form is put on the whole network, fitted by least squares and not fine-tuned. Rows are kept
-as they end, and the same command goes on from there. Columns:
+classes say nothing. Every kind of form is put on the whole network, fitted by least squares and not fine-tuned. Rows
+are kept as they end, and the same command goes on from there. Columns:
 
 - `file_bytes`, `inlined_bytes`: of model.onnx with functions and without; the bounds are 1.1 x `size_bytes` + 500 bytes
   (3,000 inlined) for each convolution and linear layer + 6,000;
@@ -230,6 +230,7 @@ def _random(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, Data |
     network = build_model(name, classes=10, channels=3).eval()
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_var is not None and norm.running_mean is not None
             nn.init.uniform_(norm.running_var, 0.5, 2.0)
             nn.init.normal_(norm.running_mean, std=0.1)
     return network, None
