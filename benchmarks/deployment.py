@@ -182,7 +182,11 @@ def _load_ms(content: bytes, runtime: str) -> float:
 
 
 def _config(network: Network, norms_and_biases: int | None = None, **knobs: Any) -> NetworkConfig:
-    blocks = {block: BlockConfig(**knobs) for block in network.blocks}
+    blocks = {}
+    for block in network.blocks:
+        channels = [network.shapes[layer].filter_channels for layer in network.layers_in(block)]
+        fits = all(count % knobs.get("groups", 1) == 0 for count in channels)
+        blocks[block] = BlockConfig(**(knobs if fits else {**knobs, "groups": 1}))
     if norms_and_biases is not None:
         blocks["norms_and_biases"] = BlockConfig(bits=norms_and_biases)
     return NetworkConfig(blocks=blocks)
@@ -230,7 +234,8 @@ def _random(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, Data |
     network = build_model(name, classes=10, channels=3).eval()
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            assert norm.running_var is not None and norm.running_mean is not None
+            assert norm.running_var is not None
+            assert norm.running_mean is not None
             nn.init.uniform_(norm.running_var, 0.5, 2.0)
             nn.init.normal_(norm.running_mean, std=0.1)
     return network, None
