@@ -30,7 +30,7 @@ from search.study.places import RECORDED, Places
 from search.study.workload import load_images
 from spaces import load_model
 from spaces.models import is_object
-from spaces.portable import PLAIN, WriteOptions, check_format
+from spaces.portable import PLAIN, WriteOptions, check_format, shared_graphs
 from trainers.data import Data
 from trainers.evaluation import predict, predict_logits
 from trainers.spec import TrialSpec
@@ -88,7 +88,8 @@ def export_trial(
             verified.update(time_export(file, format, spec, data, own, options.runtime))
             return verified
 
-        export_model(packed, out, format=format, card=card, model=own, prove=verify, options=options)
+        with shared_graphs():
+            export_model(packed, out, format=format, card=card, model=own, prove=verify, options=options)
     return {**card, **verified}
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,10 +28,12 @@ from spaces.portable.program import StoredNetwork, save_program
 if TYPE_CHECKING:
     from spaces.portable.skeleton import Skeleton
 
-__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "write"]
+__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "shared_graphs", "write"]
 
 _Card = Mapping[str, Any]
 _Own = OwnModel | None
+_GRAPHS: ContextVar[dict[Any, Skeleton] | None] = ContextVar("graphs", default=None)
+"""Graphs of the networks that were written within `shared_graphs`."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,9 @@ def _write_safetensors(source: Path, target: Path, card: _Card, model: _Own, opt
 
 
 def _write_onnx(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
-    from spaces.portable.skeleton import make_skeleton
-
     compressed, image = load_model(source, model=model), _image(card)
     with _exporting("onnx", card):
-        skeleton = make_skeleton(_uncompressed(card, model), image)
+        skeleton = _skeleton(card, model, image)
         target.write_bytes(_filled(skeleton, compressed, options))
 
 
@@ -105,6 +106,26 @@ def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> byte
     is_timed = not options.dense and importlib.util.find_spec(runtime) is not None
     executions = choose_executions(skeleton, model, Runtime(runtime)) if is_timed else {}
     return skeleton.file(model, executions=executions, inline="inline" in options.names, dense=options.dense)
+
+
+@contextmanager
+def shared_graphs() -> Iterator[None]:
+    """Trace a network once for all ONNX files of it that are written within the block."""
+    token = _GRAPHS.set({})
+    try:
+        yield
+    finally:
+        _GRAPHS.reset(token)
+
+
+def _skeleton(card: _Card, model: _Own, image: tuple[int, int, int]) -> Skeleton:
+    from spaces.portable.skeleton import make_skeleton
+
+    graphs, key = _GRAPHS.get(), (card["model"], card["classes"], image, id(model))
+    skeleton = (graphs or {}).get(key) or make_skeleton(_uncompressed(card, model), image)
+    if graphs is not None:
+        graphs[key] = skeleton
+    return skeleton
 
 
 def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:

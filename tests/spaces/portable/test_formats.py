@@ -8,7 +8,7 @@ from torch import Tensor
 
 from layers import OvertoneError, UsageError
 from spaces import build_model, load_model
-from spaces.portable import FORMATS, WriteOptions, check_format, write
+from spaces.portable import FORMATS, WriteOptions, check_format, shared_graphs, write
 from spaces.portable.skeleton import make_skeleton
 from tests.spaces.mixed import CARD, save_mixed
 
@@ -107,3 +107,22 @@ def test_a_network_without_an_image_size_cannot_be_traced(packed: Path, tmp_path
     for format in ("onnx", "pt2"):
         with pytest.raises(OvertoneError, match=r"^image_size \(=.*\) of the packed model's card must be a size"):
             write(packed, tmp_path / "m", format=format, card=CARD | {"image_size": size})
+
+
+def test_files_of_one_network_share_its_graph(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a block; none is kept after it."""
+    traced: list[tuple[int, ...]] = []
+    monkeypatch.setattr("spaces.portable.skeleton.make_skeleton", lambda network, image: [traced.append(image), image])
+    monkeypatch.setattr("spaces.portable.formats._filled", lambda skeleton, *_: bytes(skeleton[1]))
+
+    def write_of(size: int) -> None:
+        write(packed, tmp_path / "model.onnx", format="onnx", card={**CARD, "image_size": size})
+        assert (tmp_path / "model.onnx").read_bytes() == bytes([1, size, size])
+
+    with shared_graphs():
+        for size in (8, 8, 9, 8):
+            write_of(size)
+    assert traced == [(1, 8, 8), (1, 9, 9)]
+    write_of(8)
+    write_of(8)
+    assert len(traced) == 4
