@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from layers.integer.network import int8_layers
 from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
 from spaces.portable.program import StoredNetwork, save_program
+
+if TYPE_CHECKING:
+    from spaces.portable.skeleton import Skeleton
 
 __all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "write"]
 
@@ -38,6 +41,8 @@ class WriteOptions:
     """ONNX without functions of the model's own."""
     dense: bool = False
     """ONNX with the filters as float32 weights."""
+    runtime: str | None = None
+    """Where the ONNX file is to run, and its layers are timed: onnxruntime by default. openvino takes no functions."""
 
 
 PLAIN = WriteOptions()
@@ -49,7 +54,10 @@ def check_format(format: str, options: WriteOptions = PLAIN) -> None:
         raise UsageError(f"format (={format!r}) must be one of {', '.join(FORMATS)}")
     given = [name for name, value in vars(options).items() if value]
     if given and format != "onnx":
-        raise UsageError(f"{given[0]} (=True) must be left out for the format {format!r}: it is a way to write onnx")
+        value = getattr(options, given[0])
+        raise UsageError(f"{given[0]} (={value!r}) must be left out for the format {format!r}: it is for onnx alone")
+    if options.runtime not in (None, "onnxruntime", "openvino"):
+        raise UsageError(f"runtime (={options.runtime!r}) must be onnxruntime or openvino for the format 'onnx'")
     if options.inline and options.dense:
         raise UsageError("inline (=True) must be left out with dense, which has no functions either")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -80,7 +88,18 @@ def _write_onnx(source: Path, target: Path, card: _Card, model: _Own, options: W
     compressed, image = load_model(source, model=model), _image(card)
     with _exporting("onnx", card):
         skeleton = make_skeleton(_uncompressed(card, model), image)
-        target.write_bytes(skeleton.file(compressed, inline=options.inline, dense=options.dense))
+        target.write_bytes(_filled(skeleton, compressed, options))
+
+
+def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> bytes:
+    """Return the file of a network whose layers run in the graphs that are fastest in its runtime, if it is here."""
+    from spaces.portable.tuning import Runtime, choose_executions
+
+    runtime: Literal["onnxruntime", "openvino"] = "openvino" if options.runtime == "openvino" else "onnxruntime"
+    is_timed = not options.dense and importlib.util.find_spec(runtime) is not None
+    executions = choose_executions(skeleton, model, Runtime(runtime)) if is_timed else {}
+    inline = options.inline or (runtime == "openvino" and not options.dense)
+    return skeleton.file(model, executions=executions, inline=inline, dense=options.dense)
 
 
 def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
