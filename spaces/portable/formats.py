@@ -20,6 +20,7 @@ from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
 from layers.integer.network import int8_layers
+from layers.integer.rounding import FILTER_CODES
 from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
 from spaces.portable.program import StoredNetwork, save_program
@@ -41,6 +42,8 @@ class WriteOptions:
     """ONNX without functions of the model's own."""
     dense: bool = False
     """ONNX with the filters as float32 weights."""
+    seven_bits: bool = False
+    """ONNX with filters in int8 of 7 bits, -63 .. 63, for processors on which sums of 8-bit products saturate."""
     runtime: str | None = None
     """Where the ONNX file is to run, and its layers are timed: onnxruntime by default. openvino takes no functions."""
 
@@ -99,7 +102,8 @@ def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> byte
     is_timed = not options.dense and importlib.util.find_spec(runtime) is not None
     executions = choose_executions(skeleton, model, Runtime(runtime)) if is_timed else {}
     inline = options.inline or (runtime == "openvino" and not options.dense)
-    return skeleton.file(model, executions=executions, inline=inline, dense=options.dense)
+    codes = FILTER_CODES // 2 if options.seven_bits else FILTER_CODES
+    return skeleton.file(model, executions=executions, inline=inline, dense=options.dense, filter_codes=codes)
 
 
 def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
