@@ -51,7 +51,8 @@ def test_int8_is_in_the_default_space_where_it_pays(resnet8_space, draw):
     assert "arithmetic" not in space.choices["norms_and_biases"]
     config = space.decode({"layer1.arithmetic": "int8", "layer1.bits": 6})
     assert space.encode(config)["layer1.arithmetic"] == "int8"
-    floating = NetworkConfig(blocks={"layer1": dataclasses.replace(config.blocks["layer1"], arithmetic=None)})
+    blocks = {name: dataclasses.replace(block, arithmetic=None) for name, block in config.blocks.items()}
+    floating = dataclasses.replace(config, blocks=blocks)
     assert network.cost(config) == network.cost(floating)
     assert network.digest(config) != network.digest(floating)
 
