@@ -159,6 +159,9 @@ def _widths(model: nn.Module) -> dict[str, int]:
 
 
 def _stored_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state without norms' batch counters and without what filters have until they are pruned."""
-    unstored = (".num_batches_tracked", ".residuals.values")
+    """Return the state without norms' batch counters, what filters have until they are pruned, and activations' grids.
+
+    The grids are in the card.
+    """
+    unstored = (".num_batches_tracked", ".residuals.values", ".input_grid", ".activation_grids")
     return {name: value for name, value in model.state_dict().items() if not f".{name}".endswith(unstored)}

@@ -6,20 +6,19 @@ from layers.lazy import lazy_names
 
 if TYPE_CHECKING:
     from spaces.portable.formats import FORMATS, check_format, write
-    from spaces.portable.network import PortableRounding, portable_model
+    from spaces.portable.program import StoredNetwork
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "spaces.portable.formats": ("FORMATS", "check_format", "write"),
-            "spaces.portable.network": ("PortableRounding", "portable_model"),
+            "spaces.portable.program": ("StoredNetwork",),
         },
     )
 
 __all__ = [
     "FORMATS",
-    "PortableRounding",
+    "StoredNetwork",
     "check_format",
-    "portable_model",
     "write",
 ]
