@@ -135,7 +135,7 @@ def _skeleton(card: _Card, model: _Own, image: tuple[int, int, int]) -> Skeleton
 
 
 def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
-    network, image = StoredNetwork(_floating(load_model(source, model=model), "pt2")).eval(), _image(card)
+    network, image = StoredNetwork(load_model(source, model=model)).eval(), _image(card)
     with _exporting("pt2", card):
         shapes = ({0: torch.export.Dim("batch")},)
         example = torch.zeros(2, *image)  # two, because an exporter takes a batch of one for a constant
