@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
-from layers.integer.network import int8_layers
 from layers.integer.rounding import FILTER_CODES
 from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
@@ -148,13 +147,6 @@ FORMATS: dict[str, Callable[[Path, Path, _Card, _Own, WriteOptions], None]] = {
     "pt2": _write_pt2,
 }
 """What writes each kind of file; the name is the file's suffix too."""
-
-
-def _floating(model: nn.Module, format: str) -> nn.Module:
-    """Return a model that the format can hold; raise `OvertoneError` if its layers compute in int8."""
-    if layers := int8_layers(model):
-        raise OvertoneError(f"{format} cannot hold layer {next(iter(layers))!r}, which computes in int8")
-    return model
 
 
 def _image(card: _Card) -> tuple[int, int, int]:
