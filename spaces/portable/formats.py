@@ -47,6 +47,12 @@ class WriteOptions:
     runtime: str | None = None
     """Where the ONNX file is to run, and its layers are timed: onnxruntime by default. openvino takes no functions."""
 
+    @property
+    def names(self) -> list[str]:
+        """The names of what holds of the file: `inline`, `dense`."""
+        inline = self.inline or (self.runtime == "openvino" and not self.dense)
+        return [name for name, holds in (("inline", inline), ("dense", self.dense)) if holds]
+
 
 PLAIN = WriteOptions()
 
@@ -99,8 +105,7 @@ def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> byte
     runtime: Literal["onnxruntime", "openvino"] = "openvino" if options.runtime == "openvino" else "onnxruntime"
     is_timed = not options.dense and importlib.util.find_spec(runtime) is not None
     executions = choose_executions(skeleton, model, Runtime(runtime)) if is_timed else {}
-    inline = options.inline or (runtime == "openvino" and not options.dense)
-    return skeleton.file(model, executions=executions, inline=inline, dense=options.dense)
+    return skeleton.file(model, executions=executions, inline="inline" in options.names, dense=options.dense)
 
 
 @contextmanager

@@ -108,10 +108,7 @@ class _Writer:
         codes, found = self._codes.get(node.input[0], ("", None))
         if found != grid or node.op_type not in ("MaxPool", "Pad", "AveragePool"):
             return False
-        if node.op_type == "Pad":
-            given = [codes, node.input[1], self._constants(grid)[1], *node.input[3:]]
-        else:
-            given = [codes]
+        given = [codes, node.input[1], self._constants(grid)[1], *node.input[3:]] if node.op_type == "Pad" else [codes]
         if node.op_type == "AveragePool":  # of single values
             node.op_type = "MaxPool"
             kept = [attribute for attribute in node.attribute if attribute.name != "count_include_pad"]
