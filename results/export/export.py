@@ -42,7 +42,7 @@ def export_model(
     source, out = Path(model_path), Path(out_dir)
     facts = {**read_card(source), **card, "file_format": format}
     if format == "onnx":
-        facts["file_options"] = [name for name in ("inline", "dense", "seven_bits") if getattr(options, name)]
+        facts["file_options"] = options.names
     with translate_errors(f"cannot write {str(out)!r}", OSError), atomic_folder(out) as folder:
         file = folder / f"model.{format}"
         write(source, file, format=format, card=facts, model=model, options=options)

@@ -142,10 +142,11 @@ def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
 
 def _contents(facts: Mapping[str, Any]) -> str:
     """Return what the file holds of the filters."""
-    if facts["file_format"] != "onnx" or "dense" in facts.get("file_options", ()):
+    options = facts.get("file_options", ())
+    if facts["file_format"] != "onnx" or "dense" in options:
         return "This file holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
-    runtimes = "OpenVINO and ONNX Runtime" if "inline" in facts.get("file_options", ()) else "ONNX Runtime"
-    return f"This file holds the packed tensors; {runtimes} rebuild the filters from them when it is loaded."
+    runtimes = "ONNX Runtime and OpenVINO rebuild" if "inline" in options else "ONNX Runtime rebuilds"
+    return f"This file holds the packed tensors; {runtimes} the filters from them when loading it."
 
 
 def _times(bench: Mapping[str, Any]) -> Iterator[str]:

@@ -34,8 +34,7 @@ def time_export(
     """Return `bench`, plain JSON: bytes and latencies of this file and of the uncompressed network's, and where.
 
     The two take turns in `runtime`, else in that of the trial's study if it opens such files, else in the format's
-    usual one.
-    Nothing is returned for a format that is timed elsewhere.
+    usual one. Nothing is returned for a format that is timed elsewhere.
     """
     if format not in _TIMED:
         return {}

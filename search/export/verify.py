@@ -33,7 +33,7 @@ from search.study.places import RECORDED, Places
 from search.study.workload import load_images
 from spaces import load_model
 from spaces.models import is_object
-from spaces.portable import PLAIN, WriteOptions, check_format
+from spaces.portable import PLAIN, WriteOptions, check_format, shared_graphs
 from trainers.data import Data
 from trainers.evaluation import predict, predict_logits
 from trainers.spec import TrialSpec
@@ -94,14 +94,15 @@ def export_trial(
         def export(options: WriteOptions) -> None:
             export_model(packed, out, format=format, card=card, model=own, prove=verify, options=options)
 
-        try:
-            export(options)
-        except OvertoneError as error:
-            if format != "onnx" or options.seven_bits or not int8_layers(model):
-                raise
-            log(f"{first_line(error)}; once more with filters of 7 bits, whose products do not saturate")
-            verified.clear()
-            export(replace(options, seven_bits=True))
+        with shared_graphs():
+            try:
+                export(options)
+            except OvertoneError as error:
+                if format != "onnx" or options.seven_bits or not int8_layers(model):
+                    raise
+                log(f"{first_line(error)}; once more with filters of 7 bits, whose products do not saturate")
+                verified.clear()
+                export(replace(options, seven_bits=True))
     return {**card, **verified}
 
 

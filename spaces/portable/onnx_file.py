@@ -110,8 +110,7 @@ def _fill(
     for value, name in {value: name for name, value in names if value not in decoded}.items():
         tensor = state[name].detach().cpu().contiguous()
         if tensor.dtype == torch.bool and tensor.numel():
-            bits = builder.reshape(payload.numbers(tensor, 1), list(tensor.shape))
-            builder.node("Cast", bits, out=value, to=onnx.TensorProto.BOOL)
+            builder.reshape(payload.numbers(tensor, 1, to=onnx.TensorProto.BOOL), list(tensor.shape), value)
         else:
             builder.constant(tensor.numpy(), value)
     payload.decode()
