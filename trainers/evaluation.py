@@ -15,7 +15,7 @@ from layers.errors import OvertoneError
 from trainers.data import Split
 from trainers.runtime.determinism import eval_mode
 
-__all__ = ["Evaluation", "default_eval_batch_size", "evaluate", "predict"]
+__all__ = ["Evaluation", "default_eval_batch_size", "evaluate", "evaluation", "predict", "predict_logits"]
 
 _TOP = 5
 
@@ -50,8 +50,12 @@ def evaluate(
 
     `normalize` makes a batch of uint8 images into the network's input; it is the `Data.normalize` of the split's data.
     """
-    logits = _logits(model, split, normalize, device, batch_size).double()
-    labels = split.labels.to(logits.device)
+    return evaluation(_logits(model, split, normalize, device, batch_size), split.labels)
+
+
+def evaluation(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
+    """Return what logits (n, classes) are worth for images of these labels (n,)."""
+    logits, labels = logits.double(), labels.to(logits.device)
     hits = int((logits.argmax(1) == labels).sum())
     highest = logits.topk(min(_TOP, logits.shape[1]), 1).indices
     near_hits = int((highest == labels[:, None]).sum())
@@ -73,6 +77,13 @@ def predict(
 ) -> torch.Tensor:
     """Return the class (n,) of each image, int64 on the CPU; parameters and errors are those of `evaluate`."""
     return _logits(model, split, normalize, device, batch_size).argmax(1).cpu()
+
+
+def predict_logits(
+    model: nn.Module, split: Split, normalize: Callable[[torch.Tensor], torch.Tensor], *, device: torch.device | str
+) -> torch.Tensor:
+    """Return the outputs (n, classes) for each image, on the CPU; parameters and errors are those of `evaluate`."""
+    return _logits(model, split, normalize, device, None).cpu()
 
 
 def default_eval_batch_size(device: torch.device | str) -> int:

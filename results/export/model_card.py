@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from results.analysis.intervals import wilson_interval
-from results.formatting import format_block, format_flops, format_kilobytes, percent
+from results.formatting import format_block, format_flops, format_kilobytes, format_place, percent
 from results.schema import block_records
 
 __all__ = ["model_card"]
@@ -35,11 +35,14 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     of validation images for which the file gives another class than the packed model, and `own_process`, whether a
     process of its own read the file; `same_file`, whether a trial that was trained again gave the same bits; `seeds`
     and, if there are several, the columns of `results.analysis.confidence` over them; `size_bytes`, `flops`,
-    `parameters`, `latency_ms` and `latency_b64_ms` with `device`; the blocks (`blocks` as the ledger has them, or
+    `parameters`; `latency_ms` and `latency_b64_ms` that the search took, with `latency_runtime`, `latency_threads` and
+    `latency_device`; `bench`, times of this file and the uncompressed network's, as `search.export.timing` returns it;
+    `emulated`, whether inputs are rounded in floating point; `int8`, whether
+    layers compute in it; the blocks (`blocks` as the ledger has them, or
     `config`); `uncounted`, the operators whose products are not in `flops`; `image_size`, `channels`, `mean`, `std`,
     `pixels` (`float32` if images were floats already), `classes`; what `spec` says of resizing the images of its
-    `data`; `file_format` of the file of `file_bytes` bytes. A metric is a share of the images, except one whose name
-    ends with `_loss`.
+    `data`; `file_format` of the file of `file_bytes` bytes, and `file_options`, such as `dense`. A metric is a share of
+    the images, except one whose name ends with `_loss`.
     """
     lines = [*_title(facts), *_accuracy(facts), *_costs(facts, file_bytes), *_network(facts), *_loading(facts)]
     return "\n".join(lines) + "\n"
@@ -120,11 +123,46 @@ def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
         yield f"- parameters: {facts['parameters']:,}"
     for key, batch in (("latency_ms", 1), ("latency_b64_ms", 64)):
         if facts.get(key) is not None:
-            yield f"- latency at batch {batch}: {facts[key]:.3g} ms on {_text(facts.get('device') or 'its device')}"
+            place = format_place(*(facts[f"latency_{name}"] for name in ("runtime", "threads", "device")))
+            yield f"- latency at batch {batch} when it was searched: {facts[key]:.3g} ms in {_text(place)}"
     yield f"- this file: {format_kilobytes(file_bytes, ',.2f')}"
+    if facts.get("bench"):
+        yield from _times(facts["bench"])
+    if facts.get("int8"):
+        bits = " (filters of 7 bits in this file)" if "seven_bits" in facts.get("file_options", ()) else ""
+        yield f"- layers compute in int8{bits}, which changes neither size nor compute as they are counted here; ONNX"
+        yield "  files run it in integer kernels, PyTorch emulates it"
+    if facts.get("emulated"):
+        yield "- inputs of layers are rounded to few bits (`activation_bits`); floating-point arithmetic emulates that,"
+        yield "  which saves no time"
     if facts["file_format"] == "onnx":
         yield ""
-        yield "This format holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
+        yield _contents(facts)
+
+
+def _contents(facts: Mapping[str, Any]) -> str:
+    """Return what the file holds of the filters."""
+    options = facts.get("file_options", ())
+    if facts["file_format"] != "onnx" or "dense" in options:
+        return "This file holds the filters rebuilt to float32 weights; the packed safetensors file is the small one."
+    runtimes = "ONNX Runtime and OpenVINO rebuild" if "inline" in options else "ONNX Runtime rebuilds"
+    return f"This file holds the packed tensors; {runtimes} the filters from them when loading it."
+
+
+def _times(bench: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what this file and the uncompressed network's take, measured by turns."""
+    this, whole = bench["file"], bench["uncompressed"]
+    yield f"- the uncompressed network's file: {format_kilobytes(whole['bytes'], ',.2f')}"
+    for batch, ms in this["latency_ms"].items():
+        ratio = bench["ratios"][batch]
+        yield (
+            f"- time at batch {batch}: {ms:.3g} ms, the uncompressed network {whole['latency_ms'][batch]:.3g} ms; "
+            f"ratio {ratio['ratio']:.2f} (95 % interval {ratio['low']:.2f} to {ratio['high']:.2f})"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in bench["versions"].items())
+    yield ""
+    yield f"Times are medians over turns in {_text(format_place(bench['runtime'], bench['threads'], bench['device']))}"
+    yield f"({_text(versions)})."
 
 
 def _uncounted(facts: Mapping[str, Any]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from layers import Cost
+from layers import Cost, compress_model
 from search.api.networks import LoadedNetwork
 from search.study.budget import Budget, extremes
 from search.study.plan import StudyPlan
@@ -19,6 +20,7 @@ from spaces.network import NORMS_AND_BIASES
 from trainers.estimate import TrialEstimate, estimate_trial
 from trainers.fidelity import check_fidelity
 from trainers.runtime.device import keep_freed_memory
+from trainers.runtime.latency import model_latency, trace_skeleton
 from trainers.start.saliency import filter_saliency
 
 __all__ = ["Survey", "survey", "survey_network"]
@@ -41,6 +43,9 @@ class Survey:
     """Arithmetic of one trial's fine-tuning of the uncompressed network, 0 without data."""
     trial: TrialEstimate | None
     """Time and memory of a trial on a device, None without data."""
+    latency: Mapping[str, Any] | None
+    """The uncompressed network's, by the names of the ledger's columns, and the `seconds` that taking one adds to a
+    trial; None unless it is an objective."""
     uncounted: tuple[str, ...]
     """Names of operators whose products are in no `macs` and `flops` (`spaces.products`)."""
     presets: tuple[Mapping[str, Any], ...]
@@ -57,6 +62,7 @@ class Survey:
             "least": dict(self.least),
             "trial_flops": self.trial_flops,
             "trial": self.trial and self.trial.to_json(),
+            "latency": None if self.latency is None else dict(self.latency),
             "uncounted": list(self.uncounted),
             "presets": [dict(preset) for preset in self.presets],
         }
@@ -65,14 +71,17 @@ class Survey:
 def survey_network(loaded: LoadedNetwork, plan: StudyPlan, *, device: torch.device) -> Survey:
     """Survey the space that a search of this plan would search; with data, estimate a trial on the device too.
 
-    Raises `UsageError` if the network cannot be compressed truly (`trainers.fidelity`).
+    Where latency is an objective the uncompressed network's is taken. Raises `UsageError` if the network cannot be
+    compressed truly (`trainers.fidelity`).
     """
     space = _search_space(plan, loaded)
     limits = extremes(space, Budget())
     check_fidelity(plan.model, loaded.module, space.network, loaded.image, loaded.classes, limits)
     trial = None if loaded.data is None else _estimate(loaded, plan, device)
     train_images = 0 if loaded.data is None else len(loaded.data.train)
-    return survey(space, model=plan.model, train_images=train_images, epochs=plan.epochs, trial=trial)
+    latency = _latency(loaded, plan, device) if plan.times else None
+    found = survey(space, model=plan.model, train_images=train_images, epochs=plan.epochs, trial=trial)
+    return replace(found, latency=latency)
 
 
 def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: TrialEstimate | None = None) -> Survey:
@@ -98,6 +107,7 @@ def survey(space: Space, *, model: str, train_images: int, epochs: int, trial: T
         },
         trial_flops=3 * whole.flops * train_images * epochs,
         trial=trial,
+        latency=None,
         uncounted=network.uncounted,
         presets=tuple(_preset(network, preset, whole) for preset in presets(model, network)),
     )
@@ -127,6 +137,22 @@ def _estimate(loaded: LoadedNetwork, plan: StudyPlan, device: torch.device) -> T
         device=device,
         streamed=not isinstance(loaded.data.train.images, torch.Tensor),
     )
+
+
+def _latency(loaded: LoadedNetwork, plan: StudyPlan, device: torch.device) -> dict[str, Any]:
+    """Take the uncompressed network's latency as a trial would, and the time of that."""
+    skeleton = trace_skeleton(loaded.module, loaded.image) if plan.times_files else None
+    model = compress_model(loaded.module, {})
+    started = time.perf_counter()
+    latency = model_latency(
+        model,
+        loaded.image,
+        device,
+        runtime=plan.runtime,
+        threads=plan.latency_threads,
+        skeleton=lambda: skeleton or trace_skeleton(loaded.module, loaded.image),
+    )
+    return {**asdict(latency), "seconds": time.perf_counter() - started}
 
 
 def _block(space: Space, block: str) -> dict[str, Any]:

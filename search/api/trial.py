@@ -97,6 +97,9 @@ class Trial:
         out: str | os.PathLike[str],
         format: str = "safetensors",
         *,
+        inline: bool = False,
+        dense: bool = False,
+        runtime: str | None = None,
         rerun: bool = False,
         device: str | None = None,
         progress: bool = True,
@@ -106,12 +109,16 @@ class Trial:
         """Write the model, `config.json` and a model card into the new folder `out`; return the card's facts.
 
         `format` is safetensors (packed), onnx or pt2. The file is read back and must give the trial's predictions on
-        the validation images. With `rerun` a trial whose model was not kept is trained again, on `device` (default: a
-        GPU if there is one). `model` and `data` are needed as in `load`. Raises `OvertoneError`, leaving no folder
-        behind, if that fails.
+        the validation images. ONNX holds the packed tensors, and functions that decode them when it is loaded:
+        `inline` writes them out, for runtimes that take no functions, and `dense` holds float32 filters, for those that
+        compute nothing beforehand. It is verified in `runtime`, onnxruntime (the default) or openvino, where layers are
+        timed to choose their graphs. With `rerun` a trial whose model was not kept is trained again, on `device`
+        (default: a GPU if there is one). `model` and `data` are needed as in `load`. Raises `OvertoneError`, leaving no
+        folder behind, if that fails.
         """
         from search.export.verify import export_trial
         from search.runner.progress import make_console
+        from spaces.portable import WriteOptions
         from trainers.runtime.device import default_device, parse_device
 
         console = make_console(progress)
@@ -121,6 +128,7 @@ class Trial:
             self.row,
             format=format,
             out=Path(out),
+            options=WriteOptions(inline=inline, dense=dense, runtime=runtime),
             rerun_on=parse_device(device or default_device()) if rerun else None,
             objects=Objects(model=model, data=data).or_else(self.objects),
             places=self.places,

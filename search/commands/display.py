@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.formatting import format_duration, format_flops, format_kilobytes
+from results.formatting import format_duration, format_flops, format_kilobytes, format_place
 from search.study.plan import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -102,8 +102,22 @@ def export_line(out: Path, card: Mapping[str, Any]) -> str:
     return (
         f"{out}: trial {card['trial']}, {format_kilobytes(card['size_bytes'])}, {format_flops(card['flops'])}, "
         f"{name} {card['score']:.4f}, {test_name} {card['test_metrics'][test_name]:.4f} (n = {card['test_n']}); "
-        f"the exported file gives the trial's class {same} validation images"
+        f"the exported file gives the trial's class {same} validation images{_bench_clause(card.get('bench'))}"
+        f"{'; it emulates activation_bits in floating point' if card.get('emulated') else ''}"
     )
+
+
+def _bench_clause(bench: Mapping[str, Any] | None) -> str:
+    """Return what an export and the uncompressed network's file take, '' if they were not timed."""
+    if bench is None:
+        return ""
+    this, whole = bench["file"], bench["uncompressed"]
+    sizes = f"{format_kilobytes(this['bytes'])} (uncompressed {format_kilobytes(whole['bytes'])})"
+    times = ", ".join(
+        f"{ms:.3g} ms at batch {batch} (uncompressed {whole['latency_ms'][batch]:.3g})"
+        for batch, ms in this["latency_ms"].items()
+    )
+    return f"; it has {sizes} and takes {times} in {format_place(bench['runtime'], bench['threads'], bench['device'])}"
 
 
 def bench_lines(answer: Mapping[str, Any]) -> list[str]:

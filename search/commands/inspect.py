@@ -18,6 +18,8 @@ def inspect(
     space: SpaceOptions,
     recipe: RecipeOptions,
     weights: options.OptionalWeights = None,
+    runtime: options.InspectRuntime = None,
+    latency_threads: options.LatencyThreads = StudyPlan.latency_threads,
     device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -25,7 +27,7 @@ def inspect(
 
     These are the sizes and FLOPs of the space that `overtone search` searches with the same options. With --dataset
     it also estimates the time and memory of a trial: it times a few training steps of a copy of the network on
-    random images, and trains nothing else.
+    random images, and trains nothing else. With --runtime it takes the uncompressed network's latency as a trial would.
 
     Example: overtone inspect --model resnet20 --dataset cifar10 --granularity layer
     """
@@ -38,7 +40,11 @@ def inspect(
         granularity=parse_granularity(space.granularity),
         minimum_templates=space.minimum_templates,
         saliency=space.saliency,
+        objectives=StudyPlan.objectives if runtime is None else (*StudyPlan.objectives, "latency_ms"),
+        runtime=runtime or StudyPlan.runtime,
+        latency_threads=latency_threads,
     )
+    plan.check_runtime()
     from search.api.survey import survey_network
     from search.commands.survey_table import show_survey
     from trainers.runtime.device import default_device, parse_device

@@ -16,22 +16,13 @@ from trainers.training.recipe import RECIPES
 
 __all__ = [
     *("Address", "AsJson", "BatchSize", "Channels", "Classes", "Concurrency", "Config", "CpusPerTrial", "DataDir"),
-    *("Dataset", "Device", "Distillation", "Epochs", "FileRuntime", "GpusPerTrial", "Granularity", "ImageSize", "Init"),
-    *("Interpolation", "Keep", "LatencyThreads", "Layer", "LearningRate", "LrSchedule", "MaxFlops", "MaxSize", "Mean"),
-    *("MinimumTemplates", "MissRate", "Model", "MovedData", "MovedWeights", "Objectives", "OptionalDataset"),
-    *(
-        "OptionalWeights",
-        "OptunaStorage",
-        "Picture",
-        "Precision",
-        "PruningRate",
-        "Recipe",
-        "Rerun",
-        "RerunDevice",
-        "Runtime",
-    ),
-    *("ResizeSize", "Saliency", "Sampler", "Seed", "Settings", "SpaceFile", "Std", "Store", "Stream", "Study"),
-    *("TensorBoardFolder", "TrainEpochs", "TrainLimit", "Trials", "ValFrom", "WarmStart", "Weights", "Where"),
+    *("Dataset", "Device", "Distillation", "Epochs", "FileRuntime", "GpusPerTrial", "Granularity", "ImageSize"),
+    *("Init", "InspectRuntime", "Interpolation", "Keep", "LatencyThreads", "Layer", "LearningRate", "LrSchedule"),
+    *("MaxFlops", "MaxSize", "Mean", "MinimumTemplates", "MissRate", "Model", "MovedData", "MovedWeights"),
+    *("Objectives", "OptionalDataset", "OptionalWeights", "OptunaStorage", "Picture", "Precision", "PruningRate"),
+    *("Recipe", "Rerun", "RerunDevice", "ResizeSize", "Runtime", "Saliency", "Sampler", "Seed", "Settings"),
+    *("SpaceFile", "Std", "Store", "Stream", "Study", "TensorBoardFolder", "TrainEpochs", "TrainLimit", "Trials"),
+    *("ValFrom", "WarmStart", "Weights", "Where"),
     *("CLUSTER", "NETWORK", "OUTPUT", "SEARCH", "SPACE", "STUDY", "TRAINING", "TRIALS", "PANELS", "option"),
 ]
 
@@ -317,6 +308,14 @@ Runtime = Annotated[
         SEARCH,
         "Where latency is taken, if it is an objective: torch (the model, on the trial's device), onnxruntime or "
         "openvino (the trial's ONNX file, on the CPU).",
+    ),
+]
+InspectRuntime = Annotated[
+    str | None,
+    option(
+        SEARCH,
+        "Take the uncompressed network's latency too, in torch, onnxruntime or openvino, as trials of `overtone search "
+        "--runtime` do. Default: none is taken.",
     ),
 ]
 LatencyThreads = Annotated[

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from results.formatting import format_duration, format_flops, format_kilobytes, format_megabytes
+from results.formatting import format_duration, format_flops, format_kilobytes, format_megabytes, format_place
 from search.api.survey import Survey
 from search.commands.display import format_values, print_table
 from trainers.estimate import TrialEstimate
@@ -43,7 +43,17 @@ def show_survey(console: Console, survey: Survey, title: str) -> None:
     ]
     if survey.trial is not None:
         lines += _trial_lines(survey.trial, survey.trial_flops)
+    if survey.latency is not None:
+        lines.append(_latency_line(survey.latency))
     console.print("\n".join(lines), highlight=False)
+
+
+def _latency_line(latency: Mapping[str, Any]) -> str:
+    place = format_place(*(latency[f"latency_{name}"] for name in ("runtime", "threads", "device")))
+    return (
+        f"latency: {latency['latency_ms']:.3g} ms at batch 1 and {latency['latency_b64_ms']:.3g} ms at batch 64 "
+        f"uncompressed in {place}; taking it adds about {latency['seconds']:.1f} s to a trial"
+    )
 
 
 def _trial_lines(trial: TrialEstimate, flops: int) -> list[str]:

@@ -162,6 +162,25 @@ def export(
     ] = "knee",
     where: options.Where = None,
     format: Annotated[str, options.option(options.OUTPUT, "safetensors (packed), onnx or pt2.")] = "safetensors",
+    inline: Annotated[
+        bool, options.option(options.OUTPUT, "onnx: without functions, for runtimes that refuse them.", "--inline")
+    ] = False,
+    dense: Annotated[
+        bool,
+        options.option(
+            options.OUTPUT,
+            "onnx: filters as float32 weights, for runtimes that compute nothing when loading.",
+            "--dense",
+        ),
+    ] = False,
+    runtime: Annotated[
+        str | None,
+        options.option(
+            options.OUTPUT,
+            "onnx: where it is to run, onnxruntime or openvino (written inline). Layers are timed and the file is "
+            "verified there. Default: onnxruntime.",
+        ),
+    ] = None,
     rerun: options.Rerun = False,
     device: options.RerunDevice = None,
     weights: options.MovedWeights = None,
@@ -171,13 +190,15 @@ def export(
 ) -> None:
     """Write a trial's model to a folder, and verify it.
 
-    The file is read in a process of its own and must give the trial's predictions. onnx and pt2 may give another
-    class for up to 0.5 % of the validation images.
+    The file is read in a process of its own and must give the trial's predictions. Where activations are rounded,
+    onnx and pt2 may give another class for up to 0.5 % of the validation images.
 
     Example: overtone export --study demo --pick best --where "size_bytes < 20000" --out model
     """
     from search.api.create import load_study
 
     opened = load_study(study, store=store, weights=weights, data=data)
-    card = opened.pick(pick, where).export(out, format, rerun=rerun, device=device)
+    card = opened.pick(pick, where).export(
+        out, format, inline=inline, dense=dense, runtime=runtime, rerun=rerun, device=device
+    )
     print_answer({"out": str(out), **card}, export_line(out, card), as_json)

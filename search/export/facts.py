@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.compute as pc
+import torch
 from torch import nn
 
 from layers import OvertoneError
 from results.analysis.confidence import study_confidence
 from results.ledger.ledger import Ledger
 from trainers.data import Data
-from trainers.evaluation import evaluate
+from trainers.evaluation import evaluate, evaluation
+from trainers.runtime.place import LATENCY
 from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 
@@ -23,18 +25,24 @@ MAX_DISAGREEMENT = 0.005
 
 _FIGURES = (
     *("trial", "score_name", "score", "metrics", "size_bytes", "flops", "macs", "parameters"),
-    *("latency_ms", "latency_b64_ms", "device", "model_sha256", "same_file"),
+    *(*LATENCY, "device", "model_sha256", "same_file"),
 )
 
 
 def card_facts(
-    ledger: Ledger, study: str, row: Mapping[str, Any], spec: TrialSpec, model: nn.Module, data: Data
+    ledger: Ledger,
+    study: str,
+    row: Mapping[str, Any],
+    spec: TrialSpec,
+    model: nn.Module,
+    data: Data,
+    logits: torch.Tensor,
 ) -> dict[str, Any]:
     """Return the facts of a row, whose packed model this is, as plain JSON data; read the test split.
 
-    Raises `OvertoneError` if the model's score is not the row's.
+    `logits` are the model's for the validation images. Raises `OvertoneError` if the model's score is not the row's.
     """
-    validation = evaluate(model, data.val, data.normalize, device="cpu")
+    validation = evaluation(logits, data.val.labels)
     score = validation.metrics("val")[SCORE_NAME]
     if abs(score - row["score"]) > MAX_DISAGREEMENT:
         raise OvertoneError(
@@ -48,6 +56,8 @@ def card_facts(
         "seed": spec.seed,
         "epochs": spec.epochs,
         "blocks": row["blocks"],
+        "int8": any(block["arithmetic"] == "int8" for block in row["blocks"]),
+        "emulated": any(block["activation_bits"] for block in row["blocks"]),
         "val_n": validation.n,
         "test_metrics": test.metrics("test"),
         "test_n": test.n,

@@ -1,8 +1,8 @@
-"""Read an exported file as its user will: in a process of its own, which knows nothing but the file and the data.
+"""Read an exported file as its user will: in a process of its own, which knows nothing but the file and images.
 
-`python -m search.export.reader FILE OUT` reads a job from its standard input (`spec`, the trial's as JSON, `threads`,
-and `images`, a safetensors file of images that cannot be read by name, or null), and writes the class of each
-validation image to OUT, a .npy file. It needs neither Ray nor Optuna.
+`python -m search.export.reader FILE OUT` reads a line of JSON from its standard input (`model`, the network's name,
+`runtime`, `threads`, and the `shapes` of batches), then the images of each batch as float32. It writes their classes to
+OUT, a .npy file. It needs neither Ray nor Optuna, and PyTorch only for files that are PyTorch's.
 """
 
 from __future__ import annotations
@@ -12,113 +12,131 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+import numpy.typing as npt
 
-from layers import OvertoneError, UsageError
-from spaces import build_model, load_model
-from spaces.models import is_factory
-from trainers.data import Data, Split, load_data
-from trainers.evaluation import predict
-from trainers.spec import TrialSpec
+from layers.errors import OvertoneError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainers.data import Data
 
 __all__ = ["check_reader", "factory_of", "predict_in_subprocess"]
 
+_Images = npt.NDArray[np.float32]
+_Run = Callable[[_Images], npt.NDArray[Any]]
 
-def check_reader(format: str) -> None:
+
+def check_reader(format: str, runtime: str = "onnxruntime") -> None:
     """Raise `UsageError` if the package that reads files of this format is not installed."""
-    if format == "onnx" and importlib.util.find_spec("onnxruntime") is None:
-        raise UsageError("format 'onnx' is verified by onnxruntime: pip install onnx onnxruntime onnxscript")
+    if format == "onnx" and importlib.util.find_spec(runtime) is None:
+        raise UsageError(f"format 'onnx' is verified by {runtime}: pip install onnx {runtime} onnxscript")
 
 
-def predict_in_subprocess(path: Path, spec: TrialSpec, data: Data) -> Tensor:
-    """Return the class (n,), int64, that an exported file gives each validation image of the trial's data.
+def predict_in_subprocess(path: Path, model: str, data: Data, runtime: str = "onnxruntime") -> Tensor:
+    """Return the class (n,), int64, that an exported file gives each validation image of the data.
 
-    The reading process has this one's threads and looks for modules where this one does. It reads the data by name;
-    only images that have none lie beside the file for it meanwhile. Raises `OvertoneError` with the last line of its
-    errors if it fails.
+    `model` is the network's name. The reading process has this one's threads and looks for modules where this one does.
+    Raises `OvertoneError` with the last line of its errors if it fails.
     """
-    out, images = path.with_name(f"{path.name}.npy"), None
-    if spec.data.is_object:
-        images = path.with_name(f"{path.name}.images")
-        batches = data.val.batches(torch.arange(len(data.val)).split(1024), "cpu")
-        normalized = torch.cat([data.normalize(batch).contiguous() for batch, _ in batches])
-        safetensors.torch.save_file({"images": normalized}, images)
-    job = json.dumps(
-        {"spec": spec.to_json(), "threads": torch.get_num_threads(), "images": None if images is None else str(images)}
-    )
+    import torch
+
+    out, images = path.with_name(f"{path.name}.npy"), data.val
+    rows = torch.arange(len(images)).split(128)
+    batches = (data.normalize(batch).contiguous().numpy() for batch, _ in images.batches(rows, "cpu"))
+    shapes = [(len(batch), *data.val.image_shape) for batch in rows]
+    job = {"model": model, "runtime": runtime, "threads": torch.get_num_threads(), "shapes": shapes}
     command = [sys.executable, "-P", "-m", "search.export.reader", str(path), str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)}
-    reader = subprocess.run(command, input=job, env=environment, capture_output=True, text=True, check=False)
-    if images is not None:
-        images.unlink()
-    if reader.returncode != 0:
-        lines = reader.stderr.strip().splitlines() or [f"it ended with {reader.returncode}"]
-        reason = lines[-1].rstrip(".")
-        raise OvertoneError(f"cannot read the exported {path.suffix[1:]} in a process of its own: {reason}")
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, env=environment) as reader:
+            assert reader.stdin is not None
+            with suppress(BrokenPipeError):  # it has ended, and says why
+                _send(reader.stdin, job, batches)
+        if reader.returncode != 0:
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+            reason = (lines or [f"it ended with {reader.returncode}"])[-1].rstrip(".")
+            raise OvertoneError(f"cannot read the exported {path.suffix[1:]} in a process of its own: {reason}")
     classes = torch.from_numpy(np.load(out))
     out.unlink()
     return classes
 
 
+def _send(stream: IO[bytes], job: dict[str, Any], batches: Iterator[_Images]) -> None:
+    stream.write(json.dumps(job).encode() + b"\n")
+    for batch in batches:
+        stream.write(batch.astype("<f4", copy=False).tobytes())
+    stream.close()
+
+
 def factory_of(model: str) -> Callable[..., nn.Module] | None:
     """Return how to build a network of the user's own code, else None; whoever named it in a study lets it run."""
+    from spaces.models import build_model, is_factory
+
     return (lambda **shape: build_model(model, **shape)) if is_factory(model) else None
 
 
 def main() -> int:
     """Read a file and write its classes; return 0, or 1 after an error whose text is the last line."""
     path, out = map(Path, sys.argv[1:])
-    job = json.load(sys.stdin)
-    torch.set_num_threads(job["threads"])
+    job = json.loads(sys.stdin.buffer.readline())
+    openers = {".safetensors": _open_torch, ".onnx": _open_onnx, ".pt2": _open_torch}
     try:
-        spec = TrialSpec.from_json(job["spec"])
-        network = _open(path, spec.model)
-        np.save(out, _classes(network, spec, job["images"]).numpy())
+        run = openers[path.suffix](path, job)
+        np.save(out, np.concatenate([run(images).argmax(1) for images in _received(job["shapes"])]))
     except OvertoneError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def _classes(network: nn.Module, spec: TrialSpec, images: str | None) -> Tensor:
-    if images is None:
-        data = load_data(spec.data)
-        return predict(network, data.val, data.normalize, device="cpu")
-    normalized = safetensors.torch.load_file(images)["images"]
-    split = Split(images=normalized, labels=torch.zeros(len(normalized), dtype=torch.int64))
-    return predict(network, split, lambda batch: batch.contiguous(memory_format=torch.channels_last), device="cpu")
+def _received(shapes: list[list[int]]) -> Iterator[_Images]:
+    for shape in shapes:
+        yield np.frombuffer(sys.stdin.buffer.read(4 * int(np.prod(shape))), "<f4").reshape(shape)
 
 
-def _open(path: Path, model: str) -> nn.Module:
-    readers: dict[str, Callable[[], nn.Module]] = {
-        ".safetensors": lambda: load_model(path, model=factory_of(model)),
-        ".onnx": lambda: _Runtime(path),
-        ".pt2": lambda: load_model(path),
-    }
-    return readers[path.suffix]()
+def _open_torch(path: Path, job: dict[str, Any]) -> _Run:
+    from spaces import load_model
+
+    return _in_torch(load_model(path, model=factory_of(job["model"])), job["threads"])
 
 
-class _Runtime(nn.Module):
-    """An ONNX file in onnxruntime, called like a network."""
+def _in_torch(network: nn.Module, threads: int) -> _Run:
+    import torch
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        import onnxruntime
+    torch.set_num_threads(threads)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        (self._input,) = (argument.name for argument in self._session.get_inputs())
+    @torch.no_grad()
+    def run(images: _Images) -> npt.NDArray[Any]:
+        batch = torch.from_numpy(images.copy()).contiguous(memory_format=torch.channels_last)
+        logits: npt.NDArray[Any] = network(batch).numpy()
+        return logits
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (n, classes)."""
-        return torch.from_numpy(self._session.run(None, {self._input: x.contiguous().numpy()})[0])
+    return run
+
+
+def _open_onnx(path: Path, job: dict[str, Any]) -> _Run:
+    if job["runtime"] == "openvino":
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": job["threads"], "INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        return lambda images: np.array(compiled(images)[0])
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job["threads"]
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (name,) = (argument.name for argument in session.get_inputs())
+    return lambda images: np.asarray(session.run(None, {name: images})[0])
 
 
 if __name__ == "__main__":

@@ -17,25 +17,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from layers import OvertoneError, UsageError
+from layers import OvertoneError, UsageError, compressed_layers
+from layers.errors import first_line
+from layers.integer.network import int8_layers
 from results.export.export import export_model
 from results.ledger.ledger import Ledger
 from search.export.facts import MAX_DISAGREEMENT, card_facts
 from search.export.reader import check_reader, factory_of, predict_in_subprocess
 from search.export.rerun import rerun_trial
+from search.export.timing import time_export
 from search.study.objects import NO_OBJECTS, Objects
 from search.study.places import RECORDED, Places
 from search.study.workload import load_images
 from spaces import load_model
 from spaces.models import is_object
-from spaces.portable import check_format
+from spaces.portable import PLAIN, WriteOptions, check_format, shared_graphs
 from trainers.data import Data
-from trainers.evaluation import predict
+from trainers.evaluation import predict, predict_logits
 from trainers.spec import TrialSpec
 
 __all__ = ["check_model", "export_trial"]
+
+_TIE = 1e-4
+"""Share of the largest logit that two others may differ by and count as equal: float32, added in another order."""
 
 
 def export_trial(
@@ -45,6 +51,7 @@ def export_trial(
     *,
     format: str,
     out: Path,
+    options: WriteOptions = PLAIN,
     rerun_on: torch.device | None = None,
     objects: Objects = NO_OBJECTS,
     places: Places = RECORDED,
@@ -53,12 +60,12 @@ def export_trial(
     """Write the trial of a row to the folder `out`, verified; return the facts of its card.
 
     If its model was not kept it is trained again on the device `rerun_on`; `log` is given lines about that. `places`
-    are those of weights and data, if they moved. Raises
+    are those of weights and data, if they moved; `options` are those of `spaces.portable.write`. Raises
     `OvertoneError`, leaving no folder behind, if there is no model, the data changed, or the file does not give the
     trial's predictions.
     """
-    check_format(format)
-    check_reader(format)
+    check_format(format, options)
+    check_reader(format, options.runtime or "onnxruntime")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"out (={str(out)!r}) must be a new or empty folder")
     check_model(ledger, study, row, rerun=rerun_on is not None)
@@ -74,14 +81,28 @@ def export_trial(
     own = factory_of(spec.model) if objects.model is None else objects.model
     with _packed_model(ledger, row, data, rerun_on, objects, places, checkpoint, log) as (packed, row):
         model = load_model(packed, model=own)
-        card = card_facts(ledger, study, row, spec, model, data)
+        logits = predict_logits(model, data.val, data.normalize, device="cpu")
+        card = card_facts(ledger, study, row, spec, model, data, logits)
         verified: dict[str, Any] = {}
 
         def verify(file: Path) -> Mapping[str, Any]:
-            verified.update(_verify(file, row, replace(spec, data=places.of_data(spec.data)), model, data, objects))
+            runtime = options.runtime or "onnxruntime"
+            verified.update(_verify(file, row, spec.model, logits, data, objects, runtime, rounds=_rounds(model)))
+            verified.update(time_export(file, format, spec, data, own, options.runtime))
             return verified
 
-        export_model(packed, out, format=format, card=card, model=own, prove=verify)
+        def export(options: WriteOptions) -> None:
+            export_model(packed, out, format=format, card=card, model=own, prove=verify, options=options)
+
+        with shared_graphs():
+            try:
+                export(options)
+            except OvertoneError as error:
+                if format != "onnx" or options.seven_bits or not int8_layers(model):
+                    raise
+                log(f"{first_line(error)}; once more with filters of 7 bits, whose products do not saturate")
+                verified.clear()
+                export(replace(options, seven_bits=True))
     return {**card, **verified}
 
 
@@ -128,14 +149,22 @@ def _packed_model(
 
 
 def _verify(
-    file: Path, row: Mapping[str, Any], spec: TrialSpec, model: nn.Module, data: Data, objects: Objects
+    file: Path,
+    row: Mapping[str, Any],
+    model: str,
+    logits: Tensor,
+    data: Data,
+    objects: Objects,
+    runtime: str,
+    *,
+    rounds: bool,
 ) -> dict[str, Any]:
     """Return `differing`, for how many validation images the exported file gives another class than the model.
 
-    `own_process` says whether a process of its own read the file: it cannot build a network that was given as an
-    object, whose packed file is read here. The same number bounds how many images are right in one and wrong in the
-    other, and so the difference in accuracy. Raises `OvertoneError` if they are too many, or the file holds another
-    number of bytes than the row.
+    `logits` are those of the model of this name, `rounds` says whether it rounds activations. `own_process` says
+    whether a process of its own read the file: it cannot build a network that was given as an object, whose packed file
+    is read here. The same number bounds how many images are right in one and wrong in the other, and so the difference
+    in accuracy. Raises `OvertoneError` if they are too many, or the file holds another number of bytes than the row.
     """
     format = file.suffix[1:]
     if format == "safetensors" and (size := _payload_bytes(file)) != row["size_bytes"]:
@@ -143,19 +172,32 @@ def _verify(
             f"the exported safetensors holds {size} bytes of tensors, size_bytes of trial {row['trial']} is "
             f"{row['size_bytes']}: nothing was written"
         )
-    classes = predict(model, data.val, data.normalize, device="cpu")
-    own_process = not (format == "safetensors" and is_object(spec.model))
+    own_process = not (format == "safetensors" and is_object(model))
     if own_process:
-        read = predict_in_subprocess(file, spec, data)
+        read = predict_in_subprocess(file, model, data, runtime)
     else:
         read = predict(load_model(file, model=objects.model), data.val, data.normalize, device="cpu")
-    differing = int((classes != read).sum())
-    if differing > (0 if format == "safetensors" else MAX_DISAGREEMENT * len(data.val)):
+    differing = int((logits.argmax(1) != read).sum())
+    if differing > (MAX_DISAGREEMENT * len(read) if format != "safetensors" else 0) or not (
+        rounds or _are_ties(logits, read)
+    ):
         raise OvertoneError(
             f"the exported {format} gives another class than trial {row['trial']} for {differing} of "
             f"{len(data.val)} validation images: nothing was written"
         )
     return {"differing": differing, "own_process": own_process}
+
+
+def _rounds(model: nn.Module) -> bool:
+    """Return whether a network rounds activations, so that the order of additions can turn its outputs."""
+    forms = [layer.form for layer in compressed_layers(model).values()]
+    return any(form.activation_format is not None or form.arithmetic != "float" for form in forms)
+
+
+def _are_ties(logits: Tensor, classes: Tensor) -> bool:
+    """Return whether these classes have the highest of the logits (n, classes), up to the rounding of float32."""
+    given = logits.gather(1, classes[:, None])[:, 0]
+    return bool((logits.amax(1) - given <= _TIE * logits.abs().amax(1)).all())
 
 
 def _payload_bytes(file: Path) -> int:

@@ -122,7 +122,10 @@ class FilterDecoder:
         """The templates (M, G, C / G, T)."""
         groups, count = self._form.groups, self._form.templates
         assert count is not None
-        base = self._all_taps([groups, count, self._layer.shape.filter_channels // groups, self._taps])
+        channels = self._layer.shape.filter_channels // groups
+        if groups == 1:
+            return self._all_taps([count, 1, channels, self._taps])
+        base = self._all_taps([groups, count, channels, self._taps])
         return self._graph.node("Transpose", base, perm=[1, 0, 2, 3])
 
     @cached_property
@@ -141,7 +144,7 @@ class FilterDecoder:
             return self._graph.call("Q", n=layer.shape.out_channels - form.templates, m=form.templates)
         assert layer.template_index is not None
         width = stored_indices(layer.shape, form)["template_index"].bits
-        return self._graph.node("Cast", self._payload.numbers(layer.template_index, width), to=TensorProto.INT64)
+        return self._payload.numbers(layer.template_index, width, to=TensorProto.INT64)
 
     def _transforms(self, *shape: int) -> str:
         assert self._form.transform is not None

@@ -11,23 +11,29 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
-from layers.integer.network import int8_layers
+from layers.integer.rounding import FILTER_CODES
 from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
 from spaces.portable.program import StoredNetwork, save_program
 
-__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "write"]
+if TYPE_CHECKING:
+    from spaces.portable.skeleton import Skeleton
+
+__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "shared_graphs", "write"]
 
 _Card = Mapping[str, Any]
 _Own = OwnModel | None
+_GRAPHS: ContextVar[dict[Any, Skeleton] | None] = ContextVar("graphs", default=None)
+"""Graphs of the networks that were written within `shared_graphs`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,17 @@ class WriteOptions:
     """ONNX without functions of the model's own."""
     dense: bool = False
     """ONNX with the filters as float32 weights."""
+    seven_bits: bool = False
+    """ONNX with filters in int8 of 7 bits, -63 .. 63, for processors on which sums of 8-bit products saturate."""
+    runtime: str | None = None
+    """Where the ONNX file is to run, and its layers are timed: onnxruntime by default. openvino takes no functions."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of what holds of the file: `inline`, `dense`, `seven_bits`."""
+        inline = self.inline or (self.runtime == "openvino" and not self.dense)
+        holds = {"inline": inline, "dense": self.dense, "seven_bits": self.seven_bits}
+        return [name for name, is_so in holds.items() if is_so]
 
 
 PLAIN = WriteOptions()
@@ -49,7 +66,10 @@ def check_format(format: str, options: WriteOptions = PLAIN) -> None:
         raise UsageError(f"format (={format!r}) must be one of {', '.join(FORMATS)}")
     given = [name for name, value in vars(options).items() if value]
     if given and format != "onnx":
-        raise UsageError(f"{given[0]} (=True) must be left out for the format {format!r}: it is a way to write onnx")
+        value = getattr(options, given[0])
+        raise UsageError(f"{given[0]} (={value!r}) must be left out for the format {format!r}: it is for onnx alone")
+    if options.runtime not in (None, "onnxruntime", "openvino"):
+        raise UsageError(f"runtime (={options.runtime!r}) must be onnxruntime or openvino for the format 'onnx'")
     if options.inline and options.dense:
         raise UsageError("inline (=True) must be left out with dense, which has no functions either")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -75,12 +95,42 @@ def _write_safetensors(source: Path, target: Path, card: _Card, model: _Own, opt
 
 
 def _write_onnx(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
+    compressed, image = load_model(source, model=model), _image(card)
+    with _exporting("onnx", card):
+        skeleton = _skeleton(card, model, image)
+        target.write_bytes(_filled(skeleton, compressed, options))
+
+
+def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> bytes:
+    """Return the file of a network whose layers run in the graphs that are fastest in its runtime, if it is here."""
+    from spaces.portable.tuning import Runtime, choose_executions
+
+    runtime: Literal["onnxruntime", "openvino"] = "openvino" if options.runtime == "openvino" else "onnxruntime"
+    is_timed = not options.dense and importlib.util.find_spec(runtime) is not None
+    executions = choose_executions(skeleton, model, Runtime(runtime)) if is_timed else {}
+    codes = FILTER_CODES // 2 if options.seven_bits else FILTER_CODES
+    inline = "inline" in options.names
+    return skeleton.file(model, executions=executions, inline=inline, dense=options.dense, filter_codes=codes)
+
+
+@contextmanager
+def shared_graphs() -> Iterator[None]:
+    """Trace a network once for all ONNX files of it that are written within the block."""
+    token = _GRAPHS.set({})
+    try:
+        yield
+    finally:
+        _GRAPHS.reset(token)
+
+
+def _skeleton(card: _Card, model: _Own, image: tuple[int, int, int]) -> Skeleton:
     from spaces.portable.skeleton import make_skeleton
 
-    compressed, image = _floating(load_model(source, model=model), "onnx"), _image(card)
-    with _exporting("onnx", card):
-        skeleton = make_skeleton(_uncompressed(card, model), image)
-        target.write_bytes(skeleton.file(compressed, inline=options.inline, dense=options.dense))
+    graphs, key = _GRAPHS.get(), (card["model"], card["classes"], image, id(model))
+    skeleton = (graphs or {}).get(key) or make_skeleton(_uncompressed(card, model), image)
+    if graphs is not None:
+        graphs[key] = skeleton
+    return skeleton
 
 
 def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
@@ -97,13 +147,6 @@ FORMATS: dict[str, Callable[[Path, Path, _Card, _Own, WriteOptions], None]] = {
     "pt2": _write_pt2,
 }
 """What writes each kind of file; the name is the file's suffix too."""
-
-
-def _floating(model: nn.Module, format: str) -> nn.Module:
-    """Return a model that the format can hold; raise `OvertoneError` if its layers compute in int8."""
-    if layers := int8_layers(model):
-        raise OvertoneError(f"{format} cannot hold layer {next(iter(layers))!r}, which computes in int8")
-    return model
 
 
 def _image(card: _Card) -> tuple[int, int, int]:

@@ -14,11 +14,14 @@ from functools import cache
 
 import onnx
 
+from spaces.portable.integer_functions import INTEGER_FUNCTIONS
+
 __all__ = ["DOMAIN", "function_protos"]
 
 DOMAIN = "overtone"
 
 _FUNCTIONS = {
+    **INTEGER_FUNCTIONS,
     # Whole numbers (n,) as float32 from bytes [a, b) of the payload. A row of bytes holds a whole count of numbers; its
     # product with the windows puts each number's last bit at 1, other numbers' bits above 2^w (= q) or below 1.
     "N": """N (p, m, q, a, b, n) => (y) {

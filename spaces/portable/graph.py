@@ -38,7 +38,7 @@ class GraphBuilder:
         key = name or (value.dtype.str, value.shape, value.tobytes())
         if key not in self._constants:
             self._constants[key] = name or self.name()
-            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), self._constants[key]))
+            self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), self._constants[key]))
         return self._constants[key]
 
     def call(self, function: str, *inputs: str, out: str = "", once: bool = False, **attributes: Any) -> str:

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from layers import CompressedConv2d, CompressedNorm, compressed_layers
+from layers.integer.rounding import FILTER_CODES
 from spaces.portable.compact import rename_values, strip
 from spaces.portable.decoders import Decoder
 from spaces.portable.executions import GraphExecution, replace_calls
 from spaces.portable.graph import GraphBuilder
+from spaces.portable.integer import round_activations
 from spaces.portable.payload import Payload
 from spaces.portable.running import round_inputs
 from spaces.portable.skeleton import INPUT, OUTPUT, PAYLOAD, Skeleton
@@ -27,11 +29,13 @@ def onnx_file(
     executions: Mapping[str, GraphExecution],
     inline: bool = False,
     dense: bool = False,
+    filter_codes: int = FILTER_CODES,
 ) -> onnx.ModelProto:
     """Return a compressed copy, in evaluation mode, of the skeleton's network as ONNX.
 
     Layers run as `executions` say, all others convolve with their filters. With `inline` there are no functions; with
     `dense` filters are float32, norms are folded into them, and `executions` do not count.
+    The largest code of filters in int8 is `filter_codes`.
     """
     proto = skeleton.proto()
     graph = proto.graph
@@ -46,6 +50,7 @@ def onnx_file(
         nodes = _fill(builder, skeleton, model, nodes, executions)
     del graph.node[:]
     graph.node.extend(nodes)
+    round_activations(builder, graph, skeleton, model, codes=filter_codes)
     builder.fill(proto)
     if dense:
         return _folded(proto)
@@ -105,8 +110,7 @@ def _fill(
     for value, name in {value: name for name, value in names if value not in decoded}.items():
         tensor = state[name].detach().cpu().contiguous()
         if tensor.dtype == torch.bool and tensor.numel():
-            bits = builder.reshape(payload.numbers(tensor, 1), list(tensor.shape))
-            builder.node("Cast", bits, out=value, to=onnx.TensorProto.BOOL)
+            builder.reshape(payload.numbers(tensor, 1, to=onnx.TensorProto.BOOL), list(tensor.shape), value)
         else:
             builder.constant(tensor.numpy(), value)
     payload.decode()

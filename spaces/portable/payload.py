@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 from torch import Tensor
 
 from layers.blockfloat.format import BlockFormat, ScaledFormat
@@ -45,6 +45,14 @@ class _Group:
 
 
 @dataclass(frozen=True)
+class _Numbers:
+    """Whole numbers of so many bits, and the type in which they are asked for."""
+
+    width: int
+    to: int
+
+
+@dataclass(frozen=True)
 class _Blocks:
     """A format of block floating point, and how blocks lie in a tensor."""
 
@@ -68,11 +76,11 @@ class Payload:
     def __init__(self, graph: GraphBuilder) -> None:
         self._graph = graph
         self._bytes = bytearray()
-        self._groups: dict[int | _Blocks | _Filters, list[_Group]] = {}
+        self._groups: dict[_Numbers | _Blocks | _Filters, list[_Group]] = {}
 
-    def numbers(self, codes: Tensor, width: int) -> str:
-        """Take whole numbers below 2^width; return the name of those (n,) as float32."""
-        return self._add(width, codes.flatten().long().cpu())
+    def numbers(self, codes: Tensor, width: int, *, to: int = TensorProto.FLOAT) -> str:
+        """Take whole numbers below 2^width; return the name of those (n,) as an ONNX type."""
+        return self._add(_Numbers(width, to), codes.flatten().long().cpu())
 
     def values(self, tensor: Tensor, form: BlockFormat | ScaledFormat, out: str = "") -> str:
         """Take a tensor in its format; return the name of its values (n,), `out` if that is given."""
@@ -80,12 +88,14 @@ class Payload:
             return self._add(_Filters(form.bits, tensor[0].numel()), *scaled_codes(tensor, form), out)
         outer, length, inner = form.runs(tensor.shape)
         runs: tuple[int, ...] = (form.block, inner)
-        if length % form.block:
+        if length % form.block and (outer, inner) != (1, 1):
             runs = (outer, length, inner, form.block, -(-length // form.block))
         codes, exponents = block_codes(tensor, form)
         return self._add(_Blocks(form.bits, form.exponent_bits, runs), codes, exponents, out)
 
-    def _add(self, kind: int | _Blocks | _Filters, codes: Tensor, shared: Tensor | None = None, out: str = "") -> str:
+    def _add(
+        self, kind: _Numbers | _Blocks | _Filters, codes: Tensor, shared: Tensor | None = None, out: str = ""
+    ) -> str:
         groups = self._groups.setdefault(kind, [])
         alone = isinstance(kind, _Blocks) and len(kind.runs) > 2
         if not groups or alone or groups[-1].values + codes.numel() > _MOST_VALUES:
@@ -95,6 +105,9 @@ class Payload:
         group.codes.append(codes)
         if shared is not None:
             group.shared.append(shared)
+        if isinstance(kind, _Blocks) and not alone and (missing := -codes.numel() % prod(kind.runs)):
+            group.names.append(self._graph.name())  # zeros fill a tensor's last block, so that the next begins its own
+            group.codes.append(codes.new_zeros(missing))
         return name
 
     def decode(self) -> None:
@@ -102,7 +115,7 @@ class Payload:
         later, self._graph.nodes = self._graph.nodes, []
         for kind, groups in self._groups.items():
             for group in groups:
-                if isinstance(kind, int):
+                if isinstance(kind, _Numbers):
                     self._decode_numbers(kind, group)
                 elif isinstance(kind, _Filters):
                     self._decode_filters(kind, group)
@@ -112,9 +125,13 @@ class Payload:
         if self._bytes:
             self._graph.constant(np.frombuffer(bytes(self._bytes) + bytes(_SPARE_BYTES), np.uint8), PAYLOAD)
 
-    def _decode_numbers(self, width: int, group: _Group) -> None:
-        inputs = [PAYLOAD, self._windows(width), self._scalars(2**width)]
-        self._graph.call("I", *inputs, out=self._whole(group), i=self._pack(group.codes, width))
+    def _decode_numbers(self, kind: _Numbers, group: _Group) -> None:
+        inputs = [PAYLOAD, self._windows(kind.width), self._scalars(2**kind.width)]
+        is_float = kind.to == TensorProto.FLOAT
+        out = self._whole(group) if is_float else ""
+        numbers = self._graph.call("I", *inputs, out=out, i=self._pack(group.codes, kind.width))
+        if not is_float:
+            self._graph.node("Cast", numbers, out=self._whole(group), to=kind.to)
         self._split(group)
 
     def _decode_values(self, kind: _Blocks, group: _Group) -> None:

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layers.form import is_norm
+from layers.integer.network import mark_calls
+from layers.integer.rounding import FILTER_CODES
 from layers.plainness import kept_because
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Skeleton:
     """Name in the state dict -> value of the graph; a tensor with two names has both."""
     calls: Mapping[str, tuple[str, ...]]
     """Layer -> outputs of the nodes that convolve or multiply with its weight when the network calls it."""
+    marks: Mapping[int, str]
+    """Number of a counted call of the network (`layers.integer.calls`) -> value of the graph that it gives."""
     shapes: Mapping[str, tuple[int, ...]]
     """Such an output -> shape of one image's input, where the network says it."""
 
@@ -61,6 +65,7 @@ class Skeleton:
         executions: Mapping[str, GraphExecution] | None = None,
         inline: bool = False,
         dense: bool = False,
+        filter_codes: int = FILTER_CODES,
     ) -> bytes:
         """Return the ONNX file of a compressed copy of the network (`spaces.portable.onnx_file`).
 
@@ -68,7 +73,8 @@ class Skeleton:
         """
         from spaces.portable.onnx_file import onnx_file
 
-        proto = onnx_file(self, model, executions=executions or {}, inline=inline, dense=dense)
+        ways: Any = {"executions": executions or {}, "inline": inline, "dense": dense, "filter_codes": filter_codes}
+        proto = onnx_file(self, model, **ways)
         return proto.SerializeToString()
 
 
@@ -83,9 +89,11 @@ def make_skeleton(network: nn.Module, image: tuple[int, int, int]) -> Skeleton:
 
     network = _untied(network)
     names = _state_names(network)
+    mark_calls(network, _mark)
     model = _exported(network, image)
     state = _free_state(model, names)
     _optimize(model)
+    marks = _take_marks(model.graph)
     calls, shapes = _calls(model.graph, state), _input_shapes(model.graph)
     proto = ir.to_proto(model)
     proto.ir_version, proto.opset_import[0].version = IR_VERSION, OPSET + _has_circular_padding(model.graph)
@@ -94,6 +102,7 @@ def make_skeleton(network: nn.Module, image: tuple[int, int, int]) -> Skeleton:
     return Skeleton(
         graph=proto.SerializeToString(deterministic=True),
         state={name: short[value] for value, all_names in state.items() for name in all_names if value in short},
+        marks={number: short[value] for number, value in marks.items() if value in short},
         calls={layer: tuple(short[output] for output in outputs) for layer, outputs in calls.items()},
         shapes={short[output]: shapes[output] for outputs in calls.values() for output in outputs if output in shapes},
     )
@@ -139,6 +148,32 @@ def _exported(network: nn.Module, image: tuple[int, int, int]) -> onnx_ir.Model:
         )
     assert program is not None
     return program.model
+
+
+_MARK = "overtone.marks::Mark"
+
+
+def _mark(x: Tensor, number: int) -> Tensor:
+    """Mark the output of a counted call with a node of its own."""
+    marked: Tensor = torch.onnx.ops.symbolic(_MARK, (x,), {"number": number}, dtype=x.dtype, shape=x.shape, version=1)
+    return marked
+
+
+def _take_marks(graph: onnx_ir.Graph) -> dict[int, str]:
+    """Take out the nodes that mark calls; return the value that each marks, by the call's number."""
+    marks = {}
+    for node in list(graph):
+        if f"{node.domain}::{node.op_type}" != _MARK:
+            continue
+        value, marked = node.inputs[0], node.outputs[0]
+        assert value is not None
+        marks[node.attributes["number"].as_int()] = value
+        if marked in graph.outputs:
+            graph.outputs[list(graph.outputs).index(marked)] = value
+            value.name, marked.name = marked.name, value.name
+        marked.replace_all_uses_with(value)
+        graph.remove(node)
+    return {number: str(value.name) for number, value in marks.items()}
 
 
 def _free_state(model: onnx_ir.Model, names: Mapping[str, list[str]]) -> dict[str, list[str]]:

@@ -2,7 +2,8 @@
 
 A layer runs in two stages (`spaces.portable.executions`) if that takes at most 0.9 of the time of its convolution with
 its filters for one image, and no more for 64; else with its filters. Both are timed by turns, in graphs of one layer of
-random numbers, with the norm and the rectifier that usually follow, once a process for layers of one geometry.
+random numbers, with the norm and the rectifier that usually follow, once a process for layers of one geometry. Of one
+thread it is the processor's time, which other processes do not change.
 """
 
 from __future__ import annotations
@@ -72,11 +73,14 @@ def _is_faster(
     key = (execution, tuple(layer.weight.shape), shapes, attributes, shape, runtime)
     if key not in _chosen:
         runs = [runtime.open(_one_layer(layer, how, node, shape)) for how in (None, execution)]
-        _chosen[key] = all(_ratio(runs, (batch, *shape)) <= gain for batch, gain in _GAIN.items())
+        clock = time.process_time if runtime.threads == 1 else time.perf_counter
+        _chosen[key] = all(_ratio(runs, (batch, *shape), clock) <= gain for batch, gain in _GAIN.items())
     return _chosen[key]
 
 
-def _ratio(runs: Sequence[Callable[[npt.NDArray[Any]], Any]], shape: tuple[int, ...]) -> float:
+def _ratio(
+    runs: Sequence[Callable[[npt.NDArray[Any]], Any]], shape: tuple[int, ...], clock: Callable[[], float]
+) -> float:
     """Return the time of the second as a share of the first's, the median over rounds in which both take turns."""
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     ratios: list[float] = []
@@ -84,15 +88,15 @@ def _ratio(runs: Sequence[Callable[[npt.NDArray[Any]], Any]], shape: tuple[int, 
     for run in runs:
         run(images)
     while len(ratios) < _LEAST_ROUNDS or (len(ratios) < _MOST_ROUNDS and time.perf_counter() - start < _BUDGET_S):
-        first, second = (_seconds(run, images) for run in runs)
+        first, second = (_seconds(run, images, clock) for run in runs)
         ratios.append(second / first)
     return median(ratios)
 
 
-def _seconds(run: Callable[[npt.NDArray[Any]], Any], images: npt.NDArray[Any]) -> float:
-    start = time.perf_counter()
+def _seconds(run: Callable[[npt.NDArray[Any]], Any], images: npt.NDArray[Any], clock: Callable[[], float]) -> float:
+    start = clock()
     run(images)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _one_layer(

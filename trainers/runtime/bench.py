@@ -36,7 +36,7 @@ def bench(
 ) -> dict[str, Any]:
     """Return how long a file takes on this machine's CPU for batches of random images, as plain JSON data.
 
-    With `against`, the two files take turns in 7 to 31 rounds a batch size, as the seconds of `budget_s` allow, and
+    With `against`, the two files take turns in 7 to 101 rounds a batch size, as the seconds of `budget_s` allow, and
     `ratios` say how long the first takes of the second's time, with a 95 % interval. `runtime` is onnxruntime or
     openvino for .onnx files, and torch for .pt2 and .safetensors; `threads` are those of each pass. `model` is that of
     `load_model`, for a network of your own. Raises `UsageError` for values that are not allowed, and `OvertoneError`

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,8 +51,7 @@ def model_latency(
     """
     place = Place.of(runtime, threads, device)
     if runtime != DEFAULT_RUNTIME:
-        with translate_errors("cannot write the model as onnx", Exception):
-            content = skeleton().file(model)
+        content = exported(skeleton(), model, runtime, threads or DEFAULT_THREADS)
         return file_latency(Path("model.onnx"), runtime, threads=threads or DEFAULT_THREADS, content=content)
     with timing_lock(), num_threads(place.latency_threads or torch.get_num_threads()):
         single, batch = (latency_ms(model, shape, device, batch_size=size) for size in BATCHES)
@@ -66,6 +66,15 @@ def trace_skeleton(baseline: nn.Module, shape: tuple[int, int, int]) -> Skeleton
     check_format("onnx")
     with translate_errors("cannot write the network as onnx", Exception):
         return make_skeleton(baseline, shape)
+
+
+def exported(skeleton: Skeleton, model: nn.Module, runtime: str, threads: int) -> bytes:
+    """Return a model's ONNX file, in which each layer runs as is fastest in a runtime."""
+    from spaces.portable.tuning import Runtime, choose_executions
+
+    with timing_lock(), translate_errors("cannot write the model as onnx", Exception):
+        executions = choose_executions(skeleton, model, Runtime(cast(Any, runtime), threads))
+        return skeleton.file(model, executions=executions)
 
 
 def file_latency(file: Path, runtime: str, *, threads: int, content: bytes | None = None) -> Latency:

@@ -8,8 +8,6 @@ no file makes Overtone import any.
 from __future__ import annotations
 
 import importlib.util
-import logging
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from layers.errors import OvertoneError, UsageError
 from layers.tuning import autotune
@@ -112,14 +110,11 @@ def _open_packed(file: Path, model: OwnModel | None) -> _Opened:
 
 
 def _open_pt2(file: Path) -> _Opened:
-    if not zipfile.is_zipfile(file):
-        raise OvertoneError("it is no zip archive")
-    with _silent("torch.export"):
-        program = torch.export.load(file)
-    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    network = load_model(file)
+    assert isinstance(network, fx.GraphModule)
+    inputs = [node for node in network.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1 or inputs[0].meta["val"].dtype != torch.float32:
         raise OvertoneError(f"it takes {len(inputs)} inputs, or none of float32 images")
-    network = program.module()
 
     def prepare(images: Images) -> Callable[[], Any]:
         batch: Tensor = torch.from_numpy(images)
@@ -171,17 +166,6 @@ def _inlined(file: Path, content: bytes | None) -> bytes | str:
 
 def _show(shape: tuple[Any, ...]) -> str:
     return f"({', '.join(map(str, shape))})"
-
-
-@contextmanager
-def _silent(logger: str) -> Iterator[None]:
-    """Keep a library's logged tracebacks from users; it raises what it logs."""
-    log = logging.getLogger(logger)
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 @contextmanager

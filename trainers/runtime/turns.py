@@ -18,10 +18,11 @@ from trainers.runtime.timing_lock import timing_lock
 
 __all__ = ["Ratio", "Turns", "median_interval", "time_by_turns"]
 
-_TURN_S = 0.01
-"""A turn is as many passes as take so long, one at least, after one that does not count."""
+_TURN_S = 0.003
+"""A turn is as many passes as take so long, one at least, after one that does not count: most are over before a busy
+machine turns to something else."""
 _LEAST_ROUNDS = 7
-_MOST_ROUNDS = 31
+_MOST_ROUNDS = 101
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Turns:
 def time_by_turns(sessions: Sequence[Session], batches: Sequence[int], *, budget_s: float) -> list[Turns]:
     """Return the times of one file or two, which take images of one shape, for each batch size.
 
-    Of each there are as many rounds as the budget allows, 7 to 31. Raises as `Session.call` does.
+    Of each there are as many rounds as the budget allows, 7 to 101. Raises as `Session.call` does.
     """
     found = []
     with timing_lock(), num_threads(sessions[0].threads):

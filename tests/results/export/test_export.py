@@ -97,11 +97,29 @@ def test_readme_has_what_people_need(exported):
 
 @pytest.mark.parametrize(("classes", "shown"), [(10, True), (5, False)])
 def test_readme_has_both_latencies_and_top5_of_more_than_five_classes(classes, shown):
-    facts = {"model": "m", "classes": classes, "channels": 3, "file_format": "safetensors", "device": "NVIDIA H100"}
+    facts = {"model": "m", "classes": classes, "channels": 3, "file_format": "safetensors"}
+    facts |= {"latency_runtime": "torch", "latency_threads": None, "latency_device": "NVIDIA H100"}
     measured = {"metrics": {"val_top5": 0.75}, "val_n": 400, "latency_ms": 1.234, "latency_b64_ms": 20.56}
     text = model_card(facts | measured, 1000)
-    assert "- latency at batch 1: 1.23 ms on NVIDIA H100\n- latency at batch 64: 20.6 ms on NVIDIA H100\n" in text
+    for batch, ms in (1, "1.23"), (64, "20.6"):
+        assert f"- latency at batch {batch} when it was searched: {ms} ms in torch on NVIDIA H100\n" in text
     assert ("- `val_top5`: 75.00 % of n = 400 images" in text) == shown
+
+
+def test_a_card_tells_what_this_file_and_the_uncompressed_networks_take():
+    facts = {"model": "m", "classes": 10, "channels": 3, "file_format": "onnx", "emulated": True}
+    place = {"runtime": "onnxruntime", "threads": 1, "device": "Z80", "versions": {"onnxruntime": "1.31.1"}}
+    sides = {
+        "file": {"bytes": 12_345, "latency_ms": {"1": 0.25, "64": 20.0}},
+        "uncompressed": {"bytes": 1_156_000, "latency_ms": {"1": 0.5, "64": 50.0}},
+    }
+    ratios = {"1": {"ratio": 0.5, "low": 0.45, "high": 0.55}, "64": {"ratio": 0.4, "low": 0.38, "high": 0.41}}
+    text = model_card({**facts, "bench": {**place, **sides, "ratios": ratios, "rounds": {"1": 31, "64": 9}}}, 12_345)
+    assert "- this file: 12.35 kB\n- the uncompressed network's file: 1,156.00 kB\n" in text
+    ratio = "ratio 0.40 (95 % interval 0.38 to 0.41)"
+    assert f"- time at batch 64: 20 ms, the uncompressed network 50 ms; {ratio}\n" in text
+    assert "Times are medians over turns in onnxruntime on Z80, 1 thread\n(onnxruntime 1.31.1).\n" in text
+    assert "floating-point arithmetic emulates that" in text
 
 
 def test_a_card_over_several_seeds_gives_their_mean():

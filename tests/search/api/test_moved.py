@@ -23,7 +23,6 @@ from search.study.workload import Workload
 from spaces import build_model, load_model, save_weights
 from trainers.data import Data, DataSpec
 from trainers.evaluation import predict
-from trainers.spec import TrialSpec
 
 
 @pytest.fixture
@@ -113,8 +112,7 @@ def test_commands_take_where_they_are(
 def test_a_trial_is_trained_again_with_what_has_moved_and_is_the_same_file(
     study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def read(path: Path, spec: TrialSpec, data: Data) -> torch.Tensor:
-        assert Path(spec.data.folder).is_dir()
+    def read(path: Path, model: str, data: Data, runtime: str) -> torch.Tensor:
         return predict(load_model(path), data.val, data.normalize, device="cpu")
 
     monkeypatch.setattr(verify, "predict_in_subprocess", read)

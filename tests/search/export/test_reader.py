@@ -44,7 +44,7 @@ def test_a_file_is_read_without_ray_and_optuna_where_the_caller_looks_for_module
     save_model(network, path, card={"model": FACTORY, **image_card(data)})
     expected = predict(network, data.val, data.normalize, device="cpu")
     assert len(expected.unique()) > 1
-    assert torch.equal(predict_in_subprocess(path, spec, data), expected)
+    assert torch.equal(predict_in_subprocess(path, FACTORY, data), expected)
     assert not list(tmp_path.glob("*.npy"))
     assert load_model(path, model=reader.factory_of(FACTORY)) is not None
 
@@ -53,7 +53,7 @@ def test_a_file_is_read_without_ray_and_optuna_where_the_caller_looks_for_module
 def test_a_file_that_cannot_be_read_is_one_sentence(spec: TrialSpec, tmp_path: Path, format: str) -> None:
     (tmp_path / f"model.{format}").write_bytes(b"not a model")
     with pytest.raises(OvertoneError, match=f"^cannot read the exported {format} in a process of its own: .+$"):
-        predict_in_subprocess(tmp_path / f"model.{format}", spec, load_data(spec.data))
+        predict_in_subprocess(tmp_path / f"model.{format}", FACTORY, load_data(spec.data))
     assert not list(tmp_path.glob("*.npy"))
 
 

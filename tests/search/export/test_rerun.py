@@ -20,7 +20,6 @@ from search.study.plan import StudyPlan
 from spaces import build_model, load_model, save_weights
 from trainers.data import Data
 from trainers.evaluation import predict
-from trainers.spec import TrialSpec
 
 RunAlone = Callable[[StudyPlan], str]
 
@@ -45,7 +44,7 @@ def _again(ledger: Ledger, out: Path, log: Callable[[str], object] = print) -> d
 def _read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exported files are read in this process, which is faster."""
 
-    def read(path: Path, spec: TrialSpec, data: Data) -> torch.Tensor:
+    def read(path: Path, model: str, data: Data, runtime: str) -> torch.Tensor:
         return predict(load_model(path), data.val, data.normalize, device="cpu")
 
     monkeypatch.setattr(verify, "predict_in_subprocess", read)

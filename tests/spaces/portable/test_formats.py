@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from layers import OvertoneError, UsageError
-from spaces import load_model
-from spaces.portable import FORMATS, check_format, write
+from spaces import build_model, load_model
+from spaces.portable import FORMATS, WriteOptions, check_format, shared_graphs, write
+from spaces.portable.skeleton import make_skeleton
 from tests.spaces.mixed import CARD, save_mixed
 
 
@@ -66,6 +67,34 @@ def test_unknown_formats_are_refused(packed: Path, tmp_path: Path) -> None:
         check_format(format)
 
 
+@pytest.mark.parametrize(
+    ("format", "options", "message"),
+    [
+        (
+            "pt2",
+            WriteOptions(inline=True),
+            r"inline \(=True\) must be left out for the format 'pt2': it is for ",
+        ),
+        ("safetensors", WriteOptions(dense=True), r"dense \(=True\) must be left out for the format 'safetensors'"),
+        ("pt2", WriteOptions(runtime="openvino"), r"runtime \(='openvino'\) must be left out for the format 'pt2'"),
+        ("onnx", WriteOptions(inline=True, dense=True), r"inline \(=True\) must be left out with dense"),
+        ("onnx", WriteOptions(runtime="tvm"), r"runtime \(='tvm'\) must be onnxruntime or openvino for the format"),
+    ],
+)
+def test_options_that_a_format_does_not_have_are_refused(format: str, options: WriteOptions, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{message}"):
+        check_format(format, options)
+
+
+def test_onnx_tells_nothing_of_the_machine(packed: Path, tmp_path: Path) -> None:
+    model = load_model(packed)
+    skeleton = make_skeleton(build_model("resnet8", classes=10, channels=1), (1, 8, 8))
+    folders = [Path.home(), Path(torch.__file__).parents[1], Path(__file__).parents[3], tmp_path]
+    texts = ['File "', "site-packages", ".py", "layer1.0", *(str(path) for path in folders if path != Path("/"))]
+    for content in (skeleton.file(model), skeleton.file(model, inline=True), skeleton.file(model, dense=True)):
+        assert not [text for text in texts if text.encode() in content]
+
+
 def test_missing_onnx_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
@@ -78,3 +107,22 @@ def test_a_network_without_an_image_size_cannot_be_traced(packed: Path, tmp_path
     for format in ("onnx", "pt2"):
         with pytest.raises(OvertoneError, match=r"^image_size \(=.*\) of the packed model's card must be a size"):
             write(packed, tmp_path / "m", format=format, card=CARD | {"image_size": size})
+
+
+def test_files_of_one_network_share_its_graph(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a block; none is kept after it."""
+    traced: list[tuple[int, ...]] = []
+    monkeypatch.setattr("spaces.portable.skeleton.make_skeleton", lambda network, image: [traced.append(image), image])
+    monkeypatch.setattr("spaces.portable.formats._filled", lambda skeleton, *_: bytes(skeleton[1]))
+
+    def write_of(size: int) -> None:
+        write(packed, tmp_path / "model.onnx", format="onnx", card={**CARD, "image_size": size})
+        assert (tmp_path / "model.onnx").read_bytes() == bytes([1, size, size])
+
+    with shared_graphs():
+        for size in (8, 8, 9, 8):
+            write_of(size)
+    assert traced == [(1, 8, 8), (1, 9, 9)]
+    write_of(8)
+    write_of(8)
+    assert len(traced) == 4

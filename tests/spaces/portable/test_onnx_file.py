@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pytest
@@ -17,6 +18,7 @@ from layers.blockfloat.format import AXES
 from layers.form import stored_tensors
 from layers.series.basis import BASES
 from layers.templates.transforms import TRANSFORMS
+from spaces import BlockConfig, Network, NetworkConfig, build_model
 from spaces.portable.executions import graph_execution
 from spaces.portable.skeleton import Skeleton, make_skeleton
 
@@ -128,7 +130,7 @@ def in_openvino(model: bytes, images: Tensor) -> Tensor:
     return torch.from_numpy(np.array(compiled(images.numpy())[0]))
 
 
-@pytest.mark.parametrize("run", range(int(__import__("os").environ.get("RUNS", "6"))))
+@pytest.mark.parametrize("run", range(3))
 def test_files_of_random_forms_give_the_packed_models_outputs(
     generator: torch.Generator, rng: random.Random, skeleton: Skeleton, run: int
 ) -> None:
@@ -150,14 +152,40 @@ def test_files_of_random_forms_give_the_packed_models_outputs(
         torch.testing.assert_close(outputs, expected[: len(outputs)], rtol=1e-4, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("block", [1, 3, 16])
-@pytest.mark.parametrize(
-    "layer", [nn.Conv2d(11, 6, 3, padding=1, padding_mode="circular"), nn.Linear(11, 5)], ids=["convolution", "linear"]
-)
-def test_inputs_are_rounded_as_the_layers_round_them(
-    generator: torch.Generator, rng: random.Random, layer: nn.Module, block: int
+def test_weights_are_decoded_to_the_layers_filters(
+    generator: torch.Generator, rng: random.Random, skeleton: Skeleton
 ) -> None:
-    net = nn.Sequential(layer).eval()
+    """Bit for bit where there is one order of additions."""
+    model = random_model(generator, rng)
+    proto = onnx.ModelProto.FromString(skeleton.file(model))
+    layers = {n: layer for n, layer in compressed_layers(model).items() if not isinstance(layer, CompressedNorm)}
+    names = {skeleton.state[f"{name}.weight"]: layer for name, layer in layers.items()}
+    for value in names:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
+    weights = session(proto.SerializeToString()).run(list(names), {"images": np.zeros((1, *IMAGE), np.float32)})
+    for weight, layer in zip(weights, names.values(), strict=True):
+        found, expected = torch.from_numpy(weight), layer.weight.detach()
+        if layer.form.harmonics in (None, (1, 1)) and layer.form.transform in (None, "scalar", "zero"):
+            assert torch.equal(found, expected), layer.form
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def rounding_skeletons() -> list[tuple[nn.Module, Skeleton]]:
+    layers = (nn.Conv2d(11, 6, 3, padding=1, padding_mode="circular"), nn.Linear(11, 5))
+    return [(net, make_skeleton(net, (11, 6, 11))) for net in (nn.Sequential(layer).eval() for layer in layers)]
+
+
+@pytest.mark.parametrize("block", [1, 3, 16])
+@pytest.mark.parametrize("kind", [0, 1], ids=["convolution", "linear"])
+def test_inputs_are_rounded_as_the_layers_round_them(
+    generator: torch.Generator,
+    rng: random.Random,
+    rounding_skeletons: list[tuple[nn.Module, Skeleton]],
+    kind: int,
+    block: int,
+) -> None:
+    net, skeleton = rounding_skeletons[kind]
     form = LayerForm(activation_bits=rng.randint(2, 16), activation_block=block, exponent_bits=rng.randint(3, 7))
     model = compress_model(net, {"0": form}).eval()
     spread = torch.randint(-12, 3, (2, 11, 1, 11), generator=generator)
@@ -166,5 +194,51 @@ def test_inputs_are_rounded_as_the_layers_round_them(
     with torch.no_grad():
         expected = model(images)
     for inline in (False, True):
-        outputs = in_onnxruntime(make_skeleton(net, (11, 6, 11)).file(model, inline=inline), images)
+        outputs = in_onnxruntime(skeleton.file(model, inline=inline), images)
         torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+RESNET_IMAGE = (3, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> tuple[nn.Module, Network, Skeleton]:
+    net = build_model("resnet8", classes=10, channels=3).eval()
+    return net, Network.from_module(net, RESNET_IMAGE), make_skeleton(net, RESNET_IMAGE)
+
+
+MIXED = {
+    "bits": {"bits": 5, "exponent_block": 7, "exponent_axis": "filter"},
+    "series": {"basis": "cosine", "harmonics": (2, 2), "bits": 6, "exponent_block": 8},
+    "allocated": {"basis": "chebyshev", "harmonics": (2, 2), "allocation": "filter"},
+    "templates": {"basis": "cosine", "harmonics": (2, 2), "pruning_rate": 0.5, "transform": "affine", "bits": 7},
+    "rotations": {"pruning_rate": 0.5, "transform": "rotation"},
+    "zeros": {"pruning_rate": 0.5, "transform": "zero", "bits": 4},
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_runtimes_decode_a_file_once_and_it_keeps_to_its_bytes(
+    resnet: tuple[nn.Module, Network, Skeleton], tmp_path: Path, kind: str
+) -> None:
+    net, network, skeleton = resnet
+    blocks = {block: BlockConfig(**MIXED[kind]) for block in network.blocks} | {"norms_and_biases": BlockConfig(bits=8)}
+    config = NetworkConfig(blocks=blocks, minimum_templates=2)
+    model = compress_model(net, network.forms(config)).eval()
+    executions = {n: e for n, layer in compressed_layers(model).items() if (e := graph_execution(layer)) is not None}
+    size, layers = network.cost(config).size_bytes, len(skeleton.calls)
+    file, inlined = skeleton.file(model), skeleton.file(model, inline=True)
+    assert len(file) <= 1.1 * size + 500 * layers + 6_000
+    assert len(inlined) <= 1.1 * size + 3_000 * layers + 6_000
+    assert not onnx.ModelProto.FromString(inlined).functions
+    for content, stages in ((file, 0), (skeleton.file(model, executions=executions), len(executions))):
+        session(content, tmp_path / "folded.onnx")
+        folded = onnx.load(tmp_path / "folded.onnx").graph.node
+        kinds = {node.op_type for node in folded} - {"ReorderInput", "ReorderOutput", "FusedConv", "FusedGemm"}
+        assert kinds <= {"Conv", "Relu", "Add", "AveragePool", "Pad", "ReduceMean", "Gemm", "Gather"}
+        assert sum(node.op_type in ("Conv", "FusedConv") for node in folded) == 7 + stages
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(inlined), "CPU").get_runtime_model().get_ops()
+    run = {op.get_rt_info()["layerType"].astype(str) for op in compiled}
+    moved = {"Input", "Output", "Const", "Reorder", "Reshape"}
+    assert run <= moved | {"Convolution", "Pooling", "Pad", "Reduce", "FullyConnected", "Eltwise", "Subgraph"}

@@ -3,6 +3,7 @@ from math import comb
 
 import numpy as np
 import pytest
+import torch
 
 from trainers.runtime import turns
 from trainers.runtime.sessions import Session
@@ -53,19 +54,22 @@ def test_sides_take_turns_and_the_ratio_is_taken_within_rounds(monkeypatch):
 
 
 def test_both_files_get_the_same_images_of_each_size():
-    seen = []
+    seen: list[np.ndarray] = []
+    threads: list[int] = []
 
     def session(side: int) -> Session:
         def prepare(images: np.ndarray) -> object:
             seen.append(images)
-            return lambda: None
+            return lambda: threads.append(torch.get_num_threads())
 
         return Session(
-            name=str(side), runtime="torch", threads=1, versions={}, shape=(2, 3), batch=None, prepare=prepare
+            name=str(side), runtime="torch", threads=3, versions={}, shape=(2, 3), batch=None, prepare=prepare
         )
 
     found = time_by_turns([session(0), session(1)], [1, 5], budget_s=1e-9)
     assert [images.shape for images in seen] == [(1, 2, 3)] * 2 + [(5, 2, 3)] * 2
     assert all(np.array_equal(seen[2 * index], seen[2 * index + 1]) for index in range(2))
     assert [turn.batch for turn in found] == [1, 5]
+    assert set(threads) == {3}
+    assert torch.get_num_threads() == 1
     assert turns.time_by_turns([session(0)], [1], budget_s=0.0)[0].ratio is None
