@@ -160,3 +160,12 @@ def test_a_key_that_comes_twice_is_refused(overtone: Overtone, tmp_path: Path) -
     assert "line 4" in err
     space.write_text("layer1: &some\n  bits: [4]\nlayer2:\n  <<: *some\n  groups: [1]\n")
     assert overtone("inspect", "--model", "resnet8", "--space", str(space))[0] == 0
+
+
+def test_a_runtime_takes_the_latency_of_the_uncompressed_network(overtone: Overtone) -> None:
+    code, out, err = overtone("inspect", "--model", "resnet8", "--runtime", "torch", "--latency-threads", "1", "--json")
+    assert (code, err) == (0, "")
+    latency = json.loads(out)["latency"]
+    assert (latency["latency_runtime"], latency["latency_threads"]) == ("torch", 1)
+    assert latency["seconds"] > 0.064 * latency["latency_ms"] > 0
+    assert overtone("inspect", "--model", "resnet8", "--runtime", "tvm")[0] == 2
