@@ -111,10 +111,10 @@ class Trial:
         `format` is safetensors (packed), onnx or pt2. The file is read back and must give the trial's predictions on
         the validation images. ONNX holds the packed tensors, and functions that decode them when it is loaded:
         `inline` writes them out, for runtimes that take no functions, and `dense` holds float32 filters, for those that
-        compute nothing beforehand. It is verified in `runtime`, onnxruntime (the default) or openvino, where layers are
-        timed to choose their graphs. With `rerun` a trial whose model was not kept is trained again, on `device`
-        (default: a GPU if there is one). `model` and `data` are needed as in `load`. Raises `OvertoneError`, leaving no
-        folder behind, if that fails.
+        compute nothing beforehand. It is verified in `runtime`, onnxruntime or openvino, where layers are timed to
+        choose their graphs; by default where the study takes latency. With `rerun` a trial whose model was not kept is
+        trained again, on `device` (default: a GPU if there is one). `model` and `data` are needed as in `load`. Raises
+        `OvertoneError`, leaving no folder behind, if that fails.
         """
         from search.export.verify import export_trial
         from search.runner.progress import make_console
@@ -122,13 +122,14 @@ class Trial:
         from trainers.runtime.device import default_device, parse_device
 
         console = make_console(progress)
+        timed_in = "openvino" if format == "onnx" and self.row.get("latency_runtime") == "openvino" else None
         return export_trial(
             self.ledger,
             self.study,
             self.row,
             format=format,
             out=Path(out),
-            options=WriteOptions(inline=inline, dense=dense, runtime=runtime),
+            options=WriteOptions(inline=inline, dense=dense, runtime=runtime or timed_in),
             rerun_on=parse_device(device or default_device()) if rerun else None,
             objects=Objects(model=model, data=data).or_else(self.objects),
             places=self.places,

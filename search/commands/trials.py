@@ -178,7 +178,7 @@ def export(
         options.option(
             options.OUTPUT,
             "onnx: where it is to run, onnxruntime or openvino (written inline). Layers are timed and the file is "
-            "verified there. Default: onnxruntime.",
+            "verified there. Default: where the study takes latency, else onnxruntime.",
         ),
     ] = None,
     rerun: options.Rerun = False,
