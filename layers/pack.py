@@ -20,6 +20,7 @@ from layers.blockfloat.pack import pack_codes, pack_values, unpack_codes, unpack
 from layers.compress import compressed_layers
 from layers.errors import OvertoneError
 from layers.form import stored_indices, stored_tensors
+from layers.integer.network import IntegerNetwork, int8_layers
 
 __all__ = ["PackedTensor", "join_state", "pack_state", "packed_tensors", "split_state", "unpack_state"]
 
@@ -163,5 +164,8 @@ def _stored_state(model: nn.Module) -> dict[str, Tensor]:
 
     The grids are in the card.
     """
-    unstored = (".num_batches_tracked", ".residuals.values", ".input_grid", ".activation_grids")
-    return {name: value for name, value in model.state_dict().items() if not f".{name}".endswith(unstored)}
+    unstored = (".num_batches_tracked", ".residuals.values")
+    grids = {f"{name}.input_grid" for name in int8_layers(model)}
+    grids |= {"activation_grids"} if isinstance(model, IntegerNetwork) else set()
+    state = {name: value for name, value in model.state_dict().items() if name not in grids}
+    return {name: value for name, value in state.items() if not f".{name}".endswith(unstored)}

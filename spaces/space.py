@@ -39,7 +39,8 @@ EXPONENT_AXES = ("flat",)
 SCALES = (None,)
 ACTIVATION_BITS = (None,)
 ACTIVATION_BLOCKS = (1,)
-ARITHMETICS = ("float",)
+ARITHMETICS = ("float", "int8")
+"""The default space has the first alone unless it is asked for both."""
 NORM_BITS = (8, None)
 
 
@@ -53,8 +54,12 @@ class Space:
     minimum_templates: int = NetworkConfig.minimum_templates
 
     @classmethod
-    def default(cls, network: Network, minimum_templates: int = NetworkConfig.minimum_templates) -> Space:
+    def default(
+        cls, network: Network, minimum_templates: int = NetworkConfig.minimum_templates, *, int8: bool = False
+    ) -> Space:
         """Return the space of what each block can take, the uncompressed network included.
+
+        With `int8` blocks may compute in it, which pays where latency counts in a runtime that has integer kernels.
 
         Of some knobs it has a selection of values; `restrict` takes others. Raises `UsageError` for a network without a
         layer that can be compressed.
@@ -62,6 +67,8 @@ class Space:
         if not network.blocks:
             raise UsageError("the network has no layer that can be compressed")
         choices = {block: _default_choices(network, block, minimum_templates) for block in network.blocks}
+        if int8:
+            choices = {block: {**knobs, "arithmetic": ARITHMETICS} for block, knobs in choices.items()}
         if network.layers_in(NORMS_AND_BIASES):
             choices[NORMS_AND_BIASES] = {"bits": NORM_BITS}
         return cls(network=network, choices=choices, minimum_templates=minimum_templates)
@@ -177,7 +184,7 @@ def _default_choices(network: Network, block: str, minimum_templates: int) -> di
     knobs["scale"] = SCALES
     knobs["activation_bits"] = ACTIVATION_BITS
     knobs["activation_block"] = ACTIVATION_BLOCKS
-    knobs["arithmetic"] = ARITHMETICS
+    knobs["arithmetic"] = ARITHMETICS[:1]
     return knobs
 
 

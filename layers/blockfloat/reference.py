@@ -22,9 +22,8 @@ def _round_each(x: Tensor, form: BlockFormat) -> Tensor:
     drop = 24 - form.bits
     rounded = F.hardshrink(x, 2.0**form.lowest * (1 - 2.0**-24))
     patterns = rounded.view(torch.int32)
-    patterns += ((patterns >> drop) & 1).add_((1 << (drop - 1)) - 1)
-    patterns &= -(1 << drop)
-    return rounded.masked_fill_(~(x.abs() < _overflow(form)), torch.nan)
+    patterns = (patterns + ((patterns >> drop) & 1) + ((1 << (drop - 1)) - 1)) & -(1 << drop)
+    return patterns.view(torch.float32).masked_fill(~(x.abs() < _overflow(form)), torch.nan)
 
 
 def _round_blocks(x: Tensor, form: BlockFormat) -> Tensor:

@@ -37,7 +37,8 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     and, if there are several, the columns of `results.analysis.confidence` over them; `size_bytes`, `flops`,
     `parameters`; `latency_ms` and `latency_b64_ms` that the search took, with `latency_runtime`, `latency_threads` and
     `latency_device`; `bench`, times of this file and the uncompressed network's, as `search.export.timing` returns it;
-    `emulated`, whether inputs are rounded in floating point; the blocks (`blocks` as the ledger has them, or
+    `emulated`, whether inputs are rounded in floating point; `int8`, whether
+    layers compute in it; the blocks (`blocks` as the ledger has them, or
     `config`); `uncounted`, the operators whose products are not in `flops`; `image_size`, `channels`, `mean`, `std`,
     `pixels` (`float32` if images were floats already), `classes`; what `spec` says of resizing the images of its
     `data`; `file_format` of the file of `file_bytes` bytes, and `file_options`, such as `dense`. A metric is a share of
@@ -127,6 +128,10 @@ def _costs(facts: Mapping[str, Any], file_bytes: int) -> Iterator[str]:
     yield f"- this file: {format_kilobytes(file_bytes, ',.2f')}"
     if facts.get("bench"):
         yield from _times(facts["bench"])
+    if facts.get("int8"):
+        bits = " (filters of 7 bits in this file)" if "seven_bits" in facts.get("file_options", ()) else ""
+        yield f"- layers compute in int8{bits}, which changes neither size nor compute as they are counted here; ONNX"
+        yield "  files run it in integer kernels, PyTorch emulates it"
     if facts.get("emulated"):
         yield "- inputs of layers are rounded to few bits (`activation_bits`); floating-point arithmetic emulates that,"
         yield "  which saves no time"

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from layers import Cost, UsageError, compress_model
+from layers.integer.inputs import unrounded_inputs
 from spaces import BlockConfig, Network, NetworkConfig
 from spaces.models import copy_module, describe_module
 from spaces.network import NORMS_AND_BIASES
 from trainers.fidelity import check_calls, check_copy
+from trainers.start.activations import scale_activations
 from trainers.start.calibration import calibrate
 
 __all__ = ["compress"]
@@ -51,9 +53,12 @@ def compress(
     if not isinstance(config, NetworkConfig):
         config = NetworkConfig(blocks=_blocks(config, network), minimum_templates=minimum_templates)
     compressed = compress_model(dense, network.forms(config))
-    check_calls(describe_module(model), dense, compressed, images[:1].detach().to("cpu", torch.float32))
+    with unrounded_inputs():
+        check_calls(describe_module(model), dense, compressed, images[:1].detach().to("cpu", torch.float32))
+    images = images.detach().to("cpu", torch.float32)
     if calibrated:
-        calibrate(compressed, dense, images.detach().to("cpu", torch.float32))
+        calibrate(compressed, dense, images)
+    scale_activations(compressed, images)
     return compressed.eval(), network.cost(config)
 
 

@@ -56,6 +56,7 @@ def card_facts(
         "seed": spec.seed,
         "epochs": spec.epochs,
         "blocks": row["blocks"],
+        "int8": any(block["arithmetic"] == "int8" for block in row["blocks"]),
         "emulated": any(block["activation_bits"] for block in row["blocks"]),
         "val_n": validation.n,
         "test_metrics": test.metrics("test"),

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from layers import OvertoneError, UsageError, compressed_layers
+from layers.errors import first_line
+from layers.integer.network import int8_layers
 from results.export.export import export_model
 from results.ledger.ledger import Ledger
 from search.export.facts import MAX_DISAGREEMENT, card_facts
@@ -88,8 +91,18 @@ def export_trial(
             verified.update(time_export(file, format, spec, data, own, options.runtime))
             return verified
 
-        with shared_graphs():
+        def export(options: WriteOptions) -> None:
             export_model(packed, out, format=format, card=card, model=own, prove=verify, options=options)
+
+        with shared_graphs():
+            try:
+                export(options)
+            except OvertoneError as error:
+                if format != "onnx" or options.seven_bits or not int8_layers(model):
+                    raise
+                log(f"{first_line(error)}; once more with filters of 7 bits, whose products do not saturate")
+                verified.clear()
+                export(replace(options, seven_bits=True))
     return {**card, **verified}
 
 

@@ -146,4 +146,4 @@ def _count_outputs(model: nn.Module | None, parts: Parts) -> int | None:
 
 def make_space(plan: StudyPlan, network: Network) -> Space:
     """Return the search space of a plan."""
-    return Space.default(network, plan.minimum_templates).restrict(plan.space)
+    return Space.default(network, plan.minimum_templates, int8=plan.times_files).restrict(plan.space)

@@ -6,23 +6,22 @@ from layers.lazy import lazy_names
 
 if TYPE_CHECKING:
     from spaces.portable.formats import FORMATS, PLAIN, WriteOptions, check_format, shared_graphs, write
-    from spaces.portable.network import PortableRounding, portable_model
+    from spaces.portable.program import StoredNetwork
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "spaces.portable.formats": ("FORMATS", "PLAIN", "WriteOptions", "check_format", "shared_graphs", "write"),
-            "spaces.portable.network": ("PortableRounding", "portable_model"),
+            "spaces.portable.program": ("StoredNetwork",),
         },
     )
 
 __all__ = [
     "FORMATS",
     "PLAIN",
-    "PortableRounding",
+    "StoredNetwork",
     "WriteOptions",
     "check_format",
-    "portable_model",
     "shared_graphs",
     "write",
 ]

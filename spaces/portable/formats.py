@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
-from layers.integer.network import int8_layers
+from layers.integer.rounding import FILTER_CODES
 from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
 from spaces.portable.program import StoredNetwork, save_program
@@ -44,14 +44,17 @@ class WriteOptions:
     """ONNX without functions of the model's own."""
     dense: bool = False
     """ONNX with the filters as float32 weights."""
+    seven_bits: bool = False
+    """ONNX with filters in int8 of 7 bits, -63 .. 63, for processors on which sums of 8-bit products saturate."""
     runtime: str | None = None
     """Where the ONNX file is to run, and its layers are timed: onnxruntime by default. openvino takes no functions."""
 
     @property
     def names(self) -> list[str]:
-        """The names of what holds of the file: `inline`, `dense`."""
+        """The names of what holds of the file: `inline`, `dense`, `seven_bits`."""
         inline = self.inline or (self.runtime == "openvino" and not self.dense)
-        return [name for name, holds in (("inline", inline), ("dense", self.dense)) if holds]
+        holds = {"inline": inline, "dense": self.dense, "seven_bits": self.seven_bits}
+        return [name for name, is_so in holds.items() if is_so]
 
 
 PLAIN = WriteOptions()
@@ -105,7 +108,9 @@ def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> byte
     runtime: Literal["onnxruntime", "openvino"] = "openvino" if options.runtime == "openvino" else "onnxruntime"
     is_timed = not options.dense and importlib.util.find_spec(runtime) is not None
     executions = choose_executions(skeleton, model, Runtime(runtime)) if is_timed else {}
-    return skeleton.file(model, executions=executions, inline="inline" in options.names, dense=options.dense)
+    codes = FILTER_CODES // 2 if options.seven_bits else FILTER_CODES
+    inline = "inline" in options.names
+    return skeleton.file(model, executions=executions, inline=inline, dense=options.dense, filter_codes=codes)
 
 
 @contextmanager
@@ -129,7 +134,7 @@ def _skeleton(card: _Card, model: _Own, image: tuple[int, int, int]) -> Skeleton
 
 
 def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
-    network, image = StoredNetwork(_floating(load_model(source, model=model), "pt2")).eval(), _image(card)
+    network, image = StoredNetwork(load_model(source, model=model)).eval(), _image(card)
     with _exporting("pt2", card):
         shapes = ({0: torch.export.Dim("batch")},)
         example = torch.zeros(2, *image)  # two, because an exporter takes a batch of one for a constant
@@ -142,13 +147,6 @@ FORMATS: dict[str, Callable[[Path, Path, _Card, _Own, WriteOptions], None]] = {
     "pt2": _write_pt2,
 }
 """What writes each kind of file; the name is the file's suffix too."""
-
-
-def _floating(model: nn.Module, format: str) -> nn.Module:
-    """Return a model that the format can hold; raise `OvertoneError` if its layers compute in int8."""
-    if layers := int8_layers(model):
-        raise OvertoneError(f"{format} cannot hold layer {next(iter(layers))!r}, which computes in int8")
-    return model
 
 
 def _image(card: _Card) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ from spaces.portable.skeleton import Skeleton
 __all__ = ["round_activations"]
 
 _Grid = tuple[float, int]
+_QUANTIZED_UNASKED = ("Conv", "ConvTranspose", "Gemm")
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity")
 
 
@@ -60,6 +61,7 @@ class _Writer:
         for name, layer in layers.items():
             for node in nodes[name]:
                 self._layer(layer, node)
+        self._guard_floats([node for found in nodes.values() for node in found])
         self._drop_unread()
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
@@ -108,7 +110,8 @@ class _Writer:
         codes, found = self._codes.get(node.input[0], ("", None))
         if found != grid or node.op_type not in ("MaxPool", "Pad", "AveragePool"):
             return False
-        given = [codes, node.input[1], self._constants(grid)[1], *node.input[3:]] if node.op_type == "Pad" else [codes]
+        zero = self._constants(grid)[1]
+        given = [codes, node.input[1], zero, *node.input[3:]] if node.op_type == "Pad" else [codes]
         if node.op_type == "AveragePool":  # of single values
             node.op_type = "MaxPool"
             kept = [attribute for attribute in node.attribute if attribute.name != "count_include_pad"]
@@ -148,6 +151,20 @@ class _Writer:
         reader.input[place] = filters
         if shift:
             node.input[2:] = [bias]
+
+    def _guard_floats(self, integer: list[onnx.NodeProto]) -> None:
+        """Keep layers in float that stand between rounded tensors.
+
+        ONNX Runtime would take them for layers whose weights someone forgot to quantize, and round those
+        (`WeightBiasQuantization`), but not behind a bound, here one that no code is beyond.
+        """
+        for node in [node for node in self._nodes if node.op_type in _QUANTIZED_UNASKED and node not in integer]:
+            grid = self._grid_of(node.input[0])
+            if grid is not None:
+                bounded, lowest = self._builder.name(), np.array(-grid[0] * grid[1], np.float32)
+                clip = helper.make_node("Clip", [node.input[0], self._builder.constant(lowest)], [bounded])
+                self._nodes.insert(self._nodes.index(node), clip)
+                node.input[0] = bounded
 
     def _weight(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, int]:
         """Return the node that reads a layer's weight, and its input's number: the layer's, or one that transposes."""

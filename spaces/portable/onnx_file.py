@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from layers import CompressedConv2d, CompressedNorm, compressed_layers
+from layers.integer.rounding import FILTER_CODES
 from spaces.portable.compact import rename_values, strip
 from spaces.portable.decoders import Decoder
 from spaces.portable.executions import GraphExecution, replace_calls
@@ -28,11 +29,13 @@ def onnx_file(
     executions: Mapping[str, GraphExecution],
     inline: bool = False,
     dense: bool = False,
+    filter_codes: int = FILTER_CODES,
 ) -> onnx.ModelProto:
     """Return a compressed copy, in evaluation mode, of the skeleton's network as ONNX.
 
     Layers run as `executions` say, all others convolve with their filters. With `inline` there are no functions; with
     `dense` filters are float32, norms are folded into them, and `executions` do not count.
+    The largest code of filters in int8 is `filter_codes`.
     """
     proto = skeleton.proto()
     graph = proto.graph
@@ -47,7 +50,7 @@ def onnx_file(
         nodes = _fill(builder, skeleton, model, nodes, executions)
     del graph.node[:]
     graph.node.extend(nodes)
-    round_activations(builder, graph, skeleton, model)
+    round_activations(builder, graph, skeleton, model, codes=filter_codes)
     builder.fill(proto)
     if dense:
         return _folded(proto)

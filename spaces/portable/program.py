@@ -7,11 +7,10 @@ the layers' own code, in plain operators, so that PyTorch alone runs it. Run as 
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -24,64 +23,71 @@ from torch.func import functional_call
 from torch.fx.experimental.const_fold import split_const_subgraphs
 from torch.fx.passes.dialect.common.cse_pass import CSEPass, get_CSE_banned_ops
 
-from layers import CompressedConv2d, CompressedLinear, OvertoneError, compressed_layers, join_state, pack_state
+from layers import CompressedConv2d, CompressedNorm, OvertoneError, compressed_layers, join_state, pack_state
+from layers.references import copy_with_layers
 from layers.series.allocation import support_mask
-from spaces.portable.network import portable_model
 from spaces.portable.payload_decoder import PayloadDecoder
 
 __all__ = ["StoredNetwork", "load_program", "save_program"]
-
-_FiltersOf = CompressedConv2d | CompressedLinear
 
 
 class StoredNetwork(nn.Module):
     """A compressed network that has its payload, (`size_bytes`,) uint8, and builds all else of it at each call."""
 
     payload: Tensor
+    grids: Tensor | None
+    """Scale and zero point of each activation in int8, (rows, 2)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.register_buffer("payload", join_state(pack_state(model)))
         self._decoder = PayloadDecoder(model)
-        self._network = (portable_model(model),)  # in a tuple, so that none of its tensors is stored
-        bases: dict[object, Tensor] = {}
-        filtered = {name: layer for name, layer in compressed_layers(model).items() if isinstance(layer, _FiltersOf)}
-        self._builders = {name: _Builder(layer, bases) for name, layer in filtered.items()}
+        network = _unrounded(model)
+        self._network = (network,)  # in a tuple, so that none of its tensors is stored
+        grids = {name: tensor for name, tensor in network.named_buffers() if _is_grid(name)}
+        self._rows = {name: tensor.shape for name, tensor in grids.items()}
+        self.register_buffer("grids", torch.cat([grid.view(-1, 2) for grid in grids.values()]) if grids else None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
         (network,) = self._network
         tensors = self._decoder.decode(self.payload)
-        for name, builder in self._builders.items():
-            prefix = f"{name}."
-            stored = {f"layer.{key[len(prefix) :]}": tensors.pop(key) for key in [*tensors] if key.startswith(prefix)}
-            filters, bias = functional_call(builder, stored, ())
-            tensors |= {f"{name}.filters": filters} | ({} if bias is None else {f"{name}.bias": bias})
+        for name, layer in compressed_layers(network).items():
+            if isinstance(layer, CompressedConv2d) and layer.support_index is not None:
+                mask = support_mask(tensors[f"{name}.frequency_support"], layer.shape.kernel)
+                index = torch.nonzero_static(mask, size=len(layer.coefficients))
+                tensors[f"{name}.support_index"] = index.squeeze(1)
+        if self.grids is not None:
+            pieces = self.grids.split([shape.numel() // 2 for shape in self._rows.values()])
+            tensors |= {
+                name: piece.view(shape) for (name, shape), piece in zip(self._rows.items(), pieces, strict=True)
+            }
         logits: Tensor = functional_call(network, tensors, (images,), tie_weights=False)
         return logits
 
 
-class _Builder(nn.Module):
-    """Builds filters and bias of a layer from its stored tensors, which are rounded already."""
+def _is_grid(name: str) -> bool:
+    return name.rpartition(".")[2] in ("input_grid", "activation_grids")
 
-    def __init__(self, layer: _FiltersOf, bases: dict[object, Tensor]) -> None:
-        super().__init__()
-        self.layer = copy.deepcopy(layer).eval()
-        self.layer.form = replace(
-            layer.form, bits=None, scale=None, exponent_block=1, exponent_axis="flat", vector_bits=None
-        )
-        if isinstance(self.layer, CompressedConv2d) and self.layer.phi_y is not None:
-            for name in ("phi_y", "phi_x"):  # equal ones are stored once
-                basis = getattr(self.layer, name)
-                setattr(self.layer, name, bases.setdefault((layer.form.basis, basis.shape), basis))
 
-    def forward(self) -> tuple[Tensor, Tensor | None]:
-        """Return filters (N, ...) and bias (N,)."""
-        layer = self.layer
-        if isinstance(layer, CompressedConv2d) and layer.support_index is not None:
-            mask = support_mask(layer.frequency_support, layer.shape.kernel)
-            layer.support_index = torch.nonzero_static(mask, size=len(layer.coefficients)).squeeze(1)
-        return layer.filters(), layer.rounded_bias()
+def _unrounded(model: nn.Module) -> nn.Module:
+    """Return a copy, in evaluation, that takes its tensors' values as they are: they are rounded already."""
+
+    def make(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        norms = {name: modules[name] for name in compressed_layers(model)}
+        return {name: norm.plain() for name, norm in norms.items() if isinstance(norm, CompressedNorm)}
+
+    network = copy_with_layers(model, make).eval()
+    bases: dict[object, Tensor] = {}
+    for layer in compressed_layers(network).values():
+        basis = layer.form.basis
+        layer.form = replace(layer.form, bits=None, exponent_axis="flat", scale=None, vector_bits=None)
+        if isinstance(layer, CompressedConv2d):
+            layer.execution = "dense"
+            for name in ("phi_y", "phi_x") if layer.phi_y is not None else ():
+                sampled = getattr(layer, name)  # equal ones are stored once
+                setattr(layer, name, bases.setdefault((basis, sampled.shape), sampled))
+    return network
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:

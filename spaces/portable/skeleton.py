@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from layers.form import is_norm
 from layers.integer.network import mark_calls
+from layers.integer.rounding import FILTER_CODES
 from layers.plainness import kept_because
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Skeleton:
         executions: Mapping[str, GraphExecution] | None = None,
         inline: bool = False,
         dense: bool = False,
+        filter_codes: int = FILTER_CODES,
     ) -> bytes:
         """Return the ONNX file of a compressed copy of the network (`spaces.portable.onnx_file`).
 
@@ -71,7 +73,8 @@ class Skeleton:
         """
         from spaces.portable.onnx_file import onnx_file
 
-        proto = onnx_file(self, model, executions=executions or {}, inline=inline, dense=dense)
+        ways: Any = {"executions": executions or {}, "inline": inline, "dense": dense, "filter_codes": filter_codes}
+        proto = onnx_file(self, model, **ways)
         return proto.SerializeToString()
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from torch import nn
 from layers import LayerForm, OvertoneError, compress_model, pack_state
 from spaces import build_model, load_model, read_card, save_model
 from spaces.meta_device import build_on_meta, convert_layers, materialize
+from trainers.start.activations import scale_activations
 
 CARD = {"model": "resnet8", "classes": 10, "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.3], "study": "s"}
+CALLS = 30
+"""Counted calls of a ResNet-8."""
+INT8 = {"conv1": LayerForm(arithmetic="int8"), "layer1.0.conv2": LayerForm(bits=4, arithmetic="int8")}
 FORMS: list[dict[str, LayerForm]] = [
     {"linear": LayerForm(bits=4, exponent_block=7), "conv1": LayerForm(bits=3, scale="bfloat16")},
     {
@@ -179,6 +184,10 @@ def files() -> Iterator[tuple[list[bytes], Path]]:
             model = build_model("resnet8", classes=10, channels=1)
             save_model(compress_model(model, forms), path, card=CARD)
             whole.append(path.read_bytes())
+        model = compress_model(build_model("resnet8", classes=10, channels=1), INT8)
+        scale_activations(model, torch.rand(2, 1, 8, 8))
+        save_model(model, path, card=CARD)
+        whole.append(path.read_bytes())
         yield whole, path
 
 
@@ -198,7 +207,9 @@ def judge(path: Path) -> bool:
         return False
     card = read_card(path)
     with torch.no_grad():
-        assert model(torch.zeros(1, card["channels"], 32, 32)).shape == (1, card["classes"])
+        calls = "activations" in card and card["activations"]["calls"] != CALLS
+        with pytest.raises(OvertoneError, match=r"^the network must make the same calls") if calls else nullcontext():
+            assert model(torch.zeros(1, card["channels"], 32, 32)).shape == (1, card["classes"])
     return True
 
 

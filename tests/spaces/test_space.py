@@ -42,6 +42,21 @@ def test_decode_and_encode_are_inverse(draws, space, draw):
         assert space.decode(encoded) == config
 
 
+def test_int8_is_in_the_default_space_where_it_pays(resnet8_space, draw):
+    network = resnet8_space.network
+    space = Space.default(network, int8=True)
+    for block in network.blocks:
+        assert space.choices[block]["arithmetic"] == ("float", "int8")
+        assert resnet8_space.choices[block]["arithmetic"] == ("float",)
+    assert "arithmetic" not in space.choices["norms_and_biases"]
+    config = space.decode({"layer1.arithmetic": "int8", "layer1.bits": 6})
+    assert space.encode(config)["layer1.arithmetic"] == "int8"
+    blocks = {name: dataclasses.replace(block, arithmetic=None) for name, block in config.blocks.items()}
+    floating = dataclasses.replace(config, blocks=blocks)
+    assert network.cost(config) == network.cost(floating)
+    assert network.digest(config) != network.digest(floating)
+
+
 def test_values_that_all_matter_come_back_as_they_were(resnet8_space, rng):
     space = resnet8_space
     for _ in range(200):

@@ -13,7 +13,7 @@ from layers import CompressedConv2d, OvertoneWarning, UsageError, compress_model
 from search.study.budget import Budget, extremes
 from spaces import BlockConfig, Network, NetworkConfig, Space, build_model, load_model, save_model, state_sha256
 from spaces.models import copy_module
-from spaces.portable import portable_model
+from spaces.portable import StoredNetwork
 from tests.trainers.odd_networks import (
     CLASSES,
     COMPRESSED,
@@ -91,7 +91,7 @@ def test_layers_are_compressed_however_they_are_held_called_and_read(kind, image
     expected = outputs(by_hand(model, compressed), images)
     assert not torch.allclose(expected, outputs(model, images), rtol=1e-3)
     torch.testing.assert_close(outputs(compressed, images), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(outputs(portable_model(compressed), images), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs(StoredNetwork(compressed.eval()), images), expected, rtol=1e-4, atol=1e-5)
     save_model(compressed, tmp_path / "m", card={"model": "object:Net", "classes": CLASSES, "channels": 3})
     loaded = load_model(tmp_path / "m", model=kind().eval())
     torch.testing.assert_close(outputs(loaded, images), expected, rtol=1e-4, atol=1e-5)

@@ -68,6 +68,18 @@ def by_hand(net: nn.Module, config: NetworkConfig, images: torch.Tensor, *, cali
     return model, network.cost(config)
 
 
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_block_can_compute_in_int8(net, images, calibrated):
+    config = {"all": {"bits": 8}, "layer1": {"arithmetic": "int8", "harmonics": 2}, "head": {"arithmetic": "int8"}}
+    model, cost = compress(net, config, images=images, calibrated=calibrated)
+    floating = {block: {k: v for k, v in knobs.items() if k != "arithmetic"} for block, knobs in config.items()}
+    other, same_cost = compress(net, floating, images=images, calibrated=calibrated)
+    assert cost == same_cost
+    one, two = outputs(model, images), outputs(other, images)
+    assert 0 < (one - two).abs().max() < 0.2 * two.abs().max()
+    assert torch.equal(outputs(model, images), one)
+
+
 def outputs(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(images)

@@ -15,7 +15,7 @@ from search.commands.display import export_line
 from search.export import verify
 from search.study.plan import StudyPlan
 from spaces import load_model, read_card, save_model
-from spaces.portable import FORMATS
+from spaces.portable import FORMATS, WriteOptions
 from tests.search.studies import export_trial
 from trainers.data import load_data
 from trainers.evaluation import predict
@@ -156,6 +156,30 @@ def test_other_runtimes_may_differ_for_one_image_in_two_hundred_where_activation
         "class for 359 of 360 validation images: other runtimes add in another order" in (out / "README.md").read_text()
     )
     assert "the exported file gives the trial's class for 359 of 360 validation images" in export_line(out, card)
+
+
+def test_filters_get_seven_bits_where_eight_give_other_classes(
+    ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = torch.cat([(classes[:20] + 1) % 10, classes[20:]])
+    tried: list[bool] = []
+
+    def write(source: Path, target: Path, card: Any, model: Any, options: WriteOptions) -> None:
+        tried.append(options.seven_bits)
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(verify, "int8_layers", lambda model: {"conv1": model})
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: others if len(tried) < 2 else classes)
+    monkeypatch.setattr(verify, "time_export", lambda *_: {})
+    monkeypatch.setitem(FORMATS, "onnx", write)
+    card = export_trial(ledger, study, "abc", where=None, format="onnx", out=tmp_path / "out")
+    assert tried == [False, True]
+    assert card["differing"] == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["file_options"] == ["seven_bits"]
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: others)
+    with pytest.raises(OvertoneError, match="another class than trial abc for 20 of 360 validation images"):
+        export_trial(ledger, study, "abc", where=None, format="onnx", out=tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 def test_two_classes_tie_within_the_rounding_of_float32() -> None:

@@ -1,10 +1,12 @@
 """Programs of `torch.export` that hold the packed bytes."""
 
+import random
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from layers import LayerForm, OvertoneError, compress_model
+from layers.blockfloat import BlockFormat, quantize
 from spaces import load_model, save_model
 from spaces.models import describe_module
-from spaces.portable import write
+from spaces.portable import StoredNetwork, write
 from tests.docs.pages import ROOT
+from trainers.start.activations import scale_activations
 
 
 class _Own(nn.Module):
@@ -47,6 +51,9 @@ FORMS = {
     "last": LayerForm(templates=5, transform="affine", assignment="residual", groups=2, **_BITS),
     "linear": LayerForm(bits=4, exponent_block=5, exponent_axis="filter"),
 }
+
+
+_INT8 = {name: {"arithmetic": "int8"} for name in ("first", "last", "linear")}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,64 @@ def test_the_file_is_little_more_than_the_payload(packed: Path, program: Path) -
     payload = len(torch.export.load(program).state_dict["payload"])
     assert payload < packed.stat().st_size
     assert program.stat().st_size < payload + 4_000 + 3_000 * len(FORMS)
+
+
+_SHAPES = {"0": (3, 12, 12), "1": (8, 12, 12), "2": (3, 12)}
+_IN_BLOCKS = LayerForm(bits=5, exponent_block=8, activation_bits=4, activation_block=3)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("form", [_IN_BLOCKS, LayerForm(basis="chebyshev", harmonics=(1, 2), vector_bits=6)])
+def test_layers_give_the_same_outputs_however_they_pad(
+    images: Callable[..., Tensor], mode: str, form: LayerForm
+) -> None:
+    layers = (
+        nn.Conv2d(3, 8, 3, padding=1, bias=False, padding_mode=mode),
+        nn.Conv2d(8, 8, 4, padding="same" if mode == "zeros" else 2, stride=1, groups=2, padding_mode=mode),
+        nn.Conv1d(3, 4, 5, padding=2, padding_mode=mode),
+    )
+    for (_, shape), layer in zip(_SHAPES.items(), layers, strict=True):
+        compressed = compress_model(nn.Sequential(layer), {"0": form}).eval()
+        x = images(5, *shape)
+        with torch.no_grad():
+            torch.testing.assert_close(StoredNetwork(compressed)(x), compressed(x), rtol=1e-5, atol=1e-6)
+
+
+class _Rounding(nn.Module):
+    def __init__(self, *forms: BlockFormat) -> None:
+        super().__init__()
+        self.forms = forms
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(quantize(x, form) for form in self.forms)
+
+
+def test_rounding_is_exported_bit_for_bit(rng: random.Random, generator: torch.Generator) -> None:
+    forms = [BlockFormat(bits=rng.randint(2, 16), exponent_bits=bits) for bits in (3, 7)]
+    forms += [BlockFormat(bits=rng.randint(2, 16), block=block, axis="channel") for block in (2, 3, 16)]
+    example = (torch.zeros(2, 20, 4, 4),)
+    with torch.no_grad():
+        program = torch.export.export(_Rounding(*forms), example, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    x = torch.randn(9, 20, 4, 4, generator=generator)
+    x *= torch.exp2(torch.randint(-140, 128, (9, 1, 4, 4), generator=generator).float())
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, 3.4028235e38, -(2.0**64)])
+    x.view(-1)[torch.randint(x.numel(), (8,), generator=generator)] = special
+    for rounded, form in zip(program.module()(x), forms, strict=True):
+        expected = quantize(x, form)
+        assert torch.equal(rounded.isnan(), expected.isnan())
+        assert torch.equal(rounded.nan_to_num().view(torch.int32), expected.nan_to_num().view(torch.int32))
+
+
+def test_layers_in_int8_are_exported_to_the_bit(
+    fill: Callable[[nn.Module], nn.Module], images: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    model = compress_model(fill(_Own()), {name: replace(form, **_INT8.get(name, {})) for name, form in FORMS.items()})
+    scale_activations(model, images(8, 3, 8, 8))
+    save_model(model.eval(), tmp_path / "m.safetensors", card=CARD)
+    write(tmp_path / "m.safetensors", tmp_path / "m.pt2", format="pt2", card=CARD, model=_Own())
+    x = images(7, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "m.pt2")(x), model(x))
 
 
 def test_other_files_are_refused_in_one_sentence(program: Path, tmp_path: Path) -> None:
