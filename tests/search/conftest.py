@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
+from search.export import verify
 from search.runner.cluster import Resources
 from search.study.plan import StudyPlan
 from search.study.record import finished_row
@@ -75,6 +77,14 @@ def run_alone(ledger: Ledger, tmp_path: Path) -> Callable[[StudyPlan], str]:
         return "s"
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def time_export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """What times exports, which most tests leave out."""
+    untouched = verify.time_export
+    monkeypatch.setattr(verify, "time_export", lambda *_: {})
+    return untouched
 
 
 @pytest.fixture

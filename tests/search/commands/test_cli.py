@@ -178,6 +178,7 @@ def test_commands_that_do_not_search_need_neither_ray_nor_optuna(
         *(("status", *study), ("query", *study), ("query", *study, "--front"), ("compact", *study)),
         *(("importance", *study), ("report", *study, "--out", str(tmp_path / "report.html"))),
         ("export", *study, "--pick", "abc", "--out", str(tmp_path / "exported")),
+        ("bench", str(tmp_path / "exported" / "model.safetensors"), "--batch", "1"),
         ("plot", "front", *study, "--out", str(tmp_path / "front.png")),
         ("plot", "filters", *network, "--layer", "conv1", "--out", str(tmp_path / "filters.png")),
         ("plot", "rates", *network, "--pruning-rate", "0.5", "--out", str(tmp_path / "rates.png")),

@@ -26,14 +26,6 @@ def study(run_alone: Callable[[StudyPlan], str], plan: StudyPlan) -> str:
     return run_alone(plan)
 
 
-@pytest.fixture(autouse=True)
-def time_export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """What times exports, which most tests leave out."""
-    untouched = verify.time_export
-    monkeypatch.setattr(verify, "time_export", lambda *_: {})
-    return untouched
-
-
 @pytest.fixture
 def classes(ledger: Ledger, study: str, plan: StudyPlan) -> torch.Tensor:
     """What the trial's model says of the validation images."""
