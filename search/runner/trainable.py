@@ -125,7 +125,7 @@ class TrialActor(tune.Trainable):
     def _earlier_latency(self) -> dict[str, Any] | None:
         """Return the latency of a trial that another study has run: its own if it was taken like here, else anew.
 
-        None if there is no such trial, or its model is not in the store any more.
+        None if there is no such trial, or its model cannot be read any more: it is trained then.
         """
         earlier = self._config.get("earlier")
         if earlier is None:
@@ -133,10 +133,10 @@ class TrialActor(tune.Trainable):
         spec = TrialSpec.from_json(self._config["spec"])
         if Place.of(spec.runtime, spec.latency_threads, self._device).has_latency(earlier):
             return {name: earlier[name] for name in LATENCY}
-        ledger = Ledger(self._store)
-        if not earlier["model_sha256"] or not ledger.has_model(earlier["model_sha256"]):
+        try:
+            model = load_model(Ledger(self._store).model_path(str(earlier["model_sha256"])), model=self._baseline)
+        except OvertoneError:
             return None
-        model = load_model(ledger.model_path(earlier["model_sha256"]), model=self._baseline)
         shape = self._data.val.image_shape
         latency = model_latency(
             model,

@@ -59,8 +59,10 @@ def advance(run_alone: Any, ledger: Ledger, plan: StudyPlan, monkeypatch: pytest
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0}))
     (row,) = ledger.trials("s").to_pylist()
 
-    def write(model: nn.Module) -> bytes:
+    def write(skeleton: object, model: nn.Module, runtime: str, threads: int) -> bytes:
         return f"the file of a {type(model.layer3[0].conv1).__name__}".encode()
+
+    monkeypatch.setattr("trainers.runtime.latency.exported", write)
 
     def step(timed: StudyPlan, **changes: Any) -> dict[str, Any]:
         spec = {**json.loads(row["spec"]), "latency": True, "runtime": timed.runtime}
@@ -69,7 +71,7 @@ def advance(run_alone: Any, ledger: Ledger, plan: StudyPlan, monkeypatch: pytest
         actor = TrialActor.__new__(TrialActor)
         shared = {"data": workload.data, "baseline": workload.baseline, "network": workload.network}
         actor.setup(suggestion, **shared, store=str(ledger.store.local_root), study="other")
-        actor._skeleton = SimpleNamespace(file=write)  # type: ignore[assignment]
+        actor._skeleton = SimpleNamespace()  # type: ignore[assignment]
         return actor.step()
 
     return step
@@ -80,7 +82,7 @@ def _at(place: Place, **times: float) -> dict[str, Any]:
 
 
 def test_a_worker_takes_a_latency_again_unless_it_was_taken_alike(
-    advance: Any, timed: StudyPlan, counted: list[str]
+    advance: Any, timed: StudyPlan, counted: list[str], ledger: Ledger
 ) -> None:
     """Without training, of the model that was kept; without that it trains."""
     here = _at(Place.of("onnxruntime", 1, "cpu"))
@@ -94,6 +96,8 @@ def test_a_worker_takes_a_latency_again_unless_it_was_taken_alike(
             "latency_device": here["latency_device"]
         }
     assert set(counted) == {"onnxruntime"}
+    damaged = ledger.put_model(b"no model")
+    assert advance(timed, model_sha256=damaged)["status"] == "running"
     report = advance(timed, model_sha256="0" * 64)
     assert (report["status"], len(counted)) == ("running", len(others))
 
