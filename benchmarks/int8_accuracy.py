@@ -3,9 +3,10 @@
 Filters are rounded to 8 bits with a scale a filter, activations with a scale a tensor, from the first step on
 (`layers.integer`). Writes int8_accuracy.md beside the table of all runs (int8_accuracy.parquet).
 
-    python -m benchmarks.int8_accuracy --data CIFAR10-FOLDER --weights RESNET20.safetensors --seeds 3
+    python benchmarks/int8_accuracy.py --data CIFAR10-FOLDER --weights RESNET20.safetensors --seeds 3
 """
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -35,8 +36,6 @@ def main() -> None:
 
 
 def _config(run: Run) -> NetworkConfig:
-    import dataclasses
-
     block = dataclasses.replace(_FORMS[run["form"]], arithmetic=run["arithmetic"])
     return NetworkConfig(blocks=dict.fromkeys(_BLOCKS, block))
 

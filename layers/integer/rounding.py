@@ -74,9 +74,10 @@ class _Activation(torch.autograd.Function):
         scale, zero = grid.unbind()
         codes = (x.float() / scale).round_()
         low, high = -zero, ACTIVATION_CODES - zero
+        clamped = codes.clamp(low, high)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((codes >= low) & (codes <= high))
-        return codes.clamp_(low, high).mul_(scale).to(x.dtype)
+            ctx.save_for_backward(clamped == codes)
+        return clamped.mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
