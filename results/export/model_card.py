@@ -24,6 +24,10 @@ from torch.fx.experimental.const_fold import split_const_subgraphs
 
 model = split_const_subgraphs(torch.export.load("model.pt2").module())  # builds the filters at the first call
 (logits,) = model(images)""",
+    "pte": """from executorch.runtime import Runtime
+
+method = Runtime.get().load_program("model.pte").load_method("forward")
+(logits,) = method.execute([images[:1].contiguous()])  # one image at a time""",
 }
 
 

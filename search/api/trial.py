@@ -108,8 +108,8 @@ class Trial:
     ) -> dict[str, Any]:
         """Write the model, `config.json` and a model card into the new folder `out`; return the card's facts.
 
-        `format` is safetensors (packed), onnx or pt2. The file is read back and must give the trial's predictions on
-        the validation images. ONNX holds the packed tensors, and functions that decode them when it is loaded:
+        `format` is safetensors (packed), onnx, pt2 or pte. The file is read back and must give the trial's predictions
+        on the validation images. ONNX holds the packed tensors, and functions that decode them when it is loaded:
         `inline` writes them out, for runtimes that take no functions, and `dense` holds float32 filters, for those that
         compute nothing beforehand. It is verified in `runtime`, onnxruntime or openvino, where layers are timed to
         choose their graphs; by default where the study takes latency. With `rerun` a trial whose model was not kept is

@@ -161,7 +161,9 @@ def export(
         ),
     ] = "knee",
     where: options.Where = None,
-    format: Annotated[str, options.option(options.OUTPUT, "safetensors (packed), onnx or pt2.")] = "safetensors",
+    format: Annotated[
+        str, options.option(options.OUTPUT, "safetensors (packed), onnx, pt2, or pte (int8).")
+    ] = "safetensors",
     inline: Annotated[
         bool, options.option(options.OUTPUT, "onnx: without functions, for runtimes that refuse them.", "--inline")
     ] = False,

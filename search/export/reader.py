@@ -88,7 +88,7 @@ def main() -> int:
     """Read a file and write its classes; return 0, or 1 after an error whose text is the last line."""
     path, out = map(Path, sys.argv[1:])
     job = json.loads(sys.stdin.buffer.readline())
-    openers = {".safetensors": _open_torch, ".onnx": _open_onnx, ".pt2": _open_torch}
+    openers = {".safetensors": _open_torch, ".onnx": _open_onnx, ".pt2": _open_torch, ".pte": _open_pte}
     try:
         run = openers[path.suffix](path, job)
         np.save(out, np.concatenate([run(images).argmax(1) for images in _received(job["shapes"])]))
@@ -121,6 +121,12 @@ def _in_torch(network: nn.Module, threads: int) -> _Run:
         return logits
 
     return run
+
+
+def _open_pte(path: Path, job: dict[str, Any]) -> _Run:
+    from spaces.portable.mobile import MobileNetwork
+
+    return _in_torch(MobileNetwork(path), job["threads"])  # it ends with this process
 
 
 def _open_onnx(path: Path, job: dict[str, Any]) -> _Run:

@@ -53,6 +53,9 @@ def _fold_norms(module: fx.GraphModule) -> None:
             continue
         weight, bias = (_value(module, _argument(conv, place)) for place in (1, 2))
         scale, shift, mean, variance = (_value(module, _argument(norm, place)) for place in range(1, 5))
+        assert weight is not None
+        assert mean is not None
+        assert variance is not None
         folded = fuse_conv_bn_weights(weight, bias, mean, variance, norm.args[7], scale, shift)
         with module.graph.inserting_before(conv):
             constants = [_constant(module, f"{conv.name}_folded_{i}", part) for i, part in enumerate(folded)]
@@ -110,8 +113,8 @@ def _quantize_weight(module: fx.GraphModule, layer: fx.Node, input_scale: float,
         if _gives_codes(layer):
             parts = [codes.to(torch.int8), scales, torch.zeros_like(scales, dtype=torch.int64)]
             given = [_constant(module, f"{layer.name}_codes_{i}", part) for i, part in enumerate(parts)]
-            arguments = (*given, 0, -_FILTER_CODES, _FILTER_CODES, torch.int8)
-            values = module.graph.call_function(operators.dequantize_per_channel.default, arguments)
+            end = (0, -_FILTER_CODES, _FILTER_CODES, torch.int8)
+            values = module.graph.call_function(operators.dequantize_per_channel.default, (*given, *end))
         else:  # XNNPACK has no kernel from codes to numbers
             values = _constant(module, f"{layer.name}_rounded", codes * scales.view(-1, *[1] * (weight.dim() - 1)))
     layer.args = (layer.args[0], values, *layer.args[2:])
@@ -149,6 +152,8 @@ def _constant(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
 
 def run(file: str, images: BinaryIO, logits: BinaryIO) -> None:
     """Write the logits (n, classes) of each array of images (n, C, H, W)."""
+    if hasattr(os, "sched_setaffinity"):  # a pool of several threads waits for cores that others have
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(file).load_method("forward")

@@ -2,7 +2,7 @@
 
 `safetensors` is the packed file itself, byte for byte, as small as measured. `onnx` holds the same packed tensors and
 what decodes them (`spaces.portable.skeleton`), `pt2` the same bytes and a program that decodes them
-(`spaces.portable.program`).
+(`spaces.portable.program`). `pte` is for phones, of networks in int8 alone (`spaces.portable.mobile`).
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ def check_format(format: str, options: WriteOptions = PLAIN) -> None:
         raise UsageError(f"runtime (={options.runtime!r}) must be onnxruntime or openvino for the format 'onnx'")
     if options.inline and options.dense:
         raise UsageError("inline (=True) must be left out with dense, which has no functions either")
+    if format == "pte":
+        from spaces.portable.mobile import check_mobile
+
+        check_mobile()
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if format == "onnx" and missing:
         raise UsageError(f"format 'onnx' needs the package {missing[0]}: pip install onnx onnxruntime onnxscript")
@@ -82,7 +86,8 @@ def write(
 ) -> None:
     """Write the packed model at `source` to the file `target` in one of `FORMATS`.
 
-    `onnx` and `pt2` take batches of any size; of the card they read `model`, `classes`, `channels` and `image_size`.
+    `onnx` and `pt2` take batches of any size, `pte` one image; of the card they read `model`, `classes`, `channels` and
+    `image_size`.
     `model` is that of `load_model`. Raises `UsageError` as `check_format` does, and `OvertoneError`
     when the model cannot be read or the format cannot express it.
     """
@@ -141,10 +146,19 @@ def _write_pt2(source: Path, target: Path, card: _Card, model: _Own, options: Wr
         save_program(torch.export.export(network, (example,), dynamic_shapes=shapes), target)
 
 
+def _write_pte(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
+    from spaces.portable.mobile import write_mobile
+
+    compressed, image = load_model(source, model=model), _image(card)
+    with _exporting("pte", card):
+        write_mobile(compressed, _uncompressed(card, model), image, target)
+
+
 FORMATS: dict[str, Callable[[Path, Path, _Card, _Own, WriteOptions], None]] = {
     "safetensors": _write_safetensors,
     "onnx": _write_onnx,
     "pt2": _write_pt2,
+    "pte": _write_pte,
 }
 """What writes each kind of file; the name is the file's suffix too."""
 

@@ -14,13 +14,13 @@ import sys
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layers import OvertoneError, UsageError, compressed_layers
+from layers import CompressedNorm, OvertoneError, UsageError, compressed_layers
 from layers.integer.calls import hidden_calls
 from layers.integer.network import IntegerNetwork, int8_layers, mark_calls
 
@@ -34,7 +34,8 @@ _SHIFT = 128
 
 def check_mobile() -> None:
     """Raise `UsageError` if there is no ExecuTorch."""
-    command = [_python(), "-P", "-c", "import executorch, torch"]
+    code = "import importlib.util as u; raise SystemExit(not (u.find_spec('executorch') and u.find_spec('torch')))"
+    command = [_python(), "-P", "-c", code]
     try:
         found = subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
@@ -84,9 +85,12 @@ def _dense_state(model: nn.Module) -> dict[str, Tensor]:
     """Return what an uncompressed network has instead of the compressed layers."""
     state = dict(model.state_dict())
     for name, layer in compressed_layers(model).items():
-        plain = {"weight": layer.weight, "bias": layer.rounded_bias()} if hasattr(layer, "coefficients") else None
-        values = layer.plain().state_dict() if plain is None else plain
-        state |= {f"{name}.{part}": value.detach() for part, value in values.items() if value is not None}
+        if isinstance(layer, CompressedNorm):
+            values = layer.plain().state_dict()
+        else:
+            bias = layer.rounded_bias()
+            values = {"weight": layer.weight} | ({} if bias is None else {"bias": bias})
+        state |= {f"{name}.{part}": value.detach() for part, value in values.items()}
     return state
 
 
@@ -118,7 +122,7 @@ class MobileNetwork(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         command = _command("run", path)
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the runtime)
         self._runtime = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=-1
         )
@@ -138,7 +142,10 @@ class MobileNetwork(nn.Module):
             self._errors.seek(0)
             raise OvertoneError(f"ExecuTorch cannot run it: {_last_line(self._errors.read().decode())}") from error
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the runtime."""
         self._runtime.communicate()
         self._errors.close()

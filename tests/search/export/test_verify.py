@@ -238,7 +238,7 @@ def test_a_model_that_was_not_kept_is_not_exported(
     ("arguments", "message"),
     [
         ({"which": "nope"}, r"pick \(='nope'\) must be best, knee or an id"),
-        ({"format": "tflite"}, "must be one of safetensors, onnx, pt2"),
+        ({"format": "tflite"}, "must be one of safetensors, onnx, pt2, pte"),
         ({"where": "size_bytes < "}, "is refused"),
     ],
 )
