@@ -61,7 +61,7 @@ def write_mobile(model: nn.Module, uncompressed: nn.Module, image: tuple[int, in
         torch.export.save(torch.export.export(network, (torch.zeros(1, *image),)), program)
         done = subprocess.run(_command("write", program, target), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise OvertoneError(f"ExecuTorch cannot write it: {_last_line(done.stderr)}")
+        raise OvertoneError(f"no program of ExecuTorch could be written: {_last_line(done.stderr)}")
 
 
 def fake_quantized(model: nn.Module, uncompressed: nn.Module) -> nn.Module:
@@ -140,7 +140,7 @@ class MobileNetwork(nn.Module):
             return torch.from_numpy(np.load(BytesIO(self._runtime.stdout.read(length))))
         except (OSError, ValueError, EOFError) as error:
             self._errors.seek(0)
-            raise OvertoneError(f"ExecuTorch cannot run it: {_last_line(self._errors.read().decode())}") from error
+            raise OvertoneError(f"cannot run it in ExecuTorch: {_last_line(self._errors.read().decode())}") from error
 
     def __enter__(self) -> Self:
         return self
