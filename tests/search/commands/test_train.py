@@ -36,7 +36,7 @@ def test_a_compressed_network_is_trained_from_a_preset_and_from_a_file(
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
     card = read_card("x.safetensors")
     assert card["recipe"]["milestones"] == [1.0]
-    (tmp_path / "config.json").write_text(json.dumps({"spec": {"config": card["config"]}}))
+    (tmp_path / "config.json").write_text(json.dumps({"spec": {"format": 2, "config": card["config"]}}))
     first = (tmp_path / "x.safetensors").read_bytes()
     assert overtone(*asked, "config.json")[0] == 0
     assert (tmp_path / "x.safetensors").read_bytes() == first
