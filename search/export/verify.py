@@ -40,6 +40,9 @@ from trainers.spec import TrialSpec
 
 __all__ = ["check_model", "export_trial"]
 
+_NOTHING = ": nothing was written"
+_DISAGREEMENT_IN_OPENVINO = 0.01
+"""The share for layers in int8 in OpenVINO, which does not round before it adds what a block computes."""
 _TIE = 1e-4
 """Share of the largest logit that two others may differ by and count as equal: float32, added in another order."""
 
@@ -85,9 +88,12 @@ def export_trial(
         card = card_facts(ledger, study, row, spec, model, data, logits)
         verified: dict[str, Any] = {}
 
+        runtime = options.runtime or "onnxruntime"
+        allowed = _DISAGREEMENT_IN_OPENVINO if runtime == "openvino" and int8_layers(model) else MAX_DISAGREEMENT
+
         def verify(file: Path) -> Mapping[str, Any]:
-            runtime = options.runtime or "onnxruntime"
-            verified.update(_verify(file, row, spec.model, logits, data, objects, runtime, rounds=_rounds(model)))
+            share = allowed if _rounds(model) else None
+            verified.update(_verify(file, row, spec.model, logits, data, objects, runtime, share))
             verified.update(time_export(file, format, spec, data, own, options.runtime))
             return verified
 
@@ -98,9 +104,12 @@ def export_trial(
             try:
                 export(options)
             except OvertoneError as error:
-                if format != "onnx" or options.seven_bits or not int8_layers(model):
+                saturates = format == "onnx" and runtime == "onnxruntime" and int8_layers(model)
+                if not saturates or options.seven_bits:
                     raise
-                log(f"{first_line(error)}; once more with filters of 7 bits, whose products do not saturate")
+                log(
+                    f"{first_line(error).removesuffix(_NOTHING)}; once more with filters of 7 bits, whose products do not saturate"
+                )
                 verified.clear()
                 export(replace(options, seven_bits=True))
     return {**card, **verified}
@@ -156,21 +165,21 @@ def _verify(
     data: Data,
     objects: Objects,
     runtime: str,
-    *,
-    rounds: bool,
+    allowed: float | None,
 ) -> dict[str, Any]:
     """Return `differing`, for how many validation images the exported file gives another class than the model.
 
-    `logits` are those of the model of this name, `rounds` says whether it rounds activations. `own_process` says
-    whether a process of its own read the file: it cannot build a network that was given as an object, whose packed file
-    is read here. The same number bounds how many images are right in one and wrong in the other, and so the difference
-    in accuracy. Raises `OvertoneError` if they are too many, or the file holds another number of bytes than the row.
+    `logits` are those of the model of this name. If it rounds activations, `allowed` is the share of the images that
+    may differ; it is None if it does not, and only ties may. `own_process` says whether a process of its own read the
+    file: it cannot build a network that was given as an object, whose packed file is read here. The same number bounds
+    how many images are right in one and wrong in the other, and so the difference in accuracy. Raises `OvertoneError`
+    if they are too many, or the file holds another number of bytes than the row.
     """
     format = file.suffix[1:]
     if format == "safetensors" and (size := _payload_bytes(file)) != row["size_bytes"]:
         raise OvertoneError(
             f"the exported safetensors holds {size} bytes of tensors, size_bytes of trial {row['trial']} is "
-            f"{row['size_bytes']}: nothing was written"
+            f"{row['size_bytes']}{_NOTHING}"
         )
     own_process = not (format == "safetensors" and is_object(model))
     if own_process:
@@ -178,12 +187,14 @@ def _verify(
     else:
         read = predict(load_model(file, model=objects.model), data.val, data.normalize, device="cpu")
     differing = int((logits.argmax(1) != read).sum())
-    if differing > (MAX_DISAGREEMENT * len(read) if format != "safetensors" else 0) or not (
-        rounds or _are_ties(logits, read)
-    ):
+    if format == "safetensors":
+        is_same = differing == 0
+    else:
+        is_same = _are_ties(logits, read) if allowed is None else differing <= allowed * len(read)
+    if not is_same:
         raise OvertoneError(
             f"the exported {format} gives another class than trial {row['trial']} for {differing} of "
-            f"{len(data.val)} validation images: nothing was written"
+            f"{len(data.val)} validation images{_NOTHING}"
         )
     return {"differing": differing, "own_process": own_process}
 

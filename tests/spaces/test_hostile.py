@@ -299,11 +299,11 @@ def save_templates(path: Path, name: str) -> None:
 def test_a_small_file_cannot_ask_for_much_memory(files, tmp_path):
     data = files[0][-1]
     header, payload = parts(data)
-    images = {"channels": 3, "mean": [0] * 3, "std": [1] * 3}
+    bare = {"forms": [], "activations": None, "channels": 3, "mean": [0] * 3, "std": [1] * 3}
     rebuilt = {"layers": ["layer3.0.conv2"], "templates": 1, "groups": 64, "transform": "scalar"}
     huge = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
     cases = {
-        **{name: change_to(data, {"model": name, "forms": [], "activations": None, **images}) for name in ("regnet_y_128gf", "vit_h_14")},
+        **{name: change_to(data, {"model": name, **bare}) for name in ("regnet_y_128gf", "vit_h_14")},
         **{f"{count} classes": change_to(data, {"classes": count}) for count in (2**17, 2**18, 10**9)},
         "channels": change_to(data, {"channels": 2**17, "mean": [0] * 2**17, "std": [1] * 2**17}),
         "gains": change_to(data, {"forms": [rebuilt], "activations": None}),
