@@ -107,9 +107,8 @@ def export_trial(
                 saturates = format == "onnx" and runtime == "onnxruntime" and int8_layers(model)
                 if not saturates or options.seven_bits:
                     raise
-                log(
-                    f"{first_line(error).removesuffix(_NOTHING)}; once more with filters of 7 bits, whose products do not saturate"
-                )
+                reason = first_line(error).removesuffix(_NOTHING)
+                log(f"{reason}; once more with filters of 7 bits, whose products do not saturate")
                 verified.clear()
                 export(replace(options, seven_bits=True))
     return {**card, **verified}
