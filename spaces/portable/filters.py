@@ -44,12 +44,20 @@ class FilterDecoder:
         elif form.templates == self._shape[0]:
             graph.reshape(self._templates, self._shape, out)  # tensors of no values are scalars to OpenVINO
         elif form.transform == "zero":
-            graph.call("Z", self._templates, self._order, out=out, d=self._shape, m=form.templates)
+            graph.call("filters_among_zeros", self._templates, self._order, out=out, d=self._shape, m=form.templates)
         elif form.transform == "scalar":
             gains = self._transforms(form.groups, 1, self._taps)
-            graph.call("G", self._templates, gains, self._sources, self._order, out=out, d=self._shape)
+            graph.call("filters_of_gains", self._templates, gains, self._sources, self._order, out=out, d=self._shape)
         else:
-            graph.call("O", self._templates, self._operators, self._sources, self._order, out=out, d=self._shape)
+            graph.call(
+                "filters_of_operators",
+                self._templates,
+                self._operators,
+                self._sources,
+                self._order,
+                out=out,
+                d=self._shape,
+            )
 
     def factored(self) -> list[str]:
         """Give the basis as filters of each channel alone, and the coefficients as filters of one tap."""
@@ -66,7 +74,7 @@ class FilterDecoder:
         taps, count = self._shape[2:], self._form.templates
         assert count is not None
         kept = self._graph.reshape(self._templates, [count, *self._shape[1:]])
-        places = self._graph.call("C", self._order, self._graph.constant(np.arange(count)))
+        places = self._graph.call("placing_filters", self._order, self._graph.constant(np.arange(count)))
         return [kept, self._graph.reshape(places, [self._shape[0], count, *[1] * len(taps)])]
 
     def two_stage(self) -> list[str]:
@@ -79,7 +87,7 @@ class FilterDecoder:
         own = graph.constant(np.arange(count))
         source = graph.node("Gather", graph.node("Concat", own, self._sources, axis=0), self._order)
         maps = np.arange(groups)[:, None] * (count * taps) + np.arange(taps)
-        places = graph.call("Y", source, graph.constant(maps.reshape(1, -1)), t=taps)
+        places = graph.call("maps_of_filters", source, graph.constant(maps.reshape(1, -1)), t=taps)
         operators, eye = self._operators, graph.constant(np.eye(taps, dtype=np.float32)[None, None])
         identity = graph.node("Expand", eye, graph.constant(np.array([count, groups, taps, taps])))
         both = graph.node("Gather", graph.node("Concat", identity, operators, axis=0), self._order)
@@ -92,7 +100,7 @@ class FilterDecoder:
             return self._numbers(layer.coefficients, form.weight_format, shape, out)
         harmonics = form.harmonics if form.allocation is None else self._kernel
         coefficients = self._coefficients if form.allocation is None else self._allocated()
-        return self._graph.call("S", coefficients, self._bases(harmonics), out=out, d=shape)
+        return self._graph.call("filters_of_series", coefficients, self._bases(harmonics), out=out, d=shape)
 
     @cached_property
     def _coefficients(self) -> str:
@@ -107,7 +115,7 @@ class FilterDecoder:
         width = stored_indices(layer.shape, form)["frequency_support"].bits
         supports = self._payload.numbers(layer.frequency_support, width)
         harmonics = self._graph.constant(np.indices(self._kernel).reshape(2, -1).astype(np.float32))
-        return self._graph.call("A", rows, supports, harmonics, l=float(self._kernel[1]))
+        return self._graph.call("allocated_coefficients", rows, supports, harmonics, l=float(self._kernel[1]))
 
     def _bases(self, harmonics: tuple[int, int]) -> str:
         """Give the products of both bases (n_y n_x, K_y K_x)."""
@@ -115,7 +123,7 @@ class FilterDecoder:
         basis = self._form.basis
         sampled = [basis_matrix(basis, k, n).float().T.numpy() for k, n in zip(self._kernel, harmonics, strict=True)]
         names = [self._graph.constant(phi) for phi in sampled]
-        return self._graph.call("P", *names, once=True, d=[harmonics[0] * harmonics[1], self._taps])
+        return self._graph.call("products_of_bases", *names, once=True, d=[harmonics[0] * harmonics[1], self._taps])
 
     @cached_property
     def _templates(self) -> str:
@@ -133,7 +141,7 @@ class FilterDecoder:
         """The place (N,) of each filter in the list of the templates, then the others."""
         mask = self._layer.template_mask
         assert mask is not None
-        return self._graph.call("R", self._payload.numbers(mask, 1), m=float(self._form.templates or 0))
+        return self._graph.call("order_of_filters", self._payload.numbers(mask, 1), m=float(self._form.templates or 0))
 
     @cached_property
     def _sources(self) -> str:
@@ -141,7 +149,7 @@ class FilterDecoder:
         form, layer = self._form, self._layer
         assert form.templates is not None
         if form.assignment is None:
-            return self._graph.call("Q", n=layer.shape.out_channels - form.templates, m=form.templates)
+            return self._graph.call("templates_in_turn", n=layer.shape.out_channels - form.templates, m=form.templates)
         assert layer.template_index is not None
         width = stored_indices(layer.shape, form)["template_index"].bits
         return self._payload.numbers(layer.template_index, width, to=TensorProto.INT64)
@@ -159,11 +167,11 @@ class FilterDecoder:
             gains = self._transforms(groups, 1, self._taps)
             return self._graph.node("Mul", gains, self._graph.constant(np.eye(self._taps, dtype=np.float32)))
         if self._form.transform == "rotation":
-            matrices = self._graph.call("D", self._transforms(groups, 1))
+            matrices = self._graph.call("matrices_of_angles", self._transforms(groups, 1))
         else:
             matrices = self._transforms(groups, 2, 3)
         axes = [np.arange(k, dtype=np.float32) - np.float32((k - 1) / 2) for k in self._kernel]
         y, x = np.meshgrid(*axes, indexing="ij")
         taps = np.stack([y.ravel(), x.ravel(), np.ones(self._taps, np.float32)])
         names = [self._graph.constant(array) for array in (taps, axes[0][:, None], axes[1][:, None])]
-        return self._graph.call("X", matrices, *names, d=[0, 0, self._taps, self._taps])
+        return self._graph.call("operators_of_matrices", matrices, *names, d=[0, 0, self._taps, self._taps])

@@ -1,9 +1,9 @@
 """The functions of an ONNX file that decode packed tensors, in ONNX's own language.
 
 All are plain operators on constants, which runtimes compute when they load a file: no `DequantizeLinear` (ONNX Runtime
-keeps it for every inference), no power (OpenVINO keeps it), no bits of numbers. Letters are short for the file's sake:
-`p` the payload, `m` windows (`spaces.portable.tables`), `e` the same for exponents, `k` constants of a format, `t`
-powers of two.
+keeps it for every inference), no power (OpenVINO keeps it), no bits of numbers. For the file's sake they have letters
+for names and values: `p` the payload, `m` windows (`spaces.portable.payload`), `e` the same for exponents, `k`
+constants of a format, `t` powers of two. Our code calls them by words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx
 
 from spaces.portable.integer_functions import INTEGER_FUNCTIONS
 
-__all__ = ["DOMAIN", "function_protos"]
+__all__ = ["DOMAIN", "function_letter", "function_protos"]
 
 DOMAIN = "overtone"
 
@@ -24,7 +24,7 @@ _FUNCTIONS = {
     **INTEGER_FUNCTIONS,
     # Whole numbers (n,) as float32 from bytes [a, b) of the payload. A row of bytes holds a whole count of numbers; its
     # product with the windows puts each number's last bit at 1, other numbers' bits above 2^w (= q) or below 1.
-    "N": """N (p, m, q, a, b, n) => (y) {
+    "numbers_of_bytes": """N (p, m, q, a, b, n) => (y) {
         s = Slice (p, a, b)
         f = Cast <to = 1> (s)
         u = Constant <value_ints = [-1]> ()
@@ -42,14 +42,14 @@ _FUNCTIONS = {
         y = Slice (z, o, n)
     }""",
     # Whole numbers alone; i = (a, b, n).
-    "I": """I <i> (p, m, q) => (y) {
+    "whole_numbers": """I <i> (p, m, q) => (y) {
         j = Constant <value_ints : ints = @i> ()
         a, b, n = Split <num_outputs = 3> (j)
         y = overtone.N (p, m, q, a, b, n)
     }""",
     # Signed mantissas and scales; i = (a, b, n) of the exponents, then of the mantissas. k = (2^(1 + b), 2^b, 2^p, what
     # an exponent's code is short of its place in t).
-    "M": """M <i> (p, m, e, k, t) => (x, y) {
+    "mantissas_and_scales": """M <i> (p, m, e, k, t) => (x, y) {
         i = Constant <value_ints : ints = @i> ()
         a, b, c, d, f, n = Split <num_outputs = 6> (i)
         q, h, r, o = Split <num_outputs = 4> (k)
@@ -63,7 +63,7 @@ _FUNCTIONS = {
         x = Where (l, w, s)
     }""",
     # Signed numbers alone; i = (a, b, n), k = (2^(1 + b), 2^b).
-    "L": """L <i> (p, m, k) => (x) {
+    "signed_numbers": """L <i> (p, m, k) => (x) {
         i = Constant <value_ints : ints = @i> ()
         a, b, n = Split <num_outputs = 3> (i)
         q, h = Split <num_outputs = 2> (k)
@@ -73,7 +73,7 @@ _FUNCTIONS = {
         x = Where (l, w, s)
     }""",
     # Values (n,) of mantissas x and scales s, if all blocks are full; r = (blocks, values in a block, values beside).
-    "B": """B <r> (x, s) => (y) {
+    "scaled_blocks": """B <r> (x, s) => (y) {
         r = Constant <value_ints : ints = @r> ()
         u = Constant <value_ints = [1]> ()
         a, b, c = Split <num_outputs = 3> (r)
@@ -85,7 +85,7 @@ _FUNCTIONS = {
         y = Reshape (z, o)
     }""",
     # The same with a short last block in each run; r = (runs, length, values beside, values in a block, blocks).
-    "U": """U <r> (x, s) => (y) {
+    "scaled_uneven_blocks": """U <r> (x, s) => (y) {
         r = Constant <value_ints : ints = @r> ()
         a, l, c, n, g = Split <num_outputs = 5> (r)
         u = Constant <value_ints = [1]> ()
@@ -104,7 +104,7 @@ _FUNCTIONS = {
         y = Reshape (w, o)
     }""",
     # Products of two bases (n_y, K_y) and (n_x, K_x): (n_y n_x, K_y K_x).
-    "P": """P <d> (a, b) => (y) {
+    "products_of_bases": """P <d> (a, b) => (y) {
         i = Constant <value_ints = [1, 3]> ()
         j = Constant <value_ints = [0, 2]> ()
         u = Unsqueeze (a, i)
@@ -114,14 +114,14 @@ _FUNCTIONS = {
         y = Reshape (w, d)
     }""",
     # Filters of shape d from coefficients (..., n_y n_x) and products of bases.
-    "S": """S <d> (c, f) => (y) {
+    "filters_of_series": """S <d> (c, f) => (y) {
         z = MatMul (c, f)
         d = Constant <value_ints : ints = @d> ()
         y = Reshape (z, d)
     }""",
     # Coefficients (N, C, K_y K_x) from rows (budget, C) and supports (N,) as numbers; g (2, K_y K_x) are the harmonics
     # in y and x, l is K_x. Row number 0 is a row of zeros.
-    "A": """A <l> (c, s, g) => (y) {
+    "allocated_coefficients": """A <l> (c, s, g) => (y) {
         u = Constant <value_ints = [1]> ()
         v = Unsqueeze (s, u)
         k = Constant <value_float : float = @l> ()
@@ -150,7 +150,7 @@ _FUNCTIONS = {
         y = Transpose <perm = [0, 2, 1]> (f)
     }""",
     # Place (N,) of each filter among the templates (m of them), then the others, from the mask (N,) as numbers.
-    "R": """R <m> (k) => (y) {
+    "order_of_filters": """R <m> (k) => (y) {
         o = Constant <value_int = 0> ()
         u = Constant <value_float = 1.0> ()
         m = Constant <value_float : float = @m> ()
@@ -165,7 +165,7 @@ _FUNCTIONS = {
         y = Cast <to = 7> (e)
     }""",
     # The template of each other filter: n numbers, in turn from 0 to m - 1; i = (0, n, 1, m).
-    "Q": """Q <n, m> () => (y) {
+    "templates_in_turn": """Q <n, m> () => (y) {
         a = Constant <value_int = 0> ()
         b = Constant <value_int : int = @n> ()
         c = Constant <value_int = 1> ()
@@ -174,7 +174,7 @@ _FUNCTIONS = {
         y = Mod (x, m)
     }""",
     # Filters of shape d by gains g (N - M, G, 1, T) of the templates j, in the order o.
-    "G": """G <d> (b, g, j, o) => (y) {
+    "filters_of_gains": """G <d> (b, g, j, o) => (y) {
         w = Gather (b, j)
         x = Mul (w, g)
         v = Concat <axis = 0> (b, x)
@@ -183,7 +183,7 @@ _FUNCTIONS = {
         y = Reshape (z, d)
     }""",
     # The same by operators g (N - M, G, T, T).
-    "O": """O <d> (b, g, j, o) => (y) {
+    "filters_of_operators": """O <d> (b, g, j, o) => (y) {
         w = Gather (b, j)
         x = MatMul (w, g)
         v = Concat <axis = 0> (b, x)
@@ -192,7 +192,7 @@ _FUNCTIONS = {
         y = Reshape (z, d)
     }""",
     # Filters of which all that are no templates (m of them) are zero.
-    "Z": """Z <d, m> (b, o) => (y) {
+    "filters_among_zeros": """Z <d, m> (b, o) => (y) {
         i = Constant <value_ints = [0]> ()
         u = Constant <value_ints = [1]> ()
         a = Slice (b, i, u)
@@ -205,14 +205,14 @@ _FUNCTIONS = {
         y = Reshape (z, d)
     }""",
     # Filters (N, m) that put what the templates, numbers j (m,), give in the place o (N,) of each filter.
-    "C": """C (o, j) => (y) {
+    "placing_filters": """C (o, j) => (y) {
         u = Constant <value_ints = [1]> ()
         a = Unsqueeze (o, u)
         b = Equal (a, j)
         y = Cast <to = 1> (b)
     }""",
     # Maps (N G T,) of each filter: those m (1, G T) of its template s (N,), each of which has t beside each other.
-    "Y": """Y <t> (s, m) => (y) {
+    "maps_of_filters": """Y <t> (s, m) => (y) {
         t = Constant <value_int : int = @t> ()
         a = Mul (s, t)
         u = Constant <value_ints = [1]> ()
@@ -222,7 +222,7 @@ _FUNCTIONS = {
         y = Reshape (c, r)
     }""",
     # Matrices (N - M, G, 2, 3) of angles (N - M, G, 1).
-    "D": """D (a) => (y) {
+    "matrices_of_angles": """D (a) => (y) {
         c = Cos (a)
         s = Sin (a)
         n = Neg (s)
@@ -233,7 +233,7 @@ _FUNCTIONS = {
     }""",
     # Operators (N - M, G, T, T), to be multiplied from the right, of matrices (N - M, G, 2, 3): bilinear weights at the
     # places that the taps r (3, T) are carried to, of the taps a (K_y, 1) and b (K_x, 1); d = (0, 0, T, T).
-    "X": """X <d> (w, r, a, b) => (y) {
+    "operators_of_matrices": """X <d> (w, r, a, b) => (y) {
         x = MatMul (w, r)
         u = Constant <value_float = 1.0> ()
         f, g = Split <axis = 2, num_outputs = 2> (x)
@@ -254,7 +254,7 @@ _FUNCTIONS = {
         y = Reshape (z, d)
     }""",
     # Two to the power of whole numbers e; t has the powers from 2^-r.
-    "E": """E (t, r, e) => (y) {
+    "power_of_two": """E (t, r, e) => (y) {
         a = Add (e, r)
         i = Cast <to = 7> (a)
         y = Gather (t, i)
@@ -262,7 +262,7 @@ _FUNCTIONS = {
     # Values x rounded to block floating point when the network runs; z is the largest magnitude of each one's block,
     # k = (lowest and highest exponent, two to their power, b - 1, 2^b, the r of E, what is too large, 1 / ln 2). The
     # exponent is guessed by a logarithm, and corrected by comparison with powers of two.
-    "F": """F (x, z, t, k) => (y) {
+    "rounded_by_size": """F (x, z, t, k) => (y) {
         l, h, pl, ph, b, c, r, m, n = Split <num_outputs = 9> (k)
         z1 = Less (z, ph)
         z2 = Where (z1, z, ph)
@@ -310,13 +310,13 @@ _FUNCTIONS = {
         y = Where (m4, y1, v)
     }""",
     # An input rounded value by value.
-    "H": """H (x, t, k) => (y) {
+    "rounded_values": """H (x, t, k) => (y) {
         z = Abs (x)
         y = overtone.F (x, z, t, k)
     }""",
     # An input rounded in blocks of channels: as d = (images, channels, rest), with zeros (n, as Pad takes them) after
     # the last channel, as c = (images, blocks, channels in a block, rest).
-    "K": """K <c, n, d> (x, t, k) => (y) {
+    "rounded_channels": """K <c, n, d> (x, t, k) => (y) {
         c = Constant <value_ints : ints = @c> ()
         n = Constant <value_ints : ints = @n> ()
         d = Constant <value_ints : ints = @d> ()
@@ -339,17 +339,23 @@ _FUNCTIONS = {
 }
 
 
+def function_letter(name: str) -> str:
+    """Return what one of our functions is called in a file."""
+    return _FUNCTIONS[name].split(maxsplit=1)[0]
+
+
 def function_protos(names: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
     """Return the functions of these names, for an operator set, each after those that it calls."""
+    by_letter = {function_letter(name): name for name in _FUNCTIONS}
     wanted: list[str] = []
 
     def add(name: str) -> None:
         if name not in wanted:
             for called in re.findall(r"overtone\.(\w+)", _FUNCTIONS[name]):
-                add(called)
+                add(by_letter[called])
             wanted.append(name)
 
-    for name in sorted(names):
+    for name in sorted(names, key=function_letter):
         add(name)
     return [_parsed(name, opset) for name in wanted]
 

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from spaces.portable.compact import short_names
-from spaces.portable.functions import DOMAIN, function_protos
+from spaces.portable.functions import DOMAIN, function_letter, function_protos
 
 __all__ = ["GraphBuilder"]
 
@@ -57,7 +57,7 @@ class GraphBuilder:
     def calls(self, function: str, *inputs: str, outs: list[str], **attributes: Any) -> list[str]:
         """Call one of our functions with several outputs."""
         self._functions.add(function)
-        self.nodes.append(helper.make_node(function, inputs, outs, domain=DOMAIN, **attributes))
+        self.nodes.append(helper.make_node(function_letter(function), inputs, outs, domain=DOMAIN, **attributes))
         return outs
 
     def node(self, operator: str, *inputs: str, out: str = "", **attributes: Any) -> str:

@@ -147,7 +147,9 @@ class _Writer:
         most = self._builder.constant(np.array(self._most, np.float32))
         given = [factor or self._builder.constant(np.ones(1, np.float32))]
         given += [shift or self._builder.constant(np.zeros(1, np.float32)), scale, most]
-        filters, bias = self._builder.calls("w", reader.input[place], *given, outs=self._builder.names(2))
+        filters, bias = self._builder.calls(
+            "int8_filters_and_bias", reader.input[place], *given, outs=self._builder.names(2)
+        )
         reader.input[place] = filters
         if shift:
             node.input[2:] = [bias]
@@ -182,7 +184,8 @@ class _Writer:
         given = [*norm.input[1:5], self._builder.constant(np.array(epsilon, np.float32)), *([bias] if bias else [])]
         self._nodes.remove(norm)
         node.output[0] = norm.output[0]
-        factor, shift = self._builder.calls("y" if bias else "e", *given, outs=self._builder.names(2))
+        function = "folded_norm_behind_bias" if bias else "folded_norm"
+        factor, shift = self._builder.calls(function, *given, outs=self._builder.names(2))
         return factor, shift
 
     def _grid_of(self, value: str) -> _Grid | None:

@@ -4,7 +4,7 @@ __all__ = ["INTEGER_FUNCTIONS"]
 
 INTEGER_FUNCTIONS = {
     # Factor and shift of the outputs of a norm of scale g, shift b, mean m, variance v and eps e.
-    "e": """e (g, b, m, v, e) => (y, z) {
+    "folded_norm": """e (g, b, m, v, e) => (y, z) {
         w = Add (v, e)
         d = Sqrt (w)
         y = Div (g, d)
@@ -12,7 +12,7 @@ INTEGER_FUNCTIONS = {
         z = Sub (b, n)
     }""",
     # The same behind a bias c.
-    "y": """y (g, b, m, v, e, c) => (y, z) {
+    "folded_norm_behind_bias": """y (g, b, m, v, e, c) => (y, z) {
         w = Add (v, e)
         d = Sqrt (w)
         y = Div (g, d)
@@ -22,7 +22,7 @@ INTEGER_FUNCTIONS = {
     }""",
     # Filters w in int8 and a bias in int32, both dequantized, from factor a and shift b of the outputs, (N,) or (1,),
     # the input's scale s and the largest code q (`layers.integer.kernels`).
-    "w": """w (w, a, b, s, q) => (y, z) {
+    "int8_filters_and_bias": """w (w, a, b, s, q) => (y, z) {
         f = Flatten <axis = 1> (w)
         i = Constant <value_ints = [1]> ()
         f1 = Abs (f)

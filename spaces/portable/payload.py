@@ -129,7 +129,7 @@ class Payload:
         inputs = [PAYLOAD, self._windows(kind.width), self._scalars(2**kind.width)]
         is_float = kind.to == TensorProto.FLOAT
         out = self._whole(group) if is_float else ""
-        numbers = self._graph.call("I", *inputs, out=out, i=self._pack(group.codes, kind.width))
+        numbers = self._graph.call("whole_numbers", *inputs, out=out, i=self._pack(group.codes, kind.width))
         if not is_float:
             self._graph.node("Cast", numbers, out=self._whole(group), to=kind.to)
         self._split(group)
@@ -140,17 +140,21 @@ class Payload:
         place = -(1 << (kind.exponent_bits - 1)) - kind.bits + 1 - _LOWEST
         constants = self._scalars(2 ** (1 + kind.bits), 2**kind.bits, 2**kind.exponent_bits, place)
         powers = self._graph.constant(np.exp2(np.arange(_LOWEST, _HIGHEST + 1)).astype(np.float32))
-        outs = self._graph.calls("M", PAYLOAD, *windows, constants, powers, outs=self._graph.names(2), i=extents)
-        function, runs = ("B", [-1, *kind.runs]) if len(kind.runs) == 2 else ("U", [*kind.runs])
+        outs = self._graph.calls(
+            "mantissas_and_scales", PAYLOAD, *windows, constants, powers, outs=self._graph.names(2), i=extents
+        )
+        function, runs = (
+            ("scaled_blocks", [-1, *kind.runs]) if len(kind.runs) == 2 else ("scaled_uneven_blocks", [*kind.runs])
+        )
         self._graph.call(function, *outs, out=self._whole(group), r=runs)
         self._split(group)
 
     def _decode_filters(self, kind: _Filters, group: _Group) -> None:
         constants = self._scalars(2 ** (1 + kind.bits), 2**kind.bits)
         extents = self._pack(group.codes, 1 + kind.bits)
-        numbers = self._graph.call("L", PAYLOAD, self._windows(1 + kind.bits), constants, i=extents)
+        numbers = self._graph.call("signed_numbers", PAYLOAD, self._windows(1 + kind.bits), constants, i=extents)
         scales = self._graph.constant(torch.cat(group.shared).float().numpy())
-        self._graph.call("B", numbers, scales, out=self._whole(group), r=[-1, kind.length, 1])
+        self._graph.call("scaled_blocks", numbers, scales, out=self._whole(group), r=[-1, kind.length, 1])
         self._split(group)
 
     def _whole(self, group: _Group) -> str:

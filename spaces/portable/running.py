@@ -55,10 +55,10 @@ def _rounded(graph: GraphBuilder, value: str, form: BlockFormat, channels: int, 
     numbers = [form.lowest, highest, 2.0**form.lowest, 2.0**highest, form.bits - 1, 2.0**form.bits, reach]
     constants = graph.constant(np.array([*numbers, 2.0**-form.lowest, 1 / math.log(2)], np.float32))
     if form.block == 1:
-        return graph.call("H", value, powers, constants)
+        return graph.call("rounded_values", value, powers, constants)
     blocks = -(-channels // form.block)
     return graph.call(
-        "K",
+        "rounded_channels",
         *(value, powers, constants),
         d=[0, channels, -1] if beside else [-1, channels, 1],
         n=[0, 0, 0, 0, blocks * form.block - channels, 0],
