@@ -41,8 +41,6 @@ from trainers.spec import TrialSpec
 __all__ = ["check_model", "export_trial"]
 
 _NOTHING = ": nothing was written"
-_DISAGREEMENT_IN_OPENVINO = 0.01
-"""The share for layers in int8 in OpenVINO, which does not round before it adds what a block computes."""
 _TIE = 1e-4
 """Share of the largest logit that two others may differ by and count as equal: float32, added in another order."""
 
@@ -89,11 +87,9 @@ def export_trial(
         verified: dict[str, Any] = {}
 
         runtime = options.runtime or "onnxruntime"
-        allowed = _DISAGREEMENT_IN_OPENVINO if runtime == "openvino" and int8_layers(model) else MAX_DISAGREEMENT
 
         def verify(file: Path) -> Mapping[str, Any]:
-            share = allowed if _rounds(model) else None
-            verified.update(_verify(file, row, spec.model, logits, data, objects, runtime, share))
+            verified.update(_verify(file, row, spec.model, logits, data, objects, runtime, rounds=_rounds(model)))
             verified.update(time_export(file, format, spec, data, own, options.runtime))
             return verified
 
@@ -164,15 +160,15 @@ def _verify(
     data: Data,
     objects: Objects,
     runtime: str,
-    allowed: float | None,
+    *,
+    rounds: bool,
 ) -> dict[str, Any]:
     """Return `differing`, for how many validation images the exported file gives another class than the model.
 
-    `logits` are those of the model of this name. If it rounds activations, `allowed` is the share of the images that
-    may differ; it is None if it does not, and only ties may. `own_process` says whether a process of its own read the
-    file: it cannot build a network that was given as an object, whose packed file is read here. The same number bounds
-    how many images are right in one and wrong in the other, and so the difference in accuracy. Raises `OvertoneError`
-    if they are too many, or the file holds another number of bytes than the row.
+    `logits` are those of the model of this name, `rounds` says whether it rounds activations. `own_process` says
+    whether a process of its own read the file: it cannot build a network that was given as an object, whose packed file
+    is read here. The same number bounds how many images are right in one and wrong in the other, and so the difference
+    in accuracy. Raises `OvertoneError` if they are too many, or the file holds another number of bytes than the row.
     """
     format = file.suffix[1:]
     if format == "safetensors" and (size := _payload_bytes(file)) != row["size_bytes"]:
@@ -186,11 +182,9 @@ def _verify(
     else:
         read = predict(load_model(file, model=objects.model), data.val, data.normalize, device="cpu")
     differing = int((logits.argmax(1) != read).sum())
-    if format == "safetensors":
-        is_same = differing == 0
-    else:
-        is_same = _are_ties(logits, read) if allowed is None else differing <= allowed * len(read)
-    if not is_same:
+    if differing > (MAX_DISAGREEMENT * len(read) if format != "safetensors" else 0) or not (
+        rounds or _are_ties(logits, read)
+    ):
         raise OvertoneError(
             f"the exported {format} gives another class than trial {row['trial']} for {differing} of "
             f"{len(data.val)} validation images{_NOTHING}"
