@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from layers.integer.kernels import Sums, with_sums
 
-__all__ = ["ADDITIONS", "CallMode", "Kind", "hidden_calls", "layer_call"]
+__all__ = ["ADDITIONS", "Call", "CallMode", "Kind", "hidden_calls", "layer_call"]
 
 Kind = Literal["layer", "norm", "relu", "add", "concatenate", "average", "same_values"]
 """What a counted function does. A `relu` makes negative values zero, and may bound others; `same_values` takes what is
@@ -43,6 +44,20 @@ class _Active(threading.local):
 
 
 _active = _Active()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One counted call of a forward pass."""
+
+    number: int
+    """Its place among the counted calls, from 0."""
+    kind: Kind
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Tensor
+    layer: nn.Module | None
+    """The compressed layer if it is one's call."""
 
 
 class CallMode(TorchFunctionMode):
@@ -83,23 +98,15 @@ class CallMode(TorchFunctionMode):
         """Give a call its number, and return what it gives to the network."""
         number, self.calls = self.calls, self.calls + 1
         with hidden_calls():
-            return self.called(number, kind, args, kwargs, result, layer)
+            return self.called(Call(number, kind, args, kwargs, result, layer))
 
     def sums(self, func: Any, args: tuple[Any, ...]) -> Sums | None:
         """Return what an integer kernel would add up in place of a call that is about to happen, if it is one."""
         return None
 
-    def called(
-        self,
-        number: int,
-        kind: Kind,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Tensor,
-        layer: nn.Module | None,
-    ) -> Tensor:
-        """Return what a counted call gives to the network; `layer` is the compressed layer if it is one."""
-        return result
+    def called(self, call: Call) -> Tensor:
+        """Return what a counted call gives to the network."""
+        return call.result
 
     def passed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Return what a call that is not counted gives to the network."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from layers.errors import OvertoneError
-from layers.integer.calls import ADDITIONS, CallMode, Kind
+from layers.integer.calls import ADDITIONS, Call, CallMode, Kind
 from layers.integer.inputs import is_rounding
 from layers.integer.kernels import Addition, Product, Sums, fold_norm, sums_of, with_sums
 from layers.integer.rounding import activation_codes, round_activation
@@ -111,19 +111,11 @@ class _Rounding(CallMode):
         codes = [activation_codes(x.detach(), grid) + grid[1] for x, grid in zip(args, (one, other), strict=True)]
         return Addition((codes[0], codes[1]), (one, other))
 
-    def called(
-        self,
-        number: int,
-        kind: Kind,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Tensor,
-        layer: nn.Module | None,
-    ) -> Tensor:
-        row = self._rows.get(number)
-        if kind == "same_values":
+    def called(self, call: Call) -> Tensor:
+        row, result = self._rows.get(call.number), call.result
+        if call.kind == "same_values":
             return result if row is None else _on_grid(result, self._grids[row])
-        sums = sums_of(result) if kind in ("layer", "add") else _carried(kind, args, kwargs)
+        sums = sums_of(result) if call.kind in ("layer", "add") else _carried(call.kind, call.args, call.kwargs)
         if row is not None:
             return _on_grid(_rounded(result, self._grids[row], sums), self._grids[row])
         return result if sums is None else with_sums(result, sums)
@@ -168,16 +160,8 @@ class _Marking(CallMode):
         super().__init__()
         self._marker = marker
 
-    def called(
-        self,
-        number: int,
-        kind: Kind,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Tensor,
-        layer: nn.Module | None,
-    ) -> Tensor:
-        return self._marker(result, number)
+    def called(self, call: Call) -> Tensor:
+        return self._marker(call.result, call.number)
 
 
 @cache

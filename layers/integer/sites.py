@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layers.integer.calls import CallMode, Kind
+from layers.integer.calls import Call, CallMode, Kind
 
 __all__ = ["RoundingPlan", "plan_rounding"]
 
@@ -68,22 +68,14 @@ class _Recorder(CallMode):
         self._makers: dict[int, int] = {}
         self._held: list[Tensor] = []
 
-    def called(
-        self,
-        number: int,
-        kind: Kind,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Tensor,
-        layer: nn.Module | None,
-    ) -> Tensor:
-        read = list(_tensors((*args, *kwargs.values())))
-        activations = read[:1] if kind in ("layer", "norm") else read
+    def called(self, call: Call) -> Tensor:
+        read = list(_tensors((*call.args, *call.kwargs.values())))
+        activations = read[:1] if call.kind in ("layer", "norm") else read
         makers = [self._makers.get(id(x)) for x in activations]
-        self.events.append(_Event(kind, makers, layer))
-        self._mark(makers, number)
-        result = self._fresh(result, read)
-        self._made(result, number)
+        self.events.append(_Event(call.kind, makers, call.layer))
+        self._mark(makers, call.number)
+        result = self._fresh(call.result, read)
+        self._made(result, call.number)
         return result
 
     def passed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:

@@ -7,12 +7,11 @@ magnitude seen, the share with the least mean squared error of rounding and satu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layers.integer.calls import CallMode, Kind
+from layers.integer.calls import Call, CallMode
 from layers.integer.inputs import seen_inputs, set_input_grid, unrounded_inputs
 from layers.integer.network import int8_layers, round_activations
 from layers.integer.rounding import ACTIVATION_CODES, round_activation, zero_point
@@ -129,16 +128,8 @@ class _Watch(CallMode):
         self._plan = plan
         self._add = add
 
-    def called(
-        self,
-        number: int,
-        kind: Kind,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Tensor,
-        layer: nn.Module | None,
-    ) -> Tensor:
-        row = self._plan.grids.get(number)
-        if row is not None and kind != "same_values":
-            self._add(row, result)
-        return result
+    def called(self, call: Call) -> Tensor:
+        row = self._plan.grids.get(call.number)
+        if row is not None and call.kind != "same_values":
+            self._add(row, call.result)
+        return call.result
