@@ -7,6 +7,7 @@ from typing import Any
 from results.analysis.summary import Summary
 from results.formatting import format_metrics, format_place
 from results.report.data import ReportData
+from results.report.effects_section import effects_section
 from results.report.page import table, web_file
 from results.report.published import PlacedResult, published_beside
 from results.schema import TrialStatus
@@ -16,8 +17,8 @@ __all__ = ["sections"]
 _SHOWN_FAILURES = 20
 
 
-def sections(summary: Summary, data: ReportData) -> Iterator[str]:
-    """Yield the body of the page, top to bottom."""
+def sections(summary: Summary, data: ReportData, effects: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """Yield the body of the page, top to bottom; `effects` are those of `results.analysis.effects_table`."""
     name = escape(summary.score_name)
     yield '<a class="skip" href="#front">Skip to the front</a>\n<main>'
     yield from _title(summary)
@@ -30,6 +31,7 @@ def sections(summary: Summary, data: ReportData) -> Iterator[str]:
         yield web_file("history.html").replace("{reference}", escape(_reference(summary)))
         yield web_file("knobs.html")
         yield web_file("importance.html").replace("{score_name}", name) if data["importance"]["effects"] else ""
+        yield effects_section(effects) if effects else ""
         yield web_file("table.html")
     else:
         yield "<p>No trial has finished yet, so there is no front to show.</p>"
