@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from layers import compress_model
 from search.optimize.candidates import Candidates
-from search.optimize.initial import initial_configs
+from search.optimize.initial import first_configs
 from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler, check_sampler
 from search.optimize.searcher import FrontSearcher
@@ -158,7 +158,7 @@ def _run(
         callback.measured = finished_rows(comparable_studies(study), plan.parsed_objectives(), place)
         searcher.begin(
             missing,
-            initial_configs=initial_configs(setup.space, plan.model, setup.limits),
+            first=first_configs(setup.space, plan.model, setup.limits, forecast=False),
             unfinished=_unfinished(study, past, _warm_trials(setup, plan, callback.measured)),
             measured=callback.measured,
             on_reuse=callback.reuse,
