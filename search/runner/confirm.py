@@ -60,7 +60,8 @@ def rows_to_confirm(study: StudyLedger, which: str, *, where: str | None, seeds:
     rows = picks(study.ledger, study.name, which, where=where)
     for row in rows:
         if row["status"] != TrialStatus.FINISHED:
-            raise UsageError(f"pick (={which!r}) must be a finished trial: {row['trial']} {row['status']}")
+            ended = "was never trained" if row["status"] == TrialStatus.SKETCH else row["status"]
+            raise UsageError(f"pick (={which!r}) must be a finished trial: {row['trial']} {ended}")
     return rows
 
 
