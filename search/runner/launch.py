@@ -36,7 +36,7 @@ from spaces import NetworkConfig, Space
 from trainers.runtime.runtimes import DEFAULT_THREADS
 from trainers.runtime.sessions import open_session
 
-__all__ = ["SearchResult", "create_study", "open_workload", "run_study"]
+__all__ = ["SearchResult", "create_study", "make_searcher", "open_workload", "run_study"]
 
 _NO_DASHBOARDS = DashboardOptions()
 
@@ -93,7 +93,11 @@ def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload, *, ske
     workload.check_fidelity(plan.model, limits)
     if plan.times_files:
         _try_file(workload, plan)
-    rows = warm_start_rows(study, settings, lambda config: may_try(config, space, plan.budget), plan.place())
+
+    def spelled(config: NetworkConfig) -> NetworkConfig | None:
+        return space.spelled(config) if may_try(config, space, plan.budget) else None
+
+    rows = warm_start_rows(study, settings, spelled, plan.place())
     about = {"dataset": plan.data.label, "uncompressed": workload.reference(), "choices": space.choices}
     if workload.network.uncounted:
         about["uncounted"] = list(workload.network.uncounted)
@@ -148,7 +152,7 @@ def _run(
     study = setup.study
     plan = StudyPlan.from_record(study.record())
     past = study.trials().to_pylist()
-    searcher = _make_searcher(setup, plan, past)
+    searcher = make_searcher(plan, setup.space, setup.limits, setup.workload.hashes(), past)
     missing = plan.trials - len(past)
     if missing <= 0:
         return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
@@ -181,9 +185,18 @@ def _run(
     return SearchResult(done=done, wanted=plan.trials, exhausted=searcher.exhausted)
 
 
-def _make_searcher(setup: _Setup, plan: StudyPlan, past: Iterable[Mapping[str, Any]]) -> FrontSearcher:
-    """Return the searcher of a plan, which has learned from the study's past rows."""
-    candidates = Candidates(setup.space)
+def make_searcher(
+    plan: StudyPlan,
+    space: Space,
+    limits: tuple[NetworkConfig, NetworkConfig],
+    hashes: Mapping[str, str],
+    past: Iterable[Mapping[str, Any]],
+) -> FrontSearcher:
+    """Return the searcher of a plan in its space, which has learned from the study's past rows.
+
+    `limits` are the space's extremes within the budget, `hashes` those of the workload.
+    """
+    candidates = Candidates(space)
     objectives = plan.parsed_objectives()
     sampler = ConfigSampler(
         candidates,
@@ -197,9 +210,9 @@ def _make_searcher(setup: _Setup, plan: StudyPlan, past: Iterable[Mapping[str, A
         sampler,
         ConformalPruner(objectives, miss_rate=plan.miss_rate),
         budget=plan.budget,
-        cheapest=setup.limits[0],
+        cheapest=limits[0],
         objectives=objectives,
-        make_spec=lambda config: plan.spec(config, **setup.workload.hashes()),
+        make_spec=lambda config: plan.spec(config, **hashes),
         seed=plan.seed,
     )
     for row in past:
@@ -246,8 +259,12 @@ def _warm_trials(setup: _Setup, plan: StudyPlan, measured: Mapping[str, Mapping[
     """Return the trials of a warm start whose latency is taken before the study counts them among its own."""
     rows = {digest[:10]: row for digest, row in measured.items()}
     hashes = setup.workload.hashes()
+
+    def config(trial: str) -> NetworkConfig:
+        return setup.space.spelled(network_config(rows[trial]))
+
     return [
-        {"number": number, "trial": trial, "spec": plan.spec(network_config(rows[trial]), **hashes).to_json()}
+        {"number": number, "trial": trial, "spec": plan.spec(config(trial), **hashes).to_json()}
         for number, trial in enumerate(setup.study.record().get("warm_trials", []))
         if trial in rows
     ]
