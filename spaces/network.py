@@ -92,8 +92,7 @@ class Network:
             forms.update(self.block_forms(block, block_config, config.minimum_templates))
         rounded = self._norm_and_bias_forms(config.blocks.get(NORMS_AND_BIASES, BlockConfig()))
         return forms | {
-            name: dataclasses.replace(forms.get(name, LayerForm()), vector_bits=form.vector_bits)
-            for name, form in rounded.items()
+            name: _with_vector_bits(forms.get(name, _DENSE), form.vector_bits) for name, form in rounded.items()
         }
 
     def layers_in(self, block: str) -> tuple[str, ...]:
@@ -128,7 +127,7 @@ class Network:
             return self._norm_and_bias_forms(block_config)
         layers = self.layers_in(block)
         forms = {name: _layer_form(self.shapes[name], block_config, minimum_templates) for name in layers}
-        return {name: form for name, form in forms.items() if form != LayerForm()}
+        return {name: form for name, form in forms.items() if form != _DENSE}
 
     def equivalent(self, block: str, one: BlockConfig, other: BlockConfig, minimum_templates: int) -> bool:
         """Return whether two configs of a block give its layers the same forms."""
@@ -225,6 +224,14 @@ _SIMPLER: tuple[Mapping[str, Any], ...] = (
     {"arithmetic": None},
 )
 """Simpler values of knobs, those of some together, tried in this order and taken if they change no layer."""
+
+
+_DENSE = LayerForm()
+
+
+@lru_cache(maxsize=1 << 12)
+def _with_vector_bits(form: LayerForm, bits: int | None) -> LayerForm:
+    return dataclasses.replace(form, vector_bits=bits)
 
 
 @lru_cache(maxsize=1 << 16)
