@@ -19,8 +19,8 @@ ARRAYS = ("numpy", "pyarrow")
 PLAIN = (
     *("layers", "layers.blockfloat", "layers.blockfloat.format", "layers.cost", "layers.errors", "layers.files"),
     *("layers.form", "layers.series.basis", "layers.templates.count", "layers.templates.transforms"),
-    *("spaces", "spaces.blocks", "spaces.card", "spaces.config", "spaces.network", "spaces.papers"),
-    *("spaces.portable", "spaces.space"),
+    *("spaces", "spaces.blocks", "spaces.card", "spaces.config", "spaces.effects"),
+    *("spaces.network", "spaces.papers", "spaces.portable", "spaces.space"),
     *("trainers", "trainers.data", "trainers.data.spec", "trainers.score", "trainers.spec", "trainers.start.choices"),
     *("trainers.training.recipe", "results", "results.formatting", "results.objectives"),
     *("search", "search.commands.cli", "search.study.objects", "search.study.parsing", "search.study.plan", "overtone"),

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from results.analysis.convergence import anytime_hypervolume
 from results.analysis.summary import Summary
-from results.formatting import cost_axis, format_metrics, unit_name
+from results.formatting import cost_axis, format_block, format_metrics, unit_name
 from results.report.encoding import encode_configs
 from results.report.published import PlacedResult, published_beside
+from results.schema import to_records
 
 __all__ = ["FORMAT", "ReportData", "report_data"]
 
@@ -104,6 +105,8 @@ class ReportData(TypedDict):
     history: dict[str, list[Any]]
     """What `anytime_hypervolume` returns."""
     published: list[Landmark]
+    sketches: list[Landmark]
+    """Configs that were calibrated and never trained, at their score before any training."""
     importance: Importance
 
 
@@ -136,6 +139,7 @@ def report_data(
         "knee": None if summary.knee is None else index_of[summary.knee["trial"]],
         "history": anytime_hypervolume(summary),
         "published": [{"at": placed.at, "lines": _published_lines(placed)} for placed in published_beside(summary)],
+        "sketches": [_sketch(row) for row in to_records(summary.sketches)],
         "importance": _importance(importance),
     }
 
@@ -198,6 +202,12 @@ def _published_lines(placed: PlacedResult) -> list[str]:
         f"keeps {100 * row.size:.1f} % of the size, {100 * row.flops:.1f} % of the FLOPs",
         "placed by its loss relative to this study\u2019s baseline",
     ]
+
+
+def _sketch(row: Mapping[str, Any]) -> Landmark:
+    at = {name: row[name] for name in _COSTS if row[name] is not None} | {"score": row["init_score"]}
+    lines = [f"{row['trial']}: a sketch, calibrated and never trained", format_metrics(at)]
+    return {"at": at, "lines": [*lines, *map(format_block, row["blocks"])]}
 
 
 def _importance(importance: Mapping[str, Any]) -> Importance:

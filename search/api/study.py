@@ -176,6 +176,7 @@ class Study:
             "state": state,
             "wanted": summary.record["trials"],
             **{name: statuses.count(name) for name in ("finished", "failed", "pruned")},
+            "sketches": summary.sketches.num_rows,
             "running": published.get("running", 0) if running else 0,
             "front": summary.front.num_rows,
             "confirmed": sum(row["seeds"] > 1 for row in confidence_by_trial(self.ledger, summary).values()),
@@ -192,6 +193,7 @@ class Study:
         where: str | None = None,
         *,
         front: bool = False,
+        sketches: bool = False,
         sort: str | None = None,
         descending: bool | None = None,
         limit: int | None = None,
@@ -199,13 +201,15 @@ class Study:
     ) -> pd.DataFrame:
         """Return the trials that meet an SQL condition on columns, such as `size_bytes < 100e3`; all without one.
 
-        With `front`, return the front of those. Subqueries may ask the other tables. Scores sort highest first and
-        costs lowest first, unless `descending` is set.
+        With `front`, return the front of those. With `sketches`, also return what `sketch` measured, of status `sketch`.
+        Subqueries may ask the other tables. Scores sort highest first and costs lowest first, unless `descending` is
+        set.
         """
         return query(
             self.ledger,
             self.name,
             front=front,
+            sketches=sketches,
             where=where,
             sort=sort,
             descending=descending,
@@ -214,7 +218,8 @@ class Study:
         )
 
     def sql(self, statement: str) -> pd.DataFrame:
-        """Return the answer to one query over the tables trials, front, epochs, blocks, confirmations and baseline.
+        """Return the answer to one query over the tables trials, front, epochs, blocks, confirmations, sketches and
+        baseline.
 
         It is a SELECT (WITH, FROM and VALUES too), SHOW TABLES or DESCRIBE. Values keep what DuckDB has: integers and
         booleans with nulls have pandas' nullable types, and what pandas has no type for is text.

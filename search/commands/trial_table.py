@@ -81,7 +81,9 @@ def format_score(row: Mapping[str, Any]) -> str:
 
 def _default_columns(trials: pd.DataFrame, score_name: str) -> list[str]:
     """Return the columns that tell trials apart, of those that people look at first."""
-    first = ("trial", "status", score_name, "probability_dominated", "size_bytes", "flops")
+    sketched = "status" in trials and (trials["status"] == "sketch").any()
+    scores = (score_name, init_name(score_name)) if sketched else (score_name,)
+    first = ("trial", "status", *scores, "probability_dominated", "size_bytes", "flops")
     then = ("latency_ms", "latency_b64_ms", "epochs_run", "blocks")
     names = [name for name in (*first, *then) if name in trials and not trials[name].isna().all()]
     if "status" in names and (trials["status"] == "finished").all():

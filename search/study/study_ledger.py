@@ -54,12 +54,16 @@ class StudyLedger:
         return self.ledger.objectives(self.name)
 
     def trials(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of the search's trials, by number, without repeats."""
+        """Return the rows of the search's trials, by number, without repeats and sketches."""
         return self.ledger.trials(self.name, columns=columns)
 
     def repeats(self) -> pa.Table:
         """Return the rows of the trials that repeat another one with a new seed."""
         return self.ledger.repeats(self.name)
+
+    def sketches(self) -> pa.Table:
+        """Return the rows of the configs that were calibrated and measured, and never trained."""
+        return self.ledger.sketches(self.name)
 
     def front(self) -> pa.Table:
         """Return the rows of the front."""

@@ -18,25 +18,37 @@ CALIBRATION_IMAGES = 512
 
 
 def initialize(
-    init: str, model: nn.Module, baseline: nn.Module, data: Data, *, seed: int, device: torch.device
+    init: str,
+    model: nn.Module,
+    baseline: nn.Module,
+    data: Data,
+    *,
+    seed: int,
+    device: torch.device,
+    calibration: torch.Tensor | None = None,
 ) -> None:
     """Initialize a compressed model, as `layers.compress_model` returns it, and move it to the device.
 
-    The seed draws the calibration images, or gradient descent's first coefficients. Layers in int8 take the scales of
-    their activations from the calibration images, whatever the start.
+    The seed draws the calibration images, unless normalized ones are given as `calibration`, or gradient descent's
+    first coefficients. Layers in int8 take the scales of their activations from the calibration images, whatever the
+    start.
     """
+
+    def images() -> torch.Tensor:
+        return calibration_images(data, seed=seed, device=device) if calibration is None else calibration
+
     if init not in INITS:
         raise UsageError(f"init (={init!r}) must be one of {', '.join(INITS)}")
     model.to(device)
     if init == "calibrated" and compressed_layers(model):
-        calibrate(model, baseline, calibration_images(data, seed=seed, device=device))
+        calibrate(model, baseline, images())
     elif init == "gradient_descent":
         generator = epoch_generator(seed, 0, torch.device("cpu"))
         for name, layer in compressed_layers(model).items():
             if isinstance(layer, CompressedConv2d) and layer.form.basis and not layer.form.allocation:
                 _descend(layer, baseline.get_parameter(f"{name}.weight"), generator)
     if int8_layers(model):
-        scale_activations(model, calibration_images(data, seed=seed, device=device))
+        scale_activations(model, images())
 
 
 def calibration_images(data: Data, *, seed: int, device: torch.device, count: int = CALIBRATION_IMAGES) -> torch.Tensor:
