@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from layers import Cost, LayerForm, LayerShape, OvertoneWarning, UsageError, layer_cost, network_cost, remaining_cost
 from layers.form import Assignment, canonical_form, is_norm, stored_tensors
 from layers.templates.count import template_count
-from spaces.blocks import Granularity, find_blocks
+from spaces.blocks import NORMS_AND_BIASES, Granularity, find_blocks
 from spaces.config import BlockConfig, NetworkConfig
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ __all__ = ["NORMS_AND_BIASES", "Network"]
 
 _FORMS_FORMAT = 2
 """What the fields of a form mean, as part of the digest; until 2 inputs were rounded to as many bits as weights."""
-NORMS_AND_BIASES = "norms_and_biases"
-"""The block of all norms and biases, which takes bits alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
