@@ -10,16 +10,17 @@ import pyarrow.compute as pc
 
 from results.formatting import format_block
 from results.schema import SCHEMA
+from spaces.blocks import stages_of
 
 __all__ = ["encode_configs"]
 
 _KNOBS = tuple(field.name for field in SCHEMA.field("blocks").type.value_type if field.name != "block")
 
 
-def encode_configs(blocks: pa.ChunkedArray) -> dict[str, Any]:
-    """Return the ledger's column `blocks` as `knobs`, `names`, `forms` and `rows`.
+def encode_configs(blocks: pa.ChunkedArray, granularity: str = "stage") -> dict[str, Any]:
+    """Return the ledger's column `blocks` as `knobs`, `names`, `stages`, `forms` and `rows`.
 
-    `knobs` are all that a block can have; `names` are all blocks, in network order; each of `forms` is a compressed
+    `knobs` are all that a block can have; `names` are all blocks, in network order, and `stages` theirs; each of `forms` is a compressed
     block as `text` and as `knobs` (without those that are null); `rows[b][t]` is the index of the form that block
     `names[b]` has in trial t, -1 for uncompressed.
     """
@@ -41,7 +42,8 @@ def encode_configs(blocks: pa.ChunkedArray) -> dict[str, Any]:
         {"text": format_block(record).removeprefix(f"{record['block']}: "), "knobs": _knobs(record)}
         for record in records
     ]
-    return {"knobs": list(_KNOBS), "names": names, "forms": forms, "rows": rows.tolist()}
+    stages = list(stages_of(names, granularity).values())
+    return {"knobs": list(_KNOBS), "names": names, "stages": stages, "forms": forms, "rows": rows.tolist()}
 
 
 def _knobs(record: Mapping[str, Any]) -> dict[str, Any]:
