@@ -20,9 +20,9 @@ _KNOBS = tuple(field.name for field in SCHEMA.field("blocks").type.value_type if
 def encode_configs(blocks: pa.ChunkedArray, granularity: str = "stage") -> dict[str, Any]:
     """Return the ledger's column `blocks` as `knobs`, `names`, `stages`, `forms` and `rows`.
 
-    `knobs` are all that a block can have; `names` are all blocks, in network order, and `stages` theirs; each of `forms` is a compressed
-    block as `text` and as `knobs` (without those that are null); `rows[b][t]` is the index of the form that block
-    `names[b]` has in trial t, -1 for uncompressed.
+    `knobs` are all that a block can have; `names` are all blocks, in network order, and `stages` theirs; each of
+    `forms` is a compressed block as `text` and as `knobs` (without those that are null); `rows[b][t]` is the index of
+    the form that block `names[b]` has in trial t, -1 for uncompressed.
     """
     lists = blocks.combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # an empty column stays chunked in some versions

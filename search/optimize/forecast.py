@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import log1p
 
+from results.analysis.effects import EffectModel
 from spaces import BlockConfig
 
 __all__ = ["Forecast"]
@@ -22,6 +24,8 @@ _KINDS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("activation_bits", "activation_block", "arithmetic"), 1.0),
 )
 """Knobs of one kind, and how much of their effect is expected to stay after training."""
+_FLOOR = 0.01
+"""Least error that a network counts as having."""
 _TOGETHER = 0.3
 """The same of what kinds do together beyond what each does alone."""
 
@@ -36,6 +40,20 @@ class Forecast:
     """Score of the uncompressed network."""
     slopes: tuple[float, ...] = (*(slope for _, slope in _KINDS), _TOGETHER)
     """How much of each value is expected to stay after training."""
+
+    @classmethod
+    def of(cls, model: EffectModel, reference: float) -> Forecast:
+        """Return the forecast of measured effects, for a network whose score is `reference` as it was.
+
+        Effects are rises of the loss in nats. They are taken as shares of the error that the network has anyway: its
+        own loss on images that it was trained on says little.
+        """
+        error = 1 - reference + _FLOOR
+
+        def effect(block: str, config: BlockConfig) -> float:
+            return log1p(max(0.0, model.loss_increase(block, config)) / error)
+
+        return cls(effect, reference)
 
     def __call__(self, block: str, config: BlockConfig) -> tuple[float, ...]:
         """Return what each kind of knob of a block does alone, and what they do together beyond that."""

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from layers import compress_model
 from search.optimize.candidates import Candidates
+from search.optimize.forecast import Forecast
 from search.optimize.initial import first_configs
 from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler, check_sampler
@@ -191,12 +192,14 @@ def make_searcher(
     limits: tuple[NetworkConfig, NetworkConfig],
     hashes: Mapping[str, str],
     past: Iterable[Mapping[str, Any]],
+    forecast: Forecast | None = None,
 ) -> FrontSearcher:
     """Return the searcher of a plan in its space, which has learned from the study's past rows.
 
-    `limits` are the space's extremes within the budget, `hashes` those of the workload.
+    `limits` are the space's extremes within the budget, `hashes` those of the workload. The `forecast` is what the
+    effects of single blocks say, if they are known.
     """
-    candidates = Candidates(space)
+    candidates = Candidates(space, forecast)
     objectives = plan.parsed_objectives()
     sampler = ConfigSampler(
         candidates,
@@ -208,7 +211,7 @@ def make_searcher(
     searcher = FrontSearcher(
         candidates,
         sampler,
-        ConformalPruner(objectives, miss_rate=plan.miss_rate),
+        ConformalPruner(objectives, miss_rate=plan.miss_rate, forecast=forecast),
         budget=plan.budget,
         cheapest=limits[0],
         objectives=objectives,
