@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
+from layers.integer.network import int8_layers
 from layers.integer.rounding import FILTER_CODES
 from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
@@ -102,7 +103,7 @@ def _write_safetensors(source: Path, target: Path, card: _Card, model: _Own, opt
 def _write_onnx(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
     compressed, image = load_model(source, model=model), _image(card)
     with _exporting("onnx", card):
-        skeleton = _skeleton(card, model, image)
+        skeleton = _skeleton(card, model, image, marked=bool(int8_layers(compressed)))
         target.write_bytes(tuned_file(skeleton, compressed, options))
 
 
@@ -135,11 +136,13 @@ def shared_graphs() -> Iterator[None]:
         _GRAPHS.reset(token)
 
 
-def _skeleton(card: _Card, model: _Own, image: tuple[int, int, int]) -> Skeleton:
+def _skeleton(card: _Card, model: _Own, image: tuple[int, int, int], *, marked: bool) -> Skeleton:
     from spaces.portable.skeleton import make_skeleton
 
     graphs, key = _GRAPHS.get(), (card["model"], card["classes"], image, id(model))
-    skeleton = (graphs or {}).get(key) or make_skeleton(_uncompressed(card, model), image)
+    skeleton = (graphs or {}).get(key)
+    if skeleton is None or (marked and not skeleton.marks):
+        skeleton = make_skeleton(_uncompressed(card, model), image, marked=marked)
     if graphs is not None:
         graphs[key] = skeleton
     return skeleton
