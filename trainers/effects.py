@@ -23,7 +23,7 @@ from trainers.runtime.determinism import epoch_generator, eval_mode
 from trainers.start.saliency import filter_saliency
 from trainers.start.start import CALIBRATION_IMAGES, initialize
 
-__all__ = ["EffectMeter", "affordable_effects"]
+__all__ = ["EffectMeter", "affordable_effects", "effect_passes"]
 
 _IMAGES = 256
 _CALIBRATION = 128
@@ -40,8 +40,12 @@ def affordable_effects(data: Data, *, trials: float, epochs: int) -> int:
     `trainers.estimate` times them: the same on every machine, so that equal studies know equal effects.
     """
     trial = 3 * len(data.train) * epochs + len(data.val) * (epochs + 1)
-    measurement = _IMAGES + _CALIBRATION_PASSES * _calibration_count(data) + _FIXED_PASSES
-    return int(trials * trial / measurement)
+    return int(trials * trial / effect_passes(data))
+
+
+def effect_passes(data: Data) -> int:
+    """Return what measuring one effect costs, in forward passes of one image."""
+    return _IMAGES + _CALIBRATION_PASSES * _calibration_count(data) + _FIXED_PASSES
 
 
 def _calibration_count(data: Data) -> int:

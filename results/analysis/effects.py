@@ -40,8 +40,8 @@ _Floats = npt.NDArray[np.float64]
 _Point = tuple[str, str, Numbers]
 """A block, a part of a form, and the part's numbers."""
 
-_LEAST = 1e-7
-"""Divergences below, in nats, are nothing."""
+_LEAST, _SEEN = 1e-5, 1e-3
+"""Effects below, in nats, count as this much: in the rule, and in how far it is off."""
 _LEVEL = log(0.01), 3.0
 """Logarithm of an effect of which nothing is known, and its standard deviation."""
 _BLOCK, _PART, _FORM, _OWN, _NOISE = 1.0, 1.0, 0.3, 0.4, 0.1
@@ -113,8 +113,11 @@ class EffectModel:
 
     @property
     def held_out_factor(self) -> float:
-        """The factor by which such a forecast is typically off: exp of the root mean square of the log ratio."""
-        ratios = [log(told / given) for given, told in self._left_out]
+        """The factor by which such a forecast is typically off: exp of the root mean square of the log ratio.
+
+        Effects below a thousandth of a nat count as one.
+        """
+        ratios = [log(max(told, _SEEN) / max(given, _SEEN)) for given, told in self._left_out]
         return float(np.exp(np.sqrt(np.mean(np.square(ratios))))) if ratios else float("nan")
 
     @property
@@ -226,7 +229,7 @@ def _single(known: _Known) -> list[tuple[str, Numbers]]:
 
 def _known(effect: Effect, parts: Mapping[str, Numbers]) -> _Known:
     divergence = max(effect.divergence, _LEAST)
-    error = min(1.0, effect.divergence_error / divergence)
+    error = 1.0 if effect.divergence < _LEAST else min(1.0, effect.divergence_error / divergence)
     return _Known(block=effect.block, parts=parts, divergence=divergence, error=error)
 
 

@@ -181,6 +181,7 @@ class Study:
             "front": summary.front.num_rows,
             "confirmed": sum(row["seeds"] > 1 for row in confidence_by_trial(self.ledger, summary).values()),
             "hypervolume": summary.hypervolume,
+            "effects_s": float(summary.record.get("effects_s", 0.0)),
             "seconds_left": published.get("seconds_left") if running else None,
         }
 

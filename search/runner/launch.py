@@ -18,6 +18,7 @@ from search.optimize.sampler import ConfigSampler, check_sampler
 from search.optimize.searcher import FrontSearcher
 from search.runner.cluster import Resources, connected
 from search.runner.dashboards import DashboardOptions, Observer
+from search.runner.effects import ensure_effects
 from search.runner.engine import run_trials
 from search.runner.gpu_probe import gpu_share
 from search.runner.progress import Progress, decoding_bar
@@ -162,6 +163,8 @@ def _run(
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe, console))
         observers = [progress, *boards]
         gpus = float(resources.gpus_per_trial or 0)
+        if plan.sampler == "ehvi":
+            ensure_effects(study, setup.workload, setup.space, plan, resources, console, claim.ensure_held)
         callback = _make_callback(setup, plan, searcher, observers, claim, gpus=gpus)
         place = plan.place(cpus=resources.cpus_per_trial, gpu=gpus > 0)
         callback.measured = finished_rows(comparable_studies(study), plan.parsed_objectives(), place)

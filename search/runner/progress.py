@@ -19,7 +19,7 @@ from search.runner.notebook import NotebookBar
 from trainers.score import SCORE_NAME
 from trainers.training.loop import Epoch
 
-__all__ = ["Progress", "RunProgress", "StudyProgress", "decoding_bar", "epoch_line", "make_console"]
+__all__ = ["Progress", "RunProgress", "StudyProgress", "counting_bar", "decoding_bar", "epoch_line", "make_console"]
 
 
 _READING = "reading images"
@@ -132,18 +132,30 @@ def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
     Where there is neither a terminal nor a notebook it shows nothing.
     """
+    with counting_bar(console, _READING) as show:
+        yield show
+
+
+@contextmanager
+def counting_bar(console: Console, what: str, *, lines: int = 0) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that is told how many of how many are done, which shows a bar from then on.
+
+    Where there is neither a terminal nor a notebook it shows so many lines in all.
+    """
     if _in_notebook(console):
-        yield NotebookBar(_READING).show
+        yield NotebookBar(what).show
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = RichProgress(*columns, console=console, transient=True)
-    task = bar.add_task(_READING, total=None)
+    task = bar.add_task(what, total=None)
     with ExitStack() as stack:
 
         def show(done: int, total: int) -> None:
             if console.is_terminal and not bar.live.is_started:
                 stack.enter_context(bar)
             bar.update(task, completed=done, total=total)
+            if not console.is_terminal and done * lines // total > (done - 1) * lines // total:
+                console.print(f"[{done}/{total}] {what}", markup=False, highlight=False)
 
         yield show
 

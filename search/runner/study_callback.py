@@ -64,8 +64,9 @@ class StudyCallback(LedgerCallback):
         self._observers = observers
         self._keep_all = keep == "all"
         self._gpus = gpus
-        self._seconds = float(pc.sum(past.column("total_s")).as_py() or 0)
-        self._uncompressed = study.record()["uncompressed"]
+        record = study.record()
+        self._seconds = float(pc.sum(past.column("total_s")).as_py() or 0) + record.get("effects_s", 0.0)
+        self._uncompressed = record["uncompressed"]
         self._reference = reference_point(self._objectives, self._uncompressed, past)
         self._members = study.front()
         self._hypervolume = hypervolume(self._members, self._objectives, self._reference)

@@ -82,7 +82,7 @@ def test_the_held_out_error_is_that_of_rules_fitted_without_each_effect(network,
         others = EffectModel.fit(_library(*(other for other in effects if other is not effect)), network)
         told = others.loss_increase(effect.block, effect.config)
         errors.append(abs(told - effect.divergence))
-        logs.append(math.log(told / effect.divergence))
+        logs.append(math.log(max(told, 1e-3) / max(effect.divergence, 1e-3)))
     assert model.held_out == len(effects)
     assert model.held_out_error == pytest.approx(np.mean(errors), rel=1e-6)
     assert model.held_out_factor == pytest.approx(math.exp(np.sqrt(np.mean(np.square(logs)))), rel=1e-6)
