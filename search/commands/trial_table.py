@@ -25,6 +25,7 @@ _HEADERS = {
     "probability_dominated": "P(dominated)",
     "size_bytes": "size",
     "flops": "compute",
+    "predicted_loss_increase": "predicted loss",
     "latency_ms": "latency",
     "latency_b64_ms": "latency (64)",
     "blocks": "network",
@@ -126,6 +127,8 @@ def _cell(name: str, value: Any, score_name: str) -> str:
         return format_flops(value)
     if name in ("latency_ms", "latency_b64_ms"):
         return f"{value:.3g} ms"
+    if name == "predicted_loss_increase":
+        return f"{value:+.3f}"
     if name == "probability_dominated":
         return f"{value:.1%}"
     if name.startswith(score_name) or name == init_name(score_name) or _SHARES.fullmatch(name):

@@ -8,6 +8,7 @@ is HiGHS).
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,7 +132,7 @@ def _forms(space: Space, block: str, effect: Effect) -> list[_Option]:
 def _useful(options: Sequence[_Option]) -> list[_Option]:
     losses = [option.loss_increase for option in options]
     points = np.column_stack([losses, _array(option.cost for option in options)])
-    return [options[index] for index in np.flatnonzero(moocore.is_nondominated(points, keep_weakly=False))]
+    return list(itertools.compress(options, moocore.is_nondominated(points, keep_weakly=False)))
 
 
 def _array(costs: Iterable[Cost]) -> Floats:

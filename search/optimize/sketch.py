@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
 
 import moocore
 import numpy as np
@@ -90,14 +90,14 @@ def _grid(ranges: Sequence[tuple[int, int]], budget: Budget, costs: Sequence[str
     ):
         steps = np.geomspace(min(most, limit or most), least, (count - 1) * finer + 1) if name in costs else ()
         axes.append([limit, *(int(step) for step in steps[1:-1]), *([least] if name in costs else [])])
-    for max_size, max_flops in product(*axes):
+    for max_size, max_flops in itertools.product(*axes):
         yield Budget(max_size=max_size, max_flops=max_flops)
 
 
 def _nondominated(sketches: Sequence[Sketch], costs: Sequence[str]) -> list[Sketch]:
     """Return those that no other beats in predicted loss and these costs."""
     points = np.array([[sketch.loss_increase, *_named(sketch.cost, costs)] for sketch in sketches])
-    return [sketches[index] for index in np.flatnonzero(moocore.is_nondominated(points))] if sketches else []
+    return list(itertools.compress(sketches, moocore.is_nondominated(points))) if sketches else []
 
 
 def _spread(front: Sequence[Sketch], chosen: list[Sketch], points: int, costs: Sequence[str]) -> None:

@@ -103,13 +103,13 @@ def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload, *, ske
     about = {"dataset": plan.data.label, "uncompressed": workload.reference(), "choices": space.choices}
     if workload.network.uncounted:
         about["uncounted"] = list(workload.network.uncounted)
-    counts = {"trials": plan.trials + len(rows), "warm_started": len(rows), ONLY_SKETCHED: sketch}
+    begun: dict[str, Any] = {ONLY_SKETCHED: sketch, "warm_started": len(rows), "trials": plan.trials + len(rows)}
     if plan.times:  # each of them must be timed, or have been timed where trials run
-        counts["warm_trials"], rows = [row.trial for row in rows], []
+        begun["warm_trials"], rows = [row.trial for row in rows], []
     if record is None:
-        study.create({**settings, **about, **counts}, rows)
+        study.create({**settings, **about, **begun}, rows)
     else:
-        study.begin({**{name: settings[name] for name in OF_TRIALS}, **counts}, rows)
+        study.begin({**{name: settings[name] for name in OF_TRIALS}, **begun}, rows)
 
 
 def open_workload(study: StudyLedger, console: Console, objects: Objects, places: Places = RECORDED) -> Workload:

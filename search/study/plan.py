@@ -192,8 +192,8 @@ class StudyPlan:
     def sketch_spec(self, config: NetworkConfig, *, weights_sha256: str, data_fingerprint: str) -> TrialSpec:
         """Return the start and validation of one config, without training: the same whatever the recipe of trials."""
         spec = self.spec(config, weights_sha256=weights_sha256, data_fingerprint=data_fingerprint)
-        untrained = {"recipe": TrainingRecipe(), "epochs": 0}
-        return replace(spec, **untrained, latency=False, runtime=DEFAULT_RUNTIME, latency_threads=None)
+        untrained = replace(spec, recipe=TrainingRecipe(), epochs=0)
+        return replace(untrained, latency=False, runtime=DEFAULT_RUNTIME, latency_threads=None)
 
 
 def check_same_settings(record: Mapping[str, Any], settings: Mapping[str, Any], but: Collection[str] = ()) -> None:
