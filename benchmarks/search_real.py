@@ -41,7 +41,7 @@ from resnet20_trials import device
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from search.optimize.initial import initial_configs
+from search.optimize.initial import first_configs
 from search.runner.launch import make_searcher
 from search.study.budget import Budget, extremes
 from search.study.plan import StudyPlan
@@ -258,7 +258,7 @@ def run_search(study: str, subject: Subject, studies: Studies, seed: int, scratc
         return
     learned = [_as_ledger_row(row, plan, subject) for row in past]
     searcher = make_searcher(plan, space, limits, subject.hashes(), learned)
-    searcher.begin(plan.trials - len(past), initial_configs=initial_configs(space, plan.model, limits))
+    searcher.begin(plan.trials - len(past), first=first_configs(space, plan.model, limits, forecast=False))
     for trial in map(str, range(len(past), plan.trials)):
         next(clock)
         started = time.process_time()

@@ -194,8 +194,8 @@ class TrialRow:
             self._check_measured("init_score")
             if self.score is not None or self.epochs_run:
                 raise OvertoneError(
-                    f"trial {self.trial!r} is a sketch, never trained: score (={self.score}) must be None and epochs_run "
-                    f"(={self.epochs_run}) 0"
+                    f"trial {self.trial!r} is a sketch, never trained: score (={self.score}) must be None and "
+                    f"epochs_run (={self.epochs_run}) 0"
                 )
         if self.status == TrialStatus.FAILED and not self.error:
             raise OvertoneError(f"trial {self.trial!r} failed: error (={self.error!r}) must say why")

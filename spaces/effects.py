@@ -34,19 +34,22 @@ class Effect:
     """Share of these images, 0 to 1, whose class is found."""
     seconds: float
     """Compression, initialization and measurement."""
+    bytes_saved: int = 0
+    """By how much the packed network is smaller than uncompressed."""
+    flops_saved: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data, the inverse of `from_json`."""
         config = NetworkConfig(blocks={self.block: self.config}).to_json()["blocks"][self.block]
-        measured = {name: getattr(self, name) for name in _MEASURED}
+        measured = {name: getattr(self, name) for name in (*_MEASURED, *_SAVED)}
         return {"block": self.block, "config": config, **measured}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Effect:
         """Return the effect of JSON data; raise `UsageError` if it is none."""
-        data = _checked(data, "effect", {"block", "config", *_MEASURED})
+        data = _checked(data, "effect", {"block", "config", *_MEASURED, *_SAVED})
         config = NetworkConfig.from_json({"blocks": {data["block"]: data["config"]}}).blocks[data["block"]]
-        return cls(block=data["block"], config=config, **_numbers(data, _MEASURED))
+        return cls(block=data["block"], config=config, **_numbers(data, _MEASURED), **_whole(data, _SAVED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +85,14 @@ class Effects:
     def from_json(cls, data: Mapping[str, Any]) -> Effects:
         """Return the library of JSON data; raise `UsageError` if it is none."""
         data = _checked(data, "effects library", {"effects", *_COUNTS, *_REFERENCE})
-        if not isinstance(data["effects"], list) or not all(type(data[name]) is int for name in _COUNTS):
-            raise UsageError(f"effects library must hold a list of effects, and whole numbers as {', '.join(_COUNTS)}")
+        if not isinstance(data["effects"], list):
+            raise UsageError(f"effects (={data['effects']!r}) must be a list of effects")
         effects = tuple(map(Effect.from_json, data["effects"]))
-        return cls(**{name: data[name] for name in _COUNTS}, **_numbers(data, _REFERENCE), effects=effects)
+        return cls(**_whole(data, _COUNTS), **_numbers(data, _REFERENCE), effects=effects)
 
 
 _MEASURED = ("loss", "divergence", "divergence_error", "score", "seconds")
+_SAVED = ("bytes_saved", "flops_saved")
 _REFERENCE = ("loss", "score", "reference_s")
 _COUNTS = ("images", "calibration_images", "seed", "minimum_templates")
 
@@ -104,3 +108,10 @@ def _numbers(data: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
         if type(data[name]) not in (int, float):
             raise UsageError(f"{name} (={data[name]!r}) must be a number")
     return {name: float(data[name]) for name in names}
+
+
+def _whole(data: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    for name in names:
+        if type(data[name]) is not int:
+            raise UsageError(f"{name} (={data[name]!r}) must be a whole number")
+    return {name: data[name] for name in names}

@@ -23,10 +23,30 @@ from trainers.runtime.determinism import epoch_generator, eval_mode
 from trainers.start.saliency import filter_saliency
 from trainers.start.start import CALIBRATION_IMAGES, initialize
 
-__all__ = ["EffectMeter"]
+__all__ = ["EffectMeter", "affordable_effects"]
 
-_IMAGES = 512
+_IMAGES = 256
 _CALIBRATION = 128
+_CALIBRATION_PIXELS = 1 << 14
+"""Pixels of the calibration images together, at least: small ones tell little each."""
+_CALIBRATION_PASSES, _FIXED_PASSES = 6, 512
+"""What calibration costs an image, and what a measurement costs besides, in forward passes of one image."""
+
+
+def affordable_effects(data: Data, *, trials: float, epochs: int) -> int:
+    """Return how many effects can be measured for the cost of so many trials, validation included.
+
+    Counted in forward passes of the uncompressed network, of which a step of training takes three an image, as
+    `trainers.estimate` times them: the same on every machine, so that equal studies know equal effects.
+    """
+    trial = 3 * len(data.train) * epochs + len(data.val) * (epochs + 1)
+    measurement = _IMAGES + _CALIBRATION_PASSES * _calibration_count(data) + _FIXED_PASSES
+    return int(trials * trial / measurement)
+
+
+def _calibration_count(data: Data) -> int:
+    height, width = data.train.image_shape[1:]
+    return min(CALIBRATION_IMAGES, max(_CALIBRATION, _CALIBRATION_PIXELS // (height * width)), len(data.train) // 2)
 
 
 class EffectMeter:
@@ -44,19 +64,22 @@ class EffectMeter:
         seed: int = 0,
         device: torch.device | str = "cpu",
         images: int = _IMAGES,
-        calibration_images: int = _CALIBRATION,
+        calibration_images: int | None = None,
     ) -> None:
         """Draw the images by the seed and measure the uncompressed network.
 
-        At most half of the training images are calibrated on. Takes the trained `baseline` and its description.
+        At most half of the training images are calibrated on; how many follows from their size unless it is given.
+        Takes the trained `baseline` and its description.
         """
         started = time.perf_counter()
         self._data, self._baseline, self._network = data, baseline, network
         self._init, self._seed = init, seed
+        self._whole = network.cost(NetworkConfig())
         self._device = torch.device(device)
         order = torch.randperm(len(data.train), generator=epoch_generator(seed, 0, torch.device("cpu")))
         first = min(CALIBRATION_IMAGES, len(order) // 2)
-        calibrated, held_out = order[: min(calibration_images, first)], order[first : first + images]
+        calibrated = order[: min(calibration_images or _calibration_count(data), first)]
+        held_out = order[first : first + images]
         self._calibration = data.normalize(data.train.take(calibrated).to(self._device))
         self._images = data.normalize(data.train.take(held_out).to(self._device))
         self._labels = data.train.labels[held_out].to(self._device)
@@ -99,6 +122,7 @@ class EffectMeter:
         logits = self._measured(model)
         divergences = _divergences(self._logits, logits)
         loss, score = self._loss_and_score(logits)
+        cost = self._network.cost(canonical)
         return Effect(
             block=block,
             config=config,
@@ -107,6 +131,8 @@ class EffectMeter:
             divergence_error=float(divergences.std(correction=min(1, len(divergences) - 1)) / len(divergences) ** 0.5),
             score=score,
             seconds=time.perf_counter() - started,
+            bytes_saved=self._whole.size_bytes - cost.size_bytes,
+            flops_saved=self._whole.flops - cost.flops,
         )
 
     def _measured(self, model: nn.Module) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import log, log2, prod, sumprod
+from math import log, log2, prod
 
 from layers.form import LayerForm, LayerShape
 from spaces.config import BlockConfig
@@ -28,17 +28,23 @@ class Part:
 
 
 PARTS: Mapping[str, Part] = {
-    "series": Part((6.0, -1.0, 0.0), (4.0, 1.0, 0.5), (1.5, 1.0, 0.3)),
-    "templates": Part((6.0, 0.0, 1.0), (4.0, 0.5, 1.0), (1.0, 0.2, 0.5)),
+    "series": Part((9.0, 9.0, -2.0, 0.0), (3.0, 3.0, 2.0, 0.5), (1.5, 1.5, 1.0, 0.3)),
+    "templates": Part((5.0, 0.0, 1.0), (3.0, 0.5, 1.0), (1.5, 0.2, 0.5)),
     "bits": Part((-log(4), 0.2, 0.0), (0.3, 0.2, 1.0), (0.1, 0.1, 0.3)),
     "inputs": Part((-log(4), 0.2), (0.3, 0.2), (0.1, 0.1)),
     "int8": Part((1.0,), (1.0,), (0.0,)),
     "vectors": Part((-log(4),), (0.3,), (0.1,)),
 }
-"""Of `series`: the share of taps without a coefficient, whether coefficients are allocated, whether the basis is a
-Chebyshev one. Of `templates`: the share of filters that are rebuilt, log2 of groups, whether they are zero. Of `bits`
-and `inputs`: mantissa bits, log2 of the values that share an exponent, and of the former whether the scale is real. Of
-`int8`: the share of layers that run in it. Of `vectors`: bits."""
+"""The numbers of each part:
+
+- `series`: the share of harmonics that are left out, low ones counting more; or, if coefficients are allocated, the
+  share of taps without one; whether they are; whether the basis is a Chebyshev one;
+- `templates`: the share of filters that are rebuilt, log2 of groups, whether they are zero;
+- `bits`: mantissa bits, log2 of the weights that share an exponent, whether the scale is real;
+- `inputs`: mantissa bits, log2 of the channels that share an exponent;
+- `int8`: the share of layers that run in it;
+- `vectors`: mantissa bits.
+"""
 
 
 def form_parts(network: Network, block: str, config: BlockConfig, minimum_templates: int) -> dict[str, Numbers]:
@@ -58,11 +64,15 @@ def form_parts(network: Network, block: str, config: BlockConfig, minimum_templa
             whole = sum(weight for weight, _ in having) if part in _ROUNDING else total
             columns = zip(*(numbers for _, numbers in having), strict=True)
             weights = [weight / whole for weight, _ in having]
-            parts[part] = tuple(round(sumprod(weights, column), 9) for column in columns)
+            parts[part] = tuple(round(_mean(weights, column), 9) for column in columns)
     return parts
 
 
 _ROUNDING = ("bits", "inputs", "vectors")
+
+
+def _mean(weights: Sequence[float], values: Sequence[float]) -> float:
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
 def _weights(shape: LayerShape) -> int:
@@ -73,8 +83,10 @@ def _weights(shape: LayerShape) -> int:
 def _layer_parts(shape: LayerShape, form: LayerForm) -> dict[str, Numbers]:
     parts: dict[str, Numbers] = {}
     if form.harmonics is not None:
-        left_out = 1 - prod(form.harmonics) / prod(shape.kernel)
-        parts["series"] = (left_out, float(form.allocation is not None), float(str(form.basis).startswith("cheb")))
+        allocated = form.allocation is not None
+        share = 1 - prod(form.harmonics) / prod(shape.kernel)
+        lows = (0.0, share) if allocated else (_left_out(shape.kernel, form.harmonics), 0.0)
+        parts["series"] = (*lows, float(allocated), float(str(form.basis).startswith("cheb")))
     if form.templates is not None:
         rebuilt = 1 - form.templates / shape.out_channels
         parts["templates"] = (rebuilt, log2(form.groups), float(form.transform == "zero"))
@@ -87,3 +99,13 @@ def _layer_parts(shape: LayerShape, form: LayerForm) -> dict[str, Numbers]:
     if form.vector_bits is not None:
         parts["vectors"] = (float(form.vector_bits),)
     return parts
+
+
+@lru_cache
+def _left_out(kernel: tuple[int, int], harmonics: tuple[int, int]) -> float:
+    """Return the share of a kernel's harmonics (i, j) that is left out, weighted by 1 / (1 + i^2 + j^2)."""
+
+    def total(sizes: tuple[int, int]) -> float:
+        return sum(1 / (1 + i * i + j * j) for i in range(sizes[0]) for j in range(sizes[1]))
+
+    return 1 - total(harmonics) / total(kernel)

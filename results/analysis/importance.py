@@ -63,7 +63,7 @@ _Knobs = Mapping[str, "pd.Series[Any]"]
 
 
 def importance(ledger: Ledger, study: str) -> dict[str, Any]:
-    """Return plain JSON: `importance`, `blocks`, `stages`, `effects`, `shared`, the numbers of `trials` and `best` ones.
+    """Return plain JSON: `importance`, `blocks`, `stages`, `effects`, `shared`, numbers of `trials` and of `best` ones.
 
     `importance` has `knob` (BLOCK.KNOB), `share` (they sum to 1, largest first; none if no knob stands out from chance)
     and `chance`; `blocks` the same summed over a block's knobs, `stages` summed over a stage's `blocks`, which are the

@@ -2,9 +2,9 @@
 
 `trials` has one row a trial of the search and `front` those that no other trial dominates, with how sure they are
 (`results.analysis.confidence`); `epochs` has one row an epoch of a trial, `blocks` one a block of a trial,
-`confirmations` one a repeat of a trial with another seed (`repeat_of` names the trial), `sketches` one a config that was
-calibrated and measured and never trained (it has `init_score`, no `score`), and `baseline` one row, the uncompressed
-network.
+`confirmations` one a repeat of a trial with another seed (`repeat_of` names the trial), `sketches` one a config that
+was calibrated and measured and never trained (it has `init_score`, no `score`), and `baseline` one row, the
+uncompressed network.
 
 Beside the stored columns, all but `blocks` show each metric as a column of its own name, the score among them: if a
 study's score is called `val_miou`, then `val_miou` is `score`, `val_miou_mean` is `score_mean`, and `init_miou` is

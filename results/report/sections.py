@@ -71,7 +71,7 @@ def _facts(summary: Summary, data: ReportData) -> str:
         "objectives": ", ".join(f"{objective.name} ({objective.direction})" for objective in summary.objectives),
         "trials": counts,
         **({"sketches": f"{summary.sketches.num_rows}, never trained"} if summary.sketches.num_rows else {}),
-        "front": f"{summary.front.num_rows} networks",
+        "front": _networks(summary.front.num_rows),
         "training seeds": _few(seeds),
         "repeated with other seeds": f"{_repeated(data)} of the front",
         "epochs per trial": _few(epochs),
@@ -121,12 +121,16 @@ def _sketches(summary: Summary) -> str:
     name = escape(summary.score_name)
     head = [("sketch", ""), (init_name(summary.score_name), "number"), ("size", "number"), ("compute", "number")]
     return (
-        f'<details class="published"><summary>Sketched, never trained: {len(rows)} network{'s'[: len(rows) > 1]}</summary>'
+        f'<details class="published"><summary>Sketched, never trained: {_networks(len(rows))}</summary>'
         f'<p class="note">Built and calibrated, and measured before any training: their <code>{name}</code> is no '
         "trial's, and no other figure of this page knows them.</p>"
         + table(label="Sketches", head=[*head, ("network", "text")], rows=[_sketch_cells(row) for row in rows])
         + "</details>"
     )
+
+
+def _networks(count: int) -> str:
+    return f"{count} network{'' if count == 1 else 's'}"
 
 
 def _sketch_cells(row: Mapping[str, Any]) -> list[str]:

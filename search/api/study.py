@@ -201,9 +201,9 @@ class Study:
     ) -> pd.DataFrame:
         """Return the trials that meet an SQL condition on columns, such as `size_bytes < 100e3`; all without one.
 
-        With `front`, return the front of those. With `sketches`, also return what `sketch` measured, of status `sketch`.
-        Subqueries may ask the other tables. Scores sort highest first and costs lowest first, unless `descending` is
-        set.
+        With `front`, return the front of those. With `sketches`, also return what `sketch` measured, with the status
+        `sketch`. Subqueries may ask the other tables. Scores sort highest first and costs lowest first, unless
+        `descending` is set.
         """
         return query(
             self.ledger,

@@ -71,8 +71,8 @@ def query(
     others = (front, sketches, where, sort, descending is not None, limit is not None, columns is not None)
     if sql is not None and any(others):
         raise UsageError(
-            f"sql (={sql!r}) must stand alone: front, sketches, where, sort, descending, columns and limit belong in the "
-            "SELECT"
+            f"sql (={sql!r}) must stand alone: front, sketches, where, sort, descending, columns and limit belong in "
+            "the SELECT"
         )
     opened = load_study(study, store=store)
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]

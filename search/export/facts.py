@@ -12,6 +12,8 @@ from torch import nn
 from layers import OvertoneError
 from results.analysis.confidence import study_confidence
 from results.ledger.ledger import Ledger
+from results.schema import TrialStatus
+from search.study.record import model_score
 from trainers.data import Data
 from trainers.evaluation import evaluate, evaluation
 from trainers.runtime.place import LATENCY
@@ -24,7 +26,7 @@ MAX_DISAGREEMENT = 0.005
 """Share of images whose class may turn on the order of additions, which differs with the device and its threads."""
 
 _FIGURES = (
-    *("trial", "score_name", "score", "metrics", "size_bytes", "flops", "macs", "parameters"),
+    *("trial", "status", "score_name", "score", "init_score", "metrics", "size_bytes", "flops", "macs", "parameters"),
     *(*LATENCY, "device", "model_sha256", "same_file"),
 )
 
@@ -44,9 +46,9 @@ def card_facts(
     """
     validation = evaluation(logits, data.val.labels)
     score = validation.metrics("val")[SCORE_NAME]
-    if abs(score - row["score"]) > MAX_DISAGREEMENT:
+    if abs(score - model_score(row)) > MAX_DISAGREEMENT:
         raise OvertoneError(
-            f"the packed model of trial {row['trial']} has {SCORE_NAME} {score}, the ledger has {row['score']}"
+            f"the packed model of trial {row['trial']} has {SCORE_NAME} {score}, the ledger has {model_score(row)}"
         )
     test = evaluate(model, data.test, data.normalize, device="cpu")
     return {
@@ -61,7 +63,7 @@ def card_facts(
         "val_n": validation.n,
         "test_metrics": test.metrics("test"),
         "test_n": test.n,
-        **_over_seeds(ledger, study, row["trial"]),
+        **({} if row["status"] == TrialStatus.SKETCH else _over_seeds(ledger, study, row["trial"])),
     }
 
 

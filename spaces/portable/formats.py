@@ -28,7 +28,7 @@ from spaces.portable.program import StoredNetwork, save_program
 if TYPE_CHECKING:
     from spaces.portable.skeleton import Skeleton
 
-__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "shared_graphs", "write"]
+__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "shared_graphs", "tuned_file", "write"]
 
 _Card = Mapping[str, Any]
 _Own = OwnModel | None
@@ -103,19 +103,26 @@ def _write_onnx(source: Path, target: Path, card: _Card, model: _Own, options: W
     compressed, image = load_model(source, model=model), _image(card)
     with _exporting("onnx", card):
         skeleton = _skeleton(card, model, image)
-        target.write_bytes(_filled(skeleton, compressed, options))
+        target.write_bytes(tuned_file(skeleton, compressed, options))
 
 
-def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> bytes:
-    """Return the file of a network whose layers run in the graphs that are fastest in its runtime, if it is here."""
+def tuned_file(skeleton: Skeleton, model: nn.Module, options: WriteOptions = PLAIN, *, threads: int = 1) -> bytes:
+    """Return the ONNX file of a compressed copy of a skeleton's network.
+
+    Its layers run in the graphs that are fastest with so many threads in its runtime, if that is here.
+    """
     from spaces.portable.tuning import Runtime, choose_executions
 
     runtime: Literal["onnxruntime", "openvino"] = "openvino" if options.runtime == "openvino" else "onnxruntime"
     is_timed = not options.dense and importlib.util.find_spec(runtime) is not None
-    executions = choose_executions(skeleton, model, Runtime(runtime)) if is_timed else {}
-    codes = FILTER_CODES // 2 if options.seven_bits else FILTER_CODES
-    inline = "inline" in options.names
-    return skeleton.file(model, executions=executions, inline=inline, dense=options.dense, filter_codes=codes)
+    return skeleton.file(
+        model,
+        executions=choose_executions(skeleton, model, Runtime(runtime, threads)) if is_timed else {},
+        inline="inline" in options.names,
+        dense=options.dense,
+        filter_codes=FILTER_CODES // 2 if options.seven_bits else FILTER_CODES,
+        openvino=runtime == "openvino",
+    )
 
 
 @contextmanager

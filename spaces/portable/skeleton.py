@@ -66,6 +66,7 @@ class Skeleton:
         inline: bool = False,
         dense: bool = False,
         filter_codes: int = FILTER_CODES,
+        openvino: bool = False,
     ) -> bytes:
         """Return the ONNX file of a compressed copy of the network (`spaces.portable.onnx_file`).
 
@@ -73,8 +74,8 @@ class Skeleton:
         """
         from spaces.portable.onnx_file import onnx_file
 
-        ways: Any = {"executions": executions or {}, "inline": inline, "dense": dense, "filter_codes": filter_codes}
-        proto = onnx_file(self, model, **ways)
+        ways: Any = {"inline": inline, "dense": dense, "filter_codes": filter_codes, "openvino": openvino}
+        proto = onnx_file(self, model, executions=executions or {}, **ways)
         return proto.SerializeToString()
 
 

@@ -15,6 +15,8 @@ EFFECT = Effect(
     divergence_error=0.125,
     score=0.75,
     seconds=2.0,
+    bytes_saved=1000,
+    flops_saved=-5,
 )
 LIBRARY = Effects(
     loss=0.25,
@@ -36,11 +38,11 @@ def test_a_library_comes_back_from_json_and_adds_up_its_seconds() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"effects": 3}, r"effects library must hold a list of effects, and whole numbers as images, "),
-        ({"images": 1.5}, r"effects library must hold a list of effects, and whole numbers as images, "),
+        ({"effects": 3}, r"effects \(=3\) must be a list of effects"),
+        ({"images": 1.5}, r"images \(=1.5\) must be a whole number"),
         ({"loss": "low"}, r"loss \(='low'\) must be a number"),
         ({"more": 1}, r"effects library must be a mapping with the keys calibration_images, effects, images, "),
-        ({"effects": [{}]}, r"effect must be a mapping with the keys block, config, divergence, "),
+        ({"effects": [{}]}, r"effect must be a mapping with the keys block, bytes_saved, config, "),
         ({"effects": [{**EFFECT.to_json(), "config": {"bits": 99}}]}, r"bits \(=99\) must be a whole number from 2"),
     ],
 )

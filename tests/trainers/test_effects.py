@@ -9,7 +9,7 @@ from torch import nn
 from layers import OvertoneError, UsageError, compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model
 from trainers.data import Data, DataSpec, Split, load_data
-from trainers.effects import EffectMeter
+from trainers.effects import EffectMeter, affordable_effects
 from trainers.start.calibration import calibrate
 from trainers.start.start import calibration_images
 
@@ -68,6 +68,9 @@ def test_an_effect_is_that_of_the_block_compressed_alone_and_calibrated(data, ba
     assert effect.divergence == pytest.approx(mean, rel=1e-3)
     spread = sum((value - mean) ** 2 for value in apart) / 39
     assert effect.divergence_error == pytest.approx((spread / 40) ** 0.5, rel=1e-3)
+    whole, cost = (network.cost(NetworkConfig(blocks=blocks)) for blocks in ({}, {"layer2": config}))
+    assert effect.bytes_saved == whole.size_bytes - cost.size_bytes
+    assert effect.flops_saved == whole.flops - cost.flops
     assert all(torch.equal(value, before[name]) for name, value in baseline.state_dict().items())
 
 
@@ -98,6 +101,14 @@ def test_every_kind_of_form_has_an_effect(data, baseline, network, options, bloc
     effect = meter.measure(block, config)
     assert effect.divergence > effect.divergence_error > 0
     assert (effect.block, effect.config) == (block, config)
+
+
+def test_as_many_effects_are_affordable_as_trials_have_passes_for(data):
+    """A step of training is three passes; 1,078 training and 360 validation images, calibration on 256 of 8 x 8."""
+    assert (len(data.train), len(data.val)) == (1078, 360)
+    passes = 3 * 1078 * 5 + 360 * 6
+    assert affordable_effects(data, trials=2, epochs=5) == int(2 * passes / (256 + 6 * 256 + 512)) == 15
+    assert affordable_effects(data, trials=1, epochs=0) == 0
 
 
 def test_few_training_images_are_shared_between_calibration_and_measurement(data, baseline, network):

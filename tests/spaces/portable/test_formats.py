@@ -113,7 +113,7 @@ def test_files_of_one_network_share_its_graph(packed: Path, tmp_path: Path, monk
     """Within a block; none is kept after it."""
     traced: list[tuple[int, ...]] = []
     monkeypatch.setattr("spaces.portable.skeleton.make_skeleton", lambda network, image: [traced.append(image), image])
-    monkeypatch.setattr("spaces.portable.formats._filled", lambda skeleton, *_: bytes(skeleton[1]))
+    monkeypatch.setattr("spaces.portable.formats.tuned_file", lambda skeleton, *_: bytes(skeleton[1]))
 
     def write_of(size: int) -> None:
         write(packed, tmp_path / "model.onnx", format="onnx", card={**CARD, "image_size": size})
