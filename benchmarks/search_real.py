@@ -14,7 +14,8 @@ Searches run in this process, one trial at a time and with one thread, from the 
 A trial is kept as it ends, in `search_real/STUDY-SEED.parquet`, and the same command goes on from there; `--minutes`
 ends it in time, after a trial. Several may run side by side if each has studies of its own (`--only`, `--seed`). A
 config that any study has trained with a seed is not trained again with that seed, and its seconds are charged again.
-Seconds are those of the processor, of the trials and of the searcher: what else the machine does tells in them little.
+Seconds are those of the processor, of the effects of single blocks (at most two trials', kept beside the studies), of
+the trials and of the searcher: what else the machine does tells in them little.
 
 Writes `search_real.md` and `search_real.png`. `--tiny` tries all of it on digits in a few seconds.
 """
@@ -24,9 +25,10 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,22 @@ from resnet20_trials import device
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from layers import OvertoneError
+from results.analysis.effects import EffectModel
+from search.optimize.effect_plan import effect_plan
+from search.optimize.forecast import Forecast
 from search.optimize.initial import first_configs
 from search.runner.launch import make_searcher
 from search.study.budget import Budget, extremes
 from search.study.plan import StudyPlan
 from search.study.workload import make_space
-from spaces import BlockConfig, Network, NetworkConfig, state_sha256
+from spaces import BlockConfig, Network, NetworkConfig, Space, state_sha256
 from spaces.blocks import Granularity
+from spaces.effects import Effects
 from spaces.network import NORMS_AND_BIASES
 from trainers.data import Data, DataSpec, load_data
+from trainers.effects import EffectMeter, affordable_effects
+from trainers.evaluation import evaluate
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
 from trainers.train import random_network, train_model
@@ -64,6 +73,8 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 """What each has besides defaults."""
 _ONE_SEED = ("tpe",)
+_EFFECTS_TRIALS = 2
+"""Effects cost no more than so many trials."""
 _FLOOR = 0.8
 _BETTER, _WITHIN, _SMALLER = 0.005, 0.003, 0.8
 """What counts as better than a config written by hand: so many points more at no more bytes and FLOPs, or within so
@@ -257,8 +268,10 @@ def run_search(study: str, subject: Subject, studies: Studies, seed: int, scratc
     if len(past) >= plan.trials:
         return
     learned = [_as_ledger_row(row, plan, subject) for row in past]
-    searcher = make_searcher(plan, space, limits, subject.hashes(), learned)
-    searcher.begin(plan.trials - len(past), first=first_configs(space, plan.model, limits, forecast=False))
+    forecast, effects_s = _forecast(study, subject, studies, space, plan, clock)
+    searcher = make_searcher(plan, space, limits, subject.hashes(), learned, forecast)
+    first = first_configs(space, plan.model, limits, forecast=forecast is not None)
+    searcher.begin(plan.trials - len(past), first=first)
     for trial in map(str, range(len(past), plan.trials)):
         next(clock)
         started = time.process_time()
@@ -282,9 +295,48 @@ def run_search(study: str, subject: Subject, studies: Studies, seed: int, scratc
         searcher.on_trial_complete(trial, report | {"status": "finished", "score": report["scores"][-1]})
         searcher_s += time.process_time() - started
         row = _row(subject, network, spec, trained, rungs, study=study, number=suggestion["number"], name="")
-        row["searcher_s"] = searcher_s
+        row["searcher_s"], row["effects_s"] = searcher_s, 0.0 if studies.rows(study, seed) else effects_s
         studies.append(study, seed, row)
         _tell(row)
+
+
+def _forecast(
+    study: str, subject: Subject, studies: Studies, space: Space, plan: StudyPlan, clock: Iterator[None]
+) -> tuple[Forecast | None, float]:
+    """Return what the effects of single blocks say, measured first where that is missing, and their seconds."""
+    count = affordable_effects(subject.data, trials=_EFFECTS_TRIALS, epochs=plan.epochs)
+    if plan.sampler != StudyPlan.sampler or not count:
+        return None, 0.0
+    path = studies.folder / f"{study}-{plan.seed}.effects.json"
+    if not path.exists():
+        next(clock)
+        effects = _measured_effects(subject, space, plan, count)
+        path.write_text(json.dumps(effects.to_json()))
+    effects = Effects.from_json(json.loads(path.read_text()))
+    model = EffectModel.fit(effects, space.network, plan.minimum_templates)
+    reference = evaluate(subject.baseline, subject.data.val, subject.data.normalize, device="cpu").top1
+    return Forecast.of(model, reference), effects.seconds
+
+
+def _measured_effects(subject: Subject, space: Space, plan: StudyPlan, count: int) -> Effects:
+    """Return so many effects, with the processor's seconds; a form that cannot be measured has none."""
+    started = time.process_time()
+    meter = EffectMeter(
+        subject.data,
+        subject.baseline,
+        space.network,
+        init=plan.init,
+        saliency=plan.saliency,
+        minimum_templates=plan.minimum_templates,
+        seed=plan.seed,
+    )
+    library = replace(meter.reference, reference_s=time.process_time() - started)
+    for block, config in islice(effect_plan(space), count):
+        started = time.process_time()
+        with suppress(OvertoneError):
+            effect = replace(meter.measure(block, config), seconds=time.process_time() - started)
+            library = replace(library, effects=(*library.effects, effect))
+    return library
 
 
 def _trained(subject: Subject, studies: Studies, spec: TrialSpec, network: Network, scratch: Path) -> Trained:

@@ -123,7 +123,7 @@ def report_data(
     `confidence` is what `results.analysis.summary.confidence_by_trial` returns, `importance` what
     `results.analysis.importance.importance` returns, and `models` are the SHA-256 of the packed models in the store.
     """
-    table = summary.trials
+    table, record = summary.trials, summary.record
     axes = [_axis(name) for name in _COSTS if table.column(name).null_count < table.num_rows]
     trials = table.column("trial").to_pylist()
     index_of = {trial: index for index, trial in enumerate(trials)}
@@ -136,7 +136,9 @@ def report_data(
         "export": _export(summary, trials),
         "uncompressed": {"at": baseline, "lines": ["uncompressed", format_metrics(baseline)]},
         "trials": _columns(table, [axis["key"] for axis in axes], models),
-        "networks": encode_configs(table.column("blocks"), summary.record.get("granularity", "stage")),
+        "networks": encode_configs(
+            table.column("blocks"), record.get("choices") or (), record.get("granularity", "stage")
+        ),
         "front": [_member(index_of[trial], row) for trial, row in confidence.items()],
         "knee": None if summary.knee is None else index_of[summary.knee["trial"]],
         "history": anytime_hypervolume(summary),

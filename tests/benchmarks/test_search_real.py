@@ -25,7 +25,7 @@ def run(bench: ModuleType, folder: Path, *given: str) -> pd.DataFrame:
 
 def known(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows without what a clock says."""
-    kept = rows.drop(columns=["seconds", "searcher_s"]).sort_values(["study", "number"], kind="stable")
+    kept = rows.drop(columns=["seconds", "searcher_s", "effects_s"]).sort_values(["study", "number"], kind="stable")
     return [{**row, "scores": list(row["scores"])} for row in kept.to_dict("records")]
 
 
@@ -39,6 +39,7 @@ def test_a_search_goes_on_where_it_stopped_and_no_config_is_trained_twice(
     whole = run(bench, tmp_path / "whole", "--only", "stage", "layer")
     assert len(whole) == 8
     assert len(begun) == whole.config_digest.nunique() < 8
+    assert (whole.effects_s > 0).tolist() == (whole.number == 0).tolist()
     assert (tmp_path / "whole" / "search_real.md").read_text().count("| layer |") == 2
 
     def thrice(clock: Any) -> Iterator[None]:
@@ -47,7 +48,7 @@ def test_a_search_goes_on_where_it_stopped_and_no_config_is_trained_twice(
 
     monkeypatch.setattr(bench.Clock, "trials", thrice)
     monkeypatch.setattr(bench, "write", lambda *_: None)
-    for trials in (3, 6, 8):
+    for trials in (2, 4, 7, 8):  # each search measures effects first
         parts = run(bench, tmp_path / "parts", "--only", "stage", "layer")
         assert len(parts) == trials
     assert len(begun) == 2 * whole.config_digest.nunique()
