@@ -117,6 +117,8 @@ class TrialStatus(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     PRUNED = "pruned"
+    SKETCH = "sketch"
+    """Built, calibrated and measured, never trained: no trial of the search, whatever else a row of it says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,8 @@ class TrialRow:
     `repeat_of` is the id of the trial that this one repeats with another seed, null for a trial of the search itself.
     `reused_from` is the study that ran this trial, null if it was run for its own study.
     A finished row needs a finite `score`, its `score_name` and its four costs; a failed row needs the text of its
-    error; a pruned row, of a trial that was stopped early, has scores in its history alone.
+    error; a pruned row, of a trial that was stopped early, has scores in its history alone; a sketch, which was never
+    trained, has a finite `init_score` and its four costs, and neither score nor epochs.
     """
 
     study: str
@@ -186,14 +189,22 @@ class TrialRow:
             if getattr(self, name).tzinfo is None:
                 raise OvertoneError(f"trial {self.trial!r}: {name} (={getattr(self, name)}) must carry a time zone")
         if self.status == TrialStatus.FINISHED:
-            self._check_finished()
+            self._check_measured("score")
+        if self.status == TrialStatus.SKETCH:
+            self._check_measured("init_score")
+            if self.score is not None or self.epochs_run:
+                raise OvertoneError(
+                    f"trial {self.trial!r} is a sketch, never trained: score (={self.score}) must be None and "
+                    f"epochs_run (={self.epochs_run}) 0"
+                )
         if self.status == TrialStatus.FAILED and not self.error:
             raise OvertoneError(f"trial {self.trial!r} failed: error (={self.error!r}) must say why")
 
-    def _check_finished(self) -> None:
-        where = f"trial {self.trial!r} is finished"
-        if self.score is None or not 0.0 <= self.score <= 1.0:  # NaN fails the comparison too
-            raise OvertoneError(f"{where}: score (={self.score}) must be a number from 0 to 1")
+    def _check_measured(self, score: str) -> None:
+        where = f"trial {self.trial!r} is {'finished' if score == 'score' else 'a sketch'}"
+        measured = getattr(self, score)
+        if measured is None or not 0.0 <= measured <= 1.0:  # NaN fails the comparison too
+            raise OvertoneError(f"{where}: {score} (={measured}) must be a number from 0 to 1")
         if not self.score_name:
             raise OvertoneError(f"{where}: score_name (={self.score_name!r}) must say what its score is")
         for name in ("parameters", "size_bytes", "macs", "flops"):

@@ -64,8 +64,9 @@ def resolve_global_rates(
 ) -> dict[str, Any]:
     """Return the limits with the rates of blocks in place of global rates.
 
-    A global rate under `all` becomes one list of rates for each block that can be pruned and has no `pruning_rate` of
-    its own. Raises `UsageError` for a block without filters to prune, or a rate that cannot be read.
+    A global rate under `all`, or under a part of several blocks, becomes one list of rates for each block in it that
+    can be pruned and has no `pruning_rate` of its own, or of a smaller part. Raises `UsageError` for a block without
+    filters to prune, or a rate that cannot be read.
     """
     resolved: dict[str, Any] = {}
     for name, knobs in limits.items():
@@ -76,15 +77,28 @@ def resolve_global_rates(
         resolved[name] = {**resolved.get(name, {}), **others}
         rates = {value: _rates(value, network, saliency, minimum_templates) for value in _pruning_rates(knobs)}
         prunable = [block for block in network.blocks if any(name in saliency for name in network.layers_in(block))]
-        for block in prunable if name == "all" else [name]:
-            own = limits.get(block, {})
-            if name == "all" and isinstance(own, Mapping) and "pruning_rate" in own:
+        named = prunable if name == "all" else [block for block in network.blocks_in(name) if block in prunable]
+        if not named:
+            raise UsageError(f"space.{name} has no filters to prune; {', '.join(prunable)} have")
+        for block in named:
+            if _has_nearer_rate(block, name, limits, network):
                 continue
-            if block not in prunable:
-                raise UsageError(f"space.{block} has no filters to prune; {', '.join(prunable)} have")
             values = [value if by_block is None else by_block[block] or None for value, by_block in rates.items()]
             resolved[block] = {**resolved.get(block, {}), "pruning_rate": list(dict.fromkeys(values))}
     return resolved
+
+
+def _has_nearer_rate(block: str, name: str, limits: Mapping[str, Any], network: Network) -> bool:
+    """Return whether the limits of a smaller part than the one of this name say the rates of a block."""
+
+    def rank(part: str) -> tuple[int, int]:
+        return (len(network.blocks), 1) if part == "all" else (len(network.blocks_in(part)), -part.count("."))
+
+    return any(
+        block in network.blocks_in(part) and "pruning_rate" in knobs and rank(part) < rank(name)
+        for part, knobs in limits.items()
+        if isinstance(knobs, Mapping)
+    )
 
 
 def _pruning_rates(knobs: Any) -> list[Any]:

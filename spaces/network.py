@@ -9,13 +9,13 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from layers import Cost, LayerForm, LayerShape, OvertoneWarning, UsageError, layer_cost, network_cost, remaining_cost
 from layers.form import Assignment, canonical_form, is_norm, stored_tensors
 from layers.templates.count import template_count
-from spaces.blocks import Granularity, find_blocks
+from spaces.blocks import NORMS_AND_BIASES, Granularity, find_blocks
 from spaces.config import BlockConfig, NetworkConfig
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ __all__ = ["NORMS_AND_BIASES", "Network"]
 
 _FORMS_FORMAT = 2
 """What the fields of a form mean, as part of the digest; until 2 inputs were rounded to as many bits as weights."""
-NORMS_AND_BIASES = "norms_and_biases"
-"""The block of all norms and biases, which takes bits alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +90,7 @@ class Network:
             forms.update(self.block_forms(block, block_config, config.minimum_templates))
         rounded = self._norm_and_bias_forms(config.blocks.get(NORMS_AND_BIASES, BlockConfig()))
         return forms | {
-            name: dataclasses.replace(forms.get(name, LayerForm()), vector_bits=form.vector_bits)
-            for name, form in rounded.items()
+            name: _with_vector_bits(forms.get(name, _DENSE), form.vector_bits) for name, form in rounded.items()
         }
 
     def layers_in(self, block: str) -> tuple[str, ...]:
@@ -104,11 +101,23 @@ class Network:
         """
         if block == NORMS_AND_BIASES:
             return (*(name for name, shape in self.shapes.items() if shape.bias), *self.norms)
-        layers = tuple(name for name in self.shapes if name == block or name.startswith(f"{block}."))
+        layers = self._parts.get(block, ())
         if not layers:
             close = difflib.get_close_matches(block, [*self.blocks, *self.shapes], n=1) or list(self.blocks)
             raise UsageError(f"block (={block!r}) must be a part of the network, such as {', '.join(close)}")
         return layers
+
+    @cached_property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """Layer names of each stage, whatever the blocks are."""
+        return find_blocks(self.shapes)
+
+    def blocks_in(self, part: str) -> tuple[str, ...]:
+        """Return the blocks within a part of the network, by its module path; none if it is smaller or not there."""
+        if part == NORMS_AND_BIASES:
+            return (part,)
+        layers = set(self._parts.get(part, ()))
+        return tuple(block for block, members in self.blocks.items() if layers.issuperset(members))
 
     def block_forms(self, block: str, block_config: BlockConfig, minimum_templates: int) -> dict[str, LayerForm]:
         """Return the forms of one block's layers, without those that stay as they were."""
@@ -116,7 +125,7 @@ class Network:
             return self._norm_and_bias_forms(block_config)
         layers = self.layers_in(block)
         forms = {name: _layer_form(self.shapes[name], block_config, minimum_templates) for name in layers}
-        return {name: form for name, form in forms.items() if form != LayerForm()}
+        return {name: form for name, form in forms.items() if form != _DENSE}
 
     def equivalent(self, block: str, one: BlockConfig, other: BlockConfig, minimum_templates: int) -> bool:
         """Return whether two configs of a block give its layers the same forms."""
@@ -165,25 +174,27 @@ class Network:
         return NetworkConfig(blocks=blocks, minimum_templates=config.minimum_templates)
 
     def _simplified(self, block: str, block_config: BlockConfig, minimum_templates: int) -> BlockConfig:
-        if block_config.activation_block is not None and block != NORMS_AND_BIASES:
-            widest = max(self.shapes[layer].in_channels for layer in self.layers_in(block))
-            shortest = min(block_config.activation_block, widest)
-            block_config = dataclasses.replace(block_config, activation_block=shortest)
-        forms = self.block_forms(block, block_config, minimum_templates)
-        for values in _SIMPLER:
-            changes = {
-                knob: value for knob, value in values.items() if getattr(block_config, knob) not in (None, value)
-            }
-            if not changes:
-                continue
-            simpler = dataclasses.replace(block_config, **changes)
-            if self.block_forms(block, simpler, minimum_templates) == forms:
-                block_config = simpler
-        return block_config
+        if block == NORMS_AND_BIASES:
+            return block_config
+        return _simplest(tuple(self.shapes[name] for name in self.layers_in(block)), block_config, minimum_templates)
 
     def _index_of(self, block: str) -> int:
         """Return the index of a block's first layer; `norms_and_biases` come last."""
-        return len(self.shapes) if block == NORMS_AND_BIASES else list(self.shapes).index(self.layers_in(block)[0])
+        return len(self.shapes) if block == NORMS_AND_BIASES else self._order[self.layers_in(block)[0]]
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.shapes)}
+
+    @cached_property
+    def _parts(self) -> dict[str, tuple[str, ...]]:
+        """Layer names of every part of the network, by its module path."""
+        parts: dict[str, list[str]] = {}
+        for name in self.shapes:
+            for end, letter in enumerate(f"{name}."):
+                if letter == ".":
+                    parts.setdefault(name[:end], []).append(name)
+        return {part: tuple(layers) for part, layers in parts.items()}
 
     def _norm_and_bias_forms(self, block_config: BlockConfig) -> dict[str, LayerForm]:
         if block_config != BlockConfig(bits=block_config.bits):
@@ -211,6 +222,35 @@ _SIMPLER: tuple[Mapping[str, Any], ...] = (
     {"arithmetic": None},
 )
 """Simpler values of knobs, those of some together, tried in this order and taken if they change no layer."""
+
+
+_DENSE = LayerForm()
+
+
+@lru_cache(maxsize=1 << 12)
+def _with_vector_bits(form: LayerForm, bits: int | None) -> LayerForm:
+    return dataclasses.replace(form, vector_bits=bits)
+
+
+@lru_cache(maxsize=1 << 16)
+def _simplest(shapes: tuple[LayerShape, ...], block_config: BlockConfig, minimum_templates: int) -> BlockConfig:
+    """Return the config of a block whose layers have these shapes, without the knobs that change none of them."""
+    if block_config.activation_block is not None:
+        widest = max(shape.in_channels for shape in shapes)
+        block_config = dataclasses.replace(block_config, activation_block=min(block_config.activation_block, widest))
+
+    def forms(block_config: BlockConfig) -> list[LayerForm]:
+        return [_layer_form(shape, block_config, minimum_templates) for shape in shapes]
+
+    unchanged = forms(block_config)
+    for values in _SIMPLER:
+        changes = {knob: value for knob, value in values.items() if getattr(block_config, knob) not in (None, value)}
+        if not changes:
+            continue
+        simpler = dataclasses.replace(block_config, **changes)
+        if forms(simpler) == unchanged:
+            block_config = simpler
+    return block_config
 
 
 @lru_cache(maxsize=1 << 12)

@@ -76,7 +76,9 @@ class PaperResult:
 def presets(model: str, network: Network) -> tuple[Preset, ...]:
     """Return the published rows of a network by its name, in the tables' order.
 
-    Networks without rows in P1 have generic ones, which bring the last block down to K - 1 cosine harmonics, then the
+    Configs name stages and layers, whatever the network's blocks are (`spaces.spelling`).
+
+    Networks without rows in P1 have generic ones, which bring the last stage down to K - 1 cosine harmonics, then the
     last two, and so on to the first, as P1's tables do. Sizes of 1 and 2 stay as they are: P1 finds 2 x 2 layers not
     worth a series.
     """
@@ -183,25 +185,25 @@ def _scalar_presets(table: TemplateTable, network: Network) -> list[Preset]:
 
 
 def _stepwise(network: Network) -> Iterator[Preset]:
-    """Yield generic rows; canonical as they are: cosine alone, only blocks that change, in network order."""
-    source = f"K - 1 harmonics from a block on, as in {P1}'s tables"
+    """Yield generic rows; canonical as they are: cosine alone, only stages that change, in network order."""
+    source = f"K - 1 harmonics from a stage on, as in {P1}'s tables"
     blocks: dict[str, BlockConfig] = {}
-    for block in reversed(list(network.blocks)):
-        lowered = _one_less(network, block)
+    for stage in reversed(network.stages):
+        lowered = _one_less(network, stage)
         if lowered:
             blocks = {**lowered, **blocks}
-            yield Preset(name=f"cos-from-{block}", config=NetworkConfig(blocks=blocks), source=source)
+            yield Preset(name=f"cos-from-{stage}", config=NetworkConfig(blocks=blocks), source=source)
 
 
-def _one_less(network: Network, block: str) -> dict[str, BlockConfig]:
-    """Return K - 1 harmonics for each layer of a block: under the block's name if one pair says it, else by layer."""
-    kernels = {name: network.shapes[name].kernel for name in network.blocks[block]}
+def _one_less(network: Network, stage: str) -> dict[str, BlockConfig]:
+    """Return K - 1 harmonics for each layer of a stage: under the stage's name if one pair says it, else by layer."""
+    kernels = {name: network.shapes[name].kernel for name in network.stages[stage]}
     harmonics = {name: (_less(y), _less(x)) for name, (y, x) in kernels.items() if max(y, x) > 2}
     if not harmonics:
         return {}
     tall, wide = (max(pair[axis] for pair in harmonics.values()) for axis in (0, 1))
     if all((min(tall, y), min(wide, x)) == harmonics.get(name, (y, x)) for name, (y, x) in kernels.items()):
-        harmonics = {block: (tall, wide)}
+        harmonics = {stage: (tall, wide)}
     return {name: BlockConfig(basis="cosine", harmonics=pair) for name, pair in harmonics.items()}
 
 

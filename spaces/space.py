@@ -20,20 +20,22 @@ from layers.form import ALLOCATIONS, MOST_TAPS
 from layers.series.basis import FAMILIES, basis_name
 from spaces.config import BlockConfig, NetworkConfig
 from spaces.network import NORMS_AND_BIASES, Network
+from spaces.spelling import in_blocks
 
 __all__ = ["KNOBS", "Space", "Value"]
 
 Value = str | int | float | None
 
+_HARMONICS = ("harmonics_y", "harmonics_x")
 _EXPONENTS = ("exponent_block", "exponent_axis", "scale")
 _ACTIVATIONS = ("activation_bits", "activation_block")
 _TEMPLATES = ("pruning_rate", "groups", "transform")
-_STORED = ("basis", "harmonics_y", "harmonics_x", "allocation", *_TEMPLATES, "bits", *_EXPONENTS)
+_STORED = ("basis", *_HARMONICS, "allocation", *_TEMPLATES, "bits", *_EXPONENTS)
 KNOBS = (*_STORED, *_ACTIVATIONS, "arithmetic")
 PRUNING_RATES = (None, 0.25, 0.5, 0.75, 0.875)
 GROUPS = (1, 2, 4)
 TRANSFORMS = ("scalar",)
-BITS = (4, 6, 8, None)
+BITS = (3, 4, 6, 8, None)
 EXPONENT_BLOCKS = (16,)
 EXPONENT_AXES = ("flat",)
 SCALES = (None,)
@@ -76,23 +78,42 @@ class Space:
     def restrict(self, limits: Mapping[str, Any]) -> Space:
         """Return the space with other choices: `limits` is `{block or "all": {knob: [values]}}`.
 
-        The knob `harmonics` stands for both axes. Knobs of which the default space has a selection take any value that
-        the layers can. Limits of a block win over those of `all`. Raises `UsageError` naming a block, knob or value
-        that the network cannot take.
+        The name of a larger part of the network stands for the blocks in it. The knob `harmonics` stands for both axes,
+        and blocks with fewer taps than others that a name stands for take as many harmonics as taps. Knobs of which the
+        default space has a selection take any value that the layers can. Limits of a part win over those of a larger
+        one. Raises `UsageError` naming a block, knob or value that the network cannot take.
         """
         choices = {block: dict(knobs) for block, knobs in self.choices.items()}
-        for block, knobs in sorted(limits.items(), key=lambda item: item[0] != "all"):
-            if block != "all" and block not in choices:
-                raise UsageError(f"block (={block!r}) of the space must be one of all, {', '.join(choices)}")
-            for name in [block] if block != "all" else choices:
-                for knob, values in _flat_limits(knobs, block):
-                    if knob in choices[name]:
-                        choices[name][knob] = _checked_values(self, name, knob, values)
-                    elif block != "all":
-                        raise UsageError(f"knob (={knob!r}) of space.{block} must be one of {_joined(choices[name])}")
-        for name, allowed in choices.items():
-            _check_together(name, allowed)
+        named = {part: self._named(part) for part in limits}
+        order = sorted(limits, key=lambda part: (part != "all", -len(named[part]), part.count(".")))
+        for part, knobs in ((part, limits[part]) for part in order):
+            for knob, values in _flat_limits(knobs, part):
+                having = [name for name in named[part] if knob in choices[name]]
+                if not having and part != "all":
+                    allowed = _joined(dict.fromkeys(knob for name in named[part] for knob in choices[name]))
+                    raise UsageError(f"knob (={knob!r}) of space.{part} must be one of {allowed}")
+                for name in having:
+                    choices[name][knob] = _checked_values(self, name, knob, self._own(name, knob, values, having))
+        for block, together in choices.items():
+            _check_together(block, together)
         return Space(network=self.network, choices=choices, minimum_templates=self.minimum_templates)
+
+    def _named(self, part: str) -> tuple[str, ...]:
+        """Return the blocks that a name of a space file stands for."""
+        if part == "all" or part in self.choices:
+            return tuple(self.choices) if part == "all" else (part,)
+        blocks = self.network.blocks_in(part)
+        if not blocks:
+            raise UsageError(f"block (={part!r}) of the space must be one of all, {', '.join(self.choices)}")
+        return blocks
+
+    def _own(self, block: str, knob: str, values: tuple[Value, ...], blocks: Iterable[str]) -> tuple[Value, ...]:
+        """Return the values of a knob for one of these blocks: of harmonics no more than it has, if another has."""
+        if knob not in _HARMONICS:
+            return values
+        most = {name: max(n for n in self.choices[name][knob] if isinstance(n, int)) for name in blocks}
+        reach = max(most.values())
+        return tuple(min(n, most[block]) if type(n) is int and 1 <= n <= reach else n for n in values)
 
     @property
     def knobs(self) -> dict[str, tuple[Value, ...]]:
@@ -115,20 +136,27 @@ class Space:
         return _block_config({knob: values.get(f"{block}.{knob}", allowed[0]) for knob, allowed in choices})
 
     def encode(self, config: NetworkConfig) -> dict[str, Value]:
-        """Return one value a knob that decodes to the config; raise `UsageError` if it lies outside the space."""
-        values = {}
-        for block, knobs in self.choices.items():
-            block_config = config.blocks.get(block, BlockConfig())
-            for knob, allowed in knobs.items():
-                value = self._value(block, knob, block_config)
-                optional = knob == "basis" or (value is None and knob in _WITH_DEFAULTS)
-                fitting = (value,) if value in allowed else self._equivalent_values(block, knob, block_config)
-                if not fitting and not optional:
-                    raise UsageError(f"{block}.{knob} (={value}) must be one of {_joined(allowed)}")
-                values[f"{block}.{knob}"] = (*fitting, *allowed)[0]
-        if self.network.digest(self.decode(values)) != self.network.digest(config):
+        """Return one value a knob that decodes to the config; raise `UsageError` if it lies outside the space.
+
+        The config may name any parts of the network (`spaces.spelling`).
+        """
+        spelled = in_blocks(self.network, config)
+        blocks = (spelled if spelled is config else self.network.canonical(spelled)).blocks
+        values = {
+            f"{block}.{knob}": self._encoded(block, knob, blocks.get(block, BlockConfig()))
+            for block, knobs in self.choices.items()
+            for knob in knobs
+        }
+        if self.network.forms(self.decode(values)) != self.network.forms(config):
             raise UsageError("the config lies outside the space: a knob that the space holds fixed differs")
         return values
+
+    def spelled(self, config: NetworkConfig) -> NetworkConfig:
+        """Return the canonical config of the same network in the space's blocks, as `decode` does.
+
+        Raises `UsageError` if it lies outside the space.
+        """
+        return self.decode(self.encode(config))
 
     def block_configs(self, block: str) -> Iterator[BlockConfig]:
         """Yield every combination of one block's knobs."""
@@ -140,12 +168,25 @@ class Space:
         """Return the cost of the block under each of its configs."""
         return {c: self.network.block_cost(block, c, self.minimum_templates) for c in self.block_configs(block)}
 
+    def _encoded(self, block: str, knob: str, block_config: BlockConfig) -> Value:
+        """Return the choice of a knob that stands for its value in a config; raise `UsageError` if there is none."""
+        value, allowed = self.value(block, knob, block_config), self.choices[block][knob]
+        if value in allowed:
+            return value
+        optional = knob == "basis" or (value is None and knob in _WITH_DEFAULTS)
+        if optional and len(allowed) == 1:
+            return allowed[0]
+        fitting = self._equivalent_values(block, knob, block_config)
+        if not fitting and not optional:
+            raise UsageError(f"{block}.{knob} (={value}) must be one of {_joined(allowed)}")
+        return (*fitting, *allowed)[0]
+
     def _equivalent_values(self, block: str, knob: str, block_config: BlockConfig) -> tuple[Value, ...]:
-        """Return the choices of a knob that make the same block, if a canonical config may name another value."""
-        if knob not in _WITH_DEFAULTS or knob == "groups":
+        """Return the choices of a knob that make the same block, if a config may name another value."""
+        if knob not in ("basis", "allocation", "pruning_rate", *_WITH_DEFAULTS):
             return ()
-        if knob == "activation_block" and block_config.activation_bits is None:
-            return ()
+        if knob in _BESIDE and getattr(block_config, _BESIDE[knob]) is None:
+            return self.choices[block][knob]
 
         def is_equivalent(value: Any) -> bool:
             other = replace(block_config, **{knob: value})
@@ -153,11 +194,12 @@ class Space:
 
         return tuple(filter(is_equivalent, self.choices[block][knob]))
 
-    def _value(self, block: str, knob: str, config: BlockConfig) -> Value:
-        if knob in ("harmonics_y", "harmonics_x"):
+    def value(self, block: str, knob: str, config: BlockConfig) -> Value:
+        """Return what a block's config says of a knob: as many harmonics as taps where it says nothing of them."""
+        if knob in _HARMONICS:
             axis = 0 if knob == "harmonics_y" else 1
             largest = max(self.network.shapes[layer].kernel[axis] for layer in self.network.blocks[block])
-            return largest if config.harmonics is None else config.harmonics[axis]
+            return largest if config.harmonics is None else min(config.harmonics[axis], largest)
         value: Value = getattr(config, knob)
         return value
 
@@ -227,7 +269,7 @@ def _flat_limits(knobs: Any, block: str) -> Iterator[tuple[str, tuple[Value, ...
         values = tuple(values) if isinstance(values, list | tuple) else (values,)
         if not all(value is None or isinstance(value, str | int | float) for value in values):
             raise UsageError(f"space.{block}.{knob} (={list(values)}) must be a list of plain values")
-        for name in ("harmonics_y", "harmonics_x") if knob == "harmonics" else (knob,):
+        for name in _HARMONICS if knob == "harmonics" else (knob,):
             if name not in KNOBS:
                 close = difflib.get_close_matches(name, KNOBS, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
@@ -239,6 +281,13 @@ def _flat_limits(knobs: Any, block: str) -> Iterator[tuple[str, tuple[Value, ...
 
 _WITH_DEFAULTS = ("groups", "transform", *_EXPONENTS, "activation_block", "arithmetic")
 """Knobs for which a canonical config leaves out a default value, or one that has no effect."""
+_BESIDE = {
+    **dict.fromkeys(("basis", "allocation"), "harmonics"),
+    **dict.fromkeys(("groups", "transform"), "pruning_rate"),
+    **dict.fromkeys(_EXPONENTS, "bits"),
+    "activation_block": "activation_bits",
+}
+"""Knobs without effect where another one is left out, and that one."""
 _OPEN_KNOBS = ("basis", *_TEMPLATES, "bits", *_EXPONENTS, *_ACTIVATIONS, "arithmetic")
 """Knobs whose default choices are a selection: `restrict` takes any other value that the layers can."""
 

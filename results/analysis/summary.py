@@ -30,6 +30,8 @@ class Summary:
     trials: pa.Table
     finished: pa.Table
     """The trials with a result, in the order of their numbers."""
+    sketches: pa.Table
+    """Configs that were calibrated and measured, and never trained: in nothing else of this summary."""
     front: pa.Table
     knee: Mapping[str, Any] | None
     """The front's knee as a record, None while no trial has finished."""
@@ -68,6 +70,7 @@ def summarize(ledger: Ledger, study: str) -> Summary:
         objectives=objectives,
         trials=trials,
         finished=finished,
+        sketches=ledger.sketches(study),
         front=members,
         knee=knee(trials, objectives) if members.num_rows else None,
         baseline=baseline,

@@ -6,7 +6,8 @@ from typing import Any
 
 from results.analysis.intervals import wilson_interval
 from results.formatting import format_block, format_flops, format_kilobytes, format_place, percent
-from results.schema import block_records
+from results.objectives import init_name
+from results.schema import TrialStatus, block_records
 
 __all__ = ["model_card"]
 
@@ -35,7 +36,8 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
     """Return a model card in Markdown; facts that are missing are left out.
 
     These facts are printed: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `score` under its own name,
-    `score_name`, and `metrics` (name to value), of `val_n` images; `test_metrics`, of `test_n`; `differing`, the number
+    `score_name`, and `metrics` (name to value), of `val_n` images; of a sketch (`status`), which was never trained,
+    `init_score` alone; `test_metrics` of `test_n`, the file's own; `differing`, the number
     of validation images for which the file gives another class than the packed model, and `own_process`, whether a
     process of its own read the file; `same_file`, whether a trial that was trained again gave the same bits; `seeds`
     and, if there are several, the columns of `results.analysis.confidence` over them; `size_bytes`, `flops`,
@@ -64,6 +66,8 @@ def _accuracy(facts: Mapping[str, Any]) -> Iterator[str]:
     validation = dict(facts.get("metrics") or {})
     if facts.get("score") is not None:
         validation = {facts["score_name"]: facts["score"], **validation}
+    if _is_sketch(facts):
+        validation = {init_name(facts["score_name"]): facts["init_score"]}
     for metrics, n in ((validation, facts.get("val_n")), (facts.get("test_metrics") or {}, facts.get("test_n"))):
         for name, value in metrics.items():
             if value is not None and not _is_certain(name, facts["classes"]):
@@ -73,11 +77,18 @@ def _accuracy(facts: Mapping[str, Any]) -> Iterator[str]:
         yield _agreement(facts)
     if facts.get("same_file") is False:
         yield "This is the trial trained again: another file than the search measured, with figures of its own."
-    if facts.get("seeds", 1) > 1:
+    if _is_sketch(facts):
+        yield "Calibrated and never trained: a sketch, whose figures are those before any fine-tuning. The intervals"
+        yield "are about the number of images alone."
+    elif facts.get("seeds", 1) > 1:
         yield from _over_seeds(facts)
     else:
         yield f"One training run of a single seed. The search chose by {_score_name(facts)}, so that figure is"
         yield "optimistic; the intervals are about the number of images alone."
+
+
+def _is_sketch(facts: Mapping[str, Any]) -> bool:
+    return bool(facts.get("status") == TrialStatus.SKETCH)
 
 
 def _is_certain(name: str, classes: int) -> bool:
@@ -93,11 +104,12 @@ def _score_name(facts: Mapping[str, Any]) -> str:
 def _agreement(facts: Mapping[str, Any]) -> str:
     differing, n = facts["differing"], facts["val_n"]
     where = "in a process of its own" if facts.get("own_process", True) else "back with the network's own code"
+    own = " Figures of the test images are this file's own." if facts.get("test_metrics") else ""
     start = f"Read {where}, this file gave the packed model's class for"
     if not differing:
-        return f"{start} all {n:,} validation images."
+        return f"{start} all {n:,} validation images.{own}"
     order = "other runtimes add in another order, which can turn the rounding of an input held in few bits"
-    return f"{start} {n - differing:,} of {n:,} validation images: {order}."
+    return f"{start} {n - differing:,} of {n:,} validation images: {order}.{own}"
 
 
 def _over_seeds(facts: Mapping[str, Any]) -> Iterator[str]:

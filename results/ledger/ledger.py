@@ -31,7 +31,7 @@ from results.ledger.names import check_name, check_new_name
 from results.ledger.store import Store
 from results.ledger.trials import StudyTrials
 from results.objectives import SCORE, Objective, parse_objectives
-from results.schema import SCHEMA, TrialRow, to_table
+from results.schema import SCHEMA, TrialRow, TrialStatus, to_table
 
 __all__ = ["RECORD_FORMAT", "Ledger"]
 
@@ -136,7 +136,8 @@ class Ledger:
         """Return one row for each trial of the search, by number; an empty table of the same schema if there is none.
 
         With `columns`, return these alone; of a study with segments little else is read then. Trials that only repeat
-        another one with a new seed are left out: `repeats` has those.
+        another one with a new seed are left out, and configs that were never trained: `repeats` and `sketches` have
+        those.
 
         If a trial id was written more than once (a trial that was retried, or run by two), a finished row wins over
         one that is not, then the newest `finished_at`. An unreadable, foreign or newer file is an `OvertoneError` that
@@ -148,8 +149,8 @@ class Ledger:
             raise UsageError(f"column (={unknown[0]!r}) must be one of {', '.join(SCHEMA.names)}")
         rows = self._trials_of(study).rows(columns)
         if columns is not None:
-            rows = rows.select(list(dict.fromkeys([*columns, "repeat_of"])))
-        rows = rows.filter(pc.is_null(rows.column("repeat_of")))
+            rows = rows.select(list(dict.fromkeys([*columns, "repeat_of", "status"])))
+        rows = rows.filter(pc.and_not(pc.is_null(rows.column("repeat_of")), _is_sketch(rows)))
         return rows if columns is None else rows.select(columns)
 
     def repeats(self, study: str) -> pa.Table:
@@ -157,6 +158,12 @@ class Ledger:
         self.study(study)
         rows = self._trials_of(study).rows()
         return rows.filter(pc.is_valid(rows.column("repeat_of")))
+
+    def sketches(self, study: str) -> pa.Table:
+        """Return one row for each config that was calibrated and measured, and never trained, by number."""
+        self.study(study)
+        rows = self._trials_of(study).rows()
+        return rows.filter(_is_sketch(rows))
 
     def front(self, study: str) -> pa.Table:
         """Return the front of a study's trials as they are now, computed from all files: whole rows, smallest first."""
@@ -241,6 +248,10 @@ class Ledger:
             return "it holds no study"
         close = difflib.get_close_matches(name, studies, n=3, cutoff=0.4)
         return f"the closest are {', '.join(close)}" if close else f"it holds {', '.join(studies[:5])}"
+
+
+def _is_sketch(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.equal(rows.column("status"), TrialStatus.SKETCH.value).fill_null(False)
 
 
 def _read_file(path: Path) -> bytes:

@@ -61,7 +61,7 @@ class StudyTrials:
         return retry_on_compaction(lambda: self._current_rows(columns))
 
     def front(self, objectives: Sequence[Objective]) -> pa.Table:
-        """Return the front of the trials that are no repeats, computed from all files."""
+        """Return the front of the finished trials that are no repeats, computed from all files."""
         return retry_on_compaction(lambda: compute_front(self._files.sources(self._files.snapshot()), objectives))
 
     def write_front(self, members: pa.Table) -> None:

@@ -2,4 +2,4 @@
 
 __all__ = ["TABLE_NAMES"]
 
-TABLE_NAMES = ("trials", "front", "epochs", "blocks", "confirmations", "baseline")
+TABLE_NAMES = ("trials", "front", "epochs", "blocks", "confirmations", "sketches", "baseline")

@@ -21,8 +21,14 @@ from results.ledger.ledger import Ledger
 from results.pareto.front import best, knee
 from results.pareto.front import front as pareto_front
 from results.queries.answer import Answer, collect
-from results.queries.tables import TABLES, larger_is_better, trials_table, with_confidence
-from results.schema import SCHEMA, to_records
+from results.queries.tables import (
+    TABLES,
+    larger_is_better,
+    trials_and_sketches_table,
+    trials_table,
+    with_confidence,
+)
+from results.schema import SCHEMA, TrialStatus, to_records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +53,7 @@ class QueryOptions(TypedDict, total=False):
     """What `ask` and `query` may be told beside the study."""
 
     front: bool
+    sketches: bool
     where: str | None
     sort: str | None
     descending: bool | None
@@ -64,6 +71,7 @@ def ask(
     study: str,
     *,
     front: bool = False,
+    sketches: bool = False,
     where: str | None = None,
     sort: str | None = None,
     descending: bool | None = None,
@@ -73,18 +81,21 @@ def ask(
     """Return the trials that meet `where` (an SQL condition on columns), sorted and cut; all columns unless named.
 
     With `front`, return the front of what `where` leaves, and beside the ledger's columns those of
-    `results.analysis.confidence`. `where` may ask the other tables, in subqueries. Without `sort`, trials are ordered
+    `results.analysis.confidence`. With `sketches`, return those too, which were never trained and are on no front: rows
+    of status `sketch`. `where` may ask the other tables, in subqueries. Without `sort`, trials are ordered
     by number and a front by size; scores, other good metrics and times sort highest first and all else lowest first,
     unless `descending` is set; nulls last. Raises `UsageError` for an unknown column (naming the closest), a bad
-    condition, a limit below 0, a column that has no order, or `descending` without `sort`.
+    condition, a limit below 0, a column that has no order, `descending` without `sort`, or `sketches` with `front`.
     """
+    if sketches and front:
+        raise UsageError(f"sketches (={sketches}) must be left out with front: they were never trained")
     if limit is not None and limit < 0:
         raise UsageError(f"limit (={limit}) must be 0 or more")
     if columns is not None and not columns:
         raise UsageError("columns (='') must name one column or more, with commas between them")
     if descending is not None and sort is None:
         raise UsageError(f"descending (={descending}) must come with sort, the column to sort by")
-    table = _filtered(ledger, study, where)
+    table = _filtered(ledger, study, where, sketches=sketches)
     if front:
         table = with_confidence(ledger, study, table)
     names = [_column_name(name, table.column_names) for name in columns or table.column_names]
@@ -139,11 +150,12 @@ def pick(ledger: Ledger, study: str, which: str, *, where: str | None = None) ->
 
     A whole id comes before a number, and a number before a beginning, which must be of one trial alone and have 6
     characters or more. Only what `where` leaves is considered: `best` is its finished trial of the highest score,
-    `knee` the knee of its front.
+    `knee` the knee of its front. A sketch has an id and no number, and is neither.
     """
-    table = _stored(ledger, study, where)
     if which in ("best", "knee"):
+        table = _stored(ledger, study, where)
         return best(table) if which == "best" else knee(table, ledger.objectives(study))
+    table = _stored(ledger, study, where, sketches=True)
     rows = to_records(table.filter(_is_meant(table, which)))
     if len(rows) != 1:
         raise UsageError(f"pick (={which!r}) must be best, knee or an id {_unpicked(which, rows, table)}")
@@ -152,7 +164,8 @@ def pick(ledger: Ledger, study: str, which: str, *, where: str | None = None) ->
 
 def _is_meant(table: pa.Table, which: str) -> pa.Array:
     """Return which rows an id, a number or the start of an id may mean."""
-    ids, numbers = table.column("trial"), table.column("number").cast(pa.string())
+    is_trial = pc.not_equal(table.column("status"), TrialStatus.SKETCH.value)
+    ids, numbers = table.column("trial"), pc.if_else(is_trial, table.column("number").cast(pa.string()), None)
     for mask in pc.equal(ids, which), pc.equal(numbers, which):
         if pc.any(mask).as_py():
             return mask
@@ -168,23 +181,25 @@ def _unpicked(which: str, rows: Sequence[Mapping[str, Any]], table: pa.Table) ->
     return f"{examples}, {others}; it names {len(rows) or 'none'} of the trials"
 
 
-def _stored(ledger: Ledger, study: str, where: str | None) -> pa.Table:
-    """Return the trials for which `where` holds, with the ledger's columns alone."""
-    return _filtered(ledger, study, where).select(SCHEMA.names)
+def _stored(ledger: Ledger, study: str, where: str | None, *, sketches: bool = False) -> pa.Table:
+    """Return the rows for which `where` holds, with the ledger's columns alone."""
+    return _filtered(ledger, study, where, sketches=sketches).select(SCHEMA.names)
 
 
-def _filtered(ledger: Ledger, study: str, where: str | None) -> pa.Table:
-    """Return the trials for which one SQL expression holds.
+def _filtered(ledger: Ledger, study: str, where: str | None, *, sketches: bool = False) -> pa.Table:
+    """Return the trials, and maybe the sketches, for which one SQL expression holds.
 
-    DuckDB parses the expression by itself, so it cannot end early and go on with another statement.
+    DuckDB parses the expression by itself, so it cannot end early and go on with another statement. Its subqueries see
+    the tables as they always are.
     """
-    trials = trials_table(ledger, study)
+    rows = trials_and_sketches_table(ledger, study) if sketches else trials_table(ledger, study)
     if where is None:
-        return trials
+        return rows
     where = _utf8(where)
-    tables = {name: TABLES[name](ledger, study) for name in _tables_in(where) if name != "trials"} | {"trials": trials}
-    with _connection(tables) as connection, _query_errors(f"the condition {where!r}", tables):
-        return connection.table("trials").filter(duckdb.SQLExpression(where)).to_arrow_table().cast(trials.schema)
+    tables = {name: TABLES[name](ledger, study) for name in _tables_in(where)}
+    with _connection(tables) as connection, _query_errors(f"the condition {where!r}", {**tables, "trials": rows}):
+        asked = connection.from_arrow(rows).set_alias("trials").filter(duckdb.SQLExpression(where))
+        return asked.to_arrow_table().cast(rows.schema)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 `trials` has one row a trial of the search and `front` those that no other trial dominates, with how sure they are
 (`results.analysis.confidence`); `epochs` has one row an epoch of a trial, `blocks` one a block of a trial,
-`confirmations` one a repeat of a trial with another seed (`repeat_of` names the trial), and `baseline` one row, the
+`confirmations` one a repeat of a trial with another seed (`repeat_of` names the trial), `sketches` one a config that
+was calibrated and measured and never trained (it has `init_score`, no `score`), and `baseline` one row, the
 uncompressed network.
 
 Beside the stored columns, all but `blocks` show each metric as a column of its own name, the score among them: if a
@@ -22,7 +23,14 @@ from results.objectives import init_name
 from results.queries.names import TABLE_NAMES
 from results.schema import SCHEMA
 
-__all__ = ["TABLES", "baseline_table", "larger_is_better", "trials_table", "with_confidence"]
+__all__ = [
+    "TABLES",
+    "baseline_table",
+    "larger_is_better",
+    "trials_and_sketches_table",
+    "trials_table",
+    "with_confidence",
+]
 
 _BASELINE = pa.schema(
     {
@@ -45,6 +53,12 @@ _SMALLER_IS_BETTER = ("loss", "error")
 def trials_table(ledger: Ledger, study: str) -> pa.Table:
     """Return the trials of a study's search, by number."""
     return _with_own_names(ledger.trials(study), ledger.study(study))
+
+
+def trials_and_sketches_table(ledger: Ledger, study: str) -> pa.Table:
+    """Return the trials of a study's search, then its sketches."""
+    rows = pa.concat_tables([ledger.trials(study), ledger.sketches(study)])
+    return _with_own_names(rows, ledger.study(study))
 
 
 def baseline_table(ledger: Ledger, study: str) -> pa.Table:
@@ -115,6 +129,7 @@ _MAKERS: tuple[Callable[[Ledger, str], pa.Table], ...] = (
     lambda ledger, study: _with_own_names(_exploded(ledger.trials(study), "history"), ledger.study(study)),
     lambda ledger, study: _exploded(ledger.trials(study), "blocks"),
     lambda ledger, study: _with_own_names(ledger.repeats(study), ledger.study(study)),
+    lambda ledger, study: _with_own_names(ledger.sketches(study), ledger.study(study)),
     baseline_table,
 )
 TABLES: Mapping[str, Callable[[Ledger, str], pa.Table]] = dict(zip(TABLE_NAMES, _MAKERS, strict=True))

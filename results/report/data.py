@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from results.analysis.convergence import anytime_hypervolume
 from results.analysis.summary import Summary
-from results.formatting import cost_axis, format_metrics, unit_name
+from results.formatting import cost_axis, format_block, format_metrics, unit_name
 from results.report.encoding import encode_configs
 from results.report.published import PlacedResult, published_beside
+from results.schema import to_records
 
 __all__ = ["FORMAT", "ReportData", "report_data"]
 
@@ -75,6 +76,8 @@ class Importance(TypedDict):
 
     shares: list[dict[str, Any]]
     """`knob` and its `share` of importance, largest first."""
+    stages: list[dict[str, Any]]
+    """`stage` and its `share`, largest first, and its `blocks`: each a `block` and its `share`."""
     effects: list[dict[str, Any]]
     """`knob`, `value`, `n` trials that have it, and their mean `score`, `size_bytes` and `flops`."""
     shared: list[dict[str, Any]]
@@ -104,6 +107,8 @@ class ReportData(TypedDict):
     history: dict[str, list[Any]]
     """What `anytime_hypervolume` returns."""
     published: list[Landmark]
+    sketches: list[Landmark]
+    """Configs that were calibrated and never trained, at their score before any training."""
     importance: Importance
 
 
@@ -118,7 +123,7 @@ def report_data(
     `confidence` is what `results.analysis.summary.confidence_by_trial` returns, `importance` what
     `results.analysis.importance.importance` returns, and `models` are the SHA-256 of the packed models in the store.
     """
-    table = summary.trials
+    table, record = summary.trials, summary.record
     axes = [_axis(name) for name in _COSTS if table.column(name).null_count < table.num_rows]
     trials = table.column("trial").to_pylist()
     index_of = {trial: index for index, trial in enumerate(trials)}
@@ -131,11 +136,14 @@ def report_data(
         "export": _export(summary, trials),
         "uncompressed": {"at": baseline, "lines": ["uncompressed", format_metrics(baseline)]},
         "trials": _columns(table, [axis["key"] for axis in axes], models),
-        "networks": encode_configs(table.column("blocks")),
+        "networks": encode_configs(
+            table.column("blocks"), record.get("choices") or (), record.get("granularity", "stage")
+        ),
         "front": [_member(index_of[trial], row) for trial, row in confidence.items()],
         "knee": None if summary.knee is None else index_of[summary.knee["trial"]],
         "history": anytime_hypervolume(summary),
         "published": [{"at": placed.at, "lines": _published_lines(placed)} for placed in published_beside(summary)],
+        "sketches": [_sketch(row) for row in to_records(summary.sketches)],
         "importance": _importance(importance),
     }
 
@@ -200,6 +208,17 @@ def _published_lines(placed: PlacedResult) -> list[str]:
     ]
 
 
+def _sketch(row: Mapping[str, Any]) -> Landmark:
+    at = {name: row[name] for name in _COSTS if row[name] is not None} | {"score": row["init_score"]}
+    lines = [f"{row['trial']}: a sketch, calibrated and never trained", format_metrics(at)]
+    return {"at": at, "lines": [*lines, *map(format_block, row["blocks"])]}
+
+
 def _importance(importance: Mapping[str, Any]) -> Importance:
     shares = [{"knob": row["knob"], "share": row["share"]} for row in importance["importance"]]
-    return {"shares": shares, "effects": importance["effects"], "shared": importance["shared"]}
+    return {
+        "shares": shares,
+        "stages": importance["stages"],
+        "effects": importance["effects"],
+        "shared": importance["shared"],
+    }

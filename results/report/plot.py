@@ -23,6 +23,7 @@ from results.report.published import published_beside
 __all__ = ["plot_front"]
 
 _FRONT, _OTHER, _BASELINE, _KNEE, _PUBLISHED = "#2563eb", "#b4b4b4", "#e08a00", "#d6336c", "#0f766e"
+_SKETCH = "#7c3aed"
 
 Repeats = Mapping[str, Mapping[str, Any]]
 """Confidence of the front's members that were repeated with other seeds, by trial."""
@@ -32,11 +33,11 @@ def plot_front(ledger: Ledger, study: str, path: str | os.PathLike[str]) -> Path
     """Draw a study's front into a `.png` or `.svg` file, whole or not at all; return its path.
 
     The same trials give the same bytes with the same libraries. Raises `UsageError` for any other kind of file, and
-    `OvertoneError` if no trial has finished or the file cannot be written.
+    `OvertoneError` if no trial has finished and nothing was sketched, or the file cannot be written.
     """
     path = check_picture_path(path)
     summary = summarize(ledger, study)
-    if not summary.finished.num_rows:
+    if not summary.finished.num_rows and not summary.sketches.num_rows:
         raise OvertoneError(f"study {study!r} has no finished trial to draw")
     repeats = {trial: row for trial, row in confidence_by_trial(ledger, summary).items() if row["seeds"] > 1}
     return save_figure(_front_figure(summary, repeats), path, salt=study)
@@ -46,12 +47,14 @@ def _front_figure(summary: Summary, repeats: Repeats) -> Figure:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, cost in ((left, "size_bytes"), (right, "flops")):
-        _draw_trials(axes, summary, cost)
-        _draw_front(axes, summary, repeats, cost)
+        if summary.finished.num_rows:
+            _draw_trials(axes, summary, cost)
+            _draw_front(axes, summary, repeats, cost)
         _draw_landmarks(axes, summary, cost)
         _style(axes, cost_axis(cost)[0])
         _draw_intervals(axes, summary, repeats, cost)
         _draw_published(axes, summary, cost)
+        _draw_sketches(axes, summary, cost)
     left.set_ylabel(f"{summary.score_name} (%)", parse_math=False)
     model, dataset = (str(summary.record.get(key, "?")) for key in ("model", "dataset"))
     figure.suptitle(f"{model} on {dataset}: {summary.finished.num_rows} trials", parse_math=False, fontsize=12)
@@ -111,9 +114,16 @@ def _draw_published(axes: Axes, summary: Summary, cost: str) -> None:
         axes.scatter(x, y, s=34, marker="x", color=_PUBLISHED, linewidths=1.6, label=label, zorder=3)
 
 
-def _points(table: pa.Table, cost: str) -> tuple[list[float], list[float]]:
+def _draw_sketches(axes: Axes, summary: Summary, cost: str) -> None:
+    """Draw what was calibrated and never trained, at its score before training."""
+    if summary.sketches.num_rows:
+        points = _points(summary.sketches, cost, "init_score")
+        axes.scatter(*points, s=30, marker="^", facecolors="none", edgecolors=_SKETCH, label="sketch (never trained)")
+
+
+def _points(table: pa.Table, cost: str, score: str = SCORE.column) -> tuple[list[float], list[float]]:
     unit = cost_axis(cost)[1]
-    scores = [100 * value for value in table.column("score").to_pylist()]
+    scores = [100 * value for value in table.column(score).to_pylist()]
     return [value / unit for value in table.column(cost).to_pylist()], scores
 
 

@@ -5,12 +5,20 @@ from html import escape
 from typing import Any
 
 from results.analysis.summary import Summary
-from results.formatting import format_metrics, format_place
+from results.formatting import (
+    format_flops,
+    format_kilobytes,
+    format_metrics,
+    format_network,
+    format_place,
+    percent,
+)
+from results.objectives import init_name
 from results.report.data import ReportData
 from results.report.effects_section import effects_section
 from results.report.page import table, web_file
 from results.report.published import PlacedResult, published_beside
-from results.schema import TrialStatus
+from results.schema import TrialStatus, to_records
 
 __all__ = ["sections"]
 
@@ -27,6 +35,7 @@ def sections(summary: Summary, data: ReportData, effects: Mapping[str, Any] | No
         yield "<noscript><p class='note'>The pictures and tables of this page need JavaScript.</p></noscript>"
         yield _certainty(data)
         yield web_file("front.html").replace("{score_name}", name)
+        yield _sketches(summary)
         yield _published(published_beside(summary))
         yield web_file("history.html").replace("{reference}", escape(_reference(summary)))
         yield web_file("knobs.html")
@@ -35,6 +44,7 @@ def sections(summary: Summary, data: ReportData, effects: Mapping[str, Any] | No
         yield web_file("table.html")
     else:
         yield "<p>No trial has finished yet, so there is no front to show.</p>"
+        yield _sketches(summary)
     yield from _failures(summary)
     yield '</main>\n<div class="toast" id="toast" role="status" aria-live="polite"></div>'
     yield '<div class="tip" id="tip" hidden></div>'
@@ -53,7 +63,8 @@ def _title(summary: Summary) -> Iterator[str]:
 
 def _facts(summary: Summary, data: ReportData) -> str:
     record = summary.record
-    counts = ", ".join(f"{summary.count(status)} {status.value}" for status in TrialStatus)
+    ended = (status for status in TrialStatus if status != TrialStatus.SKETCH)
+    counts = ", ".join(f"{summary.count(status)} {status.value}" for status in ended)
     seeds = sorted({seed for seed in summary.trials.column("seed").to_pylist() if seed is not None})
     epochs = sorted({value for value in summary.trials.column("epochs").to_pylist() if value is not None})
     facts = {
@@ -61,7 +72,8 @@ def _facts(summary: Summary, data: ReportData) -> str:
         "dataset": record.get("dataset", "?"),
         "objectives": ", ".join(f"{objective.name} ({objective.direction})" for objective in summary.objectives),
         "trials": counts,
-        "front": f"{summary.front.num_rows} networks",
+        **({"sketches": f"{summary.sketches.num_rows}, never trained"} if summary.sketches.num_rows else {}),
+        "front": _networks(summary.front.num_rows),
         "training seeds": _few(seeds),
         "repeated with other seeds": f"{_repeated(data)} of the front",
         "epochs per trial": _few(epochs),
@@ -102,6 +114,30 @@ def _certainty(data: ReportData) -> str:
         f'<p class="note">{start}. Trials that were repeated with other seeds also show their mean and its 95 % '
         "interval. Hollow points and the mark <em>single seed</em> stand for trials that were not.</p>"
     )
+
+
+def _sketches(summary: Summary) -> str:
+    rows = to_records(summary.sketches.sort_by("size_bytes"))
+    if not rows:
+        return ""
+    name = escape(summary.score_name)
+    head = [("sketch", ""), (init_name(summary.score_name), "number"), ("size", "number"), ("compute", "number")]
+    return (
+        f'<details class="published"><summary>Sketched, never trained: {_networks(len(rows))}</summary>'
+        f'<p class="note">Built and calibrated, and measured before any training: their <code>{name}</code> is no '
+        "trial's, and no other figure of this page knows them.</p>"
+        + table(label="Sketches", head=[*head, ("network", "text")], rows=[_sketch_cells(row) for row in rows])
+        + "</details>"
+    )
+
+
+def _networks(count: int) -> str:
+    return f"{count} network{'' if count == 1 else 's'}"
+
+
+def _sketch_cells(row: Mapping[str, Any]) -> list[str]:
+    costs = percent(row["init_score"]), format_kilobytes(row["size_bytes"]), format_flops(row["flops"])
+    return [f"<code>{escape(row['trial'])}</code>", *costs, escape(format_network(row["blocks"], "\n"))]
 
 
 def _published(placed: Sequence[PlacedResult]) -> str:

@@ -127,8 +127,13 @@ def load_study(
     return Study(_open(store), name, model=model, data=images, places=places)
 
 
-def begin_study(ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *, progress: bool) -> Study:
-    """Return the study of a plan, new or going on; errors are those of `create_study`."""
+def begin_study(
+    ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *, progress: bool, sketch: bool = False
+) -> Study:
+    """Return the study of a plan, new or going on; errors are those of `create_study`.
+
+    With `sketch` it is to be sketched first: settings that only trials depend on count for nothing.
+    """
     from search.runner.launch import create_study as create
     from search.runner.progress import decoding_bar, make_console
     from search.runner.run_lock import hold
@@ -140,10 +145,11 @@ def begin_study(ledger: Ledger, name: str, plan: StudyPlan, objects: Objects, *,
     plan.check_runtime()
     plan = replace(plan, data=prepared_data(plan.data, plan.model, plan.weights)).located()
     study, console = StudyLedger(ledger, name), make_console(progress)
-    with nullcontext() if study.exists() else hold(study, console):  # one that exists may run, and is only opened
+    opened = study.exists() and (sketch or not study.only_sketched())
+    with nullcontext() if opened else hold(study, console):  # one that is only opened may run
         with decoding_bar(console) as on_progress:
             workload = Workload.load(plan, on_progress, objects)
-        create(study, plan, workload)
+        create(study, plan, workload, sketch=sketch)
     console.print(describe_images(plan.data, workload.data), highlight=False, markup=False, soft_wrap=True)
     return Study(ledger, name, model=objects.model, data=objects.data, workload=workload)
 

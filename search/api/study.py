@@ -19,7 +19,7 @@ from search.runner.run_lock import is_running
 from search.study.amounts import Amount, parse_amount
 from search.study.objects import NO_OBJECTS, Objects
 from search.study.places import RECORDED, Places
-from search.study.plan import DEFAULT_SEEDS
+from search.study.plan import DEFAULT_POINTS, DEFAULT_SEEDS
 from search.study.study_ledger import StudyLedger
 
 if TYPE_CHECKING:
@@ -166,6 +166,47 @@ class Study:
             raise Interrupted(f"{result.done} of {result.wanted} repeats are done; the same call goes on", result)
         return result
 
+    def sketch(
+        self,
+        points: int = DEFAULT_POINTS,
+        *,
+        resources: Resources | None = None,
+        progress: bool = True,
+        model: nn.Module | None = None,
+        data: ImageObjects | None = None,
+    ) -> pd.DataFrame:
+        """Predict the front without any training, and measure up to this many of its networks; return them by size.
+
+        What compressing each block alone does is measured first; networks of least predicted loss under limits of size
+        and compute are then built and calibrated, and measured on the validation images, on Ray. The rows are of status
+        `sketch`, with a score before training alone, and their predicted rise of the loss as `predicted_loss_increase`.
+        No other table counts them, and `optimize` begins with them. `model` and `data` are as for `optimize`. Raises
+        `Interrupted` after Ctrl-C; the same call goes on.
+        """
+        from search.runner.cluster import Resources
+        from search.runner.progress import make_console
+        from search.runner.run_lock import hold
+        from search.runner.sketch import sketch_study
+
+        if points < 1:
+            raise UsageError(f"points (={points}) must be at least 1")
+        console = make_console(progress)
+        with hold(self._study, console) as claim:
+            result = sketch_study(
+                self._study,
+                self._load(progress, model, data),
+                points=points,
+                resources=resources or Resources(),
+                console=console,
+                claim=claim,
+            )
+        rows = self.query("status = 'sketch'", sketches=True, sort="size_bytes")
+        rows = rows[rows["trial"].isin(result.predicted.keys())].reset_index(drop=True)
+        rows.insert(1, "predicted_loss_increase", rows["trial"].map(result.predicted))
+        if result.done + result.failed < result.wanted:
+            raise Interrupted(f"{result.done} of {result.wanted} sketches are done; the same call goes on", rows)
+        return rows
+
     def status(self) -> dict[str, Any]:
         """Return how far the study is: its `state`, trials by status, front, hypervolume and time left."""
         summary, published = summarize(self.ledger, self.name), self._study.read_progress()
@@ -177,6 +218,7 @@ class Study:
             "state": state,
             "wanted": summary.record["trials"],
             **{name: statuses.count(name) for name in ("finished", "failed", "pruned")},
+            "sketches": summary.sketches.num_rows,
             "running": published.get("running", 0) if running else 0,
             "front": summary.front.num_rows,
             "confirmed": sum(row["seeds"] > 1 for row in confidence_by_trial(self.ledger, summary).values()),
@@ -194,6 +236,7 @@ class Study:
         where: str | None = None,
         *,
         front: bool = False,
+        sketches: bool = False,
         sort: str | None = None,
         descending: bool | None = None,
         limit: int | None = None,
@@ -201,13 +244,15 @@ class Study:
     ) -> pd.DataFrame:
         """Return the trials that meet an SQL condition on columns, such as `size_bytes < 100e3`; all without one.
 
-        With `front`, return the front of those. Subqueries may ask the other tables. Scores sort highest first and
-        costs lowest first, unless `descending` is set.
+        With `front`, return the front of those. With `sketches`, also return what `sketch` measured, with the status
+        `sketch`. Subqueries may ask the other tables. Scores sort highest first and costs lowest first, unless
+        `descending` is set.
         """
         return query(
             self.ledger,
             self.name,
             front=front,
+            sketches=sketches,
             where=where,
             sort=sort,
             descending=descending,
@@ -216,7 +261,8 @@ class Study:
         )
 
     def sql(self, statement: str) -> pd.DataFrame:
-        """Return the answer to one query over the tables trials, front, epochs, blocks, confirmations and baseline.
+        """Return the answer to one query over the tables trials, front, epochs, blocks, confirmations, sketches and
+        baseline.
 
         It is a SELECT (WITH, FROM and VALUES too), SHOW TABLES or DESCRIBE. Values keep what DuckDB has: integers and
         booleans with nulls have pandas' nullable types, and what pandas has no type for is text.

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.ledger.ledger import Ledger
+from results.objectives import init_name
+from results.schema import TrialStatus
 from search.study.objects import NO_OBJECTS, Objects
 from search.study.places import RECORDED, Places
 from search.study.record import network_config
@@ -38,6 +40,8 @@ class Trial:
 
     def __repr__(self) -> str:
         score = "no score" if self.score is None else f"{self.row['score_name']} {self.score:.4f}"
+        if self.status == TrialStatus.SKETCH:
+            score = f"{init_name(self.row['score_name'])} {self.init_score:.4f}, never trained"
         return f"Trial({self.id!r} of {self.study!r}: {self.status}, {score}, {self.size_bytes:,} bytes)"
 
     @property
@@ -47,13 +51,18 @@ class Trial:
 
     @property
     def status(self) -> str:
-        """`finished`, `pruned` (stopped early) or `failed`."""
+        """`finished`, `pruned` (stopped early), `failed`, or `sketch` (calibrated, never trained)."""
         return str(self.row["status"])
 
     @property
     def score(self) -> float | None:
         """The score, in [0, 1]; None unless the trial finished."""
         return None if self.row["score"] is None else float(self.row["score"])
+
+    @property
+    def init_score(self) -> float | None:
+        """The score before training, in [0, 1]; None for a trial that failed before."""
+        return None if self.row["init_score"] is None else float(self.row["init_score"])
 
     @property
     def metrics(self) -> dict[str, float]:

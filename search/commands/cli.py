@@ -16,6 +16,7 @@ from search.commands.help_panels import CommandWithPanels, GroupOfCommands
 from search.commands.inspect import inspect
 from search.commands.output import LOST, prepare_output
 from search.commands.plot import plot_app
+from search.commands.sketch import sketch
 from search.commands.studies import confirm, resume, search, status
 from search.commands.train import train
 from search.commands.trials import compact, export, importance, query, report
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="`overtone --version` prints the version.",
 )
-for _command in (inspect, train, search, resume, confirm, status, query, compact, importance, report):
+for _command in (inspect, train, sketch, search, resume, confirm, status, query, compact, importance, report):
     app.command(cls=CommandWithPanels)(_command)
 app.add_typer(plot_app, name="plot")
 app.command(cls=CommandWithPanels)(export)

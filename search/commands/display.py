@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.formatting import format_duration, format_flops, format_kilobytes, format_place
+from results.objectives import init_name
 from search.study.plan import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -97,11 +98,14 @@ def format_values(values: Sequence[Any]) -> str:
 def export_line(out: Path, card: Mapping[str, Any]) -> str:
     """Return what was exported, and how it was verified, in a line."""
     differing, n, name = card["differing"], card["val_n"], card["score_name"]
+    sketch = card.get("status") == "sketch"
+    score = f"{init_name(name)} {card['init_score']:.4f}" if sketch else f"{name} {card['score']:.4f}"
+    kind = "sketch, calibrated and never trained," if sketch else "trial"
     same = f"for {n - differing} of {n}" if differing else f"for all {n}"
     test_name = f"test_{name.removeprefix('val_')}"
     return (
-        f"{out}: trial {card['trial']}, {format_kilobytes(card['size_bytes'])}, {format_flops(card['flops'])}, "
-        f"{name} {card['score']:.4f}, {test_name} {card['test_metrics'][test_name]:.4f} (n = {card['test_n']}); "
+        f"{out}: {kind} {card['trial']}, {format_kilobytes(card['size_bytes'])}, {format_flops(card['flops'])}, "
+        f"{score}, {test_name} {card['test_metrics'][test_name]:.4f} (n = {card['test_n']}); "
         f"the exported file gives the trial's class {same} validation images{_bench_clause(card.get('bench'))}"
         f"{'; it emulates activation_bits in floating point' if card.get('emulated') else ''}"
     )
@@ -157,10 +161,11 @@ def confirm_line(study: str, result: RepeatResult) -> str:
 def status_line(status: Mapping[str, Any]) -> str:
     """Return the state of a study, as `overtone status` knows it, in a line."""
     left = "" if status["seconds_left"] is None else f", {format_duration(status['seconds_left'])} left"
+    sketches = f", {status['sketches']} sketched" if status["sketches"] else ""
     effects = f"; effects measured in {format_duration(status['effects_s'])}" if status["effects_s"] else ""
     return (
         f"{status['study']}: {status['state']}; {status['finished']} finished, {status['failed']} failed, "
-        f"{status['pruned']} pruned, {status['running']} running of {status['wanted']}{left}; "
+        f"{status['pruned']} pruned, {status['running']} running of {status['wanted']}{left}{sketches}; "
         f"front {status['front']} ({_seeds(status)}), hypervolume {status['hypervolume']:.4f}{effects}"
     )
 

@@ -25,6 +25,7 @@ _HEADERS = {
     "probability_dominated": "P(dominated)",
     "size_bytes": "size",
     "flops": "compute",
+    "predicted_loss_increase": "predicted loss",
     "latency_ms": "latency",
     "latency_b64_ms": "latency (64)",
     "blocks": "network",
@@ -81,7 +82,9 @@ def format_score(row: Mapping[str, Any]) -> str:
 
 def _default_columns(trials: pd.DataFrame, score_name: str) -> list[str]:
     """Return the columns that tell trials apart, of those that people look at first."""
-    first = ("trial", "status", score_name, "probability_dominated", "size_bytes", "flops")
+    sketched = "status" in trials and (trials["status"] == "sketch").any()
+    scores = (score_name, init_name(score_name)) if sketched else (score_name,)
+    first = ("trial", "status", *scores, "probability_dominated", "size_bytes", "flops")
     then = ("latency_ms", "latency_b64_ms", "epochs_run", "blocks")
     names = [name for name in (*first, *then) if name in trials and not trials[name].isna().all()]
     if "status" in names and (trials["status"] == "finished").all():
@@ -124,6 +127,8 @@ def _cell(name: str, value: Any, score_name: str) -> str:
         return format_flops(value)
     if name in ("latency_ms", "latency_b64_ms"):
         return f"{value:.3g} ms"
+    if name == "predicted_loss_increase":
+        return f"{value:+.3f}"
     if name == "probability_dominated":
         return f"{value:.1%}"
     if name.startswith(score_name) or name == init_name(score_name) or _SHARES.fullmatch(name):

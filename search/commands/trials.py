@@ -20,6 +20,12 @@ def query(
     front: Annotated[
         bool, options.option(options.TRIALS, "Only trials that no other beats in every objective.", "--front")
     ] = False,
+    sketches: Annotated[
+        bool,
+        options.option(
+            options.TRIALS, "Also what `overtone sketch` measured: never trained, of status sketch.", "--sketches"
+        ),
+    ] = False,
     where: options.Where = None,
     sort: Annotated[
         str | None,
@@ -62,10 +68,11 @@ def query(
     from search.api.create import load_study
     from search.commands.trial_table import show_answer, show_trials
 
-    others = (front, where, sort, descending is not None, limit is not None, columns is not None)
+    others = (front, sketches, where, sort, descending is not None, limit is not None, columns is not None)
     if sql is not None and any(others):
         raise UsageError(
-            f"sql (={sql!r}) must stand alone: front, where, sort, descending, columns and limit belong in the SELECT"
+            f"sql (={sql!r}) must stand alone: front, sketches, where, sort, descending, columns and limit belong in "
+            "the SELECT"
         )
     opened = load_study(study, store=store)
     names = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
@@ -77,6 +84,7 @@ def query(
             study,
             where=where,
             front=front,
+            sketches=sketches,
             sort=sort,
             descending=descending,
             limit=limit,
@@ -86,7 +94,8 @@ def query(
         sys.stdout.buffer.write(serialize(answer, format))
     elif sql is None:
         frame = answer.frame()
-        title = f"{study}: {len(frame)} {'trials on the front' if front else 'trials'}"
+        kind = "trials on the front" if front else "trials and sketches" if sketches else "trials"
+        title = f"{study}: {len(frame)} {kind}"
         shown = None if names is None else answer.table.column_names
         show_trials(out_console(), frame, title, opened.score_name, shown)
     else:
@@ -161,7 +170,7 @@ def export(
         options.option(
             options.TRIALS,
             "best (highest score), knee (of the front), or a trial by its id, the id's first 6 characters or more, or "
-            "its number.",
+            "its number; also a sketch by its id.",
         ),
     ] = "knee",
     where: options.Where = None,

@@ -19,8 +19,10 @@ from torch import nn
 
 from layers import OvertoneError
 from results.ledger.ledger import Ledger
+from results.schema import TrialStatus
 from search.runner.progress import epoch_line
 from search.study.places import RECORDED, Places
+from search.study.record import model_score
 from trainers.data import Data
 from trainers.runtime.threads import num_threads
 from trainers.spec import TrialSpec
@@ -94,9 +96,11 @@ def _figures(
 ) -> dict[str, Any]:
     """Return what a trial that gave another file measured, if its score is near enough to the row's."""
     result = trial.result()
-    scores = f"{result.score_name} {result.score:.4f}, the ledger has {row['score']:.4f}"
-    if abs(result.score - row["score"]) > tolerance:
+    scores = f"{result.score_name} {result.score:.4f}, the ledger has {model_score(row):.4f}"
+    if abs(result.score - model_score(row)) > tolerance:
         checkpoint.unlink(missing_ok=True)
         raise OvertoneError(f"trial {row['trial']}, trained again on {trial.device}, has {scores}: nothing was written")
     log(f"trial {row['trial']}, trained again, is another file (another device or version), with {scores}")
+    if row["status"] == TrialStatus.SKETCH:
+        return {"init_score": result.init_score, "size_bytes": result.cost.size_bytes}
     return {"score": result.score, "metrics": result.metrics, "size_bytes": result.cost.size_bytes}

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.tune.search import Searcher
 from rich.console import Console
 
 from layers import UsageError
 from results.queries.query import picks
-from results.schema import TrialRow, TrialStatus
-from search.optimize.retries import RetryPolicy
+from results.schema import TrialStatus
 from search.runner.cluster import Resources, connected
 from search.runner.engine import run_trials
 from search.runner.gpu_probe import gpu_share
-from search.runner.ledger_callback import LedgerCallback
+from search.runner.listed import ListCallback, ListSearcher
 from search.runner.progress import Progress
 from search.runner.run_lock import Claim
 from search.study.plan import StudyPlan
@@ -60,7 +58,8 @@ def rows_to_confirm(study: StudyLedger, which: str, *, where: str | None, seeds:
     rows = picks(study.ledger, study.name, which, where=where)
     for row in rows:
         if row["status"] != TrialStatus.FINISHED:
-            raise UsageError(f"pick (={which!r}) must be a finished trial: {row['trial']} {row['status']}")
+            ended = "was never trained" if row["status"] == TrialStatus.SKETCH else row["status"]
+            raise UsageError(f"pick (={which!r}) must be a finished trial: {row['trial']} {ended}")
     return rows
 
 
@@ -128,69 +127,16 @@ def _run(
         resources = resources.resolved(lambda: gpu_share(workload, recipe, console))
         line = f"study {study.name}: {len(missing)} of {wanted} repeats to run, {resources.line()}"
         console.print(line, highlight=False)
-        searcher = _RepeatSearcher(missing)
-        callback = _RepeatCallback(
+        searcher = ListSearcher(missing)
+        callback = ListCallback(
             study,
             workload.network,
             progress,
             wanted=wanted,
-            done=wanted - len(missing),
+            ended={TrialStatus.FINISHED: wanted - len(missing)},
             retried=searcher.retries.retried,
             ensure_held=claim.ensure_held,
         )
         run_trials(searcher, callback, workload, resources, console)
     if callback.failure is not None:
         raise callback.failure
-
-
-class _RepeatSearcher(Searcher):
-    """Suggests the given repeats in order, and again those whose worker died."""
-
-    def __init__(self, repeats: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__()
-        self._left = [dict(repeat) for repeat in repeats]
-        self._running: dict[str, dict[str, Any]] = {}
-        self.retries = RetryPolicy()
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if not self._left:
-            return None if self._running else Searcher.FINISHED
-        self._running[trial_id] = self._left.pop(0)
-        return self._running[trial_id]
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Learn nothing; with `error` the worker has died."""
-        suggestion = self._running.pop(trial_id)
-        if error and self.retries.should_retry(trial_id, suggestion):
-            self._left.append(suggestion)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the ledger is the truth."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing: a stopped run goes on from the ledger."""
-
-
-class _RepeatCallback(LedgerCallback):
-    """Records the rows of repeats and nothing else: the study's front, progress and models stay as they are."""
-
-    def __init__(
-        self,
-        study: StudyLedger,
-        network: Network,
-        progress: Progress,
-        *,
-        wanted: int,
-        done: int,
-        retried: Container[str],
-        ensure_held: Callable[[], None],
-    ) -> None:
-        ended = {TrialStatus.FINISHED.value: done}
-        super().__init__(study, network, wanted=wanted, ended=ended, retried=retried, ensure_held=ensure_held)
-        self._progress = progress
-
-    def write(self, row: TrialRow) -> None:
-        self.study.append(row)
-
-    def publish(self, row: TrialRow | None) -> None:
-        self._progress.show(self.run_progress(), row)

@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits
 
 from layers import compress_model
 from search.optimize.candidates import Candidates
-from search.optimize.initial import initial_configs
+from search.optimize.forecast import Forecast
+from search.optimize.initial import first_configs
 from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler, check_sampler
 from search.optimize.searcher import FrontSearcher
@@ -28,16 +29,16 @@ from search.runner.study_callback import StudyCallback
 from search.study.budget import extremes, may_try
 from search.study.objects import Objects
 from search.study.places import RECORDED, Places
-from search.study.plan import StudyPlan, check_same_settings
+from search.study.plan import OF_TRIALS, StudyPlan, check_same_settings
 from search.study.record import network_config
 from search.study.reuse import comparable_studies, finished_rows, warm_start_rows
-from search.study.study_ledger import StudyLedger
+from search.study.study_ledger import ONLY_SKETCHED, StudyLedger
 from search.study.workload import Workload, make_space
 from spaces import NetworkConfig, Space
 from trainers.runtime.runtimes import DEFAULT_THREADS
 from trainers.runtime.sessions import open_session
 
-__all__ = ["SearchResult", "create_study", "open_workload", "run_study"]
+__all__ = ["SearchResult", "create_study", "make_searcher", "open_workload", "run_study"]
 
 _NO_DASHBOARDS = DashboardOptions()
 
@@ -71,11 +72,13 @@ class _Setup:
         return cls(study=study, workload=workload, space=space, limits=extremes(space, plan.budget))
 
 
-def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload) -> None:
+def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload, *, sketch: bool = False) -> None:
     """Write the record of a new study, and its first rows; a study of the same name must have the same settings.
 
-    `plan` is as `StudyPlan.located` gives it, `workload` what it loads. Raises `UsageError` if no config of its space
-    meets the budget, if the study exists with other settings, or if the network cannot be compressed truly.
+    With `sketch` they may differ in those that only trials depend on. If nothing but that has begun the study, they are
+    those of the first search. `plan` is as `StudyPlan.located` gives it, `workload` what it loads. Raises `UsageError`
+    if no config of its space meets the budget, if the study exists with other settings, or if the network cannot be
+    compressed truly.
     """
     check_sampler(plan.sampler)
     plan.check_runtime()
@@ -83,21 +86,30 @@ def create_study(study: StudyLedger, plan: StudyPlan, workload: Workload) -> Non
     space = make_space(plan, workload.network)
     limits = extremes(space, plan.budget)
     settings = {**plan.to_record(), **workload.identity()}
-    if study.exists():
-        check_same_settings(study.record(), settings)
-        return
+    record = study.record() if study.exists() else None
+    if record is not None:
+        only_sketched = record.get(ONLY_SKETCHED, False)
+        check_same_settings(record, settings, but=OF_TRIALS if sketch or only_sketched else ())
+        if sketch or not only_sketched:
+            return
     workload.check_fidelity(plan.model, limits)
     if plan.times_files:
         _try_file(workload, plan)
-    rows = warm_start_rows(study, settings, lambda config: may_try(config, space, plan.budget), plan.place())
+
+    def spelled(config: NetworkConfig) -> NetworkConfig | None:
+        return space.spelled(config) if may_try(config, space, plan.budget) else None
+
+    rows = warm_start_rows(study, settings, spelled, plan.place())
     about = {"dataset": plan.data.label, "uncompressed": workload.reference(), "choices": space.choices}
     if workload.network.uncounted:
         about["uncounted"] = list(workload.network.uncounted)
-    counts = {"trials": plan.trials + len(rows), "warm_started": len(rows)}
+    begun: dict[str, Any] = {ONLY_SKETCHED: sketch, "warm_started": len(rows), "trials": plan.trials + len(rows)}
     if plan.times:  # each of them must be timed, or have been timed where trials run
-        study.create({**settings, **about, **counts, "warm_trials": [row.trial for row in rows]}, [])
+        begun["warm_trials"], rows = [row.trial for row in rows], []
+    if record is None:
+        study.create({**settings, **about, **begun}, rows)
     else:
-        study.create({**settings, **about, **counts}, rows)
+        study.begin({**{name: settings[name] for name in OF_TRIALS}, **begun}, rows)
 
 
 def open_workload(study: StudyLedger, console: Console, objects: Objects, places: Places = RECORDED) -> Workload:
@@ -142,10 +154,12 @@ def _run(
     study = setup.study
     plan = StudyPlan.from_record(study.record())
     past = study.trials().to_pylist()
-    searcher = _make_searcher(setup, plan, past)
+    searcher = make_searcher(plan, setup.space, setup.limits, setup.workload.hashes(), past)
     missing = plan.trials - len(past)
     if missing <= 0:
         return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
+    if study.only_sketched():
+        study.update({ONLY_SKETCHED: False})
     with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe, console))
         observers = [progress, *boards]
@@ -157,7 +171,7 @@ def _run(
         callback.measured = finished_rows(comparable_studies(study), plan.parsed_objectives(), place)
         searcher.begin(
             missing,
-            initial_configs=initial_configs(setup.space, plan.model, setup.limits),
+            first=first_configs(setup.space, plan.model, setup.limits, forecast=False),
             unfinished=_unfinished(study, past, _warm_trials(setup, plan, callback.measured)),
             measured=callback.measured,
             on_reuse=callback.reuse,
@@ -175,9 +189,20 @@ def _run(
     return SearchResult(done=done, wanted=plan.trials, exhausted=searcher.exhausted)
 
 
-def _make_searcher(setup: _Setup, plan: StudyPlan, past: Iterable[Mapping[str, Any]]) -> FrontSearcher:
-    """Return the searcher of a plan, which has learned from the study's past rows."""
-    candidates = Candidates(setup.space)
+def make_searcher(
+    plan: StudyPlan,
+    space: Space,
+    limits: tuple[NetworkConfig, NetworkConfig],
+    hashes: Mapping[str, str],
+    past: Iterable[Mapping[str, Any]],
+    forecast: Forecast | None = None,
+) -> FrontSearcher:
+    """Return the searcher of a plan in its space, which has learned from the study's past rows.
+
+    `limits` are the space's extremes within the budget, `hashes` those of the workload. The `forecast` is what the
+    effects of single blocks say, if they are known.
+    """
+    candidates = Candidates(space, forecast)
     objectives = plan.parsed_objectives()
     sampler = ConfigSampler(
         candidates,
@@ -189,11 +214,11 @@ def _make_searcher(setup: _Setup, plan: StudyPlan, past: Iterable[Mapping[str, A
     searcher = FrontSearcher(
         candidates,
         sampler,
-        ConformalPruner(objectives, miss_rate=plan.miss_rate),
+        ConformalPruner(objectives, miss_rate=plan.miss_rate, forecast=forecast),
         budget=plan.budget,
-        cheapest=setup.limits[0],
+        cheapest=limits[0],
         objectives=objectives,
-        make_spec=lambda config: plan.spec(config, **setup.workload.hashes()),
+        make_spec=lambda config: plan.spec(config, **hashes),
         seed=plan.seed,
     )
     for row in past:
@@ -240,8 +265,12 @@ def _warm_trials(setup: _Setup, plan: StudyPlan, measured: Mapping[str, Mapping[
     """Return the trials of a warm start whose latency is taken before the study counts them among its own."""
     rows = {digest[:10]: row for digest, row in measured.items()}
     hashes = setup.workload.hashes()
+
+    def config(trial: str) -> NetworkConfig:
+        return setup.space.spelled(network_config(rows[trial]))
+
     return [
-        {"number": number, "trial": trial, "spec": plan.spec(network_config(rows[trial]), **hashes).to_json()}
+        {"number": number, "trial": trial, "spec": plan.spec(config(trial), **hashes).to_json()}
         for number, trial in enumerate(setup.study.record().get("warm_trials", []))
         if trial in rows
     ]

@@ -79,6 +79,10 @@ class LedgerCallback(Callback):
         """Return the row of a trial that another study has run, with the latency that was reported."""
         raise NotImplementedError
 
+    def finished_row(self, suggestion: Mapping[str, Any], report: Mapping[str, Any]) -> TrialRow:
+        """Return the row of a trial that ran to its end."""
+        return finished_row(self.study.name, suggestion, report, report["model_sha256"])
+
     @abstractmethod
     def publish(self, row: TrialRow | None) -> None:
         """Publish the progress. `row` is the trial that just ended, or None for a heartbeat."""
@@ -135,7 +139,7 @@ class LedgerCallback(Callback):
         elif trial.trial_id in self._stopped:
             self.record_row(pruned_row(self.study.name, trial.config, report))
         elif report.get("status") == "finished":
-            self.record_row(finished_row(self.study.name, trial.config, report, report["model_sha256"]))
+            self.record_row(self.finished_row(trial.config, report))
         elif report.get("status") == "store_failed":
             self.failure = self.failure or OvertoneError(report["error"])
 

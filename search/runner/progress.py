@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from results.formatting import format_duration, format_flops, format_kilobytes
+from results.objectives import init_name
 from results.schema import TrialRow, TrialStatus
 from search.runner.notebook import NotebookBar
 from trainers.score import SCORE_NAME
@@ -179,6 +180,8 @@ def _trial_line(row: TrialRow) -> str:
         score = row.history[-1]["score"] if row.history else row.init_score
         epochs = f"{row.epochs_run} of {row.epochs} epochs"
         return f"{row.trial} stopped after {epochs} at {row.score_name} {score:.4f}, {costs}"
+    if row.status == TrialStatus.SKETCH:
+        return f"{row.trial} {init_name(str(row.score_name))} {row.init_score:.4f}, {costs}"
     repeat = "" if row.repeat_of is None else f" (seed {row.seed} of {row.repeat_of})"
     reused = "" if row.reused_from is None else f" (reused from study {row.reused_from})"
     return f"{row.trial}{repeat}{reused} {row.score_name} {row.score:.4f}, {costs}"

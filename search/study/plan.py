@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from trainers.spec import TrialSpec
 
 __all__ = [
-    *("DEFAULT_OBJECTIVES", "DEFAULT_RECIPE", "DEFAULT_SEEDS", "DEFAULT_STORE", "StudyPlan", "check_same_settings"),
+    *("DEFAULT_OBJECTIVES", "DEFAULT_POINTS", "DEFAULT_RECIPE", "DEFAULT_SEEDS", "DEFAULT_STORE", "OF_TRIALS"),
+    *("StudyPlan", "check_same_settings"),
 ]
 
 DEFAULT_STORE = "runs"
@@ -33,6 +34,10 @@ DEFAULT_RECIPE = "finetune"
 """Name of the recipe that trials are fine-tuned by."""
 DEFAULT_SEEDS = 3
 """Further seeds that trials are confirmed with."""
+DEFAULT_POINTS = 12
+"""Networks that are sketched."""
+OF_TRIALS = ("recipe", "epochs", "sampler", "miss_rate", "warm_start", "trials", "keep")
+"""Settings that a sketch does not depend on: the first search may choose them."""
 DEFAULT_OBJECTIVES = (SCORE_NAME, "size_bytes", "flops")
 _LATENCIES = ("latency_ms", "latency_b64_ms")
 """Objectives for which a trial measures latency, both of them at once."""
@@ -184,12 +189,21 @@ class StudyPlan:
             latency_threads=self.latency_threads,
         )
 
+    def sketch_spec(self, config: NetworkConfig, *, weights_sha256: str, data_fingerprint: str) -> TrialSpec:
+        """Return the start and validation of one config, without training: the same whatever the recipe of trials."""
+        spec = self.spec(config, weights_sha256=weights_sha256, data_fingerprint=data_fingerprint)
+        untrained = replace(spec, recipe=TrainingRecipe(), epochs=0)
+        return replace(untrained, latency=False, runtime=DEFAULT_RUNTIME, latency_threads=None)
 
-def check_same_settings(record: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise `UsageError` if a study's record differs from these settings, naming the first that does."""
+
+def check_same_settings(record: Mapping[str, Any], settings: Mapping[str, Any], but: Collection[str] = ()) -> None:
+    """Raise `UsageError` if a study's record differs from these settings, naming the first that does.
+
+    Those named in `but` may differ.
+    """
     for key, value in settings.items():
         stored = record.get(key)
-        if stored == value or key in _MAY_DIFFER:
+        if stored == value or key in _MAY_DIFFER or key in but:
             continue
         if key == "network":
             from spaces.identity import network_difference

@@ -17,7 +17,10 @@ from trainers.runtime.place import LATENCY
 from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 
-__all__ = ["failed_row", "finished_row", "network_config", "pruned_row", "reused_row", "row_scores"]
+__all__ = [
+    *("failed_row", "finished_row", "model_score", "network_config", "pruned_row", "reused_row", "row_scores"),
+    "sketch_row",
+]
 
 _FINAL = ("score", "metrics", *LATENCY)
 """Columns that only a trial with all its epochs has."""
@@ -44,6 +47,19 @@ def pruned_row(study: str, suggestion: Mapping[str, Any], report: Mapping[str, A
     """Return the row of a trial that was stopped early: its measurements until then, without a final score."""
     return TrialRow(
         **_identity(study, suggestion, report), **_measurements(report, _MEASURED), status=TrialStatus.PRUNED
+    )
+
+
+def sketch_row(study: str, suggestion: Mapping[str, Any], report: Mapping[str, Any], model_sha256: str) -> TrialRow:
+    """Return the row of a config that was calibrated and measured, and is not trained; its model is the one measured.
+
+    Its score is the one before training alone, under no other name.
+    """
+    return TrialRow(
+        **_identity(study, suggestion, report),
+        **_measurements(report, _MEASURED),
+        status=TrialStatus.SKETCH,
+        model_sha256=model_sha256,
     )
 
 
@@ -99,6 +115,11 @@ def failed_row(
 def network_config(row: Mapping[str, Any]) -> NetworkConfig:
     """Return the config that a row of the ledger was run with."""
     return TrialSpec.from_json(json.loads(row["spec"])).config
+
+
+def model_score(row: Mapping[str, Any]) -> float:
+    """Return the score that the packed model of a row's trial has: of a sketch that before any training."""
+    return float(row["init_score"] if row["status"] == TrialStatus.SKETCH else row["score"])
 
 
 def row_scores(row: Mapping[str, Any]) -> list[float]:

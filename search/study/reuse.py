@@ -62,11 +62,15 @@ def earlier_latency(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warm_start_rows(
-    study: StudyLedger, record: Mapping[str, Any], allowed: Callable[[NetworkConfig], bool], place: Place | None = None
+    study: StudyLedger,
+    record: Mapping[str, Any],
+    spelled: Callable[[NetworkConfig], NetworkConfig | None],
+    place: Place | None = None,
 ) -> list[TrialRow]:
     """Return the first rows of a new study: the finished trials of its record's `warm_start` that it may try itself.
 
-    Raises `UsageError` if one of these studies has another network, data or recipe.
+    `spelled` returns a config in the blocks of the study's space, None for one that it may not try. Raises `UsageError`
+    if one of these studies has another network, data or recipe.
     """
     objectives = parse_objectives(record["objectives"], score_name=record["score_name"])
     sources = [StudyLedger(study.ledger, name) for name in record["warm_start"]]
@@ -74,12 +78,14 @@ def warm_start_rows(
         if difference := _difference(record, source.record()):
             raise UsageError(f"warm_start (={source.name!r}) must be a study of equal trials; its {difference} differs")
     newest = finished_rows(sources, objectives, place)
-    rows = [newest[digest] for digest in sorted(newest) if allowed(network_config(newest[digest]))]
-    return [reused_row(study.name, _suggestion(number, row), row) for number, row in enumerate(rows)]
+    configs = {digest: spelled(network_config(newest[digest])) for digest in sorted(newest)}
+    allowed = ((newest[digest], config) for digest, config in configs.items() if config is not None)
+    return [reused_row(study.name, _suggestion(number, *both), both[0]) for number, both in enumerate(allowed)]
 
 
-def _suggestion(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"number": number, "trial": row["spec_digest"][:10], "spec": json.loads(row["spec"])}
+def _suggestion(number: int, row: Mapping[str, Any], config: NetworkConfig) -> dict[str, Any]:
+    spec = {**json.loads(row["spec"]), "config": config.to_json()}
+    return {"number": number, "trial": row["spec_digest"][:10], "spec": spec}
 
 
 def _finished(study: StudyLedger, needed: Sequence[str]) -> list[dict[str, Any]]:

@@ -12,7 +12,10 @@ from results.ledger.ledger import Ledger
 from results.objectives import Objective
 from results.schema import TrialRow
 
-__all__ = ["StudyLedger", "checkpoint_name"]
+__all__ = ["ONLY_SKETCHED", "StudyLedger", "checkpoint_name"]
+
+ONLY_SKETCHED = "only_sketched"
+"""Key of a study's record: whether nothing but sketches has begun it, so that its first search chooses how to train."""
 
 
 def checkpoint_name(study: str, trial: str) -> str:
@@ -35,9 +38,19 @@ class StudyLedger:
         """Return the other studies of the ledger."""
         return [StudyLedger(self.ledger, name) for name in self.ledger.studies() if name != self.name]
 
+    def only_sketched(self) -> bool:
+        """Return whether nothing but sketches has begun the study."""
+        return bool(self.record().get(ONLY_SKETCHED))
+
     def create(self, record: Mapping[str, Any], rows: Sequence[TrialRow]) -> None:
         """Write the record of a new study, and its first rows."""
         self.ledger.create_study(self.name, record)
+        if rows:
+            self.ledger.append_many(rows)
+
+    def begin(self, changes: Mapping[str, Any], rows: Sequence[TrialRow]) -> None:
+        """Change keys of the record of a study that has no rows of trials, and write its first ones."""
+        self.update(changes)
         if rows:
             self.ledger.append_many(rows)
 
@@ -54,12 +67,16 @@ class StudyLedger:
         return self.ledger.objectives(self.name)
 
     def trials(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of the search's trials, by number, without repeats."""
+        """Return the rows of the search's trials, by number, without repeats and sketches."""
         return self.ledger.trials(self.name, columns=columns)
 
     def repeats(self) -> pa.Table:
         """Return the rows of the trials that repeat another one with a new seed."""
         return self.ledger.repeats(self.name)
+
+    def sketches(self) -> pa.Table:
+        """Return the rows of the configs that were calibrated and measured, and never trained."""
+        return self.ledger.sketches(self.name)
 
     def front(self) -> pa.Table:
         """Return the rows of the front."""

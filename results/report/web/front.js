@@ -75,6 +75,7 @@ function drawFront() {
     points('knee', usable.includes(knee) ? [knee] : [], { color: color('mark'), symbol: 'diamond-open', size: 17, line: { width: 2 } }),
     landmarks('uncompressed', [data.uncompressed], { color: color('base'), symbol: 'diamond', size: 13 }),
     landmarks('published elsewhere', data.published, { color: color('published'), symbol: 'x', size: 9 }),
+    landmarks('sketch, never trained', data.sketches, { color: color('mark'), symbol: 'triangle-up-open', size: 10 }),
     { ...points('chosen', chosen, { color: color('ink'), symbol: 'circle-open', size: 22, line: { width: 2 } }), hoverinfo: 'skip' },
   ];
   byId('sample').textContent = drawn.length === others.length ? '' : `A sample: ${whole(drawn.length)} of ${plural(others.length, 'other trial')} are drawn, `

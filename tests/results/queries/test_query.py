@@ -316,7 +316,7 @@ def test_texts_of_an_ascii_locale_are_utf_8(full_ledger):
 
 def test_an_unknown_table_names_those_there_are(full_ledger):
     with pytest.raises(
-        UsageError, match="table 'trial' is none of trials, front, epochs, blocks, confirmations, baseline"
+        UsageError, match="table 'trial' is none of trials, front, epochs, blocks, confirmations, sketches, baseline"
     ):
         sql(full_ledger, "demo", "select * from trial")
 

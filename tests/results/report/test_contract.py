@@ -26,12 +26,16 @@ NAMES = {
     "form": ("networks", "forms", 0),
     "important": ("importance", "shares", 0),
     "effect": ("importance", "effects", 0),
+    "part": ("importance", "stages", 0),
+    "layer": ("importance", "stages", 0, "blocks", 0),
     "shared": ("importance", "shared", 0),
 }
 """Variable of the scripts -> where its value stands in the data."""
 FREE = {("uncompressed", "at"), ("published", 0, "at"), ("networks", "forms", 0, "knobs"), ("export", "quoted")}
+FREE |= {("sketches", 0, "at")}
 """Objects whose keys are data: costs, knobs, and ids of trials."""
 SAME = {("uncompressed", "lines"): ("published", 0, "lines")}
+SAME |= {("sketches", 0, key): ("published", 0, key) for key in ("at", "lines")}
 """Values that one function of the scripts reads as the same kind of thing."""
 
 SCRIPTS = "\n".join(
@@ -58,6 +62,7 @@ def data(tmp_path_factory, make_row):
         ledger.append(make_row(number=number, blocks=blocks, **values))
     ledger.append(make_row(number=12, seed=1, repeat_of="t000000000"))
     ledger.append(make_row(number=13, status=TrialStatus.FAILED, score=None, error="out of memory"))
+    ledger.append(make_row(number=0, trial="abc", status=TrialStatus.SKETCH, score=None, init_score=0.5, epochs_run=0))
     text = write_report(ledger, "demo", folder / "report.html").read_text()
     return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
 

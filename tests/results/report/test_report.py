@@ -267,3 +267,29 @@ def test_published_rows_are_shown_for_their_model_alone(ledger, make_row, tmp_pa
     assert "published top-1" in page.text
     assert "93.92 %" in page.text
     assert "Published on" not in _Reader(html).text
+
+
+def test_sketches_are_marked_as_never_trained_and_in_no_other_figure(ledger, random_rows, make_row, tmp_path):
+    sketched = {"status": TrialStatus.SKETCH, "score": None, "epochs_run": 0, "init_score": 0.8125, "size_bytes": 4321}
+    ledger.append(make_row(trial="sketched", **sketched))
+    alone = write_report(ledger, "demo", tmp_path / "alone.html").read_text()
+    assert "No trial has finished yet" in alone
+    assert "Sketched, never trained: 1 network<" in alone
+    assert plot_front(ledger, "demo", tmp_path / "alone.svg").read_text().count("sketch (never trained)") > 0
+    other = Ledger(Store(tmp_path / "other"))
+    other.create_study("demo", RECORD)
+    for row in random_rows(20):
+        ledger.append(row)
+        other.append(row)
+    text = write_report(ledger, "demo", tmp_path / "report.html").read_text()
+    data = _data(text)
+    (sketch,) = data.pop("sketches")
+    assert sketch["at"]["score"] == 0.8125
+    assert sketch["lines"][:2] == [
+        "sketched: a sketch, calibrated and never trained",
+        "81.25 % · 4.3 kB · 2.00 MFLOPs",
+    ]
+    without = _data(write_report(other, "demo", tmp_path / "without.html").read_text())
+    assert without.pop("sketches") == []
+    assert {**data, "export": None} == {**without, "export": None}
+    assert "0 sketch" not in text
