@@ -178,7 +178,8 @@ def _curves(effects: Effects, network: Network) -> Callable[[str, BlockConfig], 
 
     def row(block: str, part: str, numbers: Sequence[float]) -> np.ndarray:
         values = np.zeros(len(columns))
-        values[place[block]] = 1 if block in place else 0
+        if block in place:
+            values[place[block]] = 1
         for index, number in enumerate((1.0, *numbers)):
             values[place[part, index]] = number
         return values
@@ -190,7 +191,7 @@ def _curves(effects: Effects, network: Network) -> Callable[[str, BlockConfig], 
 
     def told(block: str, config: BlockConfig) -> float:
         parts = form_parts(network, block, config, 8)
-        return sum(math.exp(row(block, part, numbers) @ weights) for part, numbers in parts.items())
+        return sum(math.exp(min(5.0, float(row(block, part, numbers) @ weights))) for part, numbers in parts.items())
 
     return told
 
