@@ -161,10 +161,11 @@ def confirm_line(study: str, result: RepeatResult) -> str:
 def status_line(status: Mapping[str, Any]) -> str:
     """Return the state of a study, as `overtone status` knows it, in a line."""
     left = "" if status["seconds_left"] is None else f", {format_duration(status['seconds_left'])} left"
+    sketches = f", {status['sketches']} sketched" if status["sketches"] else ""
     effects = f"; effects measured in {format_duration(status['effects_s'])}" if status["effects_s"] else ""
     return (
         f"{status['study']}: {status['state']}; {status['finished']} finished, {status['failed']} failed, "
-        f"{status['pruned']} pruned, {status['running']} running of {status['wanted']}{left}; "
+        f"{status['pruned']} pruned, {status['running']} running of {status['wanted']}{left}{sketches}; "
         f"front {status['front']} ({_seeds(status)}), hypervolume {status['hypervolume']:.4f}{effects}"
     )
 
