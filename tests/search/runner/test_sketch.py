@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,12 @@ def _begin(ledger: Ledger, plan: StudyPlan) -> Study:
 
 
 @pytest.fixture
+def plan(plan: StudyPlan) -> StudyPlan:
+    few = {"basis": ["cosine"], "harmonics": [1, 3], "allocation": ["none"], "pruning_rate": ["none"], "bits": [4, 8]}
+    return replace(plan, space={"all": few, "norms_and_biases": {"bits": ["none"]}})
+
+
+@pytest.fixture
 def study(ledger: Ledger, plan: StudyPlan) -> Study:
     return _begin(ledger, plan)
 
@@ -44,7 +51,7 @@ def study(ledger: Ledger, plan: StudyPlan) -> Study:
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_front_is_sketched_once_and_the_search_goes_on_from_there(
-    ledger: Ledger, plan: StudyPlan, study: Study, capsys: pytest.CaptureFixture[str], tmp_path: Any
+    ledger: Ledger, plan: StudyPlan, study: Study, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     rows = study.sketch(2, resources=SERIAL, progress=False)
     assert (rows["status"] == "sketch").all()
@@ -69,7 +76,9 @@ def test_a_front_is_sketched_once_and_the_search_goes_on_from_there(
         assert row["trial"] != spec.digest(workload.network)[:10]
 
     common = ["--study", "s", "--store", ledger.store.uri]
+    (tmp_path / "space.yaml").write_text(json.dumps(plan.space))
     arguments = ["--model", plan.model, "--weights", plan.weights, "--dataset", "digits", "--train-limit", "96"]
+    arguments += ["--space", str(tmp_path / "space.yaml")]
     capsys.readouterr()
     assert run(["sketch", *arguments, *common, "--points", "3", "--concurrency", "1", "--json"]) == 0
     out, err = capsys.readouterr()
