@@ -50,8 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = _write(Path(folder), dense, model.eval(), images)
         runs = {name: _onnxruntime(path) for name, path in files.items()}
-        runs["int8 in OpenVINO"] = _openvino(files.pop("int8, inlined"))
-        del runs["int8, inlined"]
+        runs["int8 in OpenVINO"] = _openvino(files.pop("int8, for OpenVINO"))
+        del runs["int8, for OpenVINO"]
     rows = torch.arange(len(data.val)).split(500)
     batches = [data.normalize(pixels).numpy() for pixels, _ in data.val.batches(rows, "cpu")]
     expected = {"float32": predict(dense, data.val, data.normalize, device="cpu")}
@@ -74,7 +74,7 @@ def _write(folder: Path, dense: nn.Module, model: nn.Module, images: Tensor) -> 
     files = {
         "float32": skeleton.file(dense),
         "int8": skeleton.file(model),
-        "int8, inlined": skeleton.file(model, inline=True),
+        "int8, for OpenVINO": skeleton.file(model, inline=True, openvino=True),
     }
     paths = {name: folder / f"{number}.onnx" for number, name in enumerate(files)}
     for name, content in files.items():

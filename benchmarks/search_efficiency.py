@@ -39,7 +39,7 @@ from rich.progress import track
 
 from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
-from search.optimize.initial import initial_configs
+from search.optimize.initial import first_configs
 from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler
 from search.optimize.searcher import FrontSearcher
@@ -139,7 +139,7 @@ def _ours(sampler: str, miss_rate: float, seed: int, trials: int, table: Path) -
         ),
         seed=seed,
     )
-    searcher.begin(trials, initial_configs=initial_configs(space, "resnet8", limits))
+    searcher.begin(trials, first=first_configs(space, "resnet8", limits, forecast=False))
     for number in range(trials):
         suggestion = searcher.suggest(str(number))
         if not isinstance(suggestion, dict):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from layers.errors import UsageError
 
-__all__ = ["Granularity", "find_blocks"]
+__all__ = ["NORMS_AND_BIASES", "Granularity", "find_blocks", "stages_of"]
 
 Granularity = Literal["stage", "layer"]
+NORMS_AND_BIASES = "norms_and_biases"
+"""The block of all norms and biases, which takes bits alone."""
 
 
 def find_blocks(layers: Collection[str], granularity: Granularity = "stage") -> dict[str, tuple[str, ...]]:
@@ -26,6 +28,16 @@ def find_blocks(layers: Collection[str], granularity: Granularity = "stage") -> 
     for name in layers:
         blocks.setdefault(_stage_of(name, layers), []).append(name)
     return {block: tuple(names) for block, names in blocks.items()}
+
+
+def stages_of(blocks: Iterable[str], granularity: str) -> dict[str, str]:
+    """Return the stage of each block of a network: the block itself unless blocks are single layers."""
+    names = dict.fromkeys(blocks)
+    if granularity != "layer":
+        return {name: name for name in names}
+    stages = find_blocks([name for name in names if name != NORMS_AND_BIASES])
+    found = {layer: stage for stage, layers in stages.items() for layer in layers}
+    return {name: found.get(name, name) for name in names}
 
 
 def _stage_of(layer: str, layers: Collection[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from layers import Cost, LayerForm, LayerShape, OvertoneWarning, UsageError, layer_cost, network_cost, remaining_cost
 from layers.form import Assignment, canonical_form, is_norm, stored_tensors
 from layers.templates.count import template_count
-from spaces.blocks import Granularity, find_blocks
+from spaces.blocks import NORMS_AND_BIASES, Granularity, find_blocks
 from spaces.config import BlockConfig, NetworkConfig
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ __all__ = ["NORMS_AND_BIASES", "Network"]
 
 _FORMS_FORMAT = 2
 """What the fields of a form mean, as part of the digest; until 2 inputs were rounded to as many bits as weights."""
-NORMS_AND_BIASES = "norms_and_biases"
-"""The block of all norms and biases, which takes bits alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +90,7 @@ class Network:
             forms.update(self.block_forms(block, block_config, config.minimum_templates))
         rounded = self._norm_and_bias_forms(config.blocks.get(NORMS_AND_BIASES, BlockConfig()))
         return forms | {
-            name: dataclasses.replace(forms.get(name, LayerForm()), vector_bits=form.vector_bits)
-            for name, form in rounded.items()
+            name: _with_vector_bits(forms.get(name, _DENSE), form.vector_bits) for name, form in rounded.items()
         }
 
     def layers_in(self, block: str) -> tuple[str, ...]:
@@ -128,7 +125,7 @@ class Network:
             return self._norm_and_bias_forms(block_config)
         layers = self.layers_in(block)
         forms = {name: _layer_form(self.shapes[name], block_config, minimum_templates) for name in layers}
-        return {name: form for name, form in forms.items() if form != LayerForm()}
+        return {name: form for name, form in forms.items() if form != _DENSE}
 
     def equivalent(self, block: str, one: BlockConfig, other: BlockConfig, minimum_templates: int) -> bool:
         """Return whether two configs of a block give its layers the same forms."""
@@ -225,6 +222,14 @@ _SIMPLER: tuple[Mapping[str, Any], ...] = (
     {"arithmetic": None},
 )
 """Simpler values of knobs, those of some together, tried in this order and taken if they change no layer."""
+
+
+_DENSE = LayerForm()
+
+
+@lru_cache(maxsize=1 << 12)
+def _with_vector_bits(form: LayerForm, bits: int | None) -> LayerForm:
+    return dataclasses.replace(form, vector_bits=bits)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -183,12 +183,10 @@ class Space:
 
     def _equivalent_values(self, block: str, knob: str, block_config: BlockConfig) -> tuple[Value, ...]:
         """Return the choices of a knob that make the same block, if a config may name another value."""
-        if knob not in ("basis", "pruning_rate", *_WITH_DEFAULTS) or knob == "groups":
+        if knob not in ("basis", "allocation", "pruning_rate", *_WITH_DEFAULTS):
             return ()
-        if knob == "activation_block" and block_config.activation_bits is None:
-            return ()
-        if knob == "basis" and block_config.harmonics is None:
-            return ()
+        if knob in _BESIDE and getattr(block_config, _BESIDE[knob]) is None:
+            return self.choices[block][knob]
 
         def is_equivalent(value: Any) -> bool:
             other = replace(block_config, **{knob: value})
@@ -283,6 +281,13 @@ def _flat_limits(knobs: Any, block: str) -> Iterator[tuple[str, tuple[Value, ...
 
 _WITH_DEFAULTS = ("groups", "transform", *_EXPONENTS, "activation_block", "arithmetic")
 """Knobs for which a canonical config leaves out a default value, or one that has no effect."""
+_BESIDE = {
+    **dict.fromkeys(("basis", "allocation"), "harmonics"),
+    **dict.fromkeys(("groups", "transform"), "pruning_rate"),
+    **dict.fromkeys(_EXPONENTS, "bits"),
+    "activation_block": "activation_bits",
+}
+"""Knobs without effect where another one is left out, and that one."""
 _OPEN_KNOBS = ("basis", *_TEMPLATES, "bits", *_EXPONENTS, *_ACTIVATIONS, "arithmetic")
 """Knobs whose default choices are a selection: `restrict` takes any other value that the layers can."""
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from layers.integer.rounding import ACTIVATION_CODES
+from layers.integer.rounding import ACTIVATION_CODES, saturate
 
 __all__ = ["BIAS_LIMIT", "LEAST_SCALE", "Addition", "Product", "Sums", "fold_norm", "sums_of", "with_sums"]
 
@@ -62,9 +62,9 @@ class Product:
         scales = outer.maximum(shift.abs() * BIAS_LIMIT / self.input_scale).clamp(min=LEAST_SCALE)
         ratio = outer / scales if self.factor is None else outer / scales * self.factor.sign()
         bias = (shift / (scales * self.input_scale)).round()
-        total = self.sums * self._along(ratio) + self._along(bias)
-        codes = (total * self._along(self.input_scale * scales / scale)).round_()
-        return codes.clamp_(-zero, ACTIVATION_CODES - zero).mul_(scale)
+        total = (self.sums * self._along(ratio)).add_(self._along(bias))
+        codes = total.mul_(self._along(self.input_scale * scales / scale)).round_()
+        return saturate(codes, zero).mul_(scale)
 
     def _along(self, vector: Tensor) -> Tensor:
         """Return a vector (N,) that multiplies the outputs along their channels."""
@@ -85,9 +85,9 @@ class Addition:
         ratio_a, ratio_b = scale_a / scale, scale_b / scale
         fixed = zero - (ratio_a * zero_a + ratio_b * zero_b)
         one, other = self.codes
-        total = (one.double() * ratio_a.double() + fixed.double()).float()  # a fused multiply-add rounds once
-        total = (other.double() * ratio_b.double() + total.double()).float()
-        return (total.round_().clamp_(0, ACTIVATION_CODES) - zero) * scale
+        total = one.double().mul_(ratio_a.double()).add_(fixed.double()).float()  # a fused multiply-add rounds once
+        total = other.double().mul_(ratio_b.double()).add_(total.double()).float()
+        return total.round_().clamp_(0, ACTIVATION_CODES).sub_(zero).mul_(scale)
 
 
 def fold_norm(

@@ -108,7 +108,7 @@ class _Rounding(CallMode):
         one, other = (getattr(x, "integer_grid", None) for x in args)
         if one is None or other is None:
             return None
-        codes = [activation_codes(x.detach(), grid) + grid[1] for x, grid in zip(args, (one, other), strict=True)]
+        codes = [activation_codes(x.detach(), grid).add_(grid[1]) for x, grid in zip(args, (one, other), strict=True)]
         return Addition((codes[0], codes[1]), (one, other))
 
     def called(self, call: Call) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = [
     *("ACTIVATION_CODES", "FILTER_CODES", "LEAST_FILTER", "activation_codes", "filter_codes", "round_activation"),
-    *("round_filters", "zero_point"),
+    *("round_filters", "saturate", "zero_point"),
 ]
 
 FILTER_CODES = 127
@@ -54,7 +54,15 @@ def filter_codes(filters: Tensor) -> tuple[Tensor, Tensor]:
 def activation_codes(x: Tensor, grid: Tensor) -> Tensor:
     """Return the codes of `x` on a grid (scale, zero point), less the zero point."""
     scale, zero = grid.unbind()
-    return (x.float() / scale).round_().clamp_(-zero, ACTIVATION_CODES - zero)
+    return saturate((x.float() / scale).round_(), zero)
+
+
+def saturate(codes: Tensor, zero: Tensor) -> Tensor:
+    """Bound codes, less the zero point, to those that there are, in place; return them.
+
+    Bounds that are tensors would be the same, but CPUs are slow at them.
+    """
+    return codes.add_(zero).clamp_(0, ACTIVATION_CODES).sub_(zero)
 
 
 class _Filters(torch.autograd.Function):
@@ -73,11 +81,12 @@ class _Activation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, grid: Tensor) -> Tensor:
         scale, zero = grid.unbind()
         codes = (x.float() / scale).round_()
-        low, high = -zero, ACTIVATION_CODES - zero
-        clamped = codes.clamp(low, high)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(clamped == codes)
-        return clamped.mul_(scale).to(x.dtype)
+            unbounded, codes = codes, saturate(codes.clone(), zero)
+            ctx.save_for_backward(codes == unbounded)
+        else:
+            saturate(codes, zero)
+        return codes.mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

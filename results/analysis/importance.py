@@ -39,6 +39,7 @@ import scipy
 from results.ledger.ledger import Ledger
 from results.pareto.dominance import ranks
 from results.schema import TrialStatus
+from spaces.blocks import stages_of
 
 __all__ = ["importance"]
 
@@ -62,10 +63,11 @@ _Knobs = Mapping[str, "pd.Series[Any]"]
 
 
 def importance(ledger: Ledger, study: str) -> dict[str, Any]:
-    """Return plain JSON: `importance`, `blocks`, `effects`, `shared`, and the numbers of `trials` and of `best` ones.
+    """Return plain JSON: `importance`, `blocks`, `stages`, `effects`, `shared`, numbers of `trials` and of `best` ones.
 
     `importance` has `knob` (BLOCK.KNOB), `share` (they sum to 1, largest first; none if no knob stands out from chance)
-    and `chance`; `blocks` the same summed over a block's knobs. `effects` has, for each value of a knob (null:
+    and `chance`; `blocks` the same summed over a block's knobs, `stages` summed over a stage's `blocks`, which are the
+    stage alone where stages are blocks. `effects` has, for each value of a knob (null:
     uncompressed), `n` trials, their mean `score`, and geometric means of `size_bytes` and `flops`. `shared` has the
     share of the front's members, and of all finished trials, that have the value. Knobs that never varied are left out.
     `allocation` is `uniform` in a block that could have another one and does not; with bits set, null exponent knobs
@@ -75,14 +77,19 @@ def importance(ledger: Ledger, study: str) -> dict[str, Any]:
     finished = trials.filter(pc.equal(trials.column("status"), TrialStatus.FINISHED.value))
     rank = ranks(finished, ledger.objectives(study))
     finished, rank = finished.filter(pa.array(rank >= 0)), rank[rank >= 0]
-    knobs = _knobs(finished, ledger.study(study).get("choices") or {})
+    record = ledger.study(study)
+    choices = record.get("choices") or {}
+    knobs = _knobs(finished, choices)
     best = _best(rank)
     shares = _shares(knobs, best)
+    blocks = _by_block(shares)
+    stages = stages_of(choices or [row["block"] for row in blocks], record.get("granularity", "stage"))
     return {
         "trials": finished.num_rows,
         "best": int(best.sum()),
         "importance": shares,
-        "blocks": _by_block(shares),
+        "blocks": blocks,
+        "stages": _by_stage(blocks, stages),
         "effects": _effects(knobs, finished),
         "shared": _shared(knobs, rank == 0),
     }
@@ -181,6 +188,14 @@ def _by_block(knob_shares: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         block = row["knob"].rpartition(".")[0]
         shares[block] = shares.get(block, 0.0) + row["share"]
     return [{"block": block, "share": share} for block, share in sorted(shares.items(), key=lambda item: -item[1])]
+
+
+def _by_stage(blocks: Sequence[Mapping[str, Any]], stages: Mapping[str, str]) -> list[dict[str, Any]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in blocks:
+        found.setdefault(stages.get(row["block"], row["block"]), []).append(row)
+    shares = {stage: sum(row["share"] for row in own) for stage, own in found.items()}
+    return [{"stage": s, "share": shares[s], "blocks": found[s]} for s in sorted(shares, key=lambda s: -shares[s])]
 
 
 def _effects(knobs: _Knobs, trials: pa.Table) -> list[dict[str, Any]]:

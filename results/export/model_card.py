@@ -37,7 +37,7 @@ def model_card(facts: Mapping[str, Any], file_bytes: int) -> str:
 
     These facts are printed: `model`, `dataset`, `study`, `trial`, `seed`, `epochs`; `score` under its own name,
     `score_name`, and `metrics` (name to value), of `val_n` images; of a sketch (`status`), which was never trained,
-    `init_score` alone; `test_metrics`, of `test_n`; `differing`, the number
+    `init_score` alone; `test_metrics` of `test_n`, the file's own; `differing`, the number
     of validation images for which the file gives another class than the packed model, and `own_process`, whether a
     process of its own read the file; `same_file`, whether a trial that was trained again gave the same bits; `seeds`
     and, if there are several, the columns of `results.analysis.confidence` over them; `size_bytes`, `flops`,
@@ -104,11 +104,12 @@ def _score_name(facts: Mapping[str, Any]) -> str:
 def _agreement(facts: Mapping[str, Any]) -> str:
     differing, n = facts["differing"], facts["val_n"]
     where = "in a process of its own" if facts.get("own_process", True) else "back with the network's own code"
+    own = " Figures of the test images are this file's own." if facts.get("test_metrics") else ""
     start = f"Read {where}, this file gave the packed model's class for"
     if not differing:
-        return f"{start} all {n:,} validation images."
+        return f"{start} all {n:,} validation images.{own}"
     order = "other runtimes add in another order, which can turn the rounding of an input held in few bits"
-    return f"{start} {n - differing:,} of {n:,} validation images: {order}."
+    return f"{start} {n - differing:,} of {n:,} validation images: {order}.{own}"
 
 
 def _over_seeds(facts: Mapping[str, Any]) -> Iterator[str]:

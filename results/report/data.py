@@ -76,6 +76,8 @@ class Importance(TypedDict):
 
     shares: list[dict[str, Any]]
     """`knob` and its `share` of importance, largest first."""
+    stages: list[dict[str, Any]]
+    """`stage` and its `share`, largest first, and its `blocks`: each a `block` and its `share`."""
     effects: list[dict[str, Any]]
     """`knob`, `value`, `n` trials that have it, and their mean `score`, `size_bytes` and `flops`."""
     shared: list[dict[str, Any]]
@@ -121,7 +123,7 @@ def report_data(
     `confidence` is what `results.analysis.summary.confidence_by_trial` returns, `importance` what
     `results.analysis.importance.importance` returns, and `models` are the SHA-256 of the packed models in the store.
     """
-    table = summary.trials
+    table, record = summary.trials, summary.record
     axes = [_axis(name) for name in _COSTS if table.column(name).null_count < table.num_rows]
     trials = table.column("trial").to_pylist()
     index_of = {trial: index for index, trial in enumerate(trials)}
@@ -134,7 +136,9 @@ def report_data(
         "export": _export(summary, trials),
         "uncompressed": {"at": baseline, "lines": ["uncompressed", format_metrics(baseline)]},
         "trials": _columns(table, [axis["key"] for axis in axes], models),
-        "networks": encode_configs(table.column("blocks")),
+        "networks": encode_configs(
+            table.column("blocks"), record.get("choices") or (), record.get("granularity", "stage")
+        ),
         "front": [_member(index_of[trial], row) for trial, row in confidence.items()],
         "knee": None if summary.knee is None else index_of[summary.knee["trial"]],
         "history": anytime_hypervolume(summary),
@@ -212,4 +216,9 @@ def _sketch(row: Mapping[str, Any]) -> Landmark:
 
 def _importance(importance: Mapping[str, Any]) -> Importance:
     shares = [{"knob": row["knob"], "share": row["share"]} for row in importance["importance"]]
-    return {"shares": shares, "effects": importance["effects"], "shared": importance["shared"]}
+    return {
+        "shares": shares,
+        "stages": importance["stages"],
+        "effects": importance["effects"],
+        "shared": importance["shared"],
+    }

@@ -1,6 +1,6 @@
 """The networks of many trials in little space: each distinct form of a block once, and which trial has which."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,19 @@ import pyarrow.compute as pc
 
 from results.formatting import format_block
 from results.schema import SCHEMA
+from spaces.blocks import stages_of
 
 __all__ = ["encode_configs"]
 
 _KNOBS = tuple(field.name for field in SCHEMA.field("blocks").type.value_type if field.name != "block")
 
 
-def encode_configs(blocks: pa.ChunkedArray) -> dict[str, Any]:
-    """Return the ledger's column `blocks` as `knobs`, `names`, `forms` and `rows`.
+def encode_configs(blocks: pa.ChunkedArray, known: Iterable[str] = (), granularity: str = "stage") -> dict[str, Any]:
+    """Return the ledger's column `blocks` as `knobs`, `names`, `stages`, `forms` and `rows`.
 
-    `knobs` are all that a block can have; `names` are all blocks, in network order; each of `forms` is a compressed
-    block as `text` and as `knobs` (without those that are null); `rows[b][t]` is the index of the form that block
-    `names[b]` has in trial t, -1 for uncompressed.
+    `knobs` are all that a block can have; `names` are all blocks, those `known` first, in network order, and `stages`
+    theirs; each of `forms` is a compressed block as `text` and as `knobs` (without those that are null); `rows[b][t]`
+    is the index of the form that block `names[b]` has in trial t, -1 for uncompressed.
     """
     lists = blocks.combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # an empty column stays chunked in some versions
@@ -32,7 +33,7 @@ def encode_configs(blocks: pa.ChunkedArray) -> dict[str, Any]:
     form_ids = frame.groupby(list(frame.columns), dropna=False, sort=False).ngroup().to_numpy()
     first_entries = np.unique(form_ids, return_index=True)[1]
     records = entries.take(pa.array(first_entries, type=pa.int64())).to_pylist()
-    names = _in_network_order(frame["block"], trials)
+    names = list(dict.fromkeys([*known, *_in_network_order(frame["block"], trials)]))
     block_index = {name: index for index, name in enumerate(names)}
     rows = np.full((len(names), len(lists)), -1)
     rows[frame["block"].map(block_index).to_numpy(dtype=np.int64), trials] = form_ids
@@ -41,7 +42,8 @@ def encode_configs(blocks: pa.ChunkedArray) -> dict[str, Any]:
         {"text": format_block(record).removeprefix(f"{record['block']}: "), "knobs": _knobs(record)}
         for record in records
     ]
-    return {"knobs": list(_KNOBS), "names": names, "forms": forms, "rows": rows.tolist()}
+    stages = list(stages_of(names, granularity).values())
+    return {"knobs": list(_KNOBS), "names": names, "stages": stages, "forms": forms, "rows": rows.tolist()}
 
 
 def _knobs(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from plotly.offline import get_plotlyjs
 
 from layers.errors import UsageError, translate_errors
 from layers.files import atomic_write
+from results.analysis.effects_table import effects_table
 from results.analysis.importance import importance
 from results.analysis.summary import confidence_by_trial, summarize
 from results.ledger.ledger import Ledger
@@ -41,7 +42,7 @@ def _document(ledger: Ledger, study: str) -> str:
     summary = summarize(ledger, study)
     confidence = confidence_by_trial(ledger, summary)
     data = report_data(summary, confidence, ledger.models(), importance(ledger, study))
-    body = "\n".join(sections(summary, data))
+    body = "\n".join(sections(summary, data, effects_table(ledger, study)))
     title = f"Overtone: {study}"
     if not summary.finished.num_rows:
         return page(title=title, body=body)

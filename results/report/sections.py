@@ -15,6 +15,7 @@ from results.formatting import (
 )
 from results.objectives import init_name
 from results.report.data import ReportData
+from results.report.effects_section import effects_section
 from results.report.page import table, web_file
 from results.report.published import PlacedResult, published_beside
 from results.schema import TrialStatus, to_records
@@ -24,8 +25,8 @@ __all__ = ["sections"]
 _SHOWN_FAILURES = 20
 
 
-def sections(summary: Summary, data: ReportData) -> Iterator[str]:
-    """Yield the body of the page, top to bottom."""
+def sections(summary: Summary, data: ReportData, effects: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """Yield the body of the page, top to bottom; `effects` are those of `results.analysis.effects_table`."""
     name = escape(summary.score_name)
     yield '<a class="skip" href="#front">Skip to the front</a>\n<main>'
     yield from _title(summary)
@@ -39,6 +40,7 @@ def sections(summary: Summary, data: ReportData) -> Iterator[str]:
         yield web_file("history.html").replace("{reference}", escape(_reference(summary)))
         yield web_file("knobs.html")
         yield web_file("importance.html").replace("{score_name}", name) if data["importance"]["effects"] else ""
+        yield effects_section(effects) if effects else ""
         yield web_file("table.html")
     else:
         yield "<p>No trial has finished yet, so there is no front to show.</p>"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from layers.errors import UsageError
+from results.analysis.effects_table import effects_table
 from results.analysis.importance import importance
 from results.analysis.summary import confidence_by_trial, summarize
 from results.ledger.ledger import Ledger
@@ -275,6 +276,20 @@ class Study:
         """
         return pd.DataFrame(importance(self.ledger, self.name)["importance"], columns=["knob", "share", "chance"])
 
+    def effects(self) -> pd.DataFrame:
+        """Return what compressing each block alone costs before any training, as the search has measured it.
+
+        Columns are `block`, `form`, `loss_increase` in nats and its standard error `loss_error`, `score_change` (on
+        training images), `bytes_saved` and `flops_saved`; no row if nothing was measured. The frame's `attrs` say how
+        far the rule is off that tells other forms, by leaving each effect out in turn: `held_out_error` in nats,
+        `held_out_factor` and their number `held_out`.
+        """
+        found = effects_table(self.ledger, self.name)
+        columns = ["block", "form", "loss_increase", "loss_error", "score_change", "bytes_saved", "flops_saved"]
+        frame = pd.DataFrame([] if found is None else found["effects"], columns=columns)
+        frame.attrs = {name: found and found[name] for name in ("held_out_error", "held_out_factor", "held_out")}
+        return frame
+
     def best(
         self, where: str | None = None, *, max_size: Amount | None = None, max_flops: Amount | None = None
     ) -> Trial:
@@ -311,6 +326,12 @@ class Study:
         from results.report.plot import plot_front
 
         return plot_front(self.ledger, self.name, out)
+
+    def plot_effects(self, out: str | os.PathLike[str]) -> Path:
+        """Draw what compressing each block alone costs into a `.png` or `.svg` file; return its path."""
+        from results.report.effects_plot import plot_effects
+
+        return plot_effects(self.ledger, self.name, out)
 
     def compact(self) -> dict[str, Any]:
         """Merge the many small files of the study into few, as a search does at its end; return what was done."""

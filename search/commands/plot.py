@@ -1,4 +1,4 @@
-"""`overtone plot`: pictures of a study's front, of a layer's filters, and of pruning rates."""
+"""`overtone plot`: pictures of a study's front and effects, of a layer's filters, and of pruning rates."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ def front(
     from search.api.create import load_study
 
     load_study(study, store=store).plot_front(out)
+    print_answer({"out": str(out), "study": study}, str(out), as_json)
+
+
+def effects(
+    study: options.Study,
+    out: options.Picture,
+    store: options.Store = DEFAULT_STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw what compressing each block alone costs.
+
+    The picture shows the rise of the loss before any training, block by block, as a search has measured it.
+
+    Example: overtone plot effects --study demo --out effects.svg
+    """
+    from search.api.create import load_study
+
+    load_study(study, store=store).plot_effects(out)
     print_answer({"out": str(out), "study": study}, str(out), as_json)
 
 
@@ -134,9 +152,9 @@ def _warn_if_random(loaded: LoadedNetwork) -> None:
 
 plot_app = typer.Typer(
     cls=GroupOfCommands,
-    help="Draw a front, a layer's filters, or pruning rates.",
+    help="Draw a front, effects, a layer's filters, or pruning rates.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for _command in (front, filters, rebuilt, rates):
+for _command in (front, effects, filters, rebuilt, rates):
     plot_app.command(cls=CommandWithPanels)(_command)

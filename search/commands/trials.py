@@ -140,22 +140,26 @@ def importance(
 ) -> None:
     """Show which knobs matter and what the front has in common.
 
-    Beside each value of a knob stand the means of the trials that had it.
+    Beside each value of a knob stand the means of the trials that had it. Then follows what compressing each block
+    alone costs before any training, if the search has measured it.
 
     Example: overtone importance --study demo
     """
+    from results.analysis.effects_table import effects_table
     from results.analysis.importance import importance
     from search.api.create import load_study
+    from search.commands.effects_table import show_effects
     from search.commands.importance_table import show_importance
 
     if limit < 1:
         raise UsageError(f"limit (={limit}) must be at least 1")
     opened = load_study(study, store=store)
-    result = importance(opened.ledger, study)
+    result, effects = importance(opened.ledger, study), effects_table(opened.ledger, study)
     if as_json:
-        print_json(result)
+        print_json({**result, "block_effects": effects})
     else:
         show_importance(out_console(), result, study, opened.score_name, limit)
+        show_effects(out_console(), effects, study, opened.score_name)
 
 
 def export(

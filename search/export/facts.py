@@ -1,4 +1,4 @@
-"""The facts of a trial for its export's card: the row's figures, test metrics, numbers of images, and seeds."""
+"""The facts of a trial for its export's card: the row's figures, numbers of images, and seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-from torch import nn
 
 from layers import OvertoneError
 from results.analysis.confidence import study_confidence
@@ -15,12 +14,12 @@ from results.ledger.ledger import Ledger
 from results.schema import TrialStatus
 from search.study.record import model_score
 from trainers.data import Data
-from trainers.evaluation import evaluate, evaluation
+from trainers.evaluation import evaluation
 from trainers.runtime.place import LATENCY
 from trainers.score import SCORE_NAME
 from trainers.spec import TrialSpec
 
-__all__ = ["MAX_DISAGREEMENT", "card_facts"]
+__all__ = ["MAX_DISAGREEMENT", "card_facts", "test_facts"]
 
 MAX_DISAGREEMENT = 0.005
 """Share of images whose class may turn on the order of additions, which differs with the device and its threads."""
@@ -36,13 +35,13 @@ def card_facts(
     study: str,
     row: Mapping[str, Any],
     spec: TrialSpec,
-    model: nn.Module,
     data: Data,
     logits: torch.Tensor,
 ) -> dict[str, Any]:
-    """Return the facts of a row, whose packed model this is, as plain JSON data; read the test split.
+    """Return the facts of a row as plain JSON data.
 
-    `logits` are the model's for the validation images. Raises `OvertoneError` if the model's score is not the row's.
+    `logits` are those of the row's packed model for the validation images. Raises `OvertoneError` if the model's score
+    is not the row's.
     """
     validation = evaluation(logits, data.val.labels)
     score = validation.metrics("val")[SCORE_NAME]
@@ -50,7 +49,6 @@ def card_facts(
         raise OvertoneError(
             f"the packed model of trial {row['trial']} has {SCORE_NAME} {score}, the ledger has {model_score(row)}"
         )
-    test = evaluate(model, data.test, data.normalize, device="cpu")
     return {
         "study": study,
         **{name: row[name] for name in _FIGURES if name in row},
@@ -61,10 +59,16 @@ def card_facts(
         "int8": any(block["arithmetic"] == "int8" for block in row["blocks"]),
         "emulated": any(block["activation_bits"] for block in row["blocks"]),
         "val_n": validation.n,
-        "test_metrics": test.metrics("test"),
-        "test_n": test.n,
         **({} if row["status"] == TrialStatus.SKETCH else _over_seeds(ledger, study, row["trial"])),
     }
+
+
+def test_facts(logits: torch.Tensor, data: Data) -> dict[str, Any]:
+    """Return how good the file is that gives the test images these logits, as plain JSON data."""
+    if not logits.isfinite().all():
+        raise OvertoneError("the exported file gives test images outputs that are infinite or not numbers")
+    test = evaluation(logits, data.test.labels)
+    return {"test_metrics": test.metrics("test"), "test_n": test.n}
 
 
 def _over_seeds(ledger: Ledger, study: str, trial: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Read an exported file as its user will: in a process of its own, which knows nothing but the file and images.
 
 `python -m search.export.reader FILE OUT` reads a line of JSON from its standard input (`model`, the network's name,
-`runtime`, `threads`, and the `shapes` of batches), then the images of each batch as float32. It writes their classes to
+`runtime`, `threads`, and the `shapes` of batches), then the images of each batch as float32. It writes their logits to
 OUT, a .npy file. It needs neither Ray nor Optuna, and PyTorch only for files that are PyTorch's.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from trainers.data import Data
 
-__all__ = ["check_reader", "factory_of", "predict_in_subprocess"]
+__all__ = ["check_reader", "factory_of", "logits_in_subprocess"]
 
 _Images = npt.NDArray[np.float32]
 _Run = Callable[[_Images], npt.NDArray[Any]]
@@ -40,18 +40,22 @@ def check_reader(format: str, runtime: str = "onnxruntime") -> None:
         raise UsageError(f"format 'onnx' is verified by {runtime}: pip install onnx {runtime} onnxscript")
 
 
-def predict_in_subprocess(path: Path, model: str, data: Data, runtime: str = "onnxruntime") -> Tensor:
-    """Return the class (n,), int64, that an exported file gives each validation image of the data.
+def logits_in_subprocess(path: Path, model: str, data: Data, runtime: str = "onnxruntime") -> tuple[Tensor, Tensor]:
+    """Return the logits (n, classes) that an exported file gives the data's validation images, and the test images.
 
     `model` is the network's name. The reading process has this one's threads and looks for modules where this one does.
     Raises `OvertoneError` with the last line of its errors if it fails.
     """
     import torch
 
-    out, images = path.with_name(f"{path.name}.npy"), data.val
-    rows = torch.arange(len(images)).split(128)
-    batches = (data.normalize(batch).contiguous().numpy() for batch, _ in images.batches(rows, "cpu"))
-    shapes = [(len(batch), *data.val.image_shape) for batch in rows]
+    out = path.with_name(f"{path.name}.npy")
+    batched = [(split, torch.arange(len(split)).split(128)) for split in (data.val, data.test)]
+    batches = (
+        data.normalize(images).contiguous().numpy()
+        for split, rows in batched
+        for images, _ in split.batches(rows, "cpu")
+    )
+    shapes = [(len(batch), *split.image_shape) for split, rows in batched for batch in rows]
     job = {"model": model, "runtime": runtime, "threads": torch.get_num_threads(), "shapes": shapes}
     command = [sys.executable, "-P", "-m", "search.export.reader", str(path), str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)}
@@ -65,9 +69,9 @@ def predict_in_subprocess(path: Path, model: str, data: Data, runtime: str = "on
             lines = errors.read().decode(errors="replace").strip().splitlines()
             reason = (lines or [f"it ended with {reader.returncode}"])[-1].rstrip(".")
             raise OvertoneError(f"cannot read the exported {path.suffix[1:]} in a process of its own: {reason}")
-    classes = torch.from_numpy(np.load(out))
+    logits = torch.from_numpy(np.load(out))
     out.unlink()
-    return classes
+    return logits[: len(data.val)], logits[len(data.val) :]
 
 
 def _send(stream: IO[bytes], job: dict[str, Any], batches: Iterator[_Images]) -> None:
@@ -85,13 +89,13 @@ def factory_of(model: str) -> Callable[..., nn.Module] | None:
 
 
 def main() -> int:
-    """Read a file and write its classes; return 0, or 1 after an error whose text is the last line."""
+    """Read a file and write its logits; return 0, or 1 after an error whose text is the last line."""
     path, out = map(Path, sys.argv[1:])
     job = json.loads(sys.stdin.buffer.readline())
     openers = {".safetensors": _open_torch, ".onnx": _open_onnx, ".pt2": _open_torch, ".pte": _open_pte}
     try:
         run = openers[path.suffix](path, job)
-        np.save(out, np.concatenate([run(images).argmax(1) for images in _received(job["shapes"])]))
+        np.save(out, np.concatenate([run(images) for images in _received(job["shapes"])]))
     except OvertoneError as error:
         print(error, file=sys.stderr)
         return 1

@@ -2,8 +2,8 @@
 
 The file is read back in a process of its own. It must give every validation image the class that the trial's packed
 model gives, whose score and size must be the ledger's. Other runtimes add in another order, which now and then turns
-the rounding of an input held in few bits: onnx and pt2 may differ for few images. The test split is read once, for
-the model card.
+the rounding of an input held in few bits: onnx and pt2 may differ for few images. The figures of the test split, which
+is read once, are the file's own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from layers.errors import first_line
 from layers.integer.network import int8_layers
 from results.export.export import export_model
 from results.ledger.ledger import Ledger
-from search.export.facts import MAX_DISAGREEMENT, card_facts
-from search.export.reader import check_reader, factory_of, predict_in_subprocess
+from search.export.facts import MAX_DISAGREEMENT, card_facts, test_facts
+from search.export.reader import check_reader, factory_of, logits_in_subprocess
 from search.export.rerun import rerun_trial
 from search.export.timing import time_export
 from search.study.objects import NO_OBJECTS, Objects
@@ -35,7 +35,8 @@ from spaces import load_model
 from spaces.models import is_object
 from spaces.portable import PLAIN, WriteOptions, check_format, shared_graphs
 from trainers.data import Data
-from trainers.evaluation import predict, predict_logits
+from trainers.evaluation import predict_logits
+from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
 
 __all__ = ["check_model", "export_trial"]
@@ -70,6 +71,7 @@ def export_trial(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"out (={str(out)!r}) must be a new or empty folder")
     check_model(ledger, study, row, rerun=rerun_on is not None)
+    keep_freed_memory()
     spec = TrialSpec.from_json(json.loads(row["spec"]))
     objects.check(model=spec.model)
     with places.hinted("", spec.data):
@@ -83,7 +85,7 @@ def export_trial(
     with _packed_model(ledger, row, data, rerun_on, objects, places, checkpoint, log) as (packed, row):
         model = load_model(packed, model=own)
         logits = predict_logits(model, data.val, data.normalize, device="cpu")
-        card = card_facts(ledger, study, row, spec, model, data, logits)
+        card = card_facts(ledger, study, row, spec, data, logits)
         verified: dict[str, Any] = {}
 
         runtime = options.runtime or "onnxruntime"
@@ -168,7 +170,8 @@ def _verify(
     `logits` are those of the model of this name, `rounds` says whether it rounds activations. `own_process` says
     whether a process of its own read the file: it cannot build a network that was given as an object, whose packed file
     is read here. The same number bounds how many images are right in one and wrong in the other, and so the difference
-    in accuracy. Raises `OvertoneError` if they are too many, or the file holds another number of bytes than the row.
+    in accuracy. `test_metrics` are the file's own. Raises `OvertoneError` if too many differ, or the file holds
+    another number of bytes than the row.
     """
     format = file.suffix[1:]
     if format == "safetensors" and (size := _payload_bytes(file)) != row["size_bytes"]:
@@ -178,9 +181,11 @@ def _verify(
         )
     own_process = not (format == "safetensors" and is_object(model))
     if own_process:
-        read = predict_in_subprocess(file, model, data, runtime)
+        found, of_test = logits_in_subprocess(file, model, data, runtime)
     else:
-        read = predict(load_model(file, model=objects.model), data.val, data.normalize, device="cpu")
+        again = load_model(file, model=objects.model)
+        found, of_test = (predict_logits(again, s, data.normalize, device="cpu") for s in (data.val, data.test))
+    read = found.argmax(1)
     differing = int((logits.argmax(1) != read).sum())
     if differing > (MAX_DISAGREEMENT * len(read) if format != "safetensors" else 0) or not (
         rounds or _are_ties(logits, read)
@@ -189,7 +194,7 @@ def _verify(
             f"the exported {format} gives another class than trial {row['trial']} for {differing} of "
             f"{len(data.val)} validation images{_NOTHING}"
         )
-    return {"differing": differing, "own_process": own_process}
+    return {"differing": differing, "own_process": own_process, **test_facts(of_test, data)}
 
 
 def _rounds(model: nn.Module) -> bool:

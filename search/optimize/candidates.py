@@ -18,7 +18,10 @@ import numpy.typing as npt
 from layers import Cost, LayerForm, LayerShape
 from layers.blockfloat import AXES
 from layers.templates.transforms import TRANSFORMS
+from search.optimize.forecast import Forecast
 from spaces import BlockConfig, NetworkConfig, Space
+from spaces.blocks import find_blocks
+from spaces.network import NORMS_AND_BIASES
 from spaces.space import Value
 
 __all__ = ["Candidates", "Floats", "Ints", "Points"]
@@ -38,9 +41,21 @@ class Points:
     costs: Mapping[str, Floats]
     """By the names of the ledger's columns, (m,)."""
     features: Floats
-    """(m, d): what the score may depend on, each about 0 to 1. Of each block, on average over its layers, the shares of
+    """(m, d): what the score may depend on, each about 0 to 1. First what the effects of single blocks add up to
+    (`search.optimize.forecast`), where they are known. Then of each stage, on average over its layers, the shares of
     harmonics and of filters that are left, how large the rounding errors of weights and of inputs are, and whether it
-    computes in int8; the logarithms of size and compute in all."""
+    computes in int8; the logarithms of size and compute in all. A stage has one set of features even where its layers
+    are blocks of their own: tens of trials cannot tell hundreds of weights, and how much a layer matters its effects
+    say."""
+
+    def joined(self, other: Points) -> Points:
+        """Return these points, then the others."""
+        return Points(
+            indices=np.concatenate([self.indices, other.indices]),
+            identity=np.concatenate([self.identity, other.identity]),
+            costs={name: np.concatenate([values, other.costs[name]]) for name, values in self.costs.items()},
+            features=np.concatenate([self.features, other.features]),
+        )
 
     def take(self, rows: npt.NDArray[np.bool_]) -> Points:
         """Return the points at which `rows` (m,) is true."""
@@ -55,8 +70,10 @@ class Points:
 class Candidates:
     """The points of a space."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, forecast: Forecast | None = None) -> None:
+        """With a `forecast`, points know what the effects of single blocks add up to."""
         self.space = space
+        self.forecast = forecast
         self.knobs = {name: values for name, values in space.knobs.items() if len(values) > 1}
         names = list(self.knobs)
         self.columns = {
@@ -65,9 +82,10 @@ class Candidates:
         }
         """The columns of a point that are a block's, by block."""
         self._blocks = {
-            block: _Block(space, block, {names[column]: self.knobs[names[column]] for column in columns})
+            block: _Block(space, block, {names[column]: self.knobs[names[column]] for column in columns}, forecast)
             for block, columns in self.columns.items()
         }
+        self._stages = _stages(space)
         self.uncompressed = _by_name(space.network.cost(NetworkConfig()))
         """Costs of the uncompressed network."""
 
@@ -75,6 +93,11 @@ class Candidates:
     def size(self) -> int:
         """Number of points, before spellings of one network collapse."""
         return prod(len(values) for values in self.knobs.values())
+
+    @cached_property
+    def width(self) -> int:
+        """Number of features of a point."""
+        return self.describe(np.zeros((1, len(self.knobs)), dtype=np.int64)).features.shape[1]
 
     @cached_property
     def all_points(self) -> Points:
@@ -97,17 +120,21 @@ class Candidates:
 
     def describe(self, indices: Ints) -> Points:
         """Return the points (m, knobs) with their identity, costs and features."""
-        blocks = [block.describe(indices[:, self.columns[name]]) for name, block in self._blocks.items()]
+        blocks = {name: block.describe(indices[:, self.columns[name]]) for name, block in self._blocks.items()}
         rest = _by_name(self.space.network.rest)
-        sums = sum((block[:, 1 : 1 + len(rest)] for block in blocks), np.array(list(rest.values()), dtype=np.float64))
-        costs = dict(zip(rest, sums.T, strict=True))
-        features = [block[:, 1 + len(rest) :] for block in blocks]
+        kinds = 0 if self.forecast is None else len(self.forecast.slopes)
+        sums = np.sum([block[:, 1 : 1 + len(rest) + kinds] for block in blocks.values()], axis=0)
+        costs = dict(zip(rest, sums.T[: len(rest)] + np.array(list(rest.values()))[:, None], strict=True))
+        shares = [
+            np.mean([blocks[name][:, 1 + len(rest) + kinds :] for name in names], axis=0)
+            for names in self._stages.values()
+        ]
         totals = [np.log2(costs[name] / self.uncompressed[name])[:, None] / 8 for name in ("size_bytes", "flops")]
         return Points(
             indices=indices,
-            identity=np.column_stack([block[:, 0] for block in blocks]).astype(np.int64),
+            identity=np.column_stack([block[:, 0] for block in blocks.values()]).astype(np.int64),
             costs=costs,
-            features=np.column_stack([*features, *totals]),
+            features=np.column_stack([sums[:, len(rest) :], *shares, *totals]),
         )
 
 
@@ -117,8 +144,11 @@ class _Block:
     A choice of the block's knobs has one code, its index in the product of the knobs' values.
     """
 
-    def __init__(self, space: Space, block: str, knobs: Mapping[str, tuple[Value, ...]]) -> None:
+    def __init__(
+        self, space: Space, block: str, knobs: Mapping[str, tuple[Value, ...]], forecast: Forecast | None
+    ) -> None:
         self._space = space
+        self._forecast = forecast
         self._block = block
         self._knobs = knobs
         lengths = [len(values) for values in knobs.values()]
@@ -134,7 +164,10 @@ class _Block:
 
     def canonical(self, choice: Ints) -> BlockConfig:
         """Return the config that the choice (knobs,) spells, without knobs that have no effect."""
-        code = int(choice @ self._strides)
+        return self.canonical_code(int(choice @ self._strides))
+
+    def canonical_code(self, code: int) -> BlockConfig:
+        """Return the same of the choice of this code."""
         if code not in self._canonical:
             spelled = NetworkConfig(
                 blocks={self._block: self._spelled(code)}, minimum_templates=self._space.minimum_templates
@@ -158,8 +191,20 @@ class _Block:
             shapes = {name: network.shapes.get(name) or network.norms[name] for name in network.layers_in(self._block)}
             features = np.mean([_features(shape, forms.get(n, LayerForm())) for n, shape in shapes.items()], axis=0)
             costs = _by_name(network.block_cost(self._block, config, minimum_templates))
-            self._rows[code] = np.array([identity, *costs.values(), *features])
+            effects = () if self._forecast is None else self._forecast(self._block, self.canonical_code(code))
+            self._rows[code] = np.array([identity, *costs.values(), *effects, *features])
         return self._rows[code]
+
+
+def _stages(space: Space) -> dict[str, list[str]]:
+    """Return the blocks of each stage; of layers that are blocks of their own, the stage that they belong to."""
+    stages = find_blocks(space.network.shapes, "stage")
+    stage_of = {layer: stage for stage, layers in stages.items() for layer in layers}
+    found: dict[str, list[str]] = {}
+    for block in space.choices:
+        own = block == NORMS_AND_BIASES
+        found.setdefault(block if own else stage_of[space.network.layers_in(block)[0]], []).append(block)
+    return found
 
 
 def _by_name(cost: Cost) -> dict[str, int]:

@@ -13,27 +13,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import moocore
 import numpy as np
 import numpy.typing as npt
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from scipy.stats import norm
 
-from results.objectives import Objective
 from search.optimize.candidates import Candidates, Floats, Ints, Points
-from search.optimize.surrogate import Surrogate, to_score
+from search.optimize.history import History
+from search.optimize.improvement import expected_hypervolume_improvement
+from search.optimize.surrogate import LEARNS_FROM, Surrogate, to_score
 from search.study.budget import Budget
 
-__all__ = ["FORECAST", "EHVISampler", "expected_hypervolume_improvement"]
+__all__ = ["EHVISampler"]
 
-FORECAST = "forecast"
-"""Attribute of a pruned trial: its forecast score."""
-
-_FIRST = 8
-"""Finished trials before the score is forecast; until then draws are random."""
 _ALL = 4096
 """Points of a space up to which all are compared; of a larger one, candidates are drawn."""
 _RANDOM = 192
@@ -41,9 +36,13 @@ _RANDOM = 192
 _FRESH = 16
 """Random choices of each block that they are made of."""
 _NEAR = 192
-"""Candidates drawn near members of the front."""
+"""Candidates drawn near others: members of the front, then the most promising."""
 _CHANGES = 3
-"""Most knobs in which they differ from the member."""
+"""Most knobs in which such candidates differ."""
+_ROUNDS = 2
+"""Rounds in which candidates near the most promising ones so far are looked at."""
+_BEST = 16
+"""How many of these are taken."""
 _NODES = np.append(norm.ppf((np.arange(4) + 0.5) / 4), 3.0)
 """Points at which a score's distribution is evaluated, in standard deviations: the middles of its quarters, and one far
 above, which decides if nothing else promises a gain."""
@@ -61,16 +60,18 @@ class EHVISampler(BaseSampler):
     def __init__(
         self,
         candidates: Candidates,
-        objectives: Sequence[Objective],
+        history: History,
         budget: Budget,
         distributions: Mapping[str, BaseDistribution],
+        starts: Sequence[Ints],
         seed: int,
     ) -> None:
+        """Take what is shared; `starts` are points (knobs,) that are looked at at every draw, until they were drawn."""
+        self._starts = starts
         self._candidates = candidates
+        self._history = history
         self._budget = budget
         self._distributions = dict(distributions)
-        self._columns = [objective.column for objective in objectives]
-        self._score = [objective.direction for objective in objectives].index("max")
         self._random = np.random.default_rng(seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -83,8 +84,7 @@ class EHVISampler(BaseSampler):
         """Return the next point; nothing if one is enqueued already, or none is left."""
         if not search_space or "fixed_params" in trial.system_attrs:
             return {}
-        past = [t for t in study.get_trials(deepcopy=False) if t.params.keys() == search_space.keys()]
-        point = self._next_point(past)
+        point = self.next_point()
         return {} if point is None else {name: int(index) for name, index in zip(search_space, point, strict=True)}
 
     def sample_independent(
@@ -93,122 +93,93 @@ class EHVISampler(BaseSampler):
         """Return a value at random."""
         return int(self._random.integers(len(self._candidates.knobs[param_name])))
 
-    def _next_point(self, past: Sequence[FrozenTrial]) -> Ints | None:
-        """Return the point (knobs,) to try after these trials, None if none is left."""
-        indices = [[trial.params[name] for name in self._distributions] for trial in past]
-        tried = self._candidates.describe(np.array(indices, dtype=np.int64).reshape(-1, len(self._distributions)))
-        finished = np.array([trial.state == TrialState.COMPLETE for trial in past], dtype=bool)
-        values = np.array([trial.values for trial in past if trial.state == TrialState.COMPLETE])
-        values = values.reshape(-1, len(self._columns))
-        losses = self._losses(values, values)
-        members = moocore.is_nondominated(losses, keep_weakly=True) if len(values) else finished[:0]
-        pool = self._pool(tried, tried.indices[finished][members])
+    def next_point(self) -> Ints | None:
+        """Return the point (knobs,) to try next, None if none is left."""
+        history = self._history
+        if self._candidates.size <= _ALL:
+            pool = self._fitting(self._candidates.all_points)
+        else:
+            points = np.vstack([*self._starts, self._draw(history.front()[0])])
+            pool = self._fitting(self._candidates.describe(points))
         if not len(pool.indices):
             return None
-        if len(values) < _FIRST:
+        if history.finished < LEARNS_FROM and self._candidates.forecast is None:
             return pool.indices[self._random.integers(len(pool.indices))]
-        return pool.indices[int(np.argmax(self._gains(pool, tried, past, values)))]
+        gain = _Gain(self._candidates, history)
+        gains = gain(pool)
+        if self._candidates.size > _ALL:
+            for _ in range(_ROUNDS):
+                best = pool.indices[np.argsort(-gains, kind="stable")[:_BEST]]
+                more = self._fitting(self._candidates.describe(self._near(best)))
+                pool, gains = pool.joined(more), np.concatenate([gains, gain(more)])
+        return pool.indices[int(np.argmax(gains))]
 
-    def _losses(self, values: Floats, finished: Floats) -> Floats:
-        """Return values (m, objectives) as losses: lower is better, 0 the ideal, 1 the reference of hypervolume.
-
-        The reference is the uncompressed network's cost; of a latency the worst of the finished trials.
-        """
-        losses = values.copy()
-        for index, column in enumerate(self._columns):
-            reference = self._candidates.uncompressed.get(column) or finished[:, index].max(initial=1e-9)
-            losses[:, index] = 1 - values[:, index] if index == self._score else values[:, index] / reference
-        return losses
-
-    def _pool(self, tried: Points, members: Ints) -> Points:
-        """Return points within budget that make networks which were not drawn before."""
-        small = self._candidates.size <= _ALL
-        points = self._candidates.all_points if small else self._candidates.describe(self._draw(members))
-        seen = {row.tobytes() for row in tried.identity}
-        allowed = self._budget.fits_each(points.costs)
-        allowed &= np.array([row.tobytes() not in seen for row in points.identity], dtype=bool)
-        return points.take(allowed)
+    def _fitting(self, points: Points) -> Points:
+        """Return those points within budget that make networks which were not drawn before."""
+        return points.take(self._budget.fits_each(points.costs) & self._history.is_new(points))
 
     def _draw(self, members: Ints) -> Ints:
         """Return points at random, and near the members of the front (n, knobs)."""
-        choices = np.array([len(values) for values in self._candidates.knobs.values()])
+        choices = self._choices()
         fresh = self._random.integers(choices, size=(_FRESH, len(choices)))
         random = np.empty((_RANDOM, len(choices)), dtype=np.int64)
         for columns in self._candidates.columns.values():
             random[:, columns] = fresh[self._random.integers(_FRESH, size=_RANDOM)][:, columns]
-        if not len(members):
-            return random
+        return np.vstack([random, self._near(members)]) if len(members) else random
+
+    def _near(self, members: Ints) -> Ints:
+        """Return points that differ from one of these (n, knobs) in a few knobs."""
         near = members[self._random.integers(len(members), size=_NEAR)]
         changes = self._random.integers(1, _CHANGES + 1, size=(_NEAR, 1))
         changed = self._random.random(near.shape).argsort(axis=1) < changes
-        return np.vstack([random, np.where(changed, self._random.integers(choices, size=near.shape), near)])
+        return np.where(changed, self._random.integers(self._choices(), size=near.shape), near)
 
-    def _gains(self, pool: Points, tried: Points, past: Sequence[FrozenTrial], values: Floats) -> Floats:
-        """Return the expected gain of each point of the pool (m,).
-
-        A running trial counts as if it had finished with its forecast score.
-        """
-        states = np.array([trial.state.value for trial in past])
-        finished = states == TrialState.COMPLETE.value
-        running = states == TrialState.RUNNING.value
-        scores = np.array([trial.user_attrs.get(FORECAST, np.nan) for trial in past])
-        scores[finished] = values[:, self._score]
-        scored = np.flatnonzero(np.isfinite(scores))[-_MOST:]
-        variance = np.where(finished[scored], 0.0, _UNSURE**2)
-        surrogate = Surrogate(tried.features[scored], scores[scored], variance)
-        mean, deviation = surrogate.predict(pool.features)
-        pool_scores = to_score(mean[:, None] - deviation[:, None] * _NODES)
-
-        def losses(points: Points, scores: Floats) -> Floats:
-            return self._losses(self._values(points, scores, tried.features[finished], values), values)
-
-        underway = tried.take(running)
-        if running.any():
-            forecast = losses(underway, to_score(surrogate.mean(underway.features)))
-        else:
-            forecast = np.empty((0, len(self._columns)))
-        order = [self._score, *(index for index in range(len(self._columns)) if index != self._score)]
-        dominated = np.concatenate([self._losses(values, values), forecast])[:, order]
-        certain = losses(pool, pool_scores[:, 0])[:, order[1:]]
-        return expected_hypervolume_improvement(dominated, 1 - pool_scores, certain, _WEIGHTS)
-
-    def _values(self, points: Points, scores: Floats, features: Floats, values: Floats) -> Floats:
-        """Return all objectives (m, objectives) of points with these scores (m,).
-
-        Costs are exact. Latencies are those of the most similar finished trials, which have `features` (n, d) and
-        `values` (n, objectives).
-        """
-        objectives = np.empty((len(points.indices), len(self._columns)))
-        for index, column in enumerate(self._columns):
-            if index == self._score:
-                objectives[:, index] = scores
-            elif column in points.costs:
-                objectives[:, index] = points.costs[column]
-            else:
-                objectives[:, index] = _nearest(features, values[:, index], points.features)
-        return objectives
+    def _choices(self) -> Ints:
+        return np.array([len(values) for values in self._candidates.knobs.values()])
 
 
-def expected_hypervolume_improvement(losses: Floats, uncertain: Floats, certain: Floats, weights: Floats) -> Floats:
-    """Return the mean gain (m,) in dominated hypervolume below the reference point (1, ..., 1) of each candidate.
+class _Gain:
+    """The expected gain in hypervolume of points, by what the history teaches.
 
-    `losses` (n, k) are the points so far, lower is better. Of m candidates the first objective is one of `uncertain`
-    (m, q), with probabilities `weights` (q,), and the others are `certain` (m, k - 1).
+    A running trial counts as if it had finished with its forecast score.
     """
-    inside: Floats = losses[(losses < 1).all(axis=1)]
-    front = inside[moocore.is_nondominated(inside)] if len(inside) else inside
-    volume = moocore.Hypervolume(ref=np.ones(losses.shape[1]))
-    before = float(volume(front)) if len(front) else 0.0
-    no_dearer = (front[:, None, 1:] <= certain).all(axis=2)
-    needed = np.where(no_dearer, front[:, :1], 1.0).min(axis=0, initial=1.0)  # what each candidate must be better than
-    promising = (uncertain < needed[:, None]) & (certain < 1).all(axis=1, keepdims=True)
-    gains = np.zeros(len(certain))
-    points = np.vstack([front, np.ones(losses.shape[1])])
-    for row, node in zip(*promising.nonzero(), strict=True):
-        points[-1, 0] = uncertain[row, node]
-        points[-1, 1:] = certain[row]
-        gains[row] += weights[node] * (float(volume(points)) - before)
-    return gains
+
+    def __init__(self, candidates: Candidates, history: History) -> None:
+        self._history = history
+        features, scores, measured = history.scored(_MOST)
+        self._measured = history.measured(_MOST)
+        variance = np.where(measured, 0.0, _UNSURE**2)
+        self._surrogate = Surrogate(features, scores, variance, candidates.forecast)
+        first, others = history.score, [i for i in range(len(history.columns)) if i != history.score]
+        self._order = [first, *others]
+        underway = [
+            self._losses(points, to_score(self._surrogate.mean(points.features))) for points in history.running()
+        ]
+        self._dominated = np.concatenate([history.losses(history.front()[1])[:, self._order], *underway])
+
+    def __call__(self, points: Points) -> Floats:
+        """Return the expected gain of each point (m,)."""
+        mean, deviation = self._surrogate.predict(points.features)
+        scores = to_score(mean[:, None] - deviation[:, None] * _NODES)
+        certain = self._losses(points, scores[:, 0])[:, 1:]
+        return expected_hypervolume_improvement(self._dominated, 1 - scores, certain, _WEIGHTS)
+
+    def _losses(self, points: Points, scores: Floats) -> Floats:
+        """Return the losses (m, objectives) of points with these scores (m,), that of the score first.
+
+        Costs are exact; latencies are those of the most similar finished trials.
+        """
+        history = self._history
+        values = np.empty((len(points.indices), len(history.columns)))
+        for index, column in enumerate(history.columns):
+            if index == history.score:
+                values[:, index] = scores
+            elif column in points.costs:
+                values[:, index] = points.costs[column]
+            else:
+                features, measured = self._measured
+                values[:, index] = _nearest(features, measured[:, index], points.features)
+        return history.losses(values)[:, self._order]
 
 
 def _nearest(features: Floats, values: Floats, points: Floats) -> Floats:

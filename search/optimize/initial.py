@@ -18,7 +18,7 @@ from spaces.network import NORMS_AND_BIASES
 from spaces.space import BITS, EXPONENT_BLOCKS, NORM_BITS
 from spaces.spelling import in_blocks
 
-__all__ = ["NamedConfig", "initial_configs", "ladder"]
+__all__ = ["FirstConfigs", "NamedConfig", "first_configs", "ladder"]
 
 _PRESETS = 4
 """Papers' rows that a search begins with at most."""
@@ -40,13 +40,41 @@ class NamedConfig:
     """Canonical, in the blocks of the space."""
 
 
-def initial_configs(space: Space, model: str, extremes: Iterable[NetworkConfig]) -> Iterator[NetworkConfig]:
-    """Yield the uncompressed network, the extremes, and up to four of the papers' rows, evenly over their sizes.
+@dataclass(frozen=True, kw_only=True)
+class FirstConfigs:
+    """What a search tries first. Some may lie outside its space or budget, or be equal."""
 
-    All are canonical, and rows in the blocks of the space. Some may lie outside the space or a budget, or be equal.
+    at_once: Sequence[NetworkConfig] = ()
+    """In this order, before all others."""
+    later: Sequence[NetworkConfig] = ()
+    """After some trials; they tell nothing that the search needs at once."""
+    offered: Sequence[NetworkConfig] = ()
+    """To be weighed against all others at every draw."""
+
+
+def first_configs(
+    space: Space,
+    model: str,
+    extremes: Iterable[NetworkConfig],
+    *,
+    forecast: bool,
+    sketches: Iterable[NetworkConfig] = (),
+) -> FirstConfigs:
+    """Return the uncompressed network, the extremes, what is known to be good, and what was sketched.
+
+    With a `forecast` these compete by what it promises, and only the extremes are tried whatever it says, as no
+    forecast reaches so far. Else the papers' rows are tried too, up to four, evenly over their sizes. All are canonical
+    and in the blocks of the space.
     """
-    yield NetworkConfig(minimum_templates=space.minimum_templates)
-    yield from map(space.network.canonical, extremes)
+    uncompressed = NetworkConfig(minimum_templates=space.minimum_templates)
+    limits = [space.network.canonical(config) for config in extremes]
+    if not forecast:
+        return FirstConfigs(at_once=[uncompressed, *limits, *_few_rows(space, model), *sketches])
+    rungs = [rung.config for rung in ladder(space, model)]
+    return FirstConfigs(at_once=limits, later=[uncompressed], offered=[*sketches, *rungs])
+
+
+def _few_rows(space: Space, model: str) -> Iterator[NetworkConfig]:
     rows = {space.network.digest(preset.config): preset.config for preset in presets(model, space.network)}
     by_size = sorted(rows.values(), key=lambda config: space.network.cost(config).size_bytes)
     for config in _evenly(by_size, _PRESETS):

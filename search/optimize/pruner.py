@@ -3,8 +3,9 @@
 A trial's costs are exact before it begins, so the front says what score it needs. At each rung (before training, after
 each epoch) its final score is forecast from two sources, its score so far and what the finished trials say of its
 config (`search.optimize.surrogate`), on the logarithm of the error. The two are weighed by least squares over the
-finished trials, without negative weights (stacked regressions; Breiman 1996), and a forecast for a config never leaves
-the range that was seen. How far above a forecast the truth may lie is read off the same trials, each forecast by the
+finished trials, without negative weights (stacked regressions; Breiman 1996). Neither source is followed beyond what
+the weights were fitted on: a score so far, or a forecast for a config, outside the range that was seen counts as its
+end. How far above a forecast the truth may lie is read off the same trials, each forecast by the
 others (conformal prediction by leaving one out; Vovk, Gammerman & Shafer 2005): of trials like those that finished at
 most `miss_rate` end above their optimistic forecast. Fewer than 1 / miss_rate - 1 trials give no such bound, and
 nothing is stopped.
@@ -21,6 +22,7 @@ from scipy.optimize import nnls
 from layers import UsageError
 from results.objectives import Objective
 from search.optimize.candidates import Floats
+from search.optimize.forecast import Forecast
 from search.optimize.surrogate import Surrogate, to_log_error, to_score
 
 __all__ = ["ConformalPruner"]
@@ -34,10 +36,14 @@ _MOST = 400
 class ConformalPruner:
     """Learns from finished trials, and forecasts the final score of a running one."""
 
-    def __init__(self, objectives: Sequence[Objective], *, miss_rate: float) -> None:
-        """With a miss rate of 0 nothing is ever stopped, and neither is it if a cost is only known at the end."""
+    def __init__(self, objectives: Sequence[Objective], *, miss_rate: float, forecast: Forecast | None = None) -> None:
+        """With a miss rate of 0 nothing is ever stopped, and neither is it if a cost is only known at the end.
+
+        `forecast` is that of the features (`search.optimize.candidates`).
+        """
         if not 0 <= miss_rate < 1:
             raise UsageError(f"miss_rate (={miss_rate}) must be at least 0 and below 1")
+        self._forecast = forecast
         self._costs = [objective.column for objective in objectives if objective.direction == "min"]
         self._miss_rate = miss_rate if _EXACT.issuperset(self._costs) else 0.0
         self._points = np.empty((0, len(self._costs) + 1))
@@ -70,7 +76,8 @@ class ConformalPruner:
         rungs = np.array([curve[rung] for curve in curves])
         finals = np.array([curve[-1] for curve in curves])
         seen = finals.min(), finals.max()
-        point = np.array([to_log_error(np.array(scores[-1])), surrogate.mean(features[None]).clip(*seen)[0]])
+        now = to_log_error(np.array(scores[-1])).clip(rungs.min(), rungs.max())
+        point = np.array([now, surrogate.mean(features[None]).clip(*seen)[0]])
         expected, misses = _fit(np.column_stack([rungs, left_out.clip(*seen)]), finals, point)
         margin = max(0.0, float(np.sort(-misses)[rank - 1]))  # a lower log error is a higher score
         forecast = to_score(np.array([expected, expected - margin]))
@@ -91,7 +98,7 @@ class ConformalPruner:
         if self._fitted is None or self._fitted[0] != count:
             finals = to_score(np.array([curve[-1] for curve in self._curves[-_MOST:]]))
             features = np.array(self._features[-_MOST:])
-            surrogate = Surrogate(features, finals, np.zeros(len(finals)))
+            surrogate = Surrogate(features, finals, np.zeros(len(finals)), self._forecast)
             self._fitted = count, surrogate, surrogate.left_out()
         return self._fitted[1:]
 

@@ -24,7 +24,8 @@ from optuna.trial import TrialState, create_trial
 from layers import UsageError
 from results.objectives import Objective
 from search.optimize.candidates import Candidates, Ints
-from search.optimize.ehvi import FORECAST, EHVISampler
+from search.optimize.ehvi import EHVISampler
+from search.optimize.history import History
 from search.study.budget import Budget
 
 __all__ = ["SAMPLERS", "ConfigSampler", "Observation", "check_sampler"]
@@ -77,13 +78,17 @@ class ConfigSampler:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._seed = seed
         self._distributions = {name: _distribution(name, len(values)) for name, values in candidates.knobs.items()}
+        columns = [objective.column for objective in objectives]
+        score = [objective.direction for objective in objectives].index("max")
+        self._starts: list[Ints] = []
+        self._history = History(candidates, columns, score)
         self._make_sampler = SAMPLERS[sampler] or partial(
-            EHVISampler, candidates, tuple(objectives), budget or Budget(), self._distributions
+            EHVISampler, candidates, self._history, budget or Budget(), self._distributions, self._starts
         )
         self._study = optuna.create_study(
             directions=["maximize" if o.direction == "max" else "minimize" for o in objectives]
         )
-        self._open: dict[int, optuna.Trial] = {}
+        self._open: dict[int, tuple[optuna.Trial, int]] = {}
 
     def ask(self, *draw: int) -> tuple[int, Ints]:
         """Return a handle for `tell` and the point drawn (knobs,); equal numbers and histories give equal draws."""
@@ -91,8 +96,14 @@ class ConfigSampler:
             warnings.simplefilter("ignore")
             self._study.sampler = self._make_sampler(seed=_seed(self._seed, *draw))
             trial = self._study.ask(self._distributions)
-        self._open[trial.number] = trial
-        return trial.number, np.array([trial.params[name] for name in self._distributions], dtype=np.int64)
+        params = trial.params
+        point = np.array([params[name] for name in self._distributions], dtype=np.int64)
+        self._open[trial.number] = trial, self._history.add(point)
+        return trial.number, point
+
+    def offer(self, point: Ints) -> None:
+        """Have `ehvi` look at this point (knobs,) at every draw, until it is drawn."""
+        self._starts.append(point)
 
     def enqueue(self, point: Ints) -> None:
         """Make this point (knobs,) the next one that `ask` returns."""
@@ -100,9 +111,8 @@ class ConfigSampler:
 
     def tell(self, handle: int, observation: Observation) -> None:
         """Learn the outcome of a draw."""
-        trial = self._open.pop(handle)
-        if observation.forecast is not None:
-            trial.set_user_attr(FORECAST, observation.forecast)
+        trial, place = self._open.pop(handle)
+        self._history.end(place, observation.values, observation.forecast)
         for name, value in (observation.excess or {}).items():
             trial.set_constraint(name, value)
         self._study.tell(trial, observation.values, state=observation.state)
@@ -114,9 +124,9 @@ class ConfigSampler:
             params=self._params(point),
             distributions=self._distributions,
             values=None if observation.values is None else list(observation.values),
-            user_attrs={} if observation.forecast is None else {FORECAST: observation.forecast},
         )
         self._study.add_trial(trial)
+        self._history.end(self._history.add(point), observation.values, observation.forecast)
 
     def _params(self, point: Ints) -> dict[str, int]:
         return dict(zip(self._distributions, point.tolist(), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -12,6 +12,7 @@ from layers import UsageError
 from results.objectives import Objective
 from results.schema import TrialStatus
 from search.optimize.candidates import Candidates, Floats, Ints
+from search.optimize.initial import FirstConfigs
 from search.optimize.pruner import ConformalPruner
 from search.optimize.retries import RetryPolicy
 from search.optimize.sampler import ConfigSampler, Observation
@@ -26,6 +27,8 @@ __all__ = ["FrontSearcher"]
 
 _DRAWS = 50
 """Draws of the sampler that may be over budget or not new before other ways are tried."""
+_BEFORE_LATER = 8
+"""Networks before those of the first configs that may come later."""
 _BLENDS = 2000
 """Random configs, pulled into the budget, that may be not new before the space counts as exhausted."""
 
@@ -34,6 +37,8 @@ _Draw = tuple[int, NetworkConfig, Floats]
 
 _OnReuse = Callable[[dict[str, Any], Mapping[str, Any]], None]
 """Called with a suggestion that is not run, and the row that answers it."""
+
+_NO_CONFIGS = FirstConfigs()
 
 
 class FrontSearcher(Searcher):
@@ -71,7 +76,8 @@ class FrontSearcher(Searcher):
         self._running: dict[str, tuple[int, Floats, dict[str, Any]]] = {}
         """Handle, features and suggestion of each running trial, by Ray Tune's id."""
         self._unfinished: list[dict[str, Any]] = []
-        self._initial_configs: list[NetworkConfig] = []
+        self._at_once: list[NetworkConfig] = []
+        self._later: list[NetworkConfig] = []
         self._measured: Mapping[str, Mapping[str, Any]] = {}
         self._on_reuse: _OnReuse | None = None
         self._timed = False
@@ -97,7 +103,7 @@ class FrontSearcher(Searcher):
         self,
         trials: int,
         *,
-        initial_configs: Iterable[NetworkConfig] = (),
+        first: FirstConfigs = _NO_CONFIGS,
         unfinished: Sequence[dict[str, Any]] = (),
         measured: Mapping[str, Mapping[str, Any]] | None = None,
         on_reuse: _OnReuse | None = None,
@@ -105,13 +111,16 @@ class FrontSearcher(Searcher):
     ) -> None:
         """Allow this many more suggestions.
 
-        First come those `unfinished`, which were suggested before and have not ended; then the `initial_configs` that
-        lie within space and budget. A trial with a row in `measured` (by spec digest) is not run: `on_reuse` is called
+        First come those `unfinished`, which were suggested before and have not ended; then the `first` configs that lie
+        within space and budget. A trial with a row in `measured` (by spec digest) is not run: `on_reuse` is called
         with the suggestion and the row. With `timed` it is suggested all the same, with what a worker must know of the
         row under `earlier`: it takes the trial's latency, or finds that it is the row's.
         """
         self._left = trials
-        self._initial_configs = list(initial_configs)
+        self._at_once, self._later = list(first.at_once), list(first.later)
+        for config in first.offered:
+            if may_try(config, self._space, self._budget):
+                self._sampler.offer(self._candidates.point(config))
         self._unfinished = list(unfinished)
         self._measured = measured or {}
         self._on_reuse = on_reuse
@@ -210,10 +219,10 @@ class FrontSearcher(Searcher):
     def _draw(self) -> _Draw | None:
         """Return the next new config, None if none is left.
 
-        It is an initial config, else the sampler's, else one at random.
+        It is one of the first configs, else the sampler's, else one at random.
         """
-        while self._initial_configs:
-            config = self._initial_configs.pop(0)
+        while self._at_once or (self._later and len(self._digests) >= _BEFORE_LATER):
+            config = (self._at_once or self._later).pop(0)
             if self._is_new(config) and may_try(config, self._space, self._budget):
                 return self._enqueue(config)
         for attempt in range(_DRAWS):

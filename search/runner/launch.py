@@ -11,8 +11,10 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from layers import compress_model
+from results.analysis.effects import EffectModel
 from search.optimize.candidates import Candidates
-from search.optimize.initial import initial_configs
+from search.optimize.forecast import Forecast
+from search.optimize.initial import first_configs
 from search.optimize.pruner import ConformalPruner
 from search.optimize.sampler import ConfigSampler, check_sampler
 from search.optimize.searcher import FrontSearcher
@@ -153,7 +155,6 @@ def _run(
     study = setup.study
     plan = StudyPlan.from_record(study.record())
     past = study.trials().to_pylist()
-    searcher = make_searcher(plan, setup.space, setup.limits, setup.workload.hashes(), past)
     missing = plan.trials - len(past)
     if missing <= 0:
         return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
@@ -161,14 +162,20 @@ def _run(
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe, console))
         observers = [progress, *boards]
         gpus = float(resources.gpus_per_trial or 0)
-        if plan.sampler == "ehvi":
-            ensure_effects(study, setup.workload, setup.space, plan, resources, console, claim.ensure_held)
+        forecast = _forecast(setup, plan, resources, console, claim)
+        searcher = make_searcher(plan, setup.space, setup.limits, setup.workload.hashes(), past, forecast)
         callback = _make_callback(setup, plan, searcher, observers, claim, gpus=gpus)
         place = plan.place(cpus=resources.cpus_per_trial, gpu=gpus > 0)
         callback.measured = finished_rows(comparable_studies(study), plan.parsed_objectives(), place)
         searcher.begin(
             missing,
-            initial_configs=initial_configs(setup.space, plan.model, setup.limits),
+            first=first_configs(
+                setup.space,
+                plan.model,
+                setup.limits,
+                forecast=forecast is not None,
+                sketches=map(network_config, study.sketches().to_pylist()),
+            ),
             unfinished=_unfinished(study, past, _warm_trials(setup, plan, callback.measured)),
             measured=callback.measured,
             on_reuse=callback.reuse,
@@ -188,18 +195,36 @@ def _run(
     return SearchResult(done=done, wanted=plan.trials, exhausted=searcher.exhausted)
 
 
+def _forecast(
+    setup: _Setup, plan: StudyPlan, resources: Resources, console: Console, claim: Claim
+) -> Forecast | None:
+    """Return what the effects of single blocks forecast, measured now if they are not known; None for other samplers.
+
+    None too where nothing can be measured at a price that is worth it.
+    """
+    if plan.sampler != "ehvi":
+        return None
+    effects = ensure_effects(setup.study, setup.workload, setup.space, plan, resources, console, claim.ensure_held)
+    if effects is None:
+        return None
+    model = EffectModel.fit(effects, setup.workload.network, plan.minimum_templates)
+    return Forecast.of(model, setup.study.record()["uncompressed"]["score"])
+
+
 def make_searcher(
     plan: StudyPlan,
     space: Space,
     limits: tuple[NetworkConfig, NetworkConfig],
     hashes: Mapping[str, str],
     past: Iterable[Mapping[str, Any]],
+    forecast: Forecast | None = None,
 ) -> FrontSearcher:
     """Return the searcher of a plan in its space, which has learned from the study's past rows.
 
-    `limits` are the space's extremes within the budget, `hashes` those of the workload.
+    `limits` are the space's extremes within the budget, `hashes` those of the workload. The `forecast` is what the
+    effects of single blocks say, if they are known.
     """
-    candidates = Candidates(space)
+    candidates = Candidates(space, forecast)
     objectives = plan.parsed_objectives()
     sampler = ConfigSampler(
         candidates,
@@ -211,7 +236,7 @@ def make_searcher(
     searcher = FrontSearcher(
         candidates,
         sampler,
-        ConformalPruner(objectives, miss_rate=plan.miss_rate),
+        ConformalPruner(objectives, miss_rate=plan.miss_rate, forecast=forecast),
         budget=plan.budget,
         cheapest=limits[0],
         objectives=objectives,

@@ -72,8 +72,16 @@ def extremes(space: Space, budget: Budget) -> tuple[NetworkConfig, NetworkConfig
     Raises `UsageError` if no config of the space meets the budget, and names the least costs of the space.
     """
     front: list[tuple[Cost, dict[str, BlockConfig]]] = [(space.network.rest, {})]
-    for block in space.choices:
-        choices = _lower_front((cost, config) for config, cost in space.block_costs(block).items())
+    known: dict[object, list[tuple[Cost, BlockConfig]]] = {}
+    for block, knobs in space.choices.items():
+        shapes = tuple(space.network.shapes.get(name) for name in space.network.layers_in(block))
+        alike = (
+            block if None in shapes else shapes,
+            *knobs.items(),
+        )  # blocks of equal layers and choices cost the same
+        if alike not in known:
+            known[alike] = _lower_front((cost, config) for config, cost in space.block_costs(block).items())
+        choices = known[alike]
         front = _lower_front(
             (total + cost, {**blocks, block: config}) for total, blocks in front for cost, config in choices
         )

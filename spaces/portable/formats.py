@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from layers.errors import OvertoneError, UsageError, translate_errors
+from layers.integer.network import int8_layers
 from layers.integer.rounding import FILTER_CODES
 from spaces.meta_device import build_on_meta, materialize
 from spaces.packed import OwnModel, load_model
@@ -28,7 +29,7 @@ from spaces.portable.program import StoredNetwork, save_program
 if TYPE_CHECKING:
     from spaces.portable.skeleton import Skeleton
 
-__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "shared_graphs", "write"]
+__all__ = ["FORMATS", "PLAIN", "WriteOptions", "check_format", "shared_graphs", "tuned_file", "write"]
 
 _Card = Mapping[str, Any]
 _Own = OwnModel | None
@@ -102,20 +103,27 @@ def _write_safetensors(source: Path, target: Path, card: _Card, model: _Own, opt
 def _write_onnx(source: Path, target: Path, card: _Card, model: _Own, options: WriteOptions) -> None:
     compressed, image = load_model(source, model=model), _image(card)
     with _exporting("onnx", card):
-        skeleton = _skeleton(card, model, image)
-        target.write_bytes(_filled(skeleton, compressed, options))
+        skeleton = _skeleton(card, model, image, marked=bool(int8_layers(compressed)))
+        target.write_bytes(tuned_file(skeleton, compressed, options))
 
 
-def _filled(skeleton: Skeleton, model: nn.Module, options: WriteOptions) -> bytes:
-    """Return the file of a network whose layers run in the graphs that are fastest in its runtime, if it is here."""
+def tuned_file(skeleton: Skeleton, model: nn.Module, options: WriteOptions = PLAIN, *, threads: int = 1) -> bytes:
+    """Return the ONNX file of a compressed copy of a skeleton's network.
+
+    Its layers run in the graphs that are fastest with so many threads in its runtime, if that is here.
+    """
     from spaces.portable.tuning import Runtime, choose_executions
 
     runtime: Literal["onnxruntime", "openvino"] = "openvino" if options.runtime == "openvino" else "onnxruntime"
     is_timed = not options.dense and importlib.util.find_spec(runtime) is not None
-    executions = choose_executions(skeleton, model, Runtime(runtime)) if is_timed else {}
-    codes = FILTER_CODES // 2 if options.seven_bits else FILTER_CODES
-    inline = "inline" in options.names
-    return skeleton.file(model, executions=executions, inline=inline, dense=options.dense, filter_codes=codes)
+    return skeleton.file(
+        model,
+        executions=choose_executions(skeleton, model, Runtime(runtime, threads)) if is_timed else {},
+        inline="inline" in options.names,
+        dense=options.dense,
+        filter_codes=FILTER_CODES // 2 if options.seven_bits else FILTER_CODES,
+        openvino=runtime == "openvino",
+    )
 
 
 @contextmanager
@@ -128,11 +136,13 @@ def shared_graphs() -> Iterator[None]:
         _GRAPHS.reset(token)
 
 
-def _skeleton(card: _Card, model: _Own, image: tuple[int, int, int]) -> Skeleton:
+def _skeleton(card: _Card, model: _Own, image: tuple[int, int, int], *, marked: bool) -> Skeleton:
     from spaces.portable.skeleton import make_skeleton
 
     graphs, key = _GRAPHS.get(), (card["model"], card["classes"], image, id(model))
-    skeleton = (graphs or {}).get(key) or make_skeleton(_uncompressed(card, model), image)
+    skeleton = (graphs or {}).get(key)
+    if skeleton is None or (marked and not skeleton.marks):
+        skeleton = make_skeleton(_uncompressed(card, model), image, marked=marked)
     if graphs is not None:
         graphs[key] = skeleton
     return skeleton

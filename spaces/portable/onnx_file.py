@@ -15,6 +15,7 @@ from spaces.portable.decoders import Decoder
 from spaces.portable.executions import GraphExecution, replace_calls
 from spaces.portable.graph import GraphBuilder
 from spaces.portable.integer import round_activations
+from spaces.portable.openvino import keep_rounding
 from spaces.portable.payload import Payload
 from spaces.portable.running import round_inputs
 from spaces.portable.skeleton import INPUT, OUTPUT, PAYLOAD, Skeleton
@@ -30,12 +31,13 @@ def onnx_file(
     inline: bool = False,
     dense: bool = False,
     filter_codes: int = FILTER_CODES,
+    openvino: bool = False,
 ) -> onnx.ModelProto:
     """Return a compressed copy, in evaluation mode, of the skeleton's network as ONNX.
 
     Layers run as `executions` say, all others convolve with their filters. With `inline` there are no functions; with
-    `dense` filters are float32, norms are folded into them, and `executions` do not count.
-    The largest code of filters in int8 is `filter_codes`.
+    `dense` filters are float32, norms are folded into them, and `executions` do not count. With `openvino` that rounds
+    what it would not. The largest code of filters in int8 is `filter_codes`.
     """
     proto = skeleton.proto()
     graph = proto.graph
@@ -51,6 +53,8 @@ def onnx_file(
     del graph.node[:]
     graph.node.extend(nodes)
     round_activations(builder, graph, skeleton, model, codes=filter_codes)
+    if openvino:
+        keep_rounding(builder, graph)
     builder.fill(proto)
     if dense:
         return _folded(proto)

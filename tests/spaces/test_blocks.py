@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from layers import LayerShape, UsageError, compress_model
 from spaces import BlockConfig, Network, NetworkConfig, build_model, load_model, save_model
-from spaces.blocks import find_blocks
+from spaces.blocks import find_blocks, stages_of
 from spaces.tracing import trace
 
 
@@ -55,6 +55,15 @@ def test_every_layer_is_in_one_block_in_network_order(name):
     assert all(sorted(block, key=order.index) == list(block) for block in stages.values())
     for block, members in stages.items():
         assert all(layer == block or layer.startswith(f"{block}.") for layer in members)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "convnext_tiny", "mobilenet_v2", "densenet121"])
+def test_every_block_has_a_stage(name):
+    stages, layers = blocks_of(name), blocks_of(name, "layer")
+    found = stages_of([*layers, "norms_and_biases"], "layer")
+    assert found.pop("norms_and_biases") == "norms_and_biases"
+    assert found == {layer: stage for stage, members in stages.items() for layer in members}
+    assert stages_of(stages, "stage") == {stage: stage for stage in stages}
 
 
 def test_unknown_granularity_is_refused():

@@ -76,6 +76,25 @@ def test_thresholds_become_rates_of_the_space(single: Network, saliency) -> None
     assert scalar == {"body2": {"pruning_rate": [rates["body2"] or None]}}
 
 
+def test_a_threshold_under_a_parts_name_is_for_its_layers(single: Network, saliency) -> None:
+    """And a smaller part's own rates win, whatever stands first."""
+    rates = global_rates(single, saliency, 0.5, 2)
+    limits = {
+        "body.3": {"pruning_rate": [0.25]},
+        "body": {"pruning_rate": ["global 0.5"], "bits": [4]},
+        "all": {"pruning_rate": ["global 0.75"]},
+    }
+    chosen = Space.default(single, 2).restrict(resolve_global_rates(limits, single, saliency, 2)).choices
+    assert chosen["body.0"]["pruning_rate"] == (rates["body.0"] or None,)
+    assert chosen["body.3"]["pruning_rate"] == (0.25,)
+    assert chosen["body.4"]["pruning_rate"] == (rates["body.4"] or None,)
+    assert [chosen[name]["bits"] for name in ("body.0", "body.3", "body.4")] == [(4,)] * 3
+    assert chosen["stem"]["pruning_rate"] == (global_rates(single, saliency, 0.75, 2)["stem"] or None,)
+    plain = {"all": {"pruning_rate": ["global 0.75"]}, "body": {"pruning_rate": [0.5]}}
+    chosen = Space.default(single, 2).restrict(resolve_global_rates(plain, single, saliency, 2)).choices
+    assert {chosen[name]["pruning_rate"] for name in ("body.0", "body.3", "body.4")} == {(0.5,)}
+
+
 def test_a_rate_leaves_as_many_templates_as_the_threshold(single: Network, saliency, rng: random.Random) -> None:
     rate = rng.uniform(0.2, 0.8)
     space = Space.default(single, 1).restrict(

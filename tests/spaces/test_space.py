@@ -283,6 +283,18 @@ def test_restricted_spaces_decode_and_encode_too(resnet8_space, draw):
         assert space.decode(space.encode(config)) == config
 
 
+def test_any_choices_in_any_order_decode_and_encode(space, draw, rng):
+    for _ in range(15):
+        limits = {
+            block: {knob: rng.sample(values, rng.randint(1, len(values))) for knob, values in knobs.items()}
+            for block, knobs in space.choices.items()
+        }
+        limited = space.restrict(limits)
+        for _ in range(3):
+            config = limited.decode(draw(limited))
+            assert limited.spelled(config) == config
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

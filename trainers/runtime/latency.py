@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 from layers.errors import translate_errors
 from layers.timing import median_ms
 from layers.tuning import autotuned
-from spaces.portable import check_format
+from spaces.portable.formats import WriteOptions, check_format, tuned_file
 from spaces.portable.skeleton import Skeleton, make_skeleton
 from trainers.runtime.determinism import eval_mode
 from trainers.runtime.place import Latency, Place
@@ -51,7 +50,9 @@ def model_latency(
     """
     place = Place.of(runtime, threads, device)
     if runtime != DEFAULT_RUNTIME:
-        content = exported(skeleton(), model, runtime, threads or DEFAULT_THREADS)
+        with timing_lock(), translate_errors("cannot write the model as onnx", Exception):
+            options = WriteOptions(runtime=runtime)
+            content = tuned_file(skeleton(), model, options, threads=threads or DEFAULT_THREADS)
         return file_latency(Path("model.onnx"), runtime, threads=threads or DEFAULT_THREADS, content=content)
     with timing_lock(), num_threads(place.latency_threads or torch.get_num_threads()):
         single, batch = (latency_ms(model, shape, device, batch_size=size) for size in BATCHES)
@@ -66,15 +67,6 @@ def trace_skeleton(baseline: nn.Module, shape: tuple[int, int, int]) -> Skeleton
     check_format("onnx")
     with translate_errors("cannot write the network as onnx", Exception):
         return make_skeleton(baseline, shape)
-
-
-def exported(skeleton: Skeleton, model: nn.Module, runtime: str, threads: int) -> bytes:
-    """Return a model's ONNX file, in which each layer runs as is fastest in a runtime."""
-    from spaces.portable.tuning import Runtime, choose_executions
-
-    with timing_lock(), translate_errors("cannot write the model as onnx", Exception):
-        executions = choose_executions(skeleton, model, Runtime(cast(Any, runtime), threads))
-        return skeleton.file(model, executions=executions)
 
 
 def file_latency(file: Path, runtime: str, *, threads: int, content: bytes | None = None) -> Latency:

@@ -19,8 +19,11 @@ from trainers.runtime.timing_lock import timing_lock
 __all__ = ["Ratio", "Turns", "median_interval", "time_by_turns"]
 
 _TURN_S = 0.003
-"""A turn is as many passes as take so long, one at least, after one that does not count: most are over before a busy
-machine turns to something else."""
+"""A turn is as many passes as take so long, one at least: most are over before a busy machine turns to something else.
+One that does not count comes before them, so that caches hold what the file itself has used, and not what others have;
+but not before a pass that takes ten times as long, which fills caches within a hundredth of its time."""
+_LONG = 0.1
+"""Passes in a turn's time of one that is so long."""
 _LEAST_ROUNDS = 7
 _MOST_ROUNDS = 101
 
@@ -80,7 +83,7 @@ def _turns(batch: int, calls: Sequence[Callable[[], Any]], budget_s: float) -> T
     passes = []
     for call in calls:
         call()
-        passes.append(max(1, round(_TURN_S / max(_seconds(call, 1), 1e-7))))
+        passes.append(_TURN_S / max(_seconds(call, 1), 1e-7))
     rounds: list[Mapping[int, float]] = []
     started = time.perf_counter()
     while len(rounds) < _LEAST_ROUNDS or (len(rounds) < _MOST_ROUNDS and time.perf_counter() - started < budget_s):
@@ -92,9 +95,10 @@ def _turns(batch: int, calls: Sequence[Callable[[], Any]], budget_s: float) -> T
     )
 
 
-def _turn(call: Callable[[], Any], passes: int) -> float:
-    call()  # so that the caches hold what the file itself has used, and not what the others have
-    return _seconds(call, passes)
+def _turn(call: Callable[[], Any], passes: float) -> float:
+    if passes > _LONG:
+        call()
+    return _seconds(call, max(1, round(passes)))
 
 
 def _seconds(call: Callable[[], Any], passes: int) -> float:

@@ -49,6 +49,19 @@ function drawEffect() {
   return Plotly.react(byId('effect-plot'), [trace], layout(`mean ${axis.title}`, `mean ${SCORE_AXIS}`, { xaxis: COST_AXIS, margin: { l: 56, r: 24, t: 30, b: 48 } }), CONFIG);
 }
 
+// Show what the layers of each stage add up to, where layers are blocks of their own.
+function showStages() {
+  const stages = data.importance.stages.filter((part) => part.share > 0);
+  if (!stages.some((part) => part.blocks.length > 1)) return;
+  const text = (share) => `${(100 * share).toFixed(1)} %`;
+  const body = stages.map((part) => element('tr', {}, element('td', {}, part.stage), element('td', {}, text(part.share)),
+    element('td', {}, part.blocks.filter((layer) => layer.share > 0).map((layer) => `${layer.block} ${text(layer.share)}`).join(', '))));
+  const head = ['stage', 'importance', 'its layers'].map((name) => element('th', { scope: 'col' }, name));
+  byId('stages').append(element('h3', {}, 'Importance by stage'),
+    element('div', { className: 'scroll', tabIndex: 0, role: 'region', ariaLabel: 'Importance by stage' },
+      element('table', {}, element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...body))));
+}
+
 function showShared() {
   const values = [...data.importance.shared].sort((a, b) => (b.front - b.all) - (a.front - a.all)).slice(0, 8);
   if (!values.length) return;
@@ -72,6 +85,7 @@ function startImportance() {
   byId('effect-knob').addEventListener('change', drawEffect);
   drawImportance();
   drawEffect();
+  showStages();
   showShared();
   onTheme.push(drawImportance, drawEffect);
   onBudgets.push(drawEffect);

@@ -55,8 +55,17 @@ function blocksOf(i) {
   return blocks;
 }
 
+// Layers of a stage that are compressed alike share a line, under the stage's name if they are all its layers.
 function networkLines(i, limit = Infinity) {
-  const lines = blocksOf(i).map(([name, form]) => `${name}: ${form.text}`);
+  const { names, stages } = data.networks, groups = new Map();
+  for (const [name, form] of blocksOf(i)) {
+    const stage = stages[names.indexOf(name)], key = JSON.stringify([stage, form.text]);
+    if (!groups.has(key)) groups.set(key, { stage, text: form.text, alike: [] });
+    groups.get(key).alike.push(name);
+  }
+  const sizes = new Map();
+  for (const stage of stages) sizes.set(stage, (sizes.get(stage) ?? 0) + 1);
+  const lines = [...groups.values()].map(({ stage, text, alike }) => `${alike.length === sizes.get(stage) ? stage : alike.join(', ')}: ${text}`);
   if (!lines.length) return ['uncompressed'];
   if (lines.length <= limit) return lines;
   return [...lines.slice(0, limit), `and ${lines.length - limit} more blocks`];

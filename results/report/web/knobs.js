@@ -21,12 +21,12 @@ function varyingKnobs() {
 }
 
 function addViews() {
-  const { names } = data.networks, all = varyingKnobs(), groups = [];
+  const { names, stages } = data.networks, all = varyingKnobs(), groups = [];
   const top = data.importance.shares.slice(0, 8).map((important) => important.knob);
   const fullName = (item) => `${names[item.block]}.${item.knob}`;
   groups.push(['the most important knobs', top.flatMap((name) => all.filter((item) => fullName(item) === name))]);
   for (const knob of new Set(all.map((item) => item.knob))) groups.push([`${knob} of every block`, all.filter((item) => item.knob === knob)]);
-  for (const block of new Set(all.map((item) => item.block))) groups.push([`every knob of ${names[block]}`, all.filter((item) => item.block === block)]);
+  for (const stage of new Set(all.map((item) => stages[item.block]))) groups.push([`every knob of ${stage}`, all.filter((item) => stages[item.block] === stage)]);
   for (const [title, items] of groups) {
     for (let start = 0; start < items.length; start += MAX_AXES) {
       const part = items.length > MAX_AXES ? `${title}, ${start + 1} to ${Math.min(start + MAX_AXES, items.length)}` : title;

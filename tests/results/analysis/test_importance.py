@@ -101,6 +101,25 @@ def test_a_planted_knob_takes_all_and_dead_ones_nothing(tmp_path: Path, np_rng: 
     assert {row["block"]: row["share"] for row in found["blocks"]}["b"] == pytest.approx(shares["b.bits"])
 
 
+@pytest.mark.parametrize("granularity", ["stage", "layer"])
+def test_layers_are_summed_by_their_stage(tmp_path: Path, np_rng: np.random.Generator, granularity: str) -> None:
+    names = {"a": "s.a", "b": "s.b"}
+    choices = {**{names[block]: knobs for block, knobs in CHOICES.items()}, "t": {}, "u": {}}
+    rows = _study(tmp_path / "plain", np_rng, 500, _bits_decide).trials("demo").to_pylist()
+    for row in rows:
+        row["blocks"] = [{**block, "block": names[block["block"]]} for block in row["blocks"]]
+    renamed = pa.Table.from_pylist(rows, schema=SCHEMA)
+    record = {**RECORD, "choices": choices, "granularity": granularity}
+    found = importance(_Known(tmp_path / "renamed", renamed, record), "demo")
+    blocks = {row["block"]: row["share"] for row in found["blocks"]}
+    assert blocks.keys() == {"s.a", "s.b"}
+    if granularity == "layer":
+        assert found["stages"] == [{"stage": "s", "share": pytest.approx(1), "blocks": found["blocks"]}]
+    else:
+        alone = [{"stage": row["block"], "share": row["share"], "blocks": [row]} for row in found["blocks"]]
+        assert found["stages"] == alone
+
+
 def test_two_planted_knobs_share_by_their_weight(tmp_path: Path, np_rng: np.random.Generator) -> None:
     def rule(knobs: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         good = 0.3 * (knobs["bits"] == 6) + 0.1 * (knobs["y"] == 2)
@@ -257,7 +276,8 @@ def test_ranking_of_a_large_study_is_that_of_optunas_evaluator(tmp_path: Path, n
 
 def test_little_to_go_by_is_no_error(tmp_path: Path, np_rng: np.random.Generator) -> None:
     empty = importance(_study(tmp_path / "0", np_rng, 0, _bits_decide), "demo")
-    assert empty == {"trials": 0, "best": 0, "importance": [], "blocks": [], "effects": [], "shared": []}
+    nothing: dict[str, list[Any]] = {name: [] for name in ("importance", "blocks", "stages", "effects", "shared")}
+    assert empty == {"trials": 0, "best": 0, **nothing}
     one = importance(_study(tmp_path / "1", np_rng, 1, _bits_decide), "demo")
     assert (one["trials"], one["importance"], one["effects"]) == (1, [], [])
 

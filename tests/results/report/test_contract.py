@@ -26,6 +26,8 @@ NAMES = {
     "form": ("networks", "forms", 0),
     "important": ("importance", "shares", 0),
     "effect": ("importance", "effects", 0),
+    "part": ("importance", "stages", 0),
+    "layer": ("importance", "stages", 0, "blocks", 0),
     "shared": ("importance", "shared", 0),
 }
 """Variable of the scripts -> where its value stands in the data."""

@@ -43,7 +43,7 @@ def test_forms_that_differ_in_allocation_alone_are_two():
 
 
 def test_studies_without_blocks_or_trials():
-    assert encode_configs(_column([])) == {"knobs": list(KNOBS), "names": [], "forms": [], "rows": []}
+    assert encode_configs(_column([])) == {"knobs": list(KNOBS), "names": [], "stages": [], "forms": [], "rows": []}
     assert encode_configs(_column([[], []]))["names"] == []
     both = pa.chunked_array([*_column([[]]).chunks, *_column([list(BLOCKS)]).chunks])
     assert encode_configs(both)["rows"] == [[-1, -1], [-1, 1]]

@@ -289,3 +289,27 @@ def test_fifty_thousand_trials_open_soon_and_all_of_the_front_is_drawn(browser, 
             _slide(page, "size_bytes", 300)
             page.wait_for_selector("#count:has-text('within the budgets')")
     assert min(times) < 6000, times
+
+
+def test_layers_are_grouped_by_stage(browser, make_row, tmp_path):
+    """Alike ones in one line of a trial's network, and their importance in one line of a table."""
+    names = ["layer1.0", "layer1.1", "fc", "layer2.0", "layer2.1"]
+    ledger = Ledger(Store(tmp_path / "runs"))
+    ledger.create_study("demo", {**RECORD, "granularity": "layer", "choices": {name: {} for name in names}})
+    plain = {**BLOCKS[0], "exponent_block": 16}
+    for number in range(16):
+        bits = [4 + number % 2, 4 + number % 2, 8, 6] if number < 15 else [7, 5, 8, 6]
+        blocks = [{**plain, "block": name, "bits": n} for name, n in zip(names, bits, strict=False)]  # none of the last
+        ledger.append(make_row(number=number, blocks=blocks, score=0.5 + (number % 2) / 10, trial=f"t{number}"))
+    report = write_report(ledger, "demo", tmp_path / "report.html")
+    with _opened(browser, report) as page:
+        page.get_by_label("all", exact=True).check()
+        for trial, lines in (("t0", ["layer1: 4 bits"]), ("t15", ["layer1.0: 7 bits", "layer1.1: 5 bits"])):
+            page.get_by_label("Search the trials").fill(trial)
+            shown = page.locator("#table tbody tr").first.inner_text()
+            assert "; ".join([*lines, "fc: 8 bits", "layer2.0: 6 bits"]) in shown.replace(" in blocks of 16", "")
+        cells = page.locator("#stages tbody tr").first.locator("td").all_inner_texts()
+        assert cells[0] == "layer1"
+        assert "layer1.0 " in cells[2]
+        assert "layer1.1 " in cells[2]
+        assert page.locator("#knob-view option").filter(has_text="every knob of layer1").count() == 1

@@ -22,7 +22,7 @@ from search.study.plan import StudyPlan
 from search.study.workload import Workload
 from spaces import build_model, load_model, save_weights
 from trainers.data import Data, DataSpec
-from trainers.evaluation import predict
+from trainers.evaluation import predict_logits
 
 
 @pytest.fixture
@@ -112,10 +112,11 @@ def test_commands_take_where_they_are(
 def test_a_trial_is_trained_again_with_what_has_moved_and_is_the_same_file(
     study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def read(path: Path, model: str, data: Data, runtime: str) -> torch.Tensor:
-        return predict(load_model(path), data.val, data.normalize, device="cpu")
+    def read(path: Path, model: str, data: Data, runtime: str) -> list[torch.Tensor]:
+        network = load_model(path)
+        return [predict_logits(network, split, data.normalize, device="cpu") for split in (data.val, data.test)]
 
-    monkeypatch.setattr(verify, "predict_in_subprocess", read)
+    monkeypatch.setattr(verify, "logits_in_subprocess", read)
     command = ["export", "--study", "s", "--store", study.ledger.store.uri, "--pick", "abc", "--rerun"]
     command += ["--device", "cpu"]
     assert run([*command, "--out", "none"]) != 0

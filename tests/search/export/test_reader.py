@@ -8,11 +8,11 @@ import torch
 
 from layers import OvertoneError, UsageError, compress_model
 from search.export import reader
-from search.export.reader import check_reader, predict_in_subprocess
+from search.export.reader import check_reader, logits_in_subprocess
 from search.study.plan import StudyPlan
 from spaces import NetworkConfig, build_model, load_model, save_model
 from trainers.data import load_data
-from trainers.evaluation import predict
+from trainers.evaluation import predict_logits
 from trainers.spec import TrialSpec
 from trainers.trial import image_card
 
@@ -42,9 +42,10 @@ def test_a_file_is_read_without_ray_and_optuna_where_the_caller_looks_for_module
         images = data.normalize(data.val.take(torch.arange(len(data.val))))
         network.linear.bias -= network(images).mean(0)  # so that no class has all images
     save_model(network, path, card={"model": FACTORY, **image_card(data)})
-    expected = predict(network, data.val, data.normalize, device="cpu")
-    assert len(expected.unique()) > 1
-    assert torch.equal(predict_in_subprocess(path, FACTORY, data), expected)
+    splits = (data.val, data.test)
+    expected = [predict_logits(network, split, data.normalize, device="cpu") for split in splits]
+    assert len(expected[0].argmax(1).unique()) > 1
+    torch.testing.assert_close(logits_in_subprocess(path, FACTORY, data), tuple(expected))
     assert not list(tmp_path.glob("*.npy"))
     assert load_model(path, model=reader.factory_of(FACTORY)) is not None
 
@@ -53,7 +54,7 @@ def test_a_file_is_read_without_ray_and_optuna_where_the_caller_looks_for_module
 def test_a_file_that_cannot_be_read_is_one_sentence(spec: TrialSpec, tmp_path: Path, format: str) -> None:
     (tmp_path / f"model.{format}").write_bytes(b"not a model")
     with pytest.raises(OvertoneError, match=f"^cannot read the exported {format} in a process of its own: .+$"):
-        predict_in_subprocess(tmp_path / f"model.{format}", FACTORY, load_data(spec.data))
+        logits_in_subprocess(tmp_path / f"model.{format}", FACTORY, load_data(spec.data))
     assert not list(tmp_path.glob("*.npy"))
 
 

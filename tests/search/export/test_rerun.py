@@ -19,7 +19,7 @@ from search.export.verify import export_trial
 from search.study.plan import StudyPlan
 from spaces import build_model, load_model, save_weights
 from trainers.data import Data
-from trainers.evaluation import predict
+from trainers.evaluation import predict_logits
 
 RunAlone = Callable[[StudyPlan], str]
 
@@ -44,10 +44,11 @@ def _again(ledger: Ledger, out: Path, log: Callable[[str], object] = print) -> d
 def _read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exported files are read in this process, which is faster."""
 
-    def read(path: Path, model: str, data: Data, runtime: str) -> torch.Tensor:
-        return predict(load_model(path), data.val, data.normalize, device="cpu")
+    def read(path: Path, model: str, data: Data, runtime: str) -> list[torch.Tensor]:
+        network = load_model(path)
+        return [predict_logits(network, split, data.normalize, device="cpu") for split in (data.val, data.test)]
 
-    monkeypatch.setattr(verify, "predict_in_subprocess", read)
+    monkeypatch.setattr(verify, "logits_in_subprocess", read)
 
 
 def test_a_trial_trained_again_is_the_same_file_bit_for_bit(

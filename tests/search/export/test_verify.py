@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def classes(ledger: Ledger, study: str, plan: StudyPlan) -> torch.Tensor:
     return predict(model, data.val, data.normalize, device="cpu")
 
 
+def logits_of(classes: torch.Tensor, of_test: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs whose validation images have these classes, and those of the 359 test images are equal, of class 0."""
+    return torch.nn.functional.one_hot(classes, 10).float(), torch.full((359, 10), of_test)
+
+
 @pytest.mark.parametrize("format", ["safetensors", "onnx", "pt2"])
 @pytest.mark.filterwarnings("ignore")
 def test_an_export_is_proven_and_tells_test_accuracy(
@@ -76,10 +82,30 @@ def test_an_export_is_proven_and_tells_test_accuracy(
     assert f"kB) and takes {times['file']['latency_ms']['1']:.3g} ms at batch 1 (unc" in export_line(tmp_path, card)
 
 
+def test_figures_of_the_test_images_are_those_of_the_file(
+    ledger: Ledger,
+    study: str,
+    plan: StudyPlan,
+    tmp_path: Path,
+    classes: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(classes))
+    card = export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "out")
+    zeros = int((load_data(plan.data).test.labels == 0).sum())
+    assert card["test_metrics"]["test_top1"] == pytest.approx(zeros / 359)
+    assert card["test_metrics"]["test_loss"] == pytest.approx(math.log(10))
+    assert "Figures of the test images are this file's own." in (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(classes, math.nan))
+    with pytest.raises(OvertoneError, match=r"^the exported file gives test images outputs that are infinite or not"):
+        export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+
+
 def test_a_card_tells_the_accuracy_over_seeds(
     ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(classes))
     export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "one")
     assert "One training run of a single seed." in (tmp_path / "one" / "README.md").read_text()
     row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
@@ -132,7 +158,7 @@ def test_the_card_and_the_query_of_the_front_give_one_interval(
     ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seeds that agree still leave the rounding of accuracies to whole images."""
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(classes))
     row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
     for seed in (1, 2):
         ledger.append(dataclasses.replace(row, trial=f"r{seed}", repeat_of="abc", seed=seed))
@@ -179,7 +205,7 @@ def test_other_runtimes_may_differ_for_one_image_in_two_hundred_where_activation
     """Of 360 images that is one; without the exporters, as only the comparison counts here."""
     others = torch.cat([(classes[:differing] + 1) % 10, classes[differing:]])
     monkeypatch.setattr(verify, "_rounds", lambda model: rounds)
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: others)
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(others))
     monkeypatch.setitem(FORMATS, format, FORMATS["safetensors"])
     out = tmp_path / "out"
     if not taken:
@@ -206,14 +232,14 @@ def test_filters_get_seven_bits_where_eight_give_other_classes(
         target.write_bytes(source.read_bytes())
 
     monkeypatch.setattr(verify, "int8_layers", lambda model: {"conv1": model})
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: others if len(tried) < 2 else classes)
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(others if len(tried) < 2 else classes))
     monkeypatch.setattr(verify, "time_export", lambda *_: {})
     monkeypatch.setitem(FORMATS, "onnx", write)
     card = export_trial(ledger, study, "abc", where=None, format="onnx", out=tmp_path / "out")
     assert tried == [False, True]
     assert card["differing"] == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["file_options"] == ["seven_bits"]
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: others)
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(others))
     with pytest.raises(OvertoneError, match="another class than trial abc for 20 of 360 validation images"):
         export_trial(ledger, study, "abc", where=None, format="onnx", out=tmp_path / "more")
     assert not (tmp_path / "more").exists()
@@ -228,7 +254,7 @@ def test_two_classes_tie_within_the_rounding_of_float32() -> None:
 def test_the_tensors_take_what_the_ledger_says(
     ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(classes))
     row = TrialRow.from_record(ledger.trials(study).to_pylist()[0])
     ledger.append(dataclasses.replace(row, trial="other", size_bytes=(row.size_bytes or 0) + 1))
     said = f"holds {row.size_bytes} bytes of tensors, size_bytes of trial other is {(row.size_bytes or 0) + 1}"
@@ -240,7 +266,7 @@ def test_the_tensors_take_what_the_ledger_says(
 def test_a_shipped_file_tells_no_folder(
     ledger: Ledger, study: str, tmp_path: Path, classes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(classes))
     export_trial(ledger, study, "abc", where=None, format="safetensors", out=tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
         assert str(tmp_path.parent).encode() not in path.read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
-from search.optimize.ehvi import expected_hypervolume_improvement
+from search.optimize.improvement import expected_hypervolume_improvement
 from search.optimize.sampler import ConfigSampler, Observation
 from search.optimize.surrogate import Surrogate, to_log_error, to_score
 from search.study.budget import Budget

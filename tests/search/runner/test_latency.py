@@ -59,10 +59,10 @@ def advance(run_alone: Any, ledger: Ledger, plan: StudyPlan, monkeypatch: pytest
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0}))
     (row,) = ledger.trials("s").to_pylist()
 
-    def write(skeleton: object, model: nn.Module, runtime: str, threads: int) -> bytes:
+    def write(skeleton: object, model: nn.Module, *_: object, threads: int) -> bytes:
         return f"the file of a {type(model.layer3[0].conv1).__name__}".encode()
 
-    monkeypatch.setattr("trainers.runtime.latency.exported", write)
+    monkeypatch.setattr("trainers.runtime.latency.tuned_file", write)
 
     def step(timed: StudyPlan, **changes: Any) -> dict[str, Any]:
         spec = {**json.loads(row["spec"]), "latency": True, "runtime": timed.runtime}

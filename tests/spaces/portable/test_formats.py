@@ -1,6 +1,7 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,8 +113,13 @@ def test_a_network_without_an_image_size_cannot_be_traced(packed: Path, tmp_path
 def test_files_of_one_network_share_its_graph(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a block; none is kept after it."""
     traced: list[tuple[int, ...]] = []
-    monkeypatch.setattr("spaces.portable.skeleton.make_skeleton", lambda network, image: [traced.append(image), image])
-    monkeypatch.setattr("spaces.portable.formats._filled", lambda skeleton, *_: bytes(skeleton[1]))
+
+    def make(network: object, image: tuple[int, ...], *, marked: bool) -> SimpleNamespace:
+        traced.append(image)
+        return SimpleNamespace(image=image, marks=marked)
+
+    monkeypatch.setattr("spaces.portable.skeleton.make_skeleton", make)
+    monkeypatch.setattr("spaces.portable.formats.tuned_file", lambda skeleton, *_: bytes(skeleton.image))
 
     def write_of(size: int) -> None:
         write(packed, tmp_path / "model.onnx", format="onnx", card={**CARD, "image_size": size})

@@ -1,0 +1,69 @@
+"""What a network's score is expected to be before anything of it was trained: the effects of its blocks added up.
+
+The effect of a block is how much the logarithm of the loss rises where it alone is compressed and calibrated. Effects
+of several blocks about add up. How much of them training takes back depends on what was done: it mends a coarser series
+and missing filters better than few bits. So what each kind of knob adds is a sum of its own, and the study's trials
+tell how much of it stays (`search.optimize.surrogate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import log1p
+
+from results.analysis.effects import EffectModel
+from spaces import BlockConfig
+
+__all__ = ["Forecast"]
+
+_KINDS: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("basis", "harmonics", "allocation"), 0.5),
+    (("pruning_rate", "groups", "transform"), 0.3),
+    (("bits", "exponent_block", "exponent_axis", "scale"), 1.0),
+    (("activation_bits", "activation_block", "arithmetic"), 1.0),
+)
+"""Knobs of one kind, and how much of their effect is expected to stay after training."""
+_FLOOR = 0.01
+"""Least error that a network counts as having."""
+_TOGETHER = 0.3
+"""The same of what kinds do together beyond what each does alone."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The effects of single blocks, by kind of knob."""
+
+    effect: Callable[[str, BlockConfig], float]
+    """How much the logarithm of the loss rises where a block alone has this config."""
+    reference: float
+    """Score of the uncompressed network."""
+    slopes: tuple[float, ...] = (*(slope for _, slope in _KINDS), _TOGETHER)
+    """How much of each value is expected to stay after training."""
+
+    @classmethod
+    def of(cls, model: EffectModel, reference: float) -> Forecast:
+        """Return the forecast of measured effects, for a network whose score is `reference` as it was.
+
+        Effects are rises of the loss in nats. They are taken as shares of the error that the network has anyway: its
+        own loss on images that it was trained on says little.
+        """
+        error = 1 - reference + _FLOOR
+
+        def effect(block: str, config: BlockConfig) -> float:
+            return log1p(max(0.0, model.loss_increase(block, config)) / error)
+
+        return cls(effect, reference)
+
+    def __call__(self, block: str, config: BlockConfig) -> tuple[float, ...]:
+        """Return what each kind of knob of a block does alone, and what they do together beyond that."""
+        parts = [_only(config, knobs) for knobs, _ in _KINDS]
+        alone = [0.0 if part == BlockConfig() else self.effect(block, part) for part in parts]
+        several = sum(part != BlockConfig() for part in parts) > 1
+        return (*alone, self.effect(block, config) - sum(alone) if several else 0.0)
+
+
+def _only(config: BlockConfig, knobs: tuple[str, ...]) -> BlockConfig:
+    """Return the config without all knobs but these."""
+    others = [name for kind, _ in _KINDS for name in kind if kind != knobs]
+    return replace(config, **dict.fromkeys(others))
