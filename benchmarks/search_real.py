@@ -25,7 +25,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
@@ -39,11 +38,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from measured_effects import measured_effects
 from resnet20_trials import device
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from layers import OvertoneError
 from results.analysis.effects import EffectModel
 from search.optimize.forecast import Forecast
 from search.optimize.initial import first_configs
@@ -57,7 +56,6 @@ from spaces.blocks import Granularity
 from spaces.effects import Effects
 from spaces.network import NORMS_AND_BIASES
 from trainers.data import Data, DataSpec, load_data
-from trainers.effects import EffectMeter
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
 from trainers.train import random_network, train_model
@@ -307,31 +305,18 @@ def _forecast(
         return None, 0.0
     if not path.exists():
         next(clock)
-        path.write_text(json.dumps(_measured_effects(planned, workload, plan).to_json()))
+        effects = measured_effects(
+            planned,
+            workload.data,
+            workload.baseline,
+            workload.network,
+            minimum_templates=plan.minimum_templates,
+            seed=plan.seed,
+        )
+        path.write_text(json.dumps(effects.to_json()))
     effects = Effects.from_json(json.loads(path.read_text()))
     model = EffectModel.fit(effects, space.network, plan.minimum_templates)
     return Forecast.of(model, workload.reference()["score"]), effects.seconds
-
-
-def _measured_effects(planned: Sequence[tuple[str, BlockConfig]], workload: Workload, plan: StudyPlan) -> Effects:
-    """Return effects with the processor's seconds; a form that cannot be measured has none."""
-    started = time.process_time()
-    meter = EffectMeter(
-        workload.data,
-        workload.baseline,
-        workload.network,
-        init=plan.init,
-        saliency=plan.saliency,
-        minimum_templates=plan.minimum_templates,
-        seed=plan.seed,
-    )
-    library = replace(meter.reference, reference_s=time.process_time() - started)
-    for block, config in planned:
-        started = time.process_time()
-        with suppress(OvertoneError):
-            effect = replace(meter.measure(block, config), seconds=time.process_time() - started)
-            library = replace(library, effects=(*library.effects, effect))
-    return library
 
 
 def _trained(workload: Workload, studies: Studies, spec: TrialSpec, scratch: Path) -> Trained:
