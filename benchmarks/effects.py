@@ -16,7 +16,8 @@ a network's loss from the effects, each block's forecast added up:
 
 Told are Spearman's rank correlation of the sum with the measured accuracy, after so many effects of the plan, and by
 how much each rule is off where one effect at a time is left out. Seconds are those of the processor, on one thread.
-Rows are kept in `effects.parquet` as they come, and the same command goes on from there; it writes `effects.md`.
+Rows are kept in `effects.parquet` as they come, and the same command goes on from there; at its end, or at Ctrl-C, it
+writes `effects.md` of what there is.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -48,6 +50,7 @@ from search.optimize.effect_plan import effect_plan
 from spaces import BlockConfig, Network, NetworkConfig, Space
 from spaces.blocks import Granularity
 from spaces.effects import Effect, Effects
+from spaces.network import NORMS_AND_BIASES
 from trainers.data import Data, DataSpec, Split, load_data
 from trainers.effects import EffectMeter, effect_passes
 from trainers.evaluation import evaluate
@@ -59,6 +62,8 @@ _VAL_IMAGES = 1000
 _CALIBRATIONS = (64, 128, 512)
 """Images that blocks are calibrated on where the bias of few is measured."""
 _COUNTS = (12, 25, 50, 80)
+_FEWEST = 5
+"""Networks that ranks are told of."""
 _LEAST = 1e-5
 _SEEN = 1e-3
 
@@ -79,14 +84,16 @@ def main() -> None:
     done = {row["key"] for row in rows}
     networks = {kind: load_baseline("resnet20", str(arguments.weights), data, kind) for kind in _GRANULARITIES}
     tasks = list(_tasks(networks, data, arguments.configs, arguments.effects))
-    for key, task in track([task for task in tasks if task[0] not in done], description="measurements"):
-        started = time.process_time()
-        row = task()
-        rows.append({"key": key, **row, "cpu_s": time.process_time() - started})
-        pd.DataFrame(rows).to_parquet(arguments.out)
+    with suppress(KeyboardInterrupt):
+        for key, task in track([task for task in tasks if task[0] not in done], description="measurements"):
+            started = time.process_time()
+            row = task()
+            rows.append({"key": key, **row, "cpu_s": time.process_time() - started})
+            pd.DataFrame(rows).to_parquet(arguments.out)
     table = pd.DataFrame(rows)
     nets = {kind: network for kind, (_, network) in networks.items()}
-    text = _report(table.set_index("key").loc[[key for key, _ in tasks]], nets, data)
+    measured = set(table["key"])
+    text = _report(table.set_index("key").loc[[key for key, _ in tasks if key in measured]], nets, data)
     arguments.out.with_suffix(".md").write_text(text)
     print(text)
 
@@ -113,17 +120,22 @@ def _tasks(
         return {"kind": f"network by {kind}", **_zero_shot(baseline, network, data, config)}
 
     for kind in _GRANULARITIES:
-        for pair in islice(effect_plan(Space.default(networks[kind][1])), effects):
+        for pair in islice(effect_plan(_space(networks[kind][1])), effects):
             yield f"{kind} {_text(pair)}", partial(measure, kind, pair)
-    draws = {kind: _random_configs(Space.default(networks[kind][1])) for kind in _GRANULARITIES}
-    for _, kind in itertools.product(range(configs // 2), _GRANULARITIES):
-        baseline, network = networks[kind]
-        config = next(draws[kind])
-        yield f"{kind} {network.digest(config)}", partial(whole, kind, baseline, network, config)
     forms = BlockConfig(basis="cosine", harmonics=(2, 2)), BlockConfig(pruning_rate=0.5)
     for images in _CALIBRATIONS:
         for pair in itertools.product(("layer1", "layer2", "layer3"), forms):
             yield f"{images} {_text(pair)}", partial(measure, "calibration", pair, images)
+    draws = {kind: _random_configs(_space(networks[kind][1])) for kind in _GRANULARITIES}
+    for _, kind in itertools.product(range(configs // 2), _GRANULARITIES):
+        baseline, network = networks[kind]
+        config = next(draws[kind])
+        yield f"{kind} {network.digest(config)}", partial(whole, kind, baseline, network, config)
+
+
+def _space(network: Network) -> Space:
+    """Return the default space, with bits that stay the same."""
+    return Space.default(network).restrict({"all": {"bits": [4, 6, 8, None]}, NORMS_AND_BIASES: {"bits": [8, None]}})
 
 
 def _text(pair: tuple[str, BlockConfig]) -> str:
@@ -241,6 +253,8 @@ def _rank_table(
     pairs: list[tuple[Granularity, Granularity]] = [("stage", "stage"), ("stage", "layer"), ("layer", "layer")]
     for drawn, blocks in pairs:
         rows = table[table["kind"] == f"network by {drawn}"]
+        if len(rows) < _FEWEST:
+            continue
         configs = [NetworkConfig.from_json(json.loads(text)) for text in rows["config"]]
         for name, rule in _RULES.items():
             cells = []

@@ -44,7 +44,7 @@ _LEAST, _SEEN = 1e-5, 1e-3
 """Effects below, in nats, count as this much: in the rule, and in how far it is off."""
 _LEVEL = log(0.01), 3.0
 """Logarithm of an effect of which nothing is known, and its standard deviation."""
-_BLOCK, _PART, _FORM, _OWN, _NOISE = 1.0, 1.0, 0.3, 0.4, 0.1
+_BLOCK, _PART, _FORM, _OWN, _NOISE = 0.5, 1.5, 0.3, 0.5, 0.1
 """Standard deviations of log effects: a block's sensitivity, to one part, of a form in all blocks, in one block, and of
 what nothing tells."""
 _REACH = 0.7

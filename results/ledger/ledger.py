@@ -6,6 +6,7 @@
     trials/study=NAME/segment.<uuid>.parquet many rows: a batch, or what compaction made of many files
     fronts/study=NAME/front.parquet          the front, rewritten as trials end
     models/<sha256>.safetensors              packed models, by content
+    effects/<sha256>.json                    effects of single blocks, by what they were measured on
 
 Files are only ever added or replaced whole, so a reader needs no lock and a crash leaves nothing half-written.
 """
