@@ -195,9 +195,7 @@ def _run(
     return SearchResult(done=done, wanted=plan.trials, exhausted=searcher.exhausted)
 
 
-def _forecast(
-    setup: _Setup, plan: StudyPlan, resources: Resources, console: Console, claim: Claim
-) -> Forecast | None:
+def _forecast(setup: _Setup, plan: StudyPlan, resources: Resources, console: Console, claim: Claim) -> Forecast | None:
     """Return what the effects of single blocks forecast, measured now if they are not known; None for other samplers.
 
     None too where nothing can be measured at a price that is worth it.
