@@ -86,7 +86,7 @@ def main() -> None:
         pd.DataFrame(rows).to_parquet(arguments.out)
     table = pd.DataFrame(rows)
     nets = {kind: network for kind, (_, network) in networks.items()}
-    text = _report(table[table["key"].isin([key for key, _ in tasks])], nets, data)
+    text = _report(table.set_index("key").loc[[key for key, _ in tasks]], nets, data)
     arguments.out.with_suffix(".md").write_text(text)
     print(text)
 
@@ -113,12 +113,13 @@ def _tasks(
         return {"kind": f"network by {kind}", **_zero_shot(baseline, network, data, config)}
 
     for kind in _GRANULARITIES:
-        baseline, network = networks[kind]
-        space = Space.default(network)
-        for pair in islice(effect_plan(space), effects):
+        for pair in islice(effect_plan(Space.default(networks[kind][1])), effects):
             yield f"{kind} {_text(pair)}", partial(measure, kind, pair)
-        for config in islice(_random_configs(space), configs // 2):
-            yield f"{kind} {network.digest(config)}", partial(whole, kind, baseline, network, config)
+    draws = {kind: _random_configs(Space.default(networks[kind][1])) for kind in _GRANULARITIES}
+    for _, kind in itertools.product(range(configs // 2), _GRANULARITIES):
+        baseline, network = networks[kind]
+        config = next(draws[kind])
+        yield f"{kind} {network.digest(config)}", partial(whole, kind, baseline, network, config)
     forms = BlockConfig(basis="cosine", harmonics=(2, 2)), BlockConfig(pruning_rate=0.5)
     for images in _CALIBRATIONS:
         for pair in itertools.product(("layer1", "layer2", "layer3"), forms):

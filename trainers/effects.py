@@ -8,6 +8,7 @@ has no such noise: a few hundred images tell small effects apart (`benchmarks/ef
 
 from __future__ import annotations
 
+import copy
 import time
 
 import torch
@@ -90,7 +91,7 @@ class EffectMeter:
         self._saliency = {}
         if saliency != "magnitude":
             self._saliency = filter_saliency(saliency, baseline, data, seed=seed, device=device)
-        self._logits = self._measured(baseline)
+        self._logits = self._measured(copy.deepcopy(baseline))
         loss, score = self._loss_and_score(self._logits)
         self.reference = Effects(
             loss=loss,

@@ -1,8 +1,9 @@
 """Which effects are measured, the most informative first (`results.analysis.effects` tells all others from them).
 
 Each block has a list of its forms in the space, and the lists take turns: first every block's first form, then every
-block's second one. A list begins with the fewest bits, half of the harmonics, and half of the filters as templates,
-which tell how sensitive the block is to each; then come the ends of these curves, some combinations, and all the rest.
+block's second one. A list begins with half of the filters as templates, half of the coefficients for each filter, the
+fewest bits, and half of the harmonics, which tell how sensitive the block is to each; what bits cost is told best by
+the rule, so they need not be first. Then come the ends of these curves, some combinations, and all the rest.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _spelled(space: Space, block: str) -> Iterator[BlockConfig]:
     """Yield forms of a block in the order of the plan; some are equal."""
     parts = _Parts(space, block)
     bits, series, allocated, rates = parts.bits(), parts.series(None), parts.series("filter"), parts.rates()
-    leading = [part[:1] for part in (bits, series, rates, allocated)]
+    leading = [part[:1] for part in (rates, allocated, bits, series)]
     yield from itertools.chain(*leading)
     yield from itertools.chain(*(part[1:2] for part in (series, rates, bits, allocated)))
     yield from parts.others()

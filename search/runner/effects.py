@@ -36,9 +36,9 @@ from trainers.effects import EffectMeter, affordable_effects, effect_passes
 from trainers.runtime.device import keep_freed_memory
 from trainers.runtime.threads import num_threads
 
-__all__ = ["ensure_effects", "known_effects", "planned_effects"]
+__all__ = ["EFFECTS_TRIALS", "ensure_effects", "known_effects", "planned_effects"]
 
-_TRIALS = 2
+EFFECTS_TRIALS = 2
 """Effects cost no more than so many trials."""
 _LEAST_SHARE = 4
 """Effects that make it worth to start a worker."""
@@ -56,16 +56,16 @@ _Answer = Effects | tuple[_Pair, Effect | str]
 
 def planned_effects(space: Space, workload: Workload, epochs: int) -> list[_Pair]:
     """Return the forms that a study measures: as many of the plan as its bound allows."""
-    return list(islice(effect_plan(space), affordable_effects(workload.data, trials=_TRIALS, epochs=epochs)))
+    return list(islice(effect_plan(space), affordable_effects(workload.data, trials=EFFECTS_TRIALS, epochs=epochs)))
 
 
-def known_effects(study: StudyLedger, planned: Sequence[_Pair] = ()) -> Effects | None:
-    """Return the effects that the store knows of a study's network and data, the planned ones first, in their order.
+def known_effects(study: StudyLedger) -> Effects | None:
+    """Return all effects that the store knows of a study's network and data, whatever its blocks.
 
     Raises `UsageError` if the library is of others.
     """
     found = EffectsLibrary(study.ledger.store, study.record()).read()
-    return None if found is None else _in_order(found[0], planned)
+    return None if found is None else found[0]
 
 
 def ensure_effects(
@@ -77,23 +77,23 @@ def ensure_effects(
     console: Console,
     ensure_held: Callable[[], None] = lambda: None,
 ) -> Effects | None:
-    """Return the study's effects, measured as far as the store does not know them; None if it can afford none.
+    """Return the effects that the study plans, measured as far as the store does not know them; None without any.
 
     Runs on the Ray that is connected, `resources` are resolved. The study's record counts the seconds as `effects_s`.
     `ensure_held` raises once another process has taken the study. Raises `UsageError` if the library is of others.
     """
     planned = planned_effects(space, workload, plan.epochs)
-    run = _Run(study, workload, plan, known_effects(study, planned), ensure_held)
+    run = _Run(study, workload, plan, known_effects(study), ensure_held)
     missing = run.missing(planned)
     if missing:
         line = f"study {study.name}: {len(missing)} effects of single blocks to measure, {resources.line()}"
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
         try:
             _measure(run, missing, resources, console)
         finally:
             run.close()
         console.print(run.line(), highlight=False, soft_wrap=True)
-    return None if run.effects is None else _in_order(run.effects, planned)
+    return _in_order(run.effects, planned) if run.effects and planned else None
 
 
 class _Run:
@@ -170,9 +170,12 @@ def _notes(effects: Effects, network: Network) -> dict[str, Any]:
 
 
 def _in_order(effects: Effects, planned: Sequence[_Pair]) -> Effects:
+    """Return the planned effects, in the order of the plan: a study depends on nothing else that its store knows."""
     place = {pair: index for index, pair in enumerate(planned)}
-    ordered = sorted(effects.effects, key=lambda effect: place.get((effect.block, effect.config), len(place)))
-    return dataclasses.replace(effects, effects=tuple(ordered))
+    own = (effect for effect in effects.effects if (effect.block, effect.config) in place)
+    return dataclasses.replace(
+        effects, effects=tuple(sorted(own, key=lambda effect: place[effect.block, effect.config]))
+    )
 
 
 def _measure(run: _Run, missing: Sequence[_Pair], resources: Resources, console: Console) -> None:

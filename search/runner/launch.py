@@ -162,7 +162,10 @@ def _run(
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe, console))
         observers = [progress, *boards]
         gpus = float(resources.gpus_per_trial or 0)
-        forecast = _forecast(setup, plan, resources, console, claim)
+        try:
+            forecast = _forecast(setup, plan, resources, console, claim)
+        except KeyboardInterrupt:  # what was measured is kept
+            return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
         searcher = make_searcher(plan, setup.space, setup.limits, setup.workload.hashes(), past, forecast)
         callback = _make_callback(setup, plan, searcher, observers, claim, gpus=gpus)
         place = plan.place(cpus=resources.cpus_per_trial, gpu=gpus > 0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from results.ledger.effects import EffectsLibrary
 from results.ledger.ledger import Ledger
 from results.ledger.store import Store
 from results.schema import TrialRow, TrialStatus
@@ -18,6 +19,7 @@ from search.study.plan import StudyPlan
 from search.study.record import finished_row
 from search.study.workload import Workload
 from spaces import BlockConfig, NetworkConfig, build_model, save_weights
+from spaces.effects import Effect, Effects
 from trainers.data import DataSpec
 from trainers.trial import run_trial
 
@@ -33,6 +35,19 @@ BASELINE = {
 }
 KNOBS = ("basis", "harmonics_y", "harmonics_x", "pruning_rate", "groups", "transform", "bits", "exponent_block")
 _HALF = BlockConfig(basis="cosine", harmonics=(2, 1), bits=4, exponent_block=16)
+EFFECT = Effect(
+    block="layer3",
+    config=_HALF,
+    loss=0.5,
+    divergence=0.25,
+    divergence_error=0.02,
+    score=0.85,
+    seconds=0.1,
+    bytes_saved=200_000,
+    flops_saved=300_000,
+)
+EFFECTS = Effects(loss=0.25, score=0.9, images=256, calibration_images=128, seed=0, effects=(EFFECT,))
+RULE = ("held_out_error", "held_out_factor")
 SMALL = NetworkConfig(blocks=dict.fromkeys(("layer1", "layer2", "layer3"), _HALF))
 """A ResNet-8 of less than 20 kB."""
 
@@ -91,7 +106,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, session_seed: int, plan: St
     rng, folder = np.random.default_rng(session_seed), tmp_path_factory.mktemp("asked")
     ledger = Ledger(Store(folder / "runs"))
     hashes = {"weights_sha256": "0" * 64, "data_fingerprint": "0" * 64}
-    ledger.create_study("demo", {**plan.to_record(), **hashes, "uncompressed": BASELINE, "warm_started": 0})
+    known = {**hashes, "network": {"structure_sha256": "0" * 64, "outputs": [0.5]}}
+    ledger.create_study("demo", {**plan.to_record(), **known, "uncompressed": BASELINE, "warm_started": 0})
+    EffectsLibrary(ledger.store, ledger.study("demo")).write(EFFECTS, {"held_out": 0} | dict.fromkeys(RULE))
     spec = json.dumps(plan.spec(SMALL, **hashes).to_json())
     for number in range(29):
         ledger.append(_row(number, rng, spec))

@@ -11,15 +11,16 @@ def space() -> Space:
     return Space.default(Network.from_module(build_model("resnet8", classes=10, channels=1), (1, 8, 8)))
 
 
-def test_every_block_is_told_of_first_by_few_bits_and_half_of_its_harmonics_and_filters(space: Space) -> None:
+def test_every_block_is_told_of_first_by_half_of_its_filters_and_harmonics_and_few_bits(space: Space) -> None:
     plan = list(effect_plan(space))
     turns = [[config for name, config in plan if name == block] for block in space.choices]
-    few, half = BlockConfig(bits=4, exponent_block=16), BlockConfig(basis="cosine", harmonics=(2, 2))
+    fewest = min(value for value in space.choices["layer1"]["bits"] if value)
+    few, half = BlockConfig(bits=fewest, exponent_block=16), BlockConfig(basis="cosine", harmonics=(2, 2))
     rates = BlockConfig(pruning_rate=0.5, groups=1, transform="scalar")
     for configs in turns[1:4]:
-        told = [few, half, replace(rates, groups=None, transform=None), replace(half, allocation="filter")]
+        told = [replace(rates, groups=None, transform=None), replace(half, allocation="filter"), few, half]
         assert configs[:4] == told
-        assert replace(half, allocation="filter", bits=4, exponent_block=16) in configs[:12]
+        assert replace(half, allocation="filter", bits=fewest, exponent_block=16) in configs[:12]
     assert [name for name, _ in plan[: len(space.choices)]] == list(space.choices)
     assert [config.bits for config in turns[-1]] == [8]
 

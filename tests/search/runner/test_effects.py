@@ -79,6 +79,15 @@ def test_a_second_study_of_the_same_network_and_data_measures_nothing(ledger, me
     assert told == {"demo": pytest.approx(first.seconds, abs=0.01), "other": 0.0}
 
 
+def test_a_study_goes_by_the_effects_that_it_plans_whatever_others_have_measured(ledger, measure, network):
+    first, _ = measure("demo")
+    library = EffectsLibrary(ledger.store, ledger.study("demo"))
+    foreign = replace(first.effects[0], block="layer1.0.conv1")
+    library.write(replace(first, effects=(foreign, *reversed(first.effects))), {})
+    assert measure("other")[0] == first
+    assert foreign in known_effects(StudyLedger(ledger, "other")).effects
+
+
 def test_status_tells_the_seconds_that_effects_took(ledger, measure):
     measure("demo")
     ledger.update_study("demo", {"effects_s": 75.0})
