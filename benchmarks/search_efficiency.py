@@ -41,6 +41,8 @@ from rich.progress import track
 
 from spaces.effects import Effects
 
+__all__ = ["digits_grid"]
+
 _ACCURACIES = ("init_score", *(f"val_top1_{epoch}" for epoch in range(1, EPOCHS + 1)))
 _FLOOR = 0.9
 _BEST_OF_OTHERS = ("random", "NSGA-II", "TPE")
@@ -49,7 +51,8 @@ _KINDS = {"harmonics": ("harmonics_y", "harmonics_x"), "templates": ("pruning_ra
 
 
 @cache
-def _grid(table: Path) -> Grid:
+def digits_grid(table: Path = TABLE) -> Grid:
+    """Return the grid of the ResNet-8 on digits, means over its folds."""
     space = grid_space(grid_network())
     network = space.network
     rows = pd.read_parquet(table).groupby("config_digest")
@@ -85,7 +88,7 @@ _SEARCHES: dict[str, Callable[[Grid, int, int], Replay]] = {
 
 def _replay(name: str, seed: int, trials: int, table: Path) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    grid = _grid(table)
+    grid = digits_grid(table)
     best = _best(grid)
     rows, seconds, known = [], 0.0, list[tuple[float, float, float]]()
     for number, spent in enumerate(_SEARCHES[name](grid, seed, trials * (1 + (name == _OURS)))):
@@ -111,7 +114,7 @@ def _replay(name: str, seed: int, trials: int, table: Path) -> list[dict[str, An
 
 def _alone_and_together(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
     """Compare the front of one kind of knob alone with our search over all knobs in as many trials."""
-    grid = _grid(table)
+    grid = digits_grid(table)
     best = _best(grid)
     together, found = rows[rows.search == _OURS], []
     for kind, words in (
@@ -167,7 +170,7 @@ def _seconds_to(rows: pd.DataFrame, level: float, column: str) -> float:
 
 def _write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
     rows.to_parquet(arguments.out / "search_efficiency.parquet", index=False)
-    grid = _grid(arguments.table).found
+    grid = digits_grid(arguments.table).found
     budget = float(rows[rows.search.isin(_BEST_OF_OTHERS)].groupby(["search", "seed"]).seconds.max().min())
     shares = (0.1, 0.2, 1 / 3, 0.5, 1.0)
     lines = [

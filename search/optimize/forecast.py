@@ -1,9 +1,9 @@
 """What a network's score is expected to be before anything of it was trained: the effects of its blocks added up.
 
 The effect of a block is how much the logarithm of the error is expected to rise where it alone is compressed and
-calibrated. Effects of several blocks about add up. How much of them training takes back depends on what was done: it mends a coarser series
-and missing filters better than few bits. So what each kind of knob adds is a sum of its own, and the study's trials
-tell how much of it stays (`search.optimize.surrogate`).
+calibrated. Effects of several blocks about add up. How much of them training takes back depends on what was done: it
+mends a coarser series and missing filters better than few bits. So what each kind of knob adds is a sum of its own, and
+the study's trials tell how much of it stays (`search.optimize.surrogate`).
 """
 
 from __future__ import annotations
