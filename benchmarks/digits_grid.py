@@ -7,11 +7,13 @@ before fine-tuning, five epochs with validation after each. All 1,797 images are
 each config is trained five times on four of them, from a baseline that has seen only these four, and validated on the
 fifth. Each process has one thread, and seconds are those of its processor: what else the machine does tells in them
 little. Rows, one of each config and fold, are kept in `digits_grid.parquet` as they come, and the same command goes on
-from there; rows of networks that the configs no longer build are measured anew.
+from there; rows of networks that the configs no longer build are measured anew. What a study measures before its first
+trial, the effects of single blocks, is kept in `digits_effects.json`, a library for each fold.
 """
 
 import argparse
 import itertools
+import json
 import multiprocessing
 import random
 import time
@@ -20,32 +22,38 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from measured_effects import measured_effects
 from resnet20_trials import device
 from rich.progress import track
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
+from search.optimize.effect_plan import effect_plan
+from search.runner.effects import EFFECTS_TRIALS
 from spaces import Network, NetworkConfig, Space, state_sha256
 from spaces.space import Value
 from trainers.data import Data, DataSpec, Split, load_data
+from trainers.effects import affordable_effects
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
 from trainers.train import random_network, train_model
 from trainers.training.recipe import RECIPES
 from trainers.trial import Trial
 
-__all__ = ["EPOCHS", "FOLDS", "TABLE", "grid_configs", "grid_network", "grid_space"]
+__all__ = ["EFFECTS", "EPOCHS", "FOLDS", "TABLE", "grid_configs", "grid_network", "grid_space"]
 
 FOLDS = 5
 EPOCHS = 5
 TABLE = Path(__file__).with_name("digits_grid.parquet")
+EFFECTS = Path(__file__).with_name("digits_effects.json")
 
 _BASELINE_EPOCHS = 30
 _CHOICES: dict[str, dict[str, list[Any]]] = {
@@ -91,6 +99,8 @@ def main() -> None:
     random.Random(0).shuffle(missing)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, context, _prepare) as pool:
+        if not EFFECTS.exists():
+            EFFECTS.write_text(json.dumps(list(pool.map(_effects, range(FOLDS))), indent=1))
         futures = [pool.submit(_run, *configs[digest], fold) for digest, fold in missing]
         for number, future in enumerate(track(as_completed(futures), f"{len(missing)} trials", total=len(missing))):
             done.append(future.result())
@@ -119,6 +129,15 @@ def _fold(number: int) -> tuple[Data, nn.Module, Network]:
     baseline = random_network("resnet8", data, seed=number)
     train_model(baseline, data, RECIPES["baseline"], epochs=_BASELINE_EPOCHS, seed=number, device="cpu")
     return data, baseline.eval(), Network.from_module(baseline, data.val.image_shape)
+
+
+def _effects(fold: int) -> dict[str, Any]:
+    """Return the effects that a study of this fold would measure, as JSON data."""
+    data, baseline, network = _fold(fold)
+    space = grid_space(network)
+    planned = islice(effect_plan(space), affordable_effects(data, trials=EFFECTS_TRIALS, epochs=EPOCHS))
+    minimum = space.minimum_templates
+    return measured_effects(planned, data, baseline, network, minimum_templates=minimum, seed=fold).to_json()
 
 
 def _run(point: Mapping[str, Value], config: NetworkConfig, fold: int) -> dict[str, Any]:

@@ -11,7 +11,9 @@ run one trial at a time; what a sampler itself takes is not counted here, `searc
   what is drawn twice is trained twice, as Ray Tune would.
 - `TPE, our searcher`: the sampler in `overtone search --sampler tpe`: it begins with the uncompressed network and the
   extremes, and trains nothing twice.
-- `ehvi`: our sampler, `overtone search --miss-rate 0`; `ehvi, stopping`: our default, which stops trials early.
+- `ehvi`: our sampler, `overtone search --miss-rate 0`; `ehvi, stopping`: our default, which stops trials early. Both
+  first measure effects of single blocks, as a study does (`digits_effects.json`, a library for each fold; seed s has
+  that of fold s mod 5), and their seconds count; `ehvi without effects` does not.
 
 The last runs on for twice as many trials, since seconds are compared.
 
@@ -20,34 +22,27 @@ the whole grid's; beside it that of accuracies from 90 % up alone. Writes `searc
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import moocore
 import numpy as np
 import optuna
 import pandas as pd
 import torch
-from digits_grid import EPOCHS, TABLE, grid_configs, grid_network, grid_space
+from digits_grid import EFFECTS, EPOCHS, TABLE, grid_configs, grid_network, grid_space
+from replays import Grid, Measured, Replay, alone, dominates, ours, volume
 from rich.progress import track
 
-from results.objectives import parse_objectives
-from search.optimize.candidates import Candidates
-from search.optimize.initial import first_configs
-from search.optimize.pruner import ConformalPruner
-from search.optimize.sampler import ConfigSampler
-from search.optimize.searcher import FrontSearcher
-from search.study.budget import Budget, extremes
-from spaces import Network, NetworkConfig, Space
-from trainers.spec import TrialSpec
+from spaces.effects import Effects
 
-_OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"), score_name="val_top1")
+__all__ = ["digits_grid"]
+
 _ACCURACIES = ("init_score", *(f"val_top1_{epoch}" for epoch in range(1, EPOCHS + 1)))
 _FLOOR = 0.9
 _BEST_OF_OTHERS = ("random", "NSGA-II", "TPE")
@@ -55,33 +50,11 @@ _OURS = "ehvi, stopping"
 _KINDS = {"harmonics": ("harmonics_y", "harmonics_x"), "templates": ("pruning_rate",), "bits": ("bits",)}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the grid knows of a config."""
-
-    costs: dict[str, float]
-    accuracies: tuple[float, ...]
-    seconds: tuple[float, ...]
-    """Of the start and its validation, then of each epoch."""
-
-
-@dataclass(frozen=True)
-class Spent:
-    """A trial of a replay."""
-
-    seconds: float
-    losses: tuple[float, float, float]
-    """Error, and costs as shares of the uncompressed network's, at its end, which a stopped trial does not reach."""
-    stopped: bool = False
-
-
-Replay = Iterator[Spent]
-
-
 @cache
-def _grid(table: Path) -> tuple[Network, Space, dict[str, Measured]]:
-    network = grid_network()
-    space = grid_space(network)
+def digits_grid(table: Path = TABLE) -> Grid:
+    """Return the grid of the ResNet-8 on digits, means over its folds."""
+    space = grid_space(grid_network())
+    network = space.network
     rows = pd.read_parquet(table).groupby("config_digest")
     seconds = rows[["compress_s", "evaluate_s", *(f"epoch_s_{epoch}" for epoch in range(1, EPOCHS + 1))]].median()
     accuracies, costs = rows[list(_ACCURACIES)].mean(), rows[["size_bytes", "flops"]].first()
@@ -98,95 +71,31 @@ def _grid(table: Path) -> tuple[Network, Space, dict[str, Measured]]:
         raise SystemExit(
             f"{table} lacks {lacking} configs of the space; `python benchmarks/digits_grid.py` trains them."
         )
-    return network, space, found
+    libraries = [Effects.from_json(library) for library in json.loads(EFFECTS.read_text())]
+    return Grid("resnet8", space, found, libraries)
 
 
-def _losses(measured: Measured, network: Network) -> tuple[float, float, float]:
-    whole = network.cost(NetworkConfig())
-    return (
-        1 - measured.accuracies[-1],
-        measured.costs["size_bytes"] / whole.size_bytes,
-        measured.costs["flops"] / whole.flops,
-    )
-
-
-def _alone(make: Callable[[int], optuna.samplers.BaseSampler], seed: int, trials: int, table: Path) -> Replay:
-    """Optuna by itself."""
-    network, space, grid = _grid(table)
-    knobs = {name: values for name, values in space.knobs.items() if len(values) > 1}
-    study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=make(seed))
-    for _ in range(trials):
-        trial = study.ask()
-        values = {name: choices[trial.suggest_int(name, 0, len(choices) - 1)] for name, choices in knobs.items()}
-        measured = grid[network.digest(space.decode(values))]
-        study.tell(trial, [measured.accuracies[-1], measured.costs["size_bytes"], measured.costs["flops"]])
-        yield Spent(sum(measured.seconds), _losses(measured, network))
-
-
-def _ours(sampler: str, miss_rate: float, seed: int, trials: int, table: Path) -> Replay:
-    """Search as `overtone search` does, with the grid's answers."""
-    network, space, grid = _grid(table)
-    candidates, limits = Candidates(space), extremes(space, Budget())
-    searcher = FrontSearcher(
-        candidates,
-        ConfigSampler(candidates, _OBJECTIVES, sampler=sampler, seed=seed),
-        ConformalPruner(_OBJECTIVES, miss_rate=miss_rate),
-        budget=Budget(),
-        cheapest=limits[0],
-        objectives=_OBJECTIVES,
-        make_spec=lambda config: TrialSpec(
-            model="resnet8", weights="", weights_sha256="", data_fingerprint="", config=config
-        ),
-        seed=seed,
-    )
-    searcher.begin(trials, first=first_configs(space, "resnet8", limits, forecast=False))
-    for number in range(trials):
-        suggestion = searcher.suggest(str(number))
-        if not isinstance(suggestion, dict):
-            return
-        measured = grid[network.digest(NetworkConfig.from_json(suggestion["spec"]["config"]))]
-        for run in range(1, len(measured.accuracies) + 1):
-            report: dict[str, Any] = {**measured.costs, "scores": list(measured.accuracies[:run])}
-            if run < len(measured.accuracies) and searcher.should_stop(str(number), report):
-                break
-        stopped = str(number) in searcher.stopped
-        searcher.on_trial_complete(str(number), report | {"status": "finished", "score": measured.accuracies[-1]})
-        yield Spent(sum(measured.seconds[:run]), _losses(measured, network), stopped)
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-_SEARCHES: dict[str, Callable[[int, int, Path], Replay]] = {
-    "random": lambda *given: _alone(lambda seed: optuna.samplers.RandomSampler(seed=seed), *given),
-    "NSGA-II": lambda *given: _alone(lambda seed: optuna.samplers.NSGAIISampler(seed=seed), *given),
-    "TPE": lambda *given: _alone(lambda seed: optuna.samplers.TPESampler(seed=seed), *given),
-    "TPE, our searcher": lambda *given: _ours("tpe", 0.0, *given),
-    "ehvi": lambda *given: _ours("ehvi", 0.0, *given),
-    "ehvi, stopping": lambda *given: _ours("ehvi", 0.1, *given),
+_SEARCHES: dict[str, Callable[[Grid, int, int], Replay]] = {
+    "random": lambda grid, *given: alone(grid, lambda seed: optuna.samplers.RandomSampler(seed=seed), *given),
+    "NSGA-II": lambda grid, *given: alone(grid, lambda seed: optuna.samplers.NSGAIISampler(seed=seed), *given),
+    "TPE": lambda grid, *given: alone(grid, lambda seed: optuna.samplers.TPESampler(seed=seed), *given),
+    "TPE, our searcher": lambda grid, *given: ours(grid, "tpe", 0.0, *given),
+    "ehvi without effects": lambda grid, *given: ours(grid, "ehvi", 0.0, *given),
+    "ehvi": lambda grid, *given: ours(grid, "ehvi", 0.0, *given, effects=True),
+    "ehvi, stopping": lambda grid, *given: ours(grid, "ehvi", 0.1, *given, effects=True),
 }
-
-
-def _volume(losses: Sequence[Sequence[float]], worst: float) -> float:
-    """Dominated hypervolume, as a share of the box below an error of `worst` and the uncompressed network's costs."""
-    points = np.array([[error / worst, *costs] for error, *costs in losses])
-    points = points[(points < 1).all(axis=1)] if len(points) else points
-    return float(moocore.hypervolume(points, ref=np.ones(3))) if len(points) else 0.0
 
 
 def _replay(name: str, seed: int, trials: int, table: Path) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    network, _, grid = _grid(table)
-    whole = [_losses(measured, network) for measured in grid.values()]
-    best = {worst: _volume(whole, worst) for worst in (1.0, 1 - _FLOOR)}
+    grid = digits_grid(table)
+    best = _best(grid)
     rows, seconds, known = [], 0.0, list[tuple[float, float, float]]()
-    for number, spent in enumerate(_SEARCHES[name](seed, trials * (1 + (name == _OURS)), table)):
+    for number, spent in enumerate(_SEARCHES[name](grid, seed, trials * (1 + (name == _OURS)))):
         seconds += spent.seconds
-        belongs = not any(_dominates(other, spent.losses) for other in known)
+        belongs = not any(dominates(other, spent.losses) for other in known)
         if belongs and not spent.stopped:
-            known = [other for other in known if not _dominates(spent.losses, other)] + [spent.losses]
+            known = [other for other in known if not dominates(spent.losses, other)] + [spent.losses]
         rows.append(
             {
                 "search": name,
@@ -196,8 +105,8 @@ def _replay(name: str, seed: int, trials: int, table: Path) -> list[dict[str, An
                 "stopped": spent.stopped,
                 "stopped_wrongly": spent.stopped and belongs,
                 "entered": belongs and not spent.stopped,
-                "missing": 1 - _volume(known, 1.0) / best[1.0],
-                "missing_floor": 1 - _volume(known, 1 - _FLOOR) / best[1 - _FLOOR],
+                "missing": 1 - volume(known, 1.0) / best[1.0],
+                "missing_floor": 1 - volume(known, 1 - _FLOOR) / best[1 - _FLOOR],
             }
         )
     return rows
@@ -205,22 +114,21 @@ def _replay(name: str, seed: int, trials: int, table: Path) -> list[dict[str, An
 
 def _alone_and_together(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
     """Compare the front of one kind of knob alone with our search over all knobs in as many trials."""
-    network, space, grid = _grid(table)
-    whole = [_losses(measured, network) for measured in grid.values()]
-    best = {worst: _volume(whole, worst) for worst in (1.0, 1 - _FLOOR)}
-    ours, found = rows[rows.search == _OURS], []
+    grid = digits_grid(table)
+    best = _best(grid)
+    together, found = rows[rows.search == _OURS], []
     for kind, words in (
         ("harmonics", ("harmonics_y", "harmonics_x")),
         ("templates", ("pruning_rate",)),
         ("bits", ("bits",)),
     ):
         losses = [
-            _losses(grid[network.digest(config)], network)
-            for point, config in grid_configs(space)
+            grid.losses(grid.of(config))
+            for point, config in grid_configs(grid.space)
             if all(value == _uncompressed(name) for name, value in point.items() if not name.endswith(words))
         ]
-        same = ours[ours.trial == len(losses) - 1]
-        missing = {worst: 1 - _volume(losses, worst) / volume for worst, volume in best.items()}
+        same = together[together.trial == len(losses) - 1]
+        missing = {worst: 1 - volume(losses, worst) / whole for worst, whole in best.items()}
         found.append(
             {
                 "knobs": kind,
@@ -232,6 +140,12 @@ def _alone_and_together(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(found)
+
+
+def _best(grid: Grid) -> dict[float, float]:
+    """Return the hypervolume of the whole grid, from an error of 1 and from that of `_FLOOR`."""
+    whole = [grid.losses(measured) for measured in grid.found.values()]
+    return {worst: volume(whole, worst) for worst in (1.0, 1 - _FLOOR)}
 
 
 def _uncompressed(knob: str) -> int | None:
@@ -256,7 +170,7 @@ def _seconds_to(rows: pd.DataFrame, level: float, column: str) -> float:
 
 def _write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
     rows.to_parquet(arguments.out / "search_efficiency.parquet", index=False)
-    grid = _grid(arguments.table)[2]
+    grid = digits_grid(arguments.table).found
     budget = float(rows[rows.search.isin(_BEST_OF_OTHERS)].groupby(["search", "seed"]).seconds.max().min())
     shares = (0.1, 0.2, 1 / 3, 0.5, 1.0)
     lines = [

@@ -25,10 +25,9 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +38,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from measured_effects import measured_effects
 from resnet20_trials import device
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from layers import OvertoneError
 from results.analysis.effects import EffectModel
-from search.optimize.effect_plan import effect_plan
 from search.optimize.forecast import Forecast
 from search.optimize.initial import first_configs
+from search.runner.effects import planned_effects
 from search.runner.launch import make_searcher
 from search.study.budget import Budget, extremes
 from search.study.plan import StudyPlan
-from search.study.workload import make_space
+from search.study.workload import Workload, make_space
 from spaces import BlockConfig, Network, NetworkConfig, Space, state_sha256
 from spaces.blocks import Granularity
 from spaces.effects import Effects
 from spaces.network import NORMS_AND_BIASES
 from trainers.data import Data, DataSpec, load_data
-from trainers.effects import EffectMeter, affordable_effects
-from trainers.evaluation import evaluate
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
 from trainers.train import random_network, train_model
@@ -73,8 +70,6 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 """What each has besides defaults."""
 _ONE_SEED = ("tpe",)
-_EFFECTS_TRIALS = 2
-"""Effects cost no more than so many trials."""
 _FLOOR = 0.8
 _BETTER, _WITHIN, _SMALLER = 0.005, 0.003, 0.8
 """What counts as better than a config written by hand: so many points more at no more bytes and FLOPs, or within so
@@ -109,22 +104,24 @@ class Subject:
         plan = StudyPlan(model="resnet20", weights="", recipe=recipe, epochs=arguments.epochs)
         return cls(plan, data, baseline, trials=None)
 
-    def network(self, granularity: Granularity = "stage") -> Network:
-        """Return the network in blocks."""
-        return Network.from_module(self.baseline, self.data.val.image_shape, granularity)
-
-    def hashes(self) -> dict[str, str]:
-        """Return what identifies weights and data."""
-        return {"weights_sha256": state_sha256(self.baseline), "data_fingerprint": self.data.fingerprint}
+    def workload(self, granularity: Granularity = "stage") -> Workload:
+        """Return what all trials share, the network in these blocks."""
+        return Workload(
+            data=self.data,
+            baseline=self.baseline,
+            network=Network.from_module(self.baseline, self.data.val.image_shape, granularity),
+            weights_sha256=state_sha256(self.baseline),
+            network_identity={},
+        )
 
 
 class Trained:
     """One config's training, as far as it is known or asked for: scores and seconds of the start and of each epoch."""
 
-    def __init__(self, subject: Subject, spec: TrialSpec, network: Network, known: Row | None, checkpoint: Path):
+    def __init__(self, workload: Workload, spec: TrialSpec, known: Row | None, checkpoint: Path):
         self.scores = [] if known is None else list(known["scores"])
         self.seconds = [] if known is None else list(known["seconds"])
-        self._subject, self._spec, self._network, self._checkpoint = subject, spec, network, checkpoint
+        self._workload, self._spec, self._checkpoint = workload, spec, checkpoint
         self._trial: Trial | None = None
 
     def until(self, rungs: int) -> None:
@@ -149,12 +146,11 @@ class Trained:
 
     def _begin(self) -> None:
         """Begin the training, or go on with it from where its scores are known."""
-        subject = self._subject
         self._trial = Trial(
             self._spec,
-            data=subject.data,
-            baseline=subject.baseline,
-            network=self._network,
+            data=self._workload.data,
+            baseline=self._workload.baseline,
+            network=self._workload.network,
             device="cpu",
             resume_from=self._checkpoint if self.scores and self._checkpoint.exists() else None,
         )
@@ -242,17 +238,17 @@ def _everywhere(
 
 def run_hand(subject: Subject, studies: Studies, seed: int, scratch: Path, clock: Iterator[None]) -> None:
     """Train the configs written by hand, those that are missing."""
-    network = subject.network()
+    workload = subject.workload()
     plan = replace(subject.plan, seed=seed)
     done = {row["name"] for row in studies.rows("hand", seed)}
     for number, (name, config) in enumerate(hand_configs().items()):
         if name in done:
             continue
         next(clock)
-        spec = plan.spec(network.canonical(config), **subject.hashes())
-        trained = _trained(subject, studies, spec, network, scratch)
+        spec = plan.spec(workload.network.canonical(config), **workload.hashes())
+        trained = _trained(workload, studies, spec, scratch)
         trained.until(1 + plan.epochs)
-        row = _row(subject, network, spec, trained, 1 + plan.epochs, study="hand", number=number, name=name)
+        row = _row(workload, spec, trained, 1 + plan.epochs, study="hand", number=number, name=name)
         studies.append("hand", seed, row)
         _tell(row)
 
@@ -261,15 +257,15 @@ def run_search(study: str, subject: Subject, studies: Studies, seed: int, scratc
     """Search as `overtone search` does, from where the study's rows end."""
     plan = replace(subject.plan, seed=seed, **STUDIES[study])
     plan = plan if subject.trials is None else replace(plan, trials=subject.trials)
-    network = subject.network(plan.granularity)
-    space = make_space(plan, network)
-    limits = extremes(space, Budget())
     past = studies.rows(study, seed)
     if len(past) >= plan.trials:
         return
-    learned = [_as_ledger_row(row, plan, subject) for row in past]
-    forecast, effects_s = _forecast(study, subject, studies, space, plan, clock)
-    searcher = make_searcher(plan, space, limits, subject.hashes(), learned, forecast)
+    workload = subject.workload(plan.granularity)
+    space = make_space(plan, workload.network)
+    limits = extremes(space, Budget())
+    forecast, effects_s = _forecast(studies.folder / f"{study}-{seed}.effects.json", workload, space, plan, clock)
+    learned = [_as_ledger_row(row, plan, workload) for row in past]
+    searcher = make_searcher(plan, space, limits, workload.hashes(), learned, forecast)
     first = first_configs(space, plan.model, limits, forecast=forecast is not None)
     searcher.begin(plan.trials - len(past), first=first)
     for trial in map(str, range(len(past), plan.trials)):
@@ -280,8 +276,8 @@ def run_search(study: str, subject: Subject, studies: Studies, seed: int, scratc
             return
         searcher_s = time.process_time() - started
         spec = TrialSpec.from_json(suggestion["spec"])
-        trained = _trained(subject, studies, spec, network, scratch)
-        costs = _costs(network, spec.config)
+        trained = _trained(workload, studies, spec, scratch)
+        costs = _costs(workload.network, spec.config)
         for rungs in range(1, plan.epochs + 2):
             trained.until(rungs)
             report: Row = {**costs, "scores": trained.scores[:rungs]}
@@ -294,55 +290,39 @@ def run_search(study: str, subject: Subject, studies: Studies, seed: int, scratc
         started = time.process_time()
         searcher.on_trial_complete(trial, report | {"status": "finished", "score": report["scores"][-1]})
         searcher_s += time.process_time() - started
-        row = _row(subject, network, spec, trained, rungs, study=study, number=suggestion["number"], name="")
-        row["searcher_s"], row["effects_s"] = searcher_s, 0.0 if studies.rows(study, seed) else effects_s
+        row = _row(workload, spec, trained, rungs, study=study, number=suggestion["number"], name="")
+        row["searcher_s"], row["effects_s"] = searcher_s, 0.0 if trial != "0" else effects_s
         studies.append(study, seed, row)
         _tell(row)
 
 
 def _forecast(
-    study: str, subject: Subject, studies: Studies, space: Space, plan: StudyPlan, clock: Iterator[None]
+    path: Path, workload: Workload, space: Space, plan: StudyPlan, clock: Iterator[None]
 ) -> tuple[Forecast | None, float]:
-    """Return what the effects of single blocks say, measured first where that is missing, and their seconds."""
-    count = affordable_effects(subject.data, trials=_EFFECTS_TRIALS, epochs=plan.epochs)
-    if plan.sampler != StudyPlan.sampler or not count:
+    """Return what the effects of single blocks say, and their seconds; measured first unless they are in the file."""
+    planned = planned_effects(space, workload, plan.epochs)
+    if plan.sampler != StudyPlan.sampler or not planned:
         return None, 0.0
-    path = studies.folder / f"{study}-{plan.seed}.effects.json"
     if not path.exists():
         next(clock)
-        effects = _measured_effects(subject, space, plan, count)
+        effects = measured_effects(
+            planned,
+            workload.data,
+            workload.baseline,
+            workload.network,
+            minimum_templates=plan.minimum_templates,
+            seed=plan.seed,
+        )
         path.write_text(json.dumps(effects.to_json()))
     effects = Effects.from_json(json.loads(path.read_text()))
     model = EffectModel.fit(effects, space.network, plan.minimum_templates)
-    reference = evaluate(subject.baseline, subject.data.val, subject.data.normalize, device="cpu").top1
-    return Forecast.of(model, reference), effects.seconds
+    return Forecast.of(model, workload.reference()["score"]), effects.seconds
 
 
-def _measured_effects(subject: Subject, space: Space, plan: StudyPlan, count: int) -> Effects:
-    """Return so many effects, with the processor's seconds; a form that cannot be measured has none."""
-    started = time.process_time()
-    meter = EffectMeter(
-        subject.data,
-        subject.baseline,
-        space.network,
-        init=plan.init,
-        saliency=plan.saliency,
-        minimum_templates=plan.minimum_templates,
-        seed=plan.seed,
-    )
-    library = replace(meter.reference, reference_s=time.process_time() - started)
-    for block, config in islice(effect_plan(space), count):
-        started = time.process_time()
-        with suppress(OvertoneError):
-            effect = replace(meter.measure(block, config), seconds=time.process_time() - started)
-            library = replace(library, effects=(*library.effects, effect))
-    return library
-
-
-def _trained(subject: Subject, studies: Studies, spec: TrialSpec, network: Network, scratch: Path) -> Trained:
-    digest = network.digest(spec.config)
+def _trained(workload: Workload, studies: Studies, spec: TrialSpec, scratch: Path) -> Trained:
+    digest = workload.network.digest(spec.config)
     known = studies.known(digest, spec.seed)
-    return Trained(subject, spec, network, known, scratch / f"{digest}-{spec.seed}.checkpoint")
+    return Trained(workload, spec, known, scratch / f"{digest}-{spec.seed}.checkpoint")
 
 
 def _costs(network: Network, config: NetworkConfig) -> dict[str, int]:
@@ -355,8 +335,9 @@ def _costs(network: Network, config: NetworkConfig) -> dict[str, int]:
     }
 
 
-def _row(subject: Subject, network: Network, spec: TrialSpec, trained: Trained, rungs: int, **about: Any) -> Row:
+def _row(workload: Workload, spec: TrialSpec, trained: Trained, rungs: int, **about: Any) -> Row:
     """Return what is kept of a trial that ended with so many scores."""
+    network = workload.network
     costs, whole = _costs(network, spec.config), _costs(network, NetworkConfig())
     finished = rungs == 1 + spec.epochs
     return {
@@ -374,20 +355,20 @@ def _row(subject: Subject, network: Network, spec: TrialSpec, trained: Trained, 
         "size_share": costs["size_bytes"] / whole["size_bytes"],
         "flops_share": costs["flops"] / whole["flops"],
         "epochs": spec.epochs,
-        "train_images": len(subject.data.train),
-        "val_images": len(subject.data.val),
+        "train_images": len(workload.data.train),
+        "val_images": len(workload.data.val),
         "device": device(),
         "torch": version("torch"),
     }
 
 
-def _as_ledger_row(row: Row, plan: StudyPlan, subject: Subject) -> Row:
+def _as_ledger_row(row: Row, plan: StudyPlan, workload: Workload) -> Row:
     """Return a row as the searcher learns from a study's ledger."""
     config = NetworkConfig.from_json(json.loads(row["config"]))
     start, *epochs = row["scores"]
     return {
         **row,
-        "spec": json.dumps(plan.spec(config, **subject.hashes()).to_json()),
+        "spec": json.dumps(plan.spec(config, **workload.hashes()).to_json()),
         "init_score": start,
         "history": [{"score": score} for score in epochs],
     }

@@ -3,43 +3,54 @@
     python benchmarks/zero_shot_grid.py --data DIR --weights FILE [--jobs 2]
 
 CIFAR-10 as JPEG. Each config's start is fitted to 128 training images; loss and accuracy are those of 1,500 test images
-that nothing was trained on. Each process has one thread, and seconds are those of its processor. Rows are kept in
-`zero_shot_grid.parquet` as they come, and the same command goes on from there.
+that nothing was trained on. What studies would measure first, effects of single blocks, is in `zero_shot_effects.json`.
+Each process has one thread, and seconds are those of its processor. Rows are kept in `zero_shot_grid.parquet` as they
+come, and the same command goes on from there.
 """
 
 import argparse
+import json
 import multiprocessing
 import random
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from measured_effects import measured_effects
+from replays import Grid, Measured
 from resnet20_trials import device
 from rich.progress import track
 from torch import nn
 
 from layers import compress_model
+from search.optimize.effect_plan import effect_plan
+from search.runner.effects import EFFECTS_TRIALS
 from spaces import Network, NetworkConfig, Space, build_model
+from spaces.effects import Effects
 from spaces.space import Value
 from trainers.data import DataSpec, load_data
+from trainers.effects import affordable_effects
 from trainers.runtime.determinism import eval_mode
 from trainers.runtime.device import keep_freed_memory
 from trainers.start.calibration import calibrate
 from trainers.start.start import calibration_images
 from trainers.trial import load_baseline
 
-__all__ = ["TABLE", "zero_shot_configs", "zero_shot_network", "zero_shot_space"]
+__all__ = ["zero_shot_grid"]
 
 TABLE = Path(__file__).with_name("zero_shot_grid.parquet")
+EFFECTS = Path(__file__).with_name("zero_shot_effects.json")
 
 _CALIBRATION_IMAGES = 128
 _IMAGES = 1_500
+_LIBRARIES, _EPOCHS = 3, 5
+"""Libraries of effects, and the epochs of a study's trials, whose cost bounds them."""
 _CHOICES: dict[str, dict[str, list[Any]]] = {
     "all": {"basis": ["cosine"], "harmonics": [3], "allocation": [None], "pruning_rate": [None], "bits": [None]},
     "layer1": {"harmonics_y": [2, 3], "bits": [3, 4, None]},
@@ -71,6 +82,24 @@ def zero_shot_configs(space: Space) -> Iterator[tuple[dict[str, Value], NetworkC
         yield point, space.decode(point)
 
 
+def zero_shot_grid() -> Grid:
+    """Return the grid for replays."""
+    space = zero_shot_space(zero_shot_network())
+    rows = pd.read_parquet(TABLE)
+    found = {
+        row.config_digest: Measured(
+            costs={"size_bytes": float(row.size_bytes), "flops": float(row.flops)},
+            accuracies=(row.top1,),
+            seconds=(row.compress_s + row.evaluate_s,),
+        )
+        for row in rows.itertuples()
+    }
+    lacking = sum(space.network.digest(config) not in found for _, config in zero_shot_configs(space))
+    if lacking:
+        raise SystemExit(f"{TABLE} lacks {lacking} configs of the space; `benchmarks/zero_shot_grid.py` measures them.")
+    return Grid("resnet20", space, found, [Effects.from_json(library) for library in json.loads(EFFECTS.read_text())])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of train-*.parquet and test-*.parquet")
@@ -86,6 +115,8 @@ def main() -> None:
     random.Random(0).shuffle(missing)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, context, _prepare, (arguments.data, arguments.weights)) as pool:
+        if not EFFECTS.exists():
+            EFFECTS.write_text(json.dumps(list(pool.map(_effects, range(_LIBRARIES))), indent=1))
         futures = [pool.submit(_run, *configs[digest]) for digest in missing]
         for number, future in enumerate(track(as_completed(futures), f"{len(missing)} configs", total=len(missing))):
             done.append(future.result())
@@ -103,6 +134,15 @@ def _prepare(folder: str, weights: str) -> None:
     val = data.val.take(torch.arange(_IMAGES))
     _shared.update(data=data, baseline=baseline, network=network, images=images)
     _shared.update(inputs=data.normalize(val), labels=data.val.labels[:_IMAGES])
+
+
+def _effects(seed: int) -> dict[str, Any]:
+    """Return the effects that a study of this seed would measure on 5,000 training images, as JSON data."""
+    data, network = _shared["data"], _shared["network"]
+    space = zero_shot_space(network)
+    planned = islice(effect_plan(space), affordable_effects(data, trials=EFFECTS_TRIALS, epochs=_EPOCHS))
+    minimum = space.minimum_templates
+    return measured_effects(planned, data, _shared["baseline"], network, minimum_templates=minimum, seed=seed).to_json()
 
 
 def _run(point: Mapping[str, Value], config: NetworkConfig) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def _front_figure(summary: Summary, repeats: Repeats) -> Figure:
         _draw_sketches(axes, summary, cost)
     left.set_ylabel(f"{summary.score_name} (%)", parse_math=False)
     model, dataset = (str(summary.record.get(key, "?")) for key in ("model", "dataset"))
-    figure.suptitle(f"{model} on {dataset}: {summary.finished.num_rows} trials", parse_math=False, fontsize=12)
+    sketches = f", {summary.sketches.num_rows} sketches" if summary.sketches.num_rows else ""
+    title = f"{model} on {dataset}: {summary.finished.num_rows} trials{sketches}"
+    figure.suptitle(title, parse_math=False, fontsize=12)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     return figure

@@ -79,15 +79,15 @@ def sketch(
     with hold_study(study, store):
         opened = begin_study(Ledger(Store(store)), study, plan, NO_OBJECTS, progress=True, sketch=True)
         try:
-            rows, stopped = opened.sketch(points, resources=asked), ""
+            rows, stopped = opened.sketch(points, resources=asked), False
         except Interrupted as interrupted:
-            rows, stopped = interrupted.result, str(interrupted)
+            rows, stopped = interrupted.result, True
     _show(opened, rows, stopped, as_json)
     if stopped:
         raise typer.Exit(1)
 
 
-def _show(study: Study, rows: pd.DataFrame, stopped: str, as_json: bool) -> None:
+def _show(study: Study, rows: pd.DataFrame, stopped: bool, as_json: bool) -> None:
     from results.formatting import format_metrics
     from results.objectives import init_name
     from search.commands.trial_table import show_trials
@@ -98,9 +98,12 @@ def _show(study: Study, rows: pd.DataFrame, stopped: str, as_json: bool) -> None
         return
     title = f"{study.name}: {len(rows)} networks, calibrated and never trained"
     show_trials(out_console(), rows, title, study.score_name, names)
-    store = study.ledger.store.label
-    resume = f"overtone resume --study {study.name}" + (
-        "" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}"
-    )
     print_line(f"uncompressed: {format_metrics(study.record()['uncompressed'])}")
-    print_line(stopped or f"train them and search on with: {resume}, or with overtone search and other epochs")
+    print_line("stopped; the same command continues" if stopped else _next_line(study.name, study.ledger.store.label))
+
+
+def _next_line(study: str, store: str) -> str:
+    at = "" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}"
+    return (
+        f"train what they lead to with: overtone resume --study {study}{at}, or with overtone search and other epochs"
+    )

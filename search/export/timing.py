@@ -24,7 +24,7 @@ from trainers.trial import image_card
 __all__ = ["time_export"]
 
 _TIMED = ("safetensors", "onnx", "pt2")
-_BUDGET_S = 1.5
+_BUDGET_S = 0.5
 """Seconds for each batch size."""
 
 

@@ -64,6 +64,11 @@ class AdditiveModel:
         self._costs = _array(option.cost for option in self._options)
         self._rest = _array([space.network.rest])[0]
 
+    @property
+    def useful(self) -> int:
+        """Number of forms that are left."""
+        return len(self._options)
+
     def solve(self, budget: Budget) -> Sketch | None:
         """Return the network of least predicted loss among those that meet the budget, None if there is none.
 

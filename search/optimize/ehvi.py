@@ -48,6 +48,8 @@ _NODES = np.append(norm.ppf((np.arange(4) + 0.5) / 4), 3.0)
 above, which decides if nothing else promises a gain."""
 _WEIGHTS = np.append(np.full(4, 0.2499), 0.0004)
 """Their probabilities."""
+_ERRORS, _MARGIN = 2.0, 0.1
+"""A network counts as usable up to so many errors for each of the uncompressed one, and so many more."""
 _UNSURE = 0.25
 """Standard deviation of the log error of a trial that was stopped early."""
 _MOST = 400
@@ -150,19 +152,28 @@ class _Gain:
         self._measured = history.measured(_MOST)
         variance = np.where(measured, 0.0, _UNSURE**2)
         self._surrogate = Surrogate(features, scores, variance, candidates.forecast)
+        self._usable = 1.0
+        if candidates.forecast is not None:
+            self._usable = min(1.0, _ERRORS * (1 - candidates.forecast.reference) + _MARGIN)
         first, others = history.score, [i for i in range(len(history.columns)) if i != history.score]
         self._order = [first, *others]
         underway = [
             self._losses(points, to_score(self._surrogate.mean(points.features))) for points in history.running()
         ]
         self._dominated = np.concatenate([history.losses(history.front()[1])[:, self._order], *underway])
+        self._dominated[:, 0] = self._weighed(self._dominated[:, 0])
 
     def __call__(self, points: Points) -> Floats:
         """Return the expected gain of each point (m,)."""
         mean, deviation = self._surrogate.predict(points.features)
         scores = to_score(mean[:, None] - deviation[:, None] * _NODES)
         certain = self._losses(points, scores[:, 0])[:, 1:]
-        return expected_hypervolume_improvement(self._dominated, 1 - scores, certain, _WEIGHTS)
+        return expected_hypervolume_improvement(self._dominated, self._weighed(1 - scores), certain, _WEIGHTS)
+
+    def _weighed(self, errors: Floats) -> Floats:
+        """Return errors on a scale from 0 to 1, half of which is taken by those that leave a network usable."""
+        weighed: Floats = (errors + np.minimum(errors / self._usable, 1.0)) / 2
+        return weighed
 
     def _losses(self, points: Points, scores: Floats) -> Floats:
         """Return the losses (m, objectives) of points with these scores (m,), that of the score first.

@@ -1,16 +1,16 @@
 """What a network's score is expected to be before anything of it was trained: the effects of its blocks added up.
 
-The effect of a block is how much the logarithm of the loss rises where it alone is compressed and calibrated. Effects
-of several blocks about add up. How much of them training takes back depends on what was done: it mends a coarser series
-and missing filters better than few bits. So what each kind of knob adds is a sum of its own, and the study's trials
-tell how much of it stays (`search.optimize.surrogate`).
+The effect of a block is how much the logarithm of the error is expected to rise where it alone is compressed and
+calibrated. Effects of several blocks about add up. How much of them training takes back depends on what was done: it
+mends a coarser series and missing filters better than few bits. So what each kind of knob adds is a sum of its own, and
+the study's trials tell how much of it stays (`search.optimize.surrogate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import log1p
+from math import log1p, sqrt
 
 from results.analysis.effects import EffectModel
 from spaces import BlockConfig
@@ -18,15 +18,17 @@ from spaces import BlockConfig
 __all__ = ["Forecast"]
 
 _KINDS: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("basis", "harmonics", "allocation"), 0.5),
-    (("pruning_rate", "groups", "transform"), 0.3),
-    (("bits", "exponent_block", "exponent_axis", "scale"), 1.0),
-    (("activation_bits", "activation_block", "arithmetic"), 1.0),
+    (("basis", "harmonics", "allocation"), 0.3),
+    (("pruning_rate", "groups", "transform"), 0.15),
+    (("bits", "exponent_block", "exponent_axis", "scale"), 0.4),
+    (("activation_bits", "activation_block", "arithmetic"), 0.4),
 )
 """Knobs of one kind, and how much of their effect is expected to stay after training."""
+_CHANGED = 0.3
+"""Share of images whose class changes, for each root of a nat by which outputs diverge."""
 _FLOOR = 0.01
 """Least error that a network counts as having."""
-_TOGETHER = 0.3
+_TOGETHER = 0.15
 """The same of what kinds do together beyond what each does alone."""
 
 
@@ -35,7 +37,7 @@ class Forecast:
     """The effects of single blocks, by kind of knob."""
 
     effect: Callable[[str, BlockConfig], float]
-    """How much the logarithm of the loss rises where a block alone has this config."""
+    """How much the logarithm of the error rises where a block alone has this config, before any training."""
     reference: float
     """Score of the uncompressed network."""
     slopes: tuple[float, ...] = (*(slope for _, slope in _KINDS), _TOGETHER)
@@ -45,13 +47,13 @@ class Forecast:
     def of(cls, model: EffectModel, reference: float) -> Forecast:
         """Return the forecast of measured effects, for a network whose score is `reference` as it was.
 
-        Effects are rises of the loss in nats. They are taken as shares of the error that the network has anyway: its
-        own loss on images that it was trained on says little.
+        A divergence of outputs grows with the square of how far they move, and the images whose class changes about
+        with the distance itself. That is taken as a share of the error that the network has anyway.
         """
         error = 1 - reference + _FLOOR
 
         def effect(block: str, config: BlockConfig) -> float:
-            return log1p(max(0.0, model.loss_increase(block, config)) / error)
+            return log1p(_CHANGED * sqrt(max(0.0, model.loss_increase(block, config))) / error)
 
         return cls(effect, reference)
 

@@ -62,16 +62,15 @@ def first_configs(
 ) -> FirstConfigs:
     """Return the uncompressed network, the extremes, what is known to be good, and what was sketched.
 
-    With a `forecast` these compete by what it promises, and only the extremes are tried whatever it says, as no
-    forecast reaches so far. Else the papers' rows are tried too, up to four, evenly over their sizes. All are canonical
-    and in the blocks of the space.
+    With a `forecast` all but the uncompressed network compete by what it promises. Else they are tried at once, of the
+    papers' rows up to four, evenly over their sizes. All are canonical and in the blocks of the space.
     """
     uncompressed = NetworkConfig(minimum_templates=space.minimum_templates)
     limits = [space.network.canonical(config) for config in extremes]
     if not forecast:
         return FirstConfigs(at_once=[uncompressed, *limits, *_few_rows(space, model), *sketches])
     rungs = [rung.config for rung in ladder(space, model)]
-    return FirstConfigs(at_once=limits, later=[uncompressed], offered=[*sketches, *rungs])
+    return FirstConfigs(later=[uncompressed], offered=[*sketches, *rungs, *limits])
 
 
 def _few_rows(space: Space, model: str) -> Iterator[NetworkConfig]:

@@ -34,7 +34,7 @@ _UNIT = 0.3
 """How far forecasts from effects alone are off, in log error: a standard deviation."""
 _WIDE = 0.5
 """What stands for the spread of a feature that does not vary among the trials, or before they are enough to tell it."""
-_TRUST = 2.0
+_TRUST = 4.0
 """Weight of a forecast's values among the features."""
 
 

@@ -36,9 +36,9 @@ from trainers.effects import EffectMeter, affordable_effects, effect_passes
 from trainers.runtime.device import keep_freed_memory
 from trainers.runtime.threads import num_threads
 
-__all__ = ["ensure_effects", "known_effects", "planned_effects"]
+__all__ = ["EFFECTS_TRIALS", "ensure_effects", "known_effects", "planned_effects"]
 
-_TRIALS = 2
+EFFECTS_TRIALS = 2
 """Effects cost no more than so many trials."""
 _LEAST_SHARE = 4
 """Effects that make it worth to start a worker."""
@@ -56,7 +56,7 @@ _Answer = Effects | tuple[_Pair, Effect | str]
 
 def planned_effects(space: Space, workload: Workload, epochs: int) -> list[_Pair]:
     """Return the forms that a study measures: as many of the plan as its bound allows."""
-    return list(islice(effect_plan(space), affordable_effects(workload.data, trials=_TRIALS, epochs=epochs)))
+    return list(islice(effect_plan(space), affordable_effects(workload.data, trials=EFFECTS_TRIALS, epochs=epochs)))
 
 
 def known_effects(study: StudyLedger) -> Effects | None:

@@ -158,8 +158,6 @@ def _run(
     missing = plan.trials - len(past)
     if missing <= 0:
         return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
-    if study.only_sketched():
-        study.update({ONLY_SKETCHED: False})
     with connected(resources.address), Progress(console) as progress, threadpool_limits(1, user_api="blas"):
         resources = resources.resolved(lambda: gpu_share(setup.workload, plan.recipe, console))
         observers = [progress, *boards]
@@ -186,6 +184,8 @@ def _run(
             on_reuse=callback.reuse,
             timed=plan.times,
         )
+        if study.only_sketched():
+            study.update({ONLY_SKETCHED: False})
         line = f"study {study.name}: {missing} of {plan.trials} trials to run, {resources.line()}"
         console.print(line, highlight=False)
         try:

@@ -20,6 +20,22 @@ __all__ = ["DOMAIN", "function_letter", "function_protos"]
 
 DOMAIN = "overtone"
 
+
+def _rebuilding(letter: str, product: str) -> str:
+    """Return the function that gives filters of shape d, those but templates as products with the templates j.
+
+    The filters are the templates b and these, in the order o.
+    """
+    return f"""{letter} <d> (b, g, j, o) => (y) {{
+        w = Gather (b, j)
+        x = {product} (w, g)
+        v = Concat <axis = 0> (b, x)
+        z = Gather (v, o)
+        d = Constant <value_ints : ints = @d> ()
+        y = Reshape (z, d)
+    }}"""
+
+
 _FUNCTIONS = {
     **INTEGER_FUNCTIONS,
     # Whole numbers (n,) as float32 from bytes [a, b) of the payload. A row of bytes holds a whole count of numbers; its
@@ -173,24 +189,10 @@ _FUNCTIONS = {
         m = Constant <value_int : int = @m> ()
         y = Mod (x, m)
     }""",
-    # Filters of shape d by gains g (N - M, G, 1, T) of the templates j, in the order o.
-    "filters_of_gains": """G <d> (b, g, j, o) => (y) {
-        w = Gather (b, j)
-        x = Mul (w, g)
-        v = Concat <axis = 0> (b, x)
-        z = Gather (v, o)
-        d = Constant <value_ints : ints = @d> ()
-        y = Reshape (z, d)
-    }""",
-    # The same by operators g (N - M, G, T, T).
-    "filters_of_operators": """O <d> (b, g, j, o) => (y) {
-        w = Gather (b, j)
-        x = MatMul (w, g)
-        v = Concat <axis = 0> (b, x)
-        z = Gather (v, o)
-        d = Constant <value_ints : ints = @d> ()
-        y = Reshape (z, d)
-    }""",
+    # By gains g (N - M, G, 1, T).
+    "filters_of_gains": _rebuilding("G", "Mul"),
+    # By operators g (N - M, G, T, T).
+    "filters_of_operators": _rebuilding("O", "MatMul"),
     # Filters of which all that are no templates (m of them) are zero.
     "filters_among_zeros": """Z <d, m> (b, o) => (y) {
         i = Constant <value_ints = [0]> ()

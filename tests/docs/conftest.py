@@ -102,7 +102,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory, session_seed: int, plan: StudyPlan) -> Path:
-    """A folder whose store `runs` has the study `demo`: 29 trials, one failed, and repeats of one."""
+    """A folder whose store `runs` has the study `demo`: 29 trials, one failed, and repeats of one, and sketches."""
     rng, folder = np.random.default_rng(session_seed), tmp_path_factory.mktemp("asked")
     ledger = Ledger(Store(folder / "runs"))
     hashes = {"weights_sha256": "0" * 64, "data_fingerprint": "0" * 64}
@@ -117,6 +117,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, session_seed: int, plan: St
     best = ledger.front("demo").column("trial").to_pylist()[-1]
     for seed in (1, 2):
         ledger.append(_row(0, rng, spec, trial=f"repeat{seed}", repeat_of=best, seed=seed))
+    untrained = {"status": TrialStatus.SKETCH, "score": None, "metrics": {}, "history": (), "epochs_run": 0}
+    for number in range(3):
+        ledger.append(_row(number, rng, spec, trial=f"sketch{number}", size_bytes=30_000 + number, **untrained))
     return folder
 
 

@@ -34,11 +34,11 @@ from trainers.start.saliency import filter_saliency
 from trainers.training.recipe import RECIPES
 
 LANGUAGES = {"bash", "python", "sql", "text", "yaml"}
-TRAINING = {"confirm", "resume", "search", "train"}
+TRAINING = {"confirm", "resume", "search", "sketch", "train"}
 """Commands that are not run here, only parsed."""
 ELSEWHERE = re.compile(r"cifar10|imagefolder:|s3://|onnx")
 """Data and stores that are not there, and what takes too long here."""
-WORKING = {"confirm", "create_study", "export", "optimize"}
+WORKING = {"confirm", "create_study", "export", "optimize", "sketch"}
 """Functions of the Python interface that train, or take long, for which a block is not run here."""
 LINES = sorted({tuple(words) for block in blocks("bash") for words in command_lines(block.text)})
 OVERTONE = [words[1:] for words in LINES if words[0] == "overtone"]
@@ -180,7 +180,7 @@ def test_python_runs(
     names = _execute(block, folder, kept, work_in, prepared)
     if "searched" in names:
         assert len(names["searched"]) == 29
-        assert len(names["trials"]) == 32
+        assert len(names["trials"]) == 35
     if "make" in names:
         network = Network.from_module(names["make"](classes=10, channels=3), (3, 32, 32))
         assert len(Space.default(network).restrict({"all": {"harmonics": [1, 2]}}).knobs) > 4

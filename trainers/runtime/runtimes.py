@@ -41,7 +41,8 @@ def runtime_of_file(file: str | Path, runtime: str | None = None) -> str:
     if runtime is not None:
         check_runtime(runtime)
     if allowed is None:
-        raise UsageError(f"file (={str(file)!r}) must end in one of {', '.join(_OPENED)}")
+        mobile = ": ExecuTorch's own runner times a .pte on its device" if Path(file).suffix == ".pte" else ""
+        raise UsageError(f"file (={str(file)!r}) must end in one of {', '.join(_OPENED)}{mobile}")
     if runtime is not None and runtime not in allowed:
         raise UsageError(f"runtime (={runtime!r}) must be {' or '.join(allowed)} for the file {str(file)!r}")
     check_runtime(runtime or allowed[0])

@@ -10,7 +10,7 @@ from results.analysis.confidence import CONFIDENCE_SCHEMA
 from results.pareto.front import front
 from results.queries.query import pick, picks, query, sql
 from results.queries.tables import TABLES
-from results.schema import SCHEMA, to_records
+from results.schema import SCHEMA, TrialStatus, to_records
 from tests.results.conftest import UNCOMPRESSED
 
 OWN_NAMES = ["val_top1", "init_top1", "val_top5", "val_loss"]
@@ -388,3 +388,32 @@ def test_pick_of_no_trial_says_what_is_allowed(full_ledger):
         pick(full_ledger, "demo", "t00000000")
     with pytest.raises(OvertoneError, match="no finished trial is left to pick from"):
         pick(full_ledger, "demo", "best", where="size_bytes < 0")
+
+
+def test_sketches_are_there_if_they_are_asked_for(ledger, random_rows, make_row):
+    """In subqueries they are in their own table alone, and no number means one."""
+    for row in random_rows(12):
+        ledger.append(row)
+    sketched = {"status": TrialStatus.SKETCH, "score": None, "history": (), "epochs_run": 0, "init_score": 0.25}
+    for number in (3, 77):
+        ledger.append(make_row(number=number, trial=f"sketch{number}", size_bytes=7, **sketched))
+    trials = query(ledger, "demo")["trial"].tolist()
+    assert len(trials) == 12
+    every = query(ledger, "demo", sketches=True)
+    assert every["trial"].tolist() == [*trials, "sketch3", "sketch77"]
+    where = "trials.size_bytes = 7 and (select count(*) from trials) = 12 and (select count(*) from sketches) = 2"
+    found = query(ledger, "demo", sketches=True, where=where, columns=["trial", "val_top1", "init_top1"])
+    assert found["trial"].tolist() == ["sketch3", "sketch77"]
+    assert found["val_top1"].isna().all()
+    assert found["init_top1"].tolist() == [0.25, 0.25]
+    assert query(ledger, "demo", where="size_bytes = 7").empty
+    assert pick(ledger, "demo", "3")["trial"] == "t000000003"
+    assert pick(ledger, "demo", "sketch77")["status"] == "sketch"
+    with pytest.raises(UsageError, match=r"pick \(='77'\) must be best, knee or an id"):
+        pick(ledger, "demo", "77")
+    with pytest.raises(UsageError, match=r"pick \(='sketch'\) .*it names 2 of the trials"):
+        pick(ledger, "demo", "sketch")
+    with pytest.raises(OvertoneError, match="no finished trial is left to pick from"):
+        pick(ledger, "demo", "best", where="size_bytes = 7")
+    with pytest.raises(UsageError, match=r"sketches \(=True\) must be left out with front: they were never trained"):
+        query(ledger, "demo", sketches=True, front=True)

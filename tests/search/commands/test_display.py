@@ -17,8 +17,8 @@ from search.runner.launch import SearchResult
     ],
 )
 def test_status_marks_single_seeds(front: int, confirmed: int, text: str) -> None:
-    counts = dict.fromkeys(("finished", "failed", "pruned", "running", "wanted"), 0)
-    found = {"study": "s", "state": "finished", "seconds_left": None, "hypervolume": 0.5, "effects_s": 0.0, **counts}
+    counts = dict.fromkeys(("finished", "failed", "pruned", "sketches", "running", "wanted", "effects_s"), 0)
+    found = {"study": "s", "state": "finished", "seconds_left": None, "hypervolume": 0.5, **counts}
     assert text in status_line({**found, "front": front, "confirmed": confirmed})
 
 

@@ -12,14 +12,19 @@ from layers import OvertoneError, UsageError
 from results.ledger.ledger import Ledger
 from results.queries.query import query
 from results.schema import TrialRow
+from search.api.study import Study
 from search.commands.display import export_line
 from search.export import verify
 from search.study.plan import StudyPlan
+from search.study.record import sketch_row
+from search.study.workload import Workload
 from spaces import load_model, read_card, save_model
 from spaces.portable import FORMATS, WriteOptions
+from tests.search.conftest import CONFIG
 from tests.search.studies import export_trial
 from trainers.data import load_data
 from trainers.evaluation import predict
+from trainers.trial import run_trial
 
 
 @pytest.fixture
@@ -115,6 +120,38 @@ def test_a_card_tells_the_accuracy_over_seeds(
     assert "Trained with 3 seeds, of which this is the first" in text
     assert f"{100 * card['score_mean']:.2f} % (95 % interval of Student's t over the seeds, {low} to {high} %)" in text
     assert "single seed" not in text
+
+
+def test_a_sketch_is_exported_by_its_id_and_said_to_be_never_trained(
+    ledger: Ledger, study: str, plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = Workload.load(plan)
+    spec = plan.sketch_spec(CONFIG, **workload.hashes())
+    trial = run_trial(spec, workload.data, "cpu", on_epoch=lambda epoch: None)
+    trial.save(tmp_path / "sketch.safetensors")
+    report = {"result": json.dumps(trial.result().to_json()), "device": "cpu"}
+    suggestion = {"trial": "sketched", "number": 0, "spec": spec.to_json()}
+    row = sketch_row(study, suggestion, report, ledger.put_model(tmp_path / "sketch.safetensors"))
+    ledger.append(row)
+    score = trial.result().init_score
+    classes = predict(trial.model, workload.data.val, workload.data.normalize, device="cpu")
+    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
+    card = export_trial(ledger, study, "sketched", where=None, format="safetensors", out=tmp_path / "out")
+    assert (card["status"], card["score"], card["init_score"], card["epochs"]) == ("sketch", None, score, 0)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"- `init_top1`: {100 * score:.2f} % of n = 360 images" in text
+    assert "Calibrated and never trained: a sketch" in text
+    assert "single seed" not in text
+    assert "`val_top1`" not in text
+    line = export_line(tmp_path, card)
+    assert "sketch, calibrated and never trained, sketched, " in line
+    assert f"init_top1 {score:.4f}, test_top1" in line
+    assert [Study(ledger, study).pick(which).id for which in ("best", "knee")] == ["abc", "abc"]
+    ledger.store.delete(f"models/{row.model_sha256}.safetensors")
+    with pytest.raises(OvertoneError, match="the model of trial sketched was not kept"):
+        Study(ledger, study).trial("sketched").export(tmp_path / "gone")
+    again = Study(ledger, study).trial("sketched").export(tmp_path / "again", rerun=True, device="cpu", progress=False)
+    assert (again["init_score"], again["same_file"]) == (score, True)
 
 
 def test_the_card_and_the_query_of_the_front_give_one_interval(

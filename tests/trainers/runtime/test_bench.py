@@ -117,6 +117,7 @@ def test_a_network_of_the_users_own_is_timed_where_it_is_given(tmp_path: Path) -
     [
         ("nothing.onnx", {}, r"file \(='nothing.onnx'\) must be a file that exists$"),
         ("model.tflite", {}, r"file \(='model.tflite'\) must end in one of .onnx, .pt2, .safetensors$"),
+        ("model.pte", {}, r".* must end in one of .onnx, .pt2, .safetensors: ExecuTorch's own runner times a .pte"),
         ("a.onnx", {"runtime": "tvm"}, r"runtime \(='tvm'\) must be one of torch, onnxruntime, openvino$"),
         (
             "a.onnx",

@@ -24,6 +24,7 @@ from tests.trainers.training.tiny import (
 )
 from trainers.data import Data
 from trainers.evaluation import evaluate
+from trainers.start.activations import scale_activations
 from trainers.training.optimizer import make_optimizer
 from trainers.training.recipe import TrainingRecipe
 
@@ -173,3 +174,22 @@ def test_an_average_forgets_the_start_in_a_short_training_too():
     start, end = state(network())["6.weight"], state(plain)["6.weight"]
     moved = (state(averaged)["6.weight"] - start).norm() / (end - start).norm()
     assert 0.3 < moved < 1.1
+
+
+def test_the_average_of_a_network_in_int8_keeps_its_grids_and_is_what_is_measured():
+    found = data()
+    model = compress_model(network(), dict.fromkeys(("0", "6"), LayerForm(arithmetic="int8")))
+    scale_activations(model, found.normalize(found.train.take(torch.arange(32))))
+    grids = {name: value for name, value in state(model).items() if name.endswith(("input_grid", "activation_grids"))}
+    assert len(grids) == 3
+    plain = copy.deepcopy(model)
+    recipe = TrainingRecipe(lr=0.1, batch_size=16, precision="fp32")
+    run(plain, found, recipe)
+    history = run(model, found, replace(recipe, ema_decay=0.9))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in grids.items())
+    assert not torch.equal(model[0].coefficients, plain[0].coefficients)
+    fresh = copy.deepcopy(model)
+    fresh.load_state_dict(state(model))  # whose filters are built anew
+    for measured in (model, fresh):
+        evaluation = evaluate(measured, found.val, found.normalize, device="cpu")
+        assert (evaluation.top1, evaluation.loss) == (history[-1].score, history[-1].metrics["val_loss"])
