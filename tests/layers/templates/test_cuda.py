@@ -82,7 +82,7 @@ def draw(rng, generator):
 
     def tensors(kernel, *, last, diagonal, most=4):
         geometry = ConvGeometry(kernel, *(tuple(rng.randint(*ends) for _ in "yx") for ends in ((1, 3), (0, 2), (1, 2))))
-        groups, templates, outputs = rng.randint(1, 2), rng.randint(1, 3), rng.randint(1, 9)
+        groups, templates, outputs = rng.randint(1, 2), rng.randint(1, 3), rng.randint(1, 9 if diagonal else 4)
         taps = kernel[0] * kernel[1]
         size = [
             max(dilation * (k - 1) + 1 - 2 * pad, 1) + rng.randint(1, most)

@@ -80,7 +80,7 @@ def test_a_study_of_relative_paths_goes_on_from_another_working_directory(
 
 
 def test_a_refused_resume_leaves_the_goal_as_it_was(ledger: Ledger, plan: StudyPlan) -> None:
-    start_study(ledger, "s", dataclasses.replace(plan, trials=1), SERIAL)
+    begin_study(ledger, "s", dataclasses.replace(plan, trials=1), NO_OBJECTS, progress=False)
     with pytest.raises(UsageError, match="a trial needs 999 CPU"):
         resume_study(ledger, "s", 7, dataclasses.replace(SERIAL, cpus_per_trial=999))
     assert ledger.study("s")["trials"] == 1
@@ -112,7 +112,7 @@ def test_a_failing_trial_is_kept_with_its_reason_and_the_study_goes_on(
 
 def test_a_study_of_other_settings_is_refused(ledger: Ledger, plan: StudyPlan, tmp_path: Path) -> None:
     few = dataclasses.replace(plan, trials=1)
-    start_study(ledger, "s", few, SERIAL)
+    begin_study(ledger, "s", few, NO_OBJECTS, progress=False)
     other = dataclasses.replace(few, objectives=("val_top1", "size_bytes"))
     with pytest.raises(UsageError, match=r"study 's' exists with objectives \['val_top1', 'size_bytes', 'flops'\]"):
         start_study(ledger, "s", other, SERIAL)
@@ -121,7 +121,7 @@ def test_a_study_of_other_settings_is_refused(ledger: Ledger, plan: StudyPlan, t
     record = ledger.update_study("s", {"weights": str(changed)})
     with pytest.raises(UsageError, match="study 's' exists with weights_sha256"):
         resume_study(ledger, "s", 1, SERIAL)
-    assert record["trials"] == ledger.trials("s").num_rows == 1
+    assert (record["trials"], ledger.trials("s").num_rows) == (1, 0)
 
 
 def test_a_study_that_may_not_be_is_not_begun_and_one_without_a_worker_goes_on_later(
@@ -130,11 +130,12 @@ def test_a_study_that_may_not_be_is_not_begun_and_one_without_a_worker_goes_on_l
     with pytest.raises(UsageError, match="no config of the space meets the budget"):
         start_study(ledger, "x", dataclasses.replace(plan, budget=Budget(max_size=10)), SERIAL)
     assert ledger.studies() == []
+    two = dataclasses.replace(plan, trials=2)
     with pytest.raises(UsageError, match="needs 1 CPUs and 9 GPUs, the Ray cluster has 2 and 1"):
-        start_study(ledger, "x", plan, Resources(gpus_per_trial=9))
+        start_study(ledger, "x", two, Resources(gpus_per_trial=9))
     assert ledger.studies() == ["x"]
     assert ledger.trials("x").num_rows == 0
-    assert start_study(ledger, "x", dataclasses.replace(plan, trials=1), SERIAL).wanted == 4
+    assert start_study(ledger, "x", dataclasses.replace(plan, trials=1), SERIAL).wanted == 2
 
 
 def test_a_store_that_stops_taking_rows_ends_the_study_in_a_sentence(
@@ -147,7 +148,7 @@ def test_a_store_that_stops_taking_rows_ends_the_study_in_a_sentence(
 
     monkeypatch.setattr(ledger, "append", full)
     with pytest.raises(OvertoneError, match="the store is full"):
-        resume_study(ledger, "full", 3, SERIAL)
+        resume_study(ledger, "full", 1, SERIAL)
     monkeypatch.undo()
     assert ledger.trials("full").num_rows == 1
-    assert resume_study(ledger, "full", None, SERIAL).done == 4
+    assert resume_study(ledger, "full", None, SERIAL).done == 2
