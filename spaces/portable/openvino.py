@@ -1,9 +1,9 @@
 """What OpenVINO needs of a graph in int8 to round where the network rounds.
 
 Its CPU plugin fuses a convolution, the rounding of its output, an addition and the rounding of the sum into one kernel,
-and leaves the first of the two roundings out ("drop rounding one special residual pattern" in its
-`dnnl_postops_composer`; 2026.4). It does so where nothing stands between convolution and rounding. Bounds there are
-taken for a part of the rounding; a leaky rectifier whose slope is 1, which changes no value, is not.
+whose results are those without the first of the two roundings (2026.4; `benchmarks/int8_speed.py` counts the images).
+It does so where nothing stands between convolution and rounding. A bound there is fused away too; a leaky rectifier
+whose slope is 1, which changes no value, is not.
 """
 
 from __future__ import annotations
