@@ -5,7 +5,7 @@ each epoch) its final score is forecast from two sources, its score so far and w
 config (`search.optimize.surrogate`), on the logarithm of the error. The two are weighed by least squares over the
 finished trials, without negative weights (stacked regressions; Breiman 1996). Neither source is followed beyond what
 the weights were fitted on: a score so far, or a forecast for a config, outside the range that was seen counts as its
-end. How far above a forecast the truth may lie is read off the same trials, each forecast by the
+end, and so does the final score that is expected. How far above a forecast the truth may lie is read off the same trials, each forecast by the
 others (conformal prediction by leaving one out; Vovk, Gammerman & Shafer 2005): of trials like those that finished at
 most `miss_rate` end above their optimistic forecast. Fewer than 1 / miss_rate - 1 trials give no such bound, and
 nothing is stopped.
@@ -79,6 +79,7 @@ class ConformalPruner:
         now = to_log_error(np.array(scores[-1])).clip(rungs.min(), rungs.max())
         point = np.array([now, surrogate.mean(features[None]).clip(*seen)[0]])
         expected, misses = _fit(np.column_stack([rungs, left_out.clip(*seen)]), finals, point)
+        expected = float(np.clip(expected, *seen))
         margin = max(0.0, float(np.sort(-misses)[rank - 1]))  # a lower log error is a higher score
         forecast = to_score(np.array([expected, expected - margin]))
         return float(forecast[0]), float(forecast[1])

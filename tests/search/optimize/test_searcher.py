@@ -231,7 +231,7 @@ def test_what_another_study_has_measured_is_answered_and_not_run(make, space: Sp
 def test_hopeless_trials_are_given_up_and_told_as_pruned(make, space: Space) -> None:  # type: ignore[no-untyped-def]
     """Of sixty trials that say at once what they come to, many are given up: two at most that belonged on the front.
 
-    Not from every draw: a miss rate of 0.1 allows more, and after seed 3524586830 one forecast is 0.36 (`test_judge`).
+    A miss rate of 0.1 allows more, so not from every draw.
     """
     rng = random.Random(0)
     searcher, points, wrong = make(space, sampler="random", miss_rate=0.1), [], 0
