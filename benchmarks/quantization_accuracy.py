@@ -12,7 +12,8 @@ sign) with one real scale a filter.
 
 Rows with `inputs` round every layer's input too, to as many bits as its weights (an exponent each): that saves no byte.
 Rows with `norms` hold biases and norms in block floating point too. It writes `quantization_accuracy.parquet`, `.md`
-and `.png`; the rows that others quote come first with all seeds, then the others, those of one seed before those of the next.
+and `.png`; the rows that others quote come first, with all seeds, then the others, those of one seed before those of
+the next.
 """
 
 from pathlib import Path

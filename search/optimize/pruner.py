@@ -5,10 +5,10 @@ each epoch) its final score is forecast from two sources, its score so far and w
 config (`search.optimize.surrogate`), on the logarithm of the error. The two are weighed by least squares over the
 finished trials, without negative weights (stacked regressions; Breiman 1996). Neither source is followed beyond what
 the weights were fitted on: a score so far, or a forecast for a config, outside the range that was seen counts as its
-end, and so does the final score that is expected. How far above a forecast the truth may lie is read off the same trials, each forecast by the
-others (conformal prediction by leaving one out; Vovk, Gammerman & Shafer 2005): of trials like those that finished at
-most `miss_rate` end above their optimistic forecast. Fewer than 1 / miss_rate - 1 trials give no such bound, and
-nothing is stopped.
+end, and so does the final score that is expected. How far above a forecast the truth may lie is read off the same
+trials, each forecast by the others (conformal prediction by leaving one out; Vovk, Gammerman & Shafer 2005): of trials
+like those that finished at most `miss_rate` end above their optimistic forecast. Fewer than 1 / miss_rate - 1 trials
+give no such bound, and nothing is stopped.
 """
 
 from __future__ import annotations
