@@ -164,10 +164,7 @@ class _Block:
 
     def canonical(self, choice: Ints) -> BlockConfig:
         """Return the config that the choice (knobs,) spells, without knobs that have no effect."""
-        return self.canonical_code(int(choice @ self._strides))
-
-    def canonical_code(self, code: int) -> BlockConfig:
-        """Return the same of the choice of this code."""
+        code = int(choice @ self._strides)
         if code not in self._canonical:
             spelled = NetworkConfig(
                 blocks={self._block: self._spelled(code)}, minimum_templates=self._space.minimum_templates
@@ -191,7 +188,7 @@ class _Block:
             shapes = {name: network.shapes.get(name) or network.norms[name] for name in network.layers_in(self._block)}
             features = np.mean([_features(shape, forms.get(n, LayerForm())) for n, shape in shapes.items()], axis=0)
             costs = _by_name(network.block_cost(self._block, config, minimum_templates))
-            effects = () if self._forecast is None else self._forecast(self._block, self.canonical_code(code))
+            effects = () if self._forecast is None else self._forecast(self._block, config)
             self._rows[code] = np.array([identity, *costs.values(), *effects, *features])
         return self._rows[code]
 

@@ -31,11 +31,11 @@ __all__ = ["EHVISampler"]
 
 _ALL = 4096
 """Points of a space up to which all are compared; of a larger one, candidates are drawn."""
-_RANDOM = 192
+_RANDOM = 128
 """Candidates drawn at random."""
-_FRESH = 16
+_FRESH = 8
 """Random choices of each block that they are made of."""
-_NEAR = 192
+_NEAR = 128
 """Candidates drawn near others: members of the front, then the most promising."""
 _CHANGES = 3
 """Most knobs in which such candidates differ."""
@@ -52,8 +52,6 @@ _ERRORS, _MARGIN = 2.0, 0.1
 """A network counts as usable up to so many errors for each of the uncompressed one, and so many more."""
 _UNSURE = 0.25
 """Standard deviation of the log error of a trial that was stopped early."""
-_MOST = 400
-"""Trials that the score is forecast from at most: the last ones."""
 
 
 class EHVISampler(BaseSampler):
@@ -148,8 +146,8 @@ class _Gain:
 
     def __init__(self, candidates: Candidates, history: History) -> None:
         self._history = history
-        features, scores, measured = history.scored(_MOST)
-        self._measured = history.measured(_MOST)
+        features, scores, measured = history.scored()
+        self._measured = history.measured()
         variance = np.where(measured, 0.0, _UNSURE**2)
         self._surrogate = Surrogate(features, scores, variance, candidates.forecast)
         self._usable = 1.0

@@ -58,7 +58,10 @@ class Forecast:
         return cls(effect, reference)
 
     def __call__(self, block: str, config: BlockConfig) -> tuple[float, ...]:
-        """Return what each kind of knob of a block does alone, and what they do together beyond that."""
+        """Return what each kind of knob of a block does alone, and what they do together beyond that.
+
+        Knobs of the config may be without effect.
+        """
         parts = [_only(config, knobs) for knobs, _ in _KINDS]
         alone = [0.0 if part == BlockConfig() else self.effect(block, part) for part in parts]
         several = sum(part != BlockConfig() for part in parts) > 1

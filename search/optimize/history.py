@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.optimize.candidates import Candidates, Floats, Ints, Points
+from search.optimize.surrogate import recent
 
 __all__ = ["History"]
 
@@ -75,15 +76,15 @@ class History:
         """Return the draws that have not ended."""
         return [self._points[place] for place in self._running]
 
-    def scored(self, most: int) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
-        """Return features (n, d) and scores (n,) of the last ones with a score, and which of these were measured."""
-        places = self._scored[-most:]
+    def scored(self) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+        """Return features (n, d) and scores (n,) of the recent ones with a score, and which of these were measured."""
+        places = self._recent()
         measured = np.array([self._values[place] is not None for place in places], dtype=bool)
         return self._features(places), np.array([self._scores[place] for place in places]), measured
 
-    def measured(self, most: int) -> tuple[Floats, Floats]:
-        """Return features (n, d) and values (n, objectives) of the last ones that were measured to their end."""
-        places = [place for place in self._scored[-most:] if self._values[place] is not None]
+    def measured(self) -> tuple[Floats, Floats]:
+        """Return features (n, d) and values (n, objectives) of the recent ones that were measured to their end."""
+        places = [place for place in self._recent() if self._values[place] is not None]
         return self._features(places), self._values_of(places)
 
     def losses(self, values: Floats) -> Floats:
@@ -96,6 +97,9 @@ class History:
             reference = self._candidates.uncompressed.get(column) or max(self._worst[index], 1e-9)
             losses[:, index] = 1 - values[:, index] if index == self.score else values[:, index] / reference
         return losses
+
+    def _recent(self) -> list[int]:
+        return self._scored[len(self._scored) - recent(len(self._scored)) :]
 
     def _nondominated(self) -> npt.NDArray[np.bool_]:
         losses = self.losses(self._values_of(self._front))

@@ -23,14 +23,12 @@ from layers import UsageError
 from results.objectives import Objective
 from search.optimize.candidates import Floats
 from search.optimize.forecast import Forecast
-from search.optimize.surrogate import Surrogate, to_log_error, to_score
+from search.optimize.surrogate import Surrogate, recent, to_log_error, to_score
 
 __all__ = ["ConformalPruner"]
 
 _EXACT = frozenset({"size_bytes", "flops", "parameters", "macs"})
 """Costs that are known before a trial begins."""
-_MOST = 400
-"""Trials that a forecast rests on at most: the last ones."""
 
 
 class ConformalPruner:
@@ -67,7 +65,7 @@ class ConformalPruner:
 
         None while too few trials have finished.
         """
-        curves = self._curves[-_MOST:]
+        curves = _recent(self._curves)
         rung = len(scores) - 1
         rank = ceil((1 - self._miss_rate) * (len(curves) + 1))
         if rank > len(curves) or any(len(curve) <= rung for curve in curves):
@@ -97,11 +95,15 @@ class ConformalPruner:
         """Return what forecasts from features alone, and its forecasts of the finished trials by each other."""
         count = len(self._curves)
         if self._fitted is None or self._fitted[0] != count:
-            finals = to_score(np.array([curve[-1] for curve in self._curves[-_MOST:]]))
-            features = np.array(self._features[-_MOST:])
+            finals = to_score(np.array([curve[-1] for curve in _recent(self._curves)]))
+            features = np.array(_recent(self._features))
             surrogate = Surrogate(features, finals, np.zeros(len(finals)), self._forecast)
             self._fitted = count, surrogate, surrogate.left_out()
         return self._fitted[1:]
+
+
+def _recent(values: list[Floats]) -> list[Floats]:
+    return values[len(values) - recent(len(values)) :]
 
 
 def _fit(inputs: Floats, targets: Floats, point: Floats) -> tuple[float, Floats]:

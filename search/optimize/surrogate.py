@@ -22,7 +22,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern,
 from search.optimize.candidates import Floats
 from search.optimize.forecast import Forecast
 
-__all__ = ["LEARNS_FROM", "Surrogate", "to_log_error", "to_score"]
+__all__ = ["LEARNS_FROM", "Surrogate", "recent", "to_log_error", "to_score"]
 
 LEARNS_FROM = 8
 """Trials from which on the kernel is fitted to them; fewer move a forecast from effects by a fixed one."""
@@ -30,12 +30,23 @@ _FLOOR = 0.002
 """Added to the error, so that no error at all is not infinitely better than a little."""
 _GROWTH = 1.5
 """The kernel is fitted anew whenever the number of trials has grown by this factor."""
+_ENOUGH = 100
+"""Trials that choose the kernel at most: what it takes grows with their cube."""
+_MOST, _STEP = 400, 100
 _UNIT = 0.3
 """How far forecasts from effects alone are off, in log error: a standard deviation."""
 _WIDE = 0.5
 """What stands for the spread of a feature that does not vary among the trials, or before they are enough to tell it."""
 _TRUST = 4.0
 """Weight of a forecast's values among the features."""
+
+
+def recent(trials: int) -> int:
+    """Return how many of the last of so many trials are learnt from, 400 at most.
+
+    Beyond that the oldest are let go a hundred at a time: each time the kernel is fitted anew.
+    """
+    return trials if trials <= _MOST else trials - -(-(trials - _MOST) // _STEP) * _STEP
 
 
 def to_log_error(scores: Floats) -> Floats:
@@ -115,7 +126,7 @@ class Surrogate:
 def _milestone(trials: int) -> int:
     """Return how many of the first trials choose the kernel; it depends on the number of trials and nothing else."""
     milestone = 2
-    while (following := int(milestone * _GROWTH) + 1) <= trials:
+    while (following := int(milestone * _GROWTH) + 1) <= min(trials, _ENOUGH):
         milestone = following
     return min(milestone, trials)
 

@@ -7,7 +7,7 @@ import pytest
 
 from search.optimize.candidates import Candidates
 from search.optimize.forecast import Forecast
-from search.optimize.surrogate import LEARNS_FROM, Surrogate, to_log_error, to_score
+from search.optimize.surrogate import LEARNS_FROM, Surrogate, recent, to_log_error, to_score
 from spaces import BlockConfig, NetworkConfig, Space
 
 BITS, SERIES = BlockConfig(bits=4), BlockConfig(basis="cosine", harmonics=(2, 2))
@@ -16,8 +16,9 @@ BOTH = BlockConfig(basis="cosine", harmonics=(2, 2), bits=4)
 
 def _effect(block: str, config: BlockConfig) -> float:
     """Made up: bits and series add up, with a fifth of it on top where a block has both."""
-    alone = (0.1 if config.bits else 0.0) + (0.4 if config.harmonics else 0.0)
-    return alone * (1.2 if config.bits and config.harmonics else 1.0)
+    coarser = (config.harmonics or (3, 3)) != (3, 3)
+    alone = (0.1 if config.bits else 0.0) + (0.4 if coarser else 0.0)
+    return alone * (1.2 if config.bits and coarser else 1.0)
 
 
 class _Model:
@@ -77,3 +78,11 @@ def test_trials_that_do_as_the_effects_say_teach_their_slopes(space: Space, np_r
     assert wrong < wrong_before / 4
     few = Surrogate(seen[: LEARNS_FROM - 1], truth[: LEARNS_FROM - 1], np.zeros(LEARNS_FROM - 1), forecast)
     assert np.abs(few.mean(unseen) - to_log_error(truth[30:])).mean() < wrong_before
+
+
+def test_what_is_learnt_from_changes_seldom_and_stays_small() -> None:
+    counts = [recent(trials) for trials in range(2000)]
+    assert counts[:401] == list(range(401))
+    starts = [trials - count for trials, count in enumerate(counts)]
+    assert all(300 <= count <= 400 for count in counts[400:])
+    assert len(set(starts[400:])) == 17

@@ -32,7 +32,7 @@ def test_a_front_that_grows_is_that_of_all_draws(candidates: Candidates, np_rng:
     assert not history.is_new(candidates.describe(points)).any()
 
 
-def test_scores_come_in_the_order_of_draws_the_last_ones_only(candidates: Candidates) -> None:
+def test_scores_come_in_the_order_of_draws(candidates: Candidates) -> None:
     history = History(candidates, COLUMNS, 0)
     point = np.zeros(len(candidates.knobs), dtype=np.int64)
     places = [history.add(point) for _ in range(5)]
@@ -40,9 +40,9 @@ def test_scores_come_in_the_order_of_draws_the_last_ones_only(candidates: Candid
     history.end(places[0], None)
     history.end(places[2], None, forecast=0.7)
     history.end(places[1], [0.8, 5, 5])
-    _, scores, measured = history.scored(2)
-    assert (scores.tolist(), measured.tolist()) == ([0.7, 0.9], [False, True])
-    assert history.measured(10)[1].tolist() == [[0.8, 5, 5], [0.9, 5, 5]]
+    _, scores, measured = history.scored()
+    assert (scores.tolist(), measured.tolist()) == ([0.8, 0.7, 0.9], [True, False, True])
+    assert history.measured()[1].tolist() == [[0.8, 5, 5], [0.9, 5, 5]]
     assert len(history.running()) == 1
 
 

@@ -251,7 +251,7 @@ def test_hopeless_trials_are_given_up_and_told_as_pruned(make, space: Space) -> 
     assert states.count("PRUNED") == len(searcher.stopped) > 5
     assert states.count("COMPLETE") == 60 - len(searcher.stopped)
     assert wrong <= 2
-    _, scores, measured = searcher._sampler._history.scored(100)
+    _, scores, measured = searcher._sampler._history.scored()
     assert ((scores[~measured] > 0.4) & (scores[~measured] < 1)).all()
 
 
