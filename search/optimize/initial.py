@@ -46,8 +46,6 @@ class FirstConfigs:
 
     at_once: Sequence[NetworkConfig] = ()
     """In this order, before all others."""
-    later: Sequence[NetworkConfig] = ()
-    """After some trials; they tell nothing that the search needs at once."""
     offered: Sequence[NetworkConfig] = ()
     """To be weighed against all others at every draw."""
 
@@ -62,7 +60,7 @@ def first_configs(
 ) -> FirstConfigs:
     """Return the uncompressed network, the extremes, what is known to be good, and what was sketched.
 
-    With a `forecast` all but the uncompressed network compete by what it promises. Else they are tried at once, of the
+    The uncompressed network comes first. With a `forecast` all others compete by what it promises. Else they are tried at once, of the
     papers' rows up to four, evenly over their sizes. All are canonical and in the blocks of the space.
     """
     uncompressed = NetworkConfig(minimum_templates=space.minimum_templates)
@@ -70,7 +68,7 @@ def first_configs(
     if not forecast:
         return FirstConfigs(at_once=[uncompressed, *limits, *_few_rows(space, model), *sketches])
     rungs = [rung.config for rung in ladder(space, model)]
-    return FirstConfigs(later=[uncompressed], offered=[*sketches, *rungs, *limits])
+    return FirstConfigs(at_once=[uncompressed], offered=[*sketches, *rungs, *limits])
 
 
 def _few_rows(space: Space, model: str) -> Iterator[NetworkConfig]:

@@ -27,8 +27,6 @@ __all__ = ["FrontSearcher"]
 
 _DRAWS = 50
 """Draws of the sampler that may be over budget or not new before other ways are tried."""
-_BEFORE_LATER = 8
-"""Networks before those of the first configs that may come later."""
 _BLENDS = 2000
 """Random configs, pulled into the budget, that may be not new before the space counts as exhausted."""
 
@@ -77,7 +75,6 @@ class FrontSearcher(Searcher):
         """Handle, features and suggestion of each running trial, by Ray Tune's id."""
         self._unfinished: list[dict[str, Any]] = []
         self._at_once: list[NetworkConfig] = []
-        self._later: list[NetworkConfig] = []
         self._measured: Mapping[str, Mapping[str, Any]] = {}
         self._on_reuse: _OnReuse | None = None
         self._timed = False
@@ -117,7 +114,7 @@ class FrontSearcher(Searcher):
         row under `earlier`: it takes the trial's latency, or finds that it is the row's.
         """
         self._left = trials
-        self._at_once, self._later = list(first.at_once), list(first.later)
+        self._at_once = list(first.at_once)
         for config in first.offered:
             if may_try(config, self._space, self._budget):
                 self._sampler.offer(self._candidates.point(config))
@@ -221,8 +218,8 @@ class FrontSearcher(Searcher):
 
         It is one of the first configs, else the sampler's, else one at random.
         """
-        while self._at_once or (self._later and len(self._digests) >= _BEFORE_LATER):
-            config = (self._at_once or self._later).pop(0)
+        while self._at_once:
+            config = self._at_once.pop(0)
             if self._is_new(config) and may_try(config, self._space, self._budget):
                 return self._enqueue(config)
         for attempt in range(_DRAWS):

@@ -53,12 +53,11 @@ def test_what_comes_first_is_canonical_and_the_uncompressed_network_before_all(s
     assert 3 < len(first) <= 7
 
 
-def test_with_a_forecast_all_that_is_known_is_offered_and_nothing_comes_at_once(space: Space) -> None:
+def test_with_a_forecast_all_that_is_known_is_offered_and_the_original_comes_at_once(space: Space) -> None:
     limits, sketch = extremes(space, Budget()), NetworkConfig(blocks={"linear": BlockConfig(bits=6)})
     first = first_configs(space, "resnet8", limits, forecast=True, sketches=[sketch])
     rungs = [rung.config for rung in ladder(space, "resnet8")]
-    assert first.at_once == ()
-    assert first.later == [NetworkConfig(minimum_templates=space.minimum_templates)]
+    assert first.at_once == [NetworkConfig(minimum_templates=space.minimum_templates)]
     assert first.offered == [sketch, *rungs, *map(space.network.canonical, limits)]
 
 
