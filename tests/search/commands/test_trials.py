@@ -62,7 +62,8 @@ def test_importance_is_json_with_the_score(overtone: Overtone, study: tuple[str,
     code, out, _ = overtone("importance", *study, "--json")
     answer = json.loads(out)
     assert (code, answer["trials"]) == (0, 1)
-    assert answer.keys() == {"trials", "best", "importance", "blocks", "effects", "shared"}
+    asked = {"trials", "best", "importance", "blocks", "stages", "effects", "shared", "block_effects"}
+    assert answer.keys() == asked
 
 
 def test_a_report_and_an_export_end_with_what_was_written(

@@ -135,7 +135,7 @@ def test_a_sketch_is_exported_by_its_id_and_said_to_be_never_trained(
     ledger.append(row)
     score = trial.result().init_score
     classes = predict(trial.model, workload.data.val, workload.data.normalize, device="cpu")
-    monkeypatch.setattr(verify, "predict_in_subprocess", lambda *_: classes)
+    monkeypatch.setattr(verify, "logits_in_subprocess", lambda *_: logits_of(classes))
     card = export_trial(ledger, study, "sketched", where=None, format="safetensors", out=tmp_path / "out")
     assert (card["status"], card["score"], card["init_score"], card["epochs"]) == ("sketch", None, score, 0)
     text = (tmp_path / "out" / "README.md").read_text()
