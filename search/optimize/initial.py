@@ -60,8 +60,8 @@ def first_configs(
 ) -> FirstConfigs:
     """Return the uncompressed network, the extremes, what is known to be good, and what was sketched.
 
-    The uncompressed network comes first. With a `forecast` all others compete by what it promises. Else they are tried at
-    once, of the papers' rows up to four, evenly over their sizes. All are canonical and in the blocks of the space.
+    The uncompressed network comes first. With a `forecast` all others compete by what it promises. Else they are tried
+    at once, of the papers' rows up to four, evenly over their sizes. All are canonical and in the blocks of the space.
     """
     uncompressed = NetworkConfig(minimum_templates=space.minimum_templates)
     limits = [space.network.canonical(config) for config in extremes]
