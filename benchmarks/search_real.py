@@ -14,7 +14,7 @@ Searches run in this process, one trial at a time and with one thread, from the 
 A trial is kept as it ends, in `search_real/STUDY-SEED.parquet`, and the same command goes on from there; `--minutes`
 ends it in time, after a trial. Several may run side by side if each has studies of its own (`--only`, `--seed`). A
 config that any study has trained with a seed is not trained again with that seed, and its seconds are charged again.
-Seconds are those of the processor, of the effects of single blocks (at most two trials', kept beside the studies), of
+Seconds are those of the processor, of the effects of single blocks (at most one trial's, kept beside the studies), of
 the trials and of the searcher: what else the machine does tells in them little.
 
 Writes `search_real.md` and `search_real.png`. `--tiny` tries all of it on digits in a few seconds.

@@ -4,8 +4,8 @@
 
 Searches are replayed on `digits_grid.parquet` (a ResNet-8, every config trained) and on `zero_shot_grid.parquet` (a
 ResNet-20 on CIFAR-10, every config calibrated; its zero-shot accuracy stands for the score). A trial is a trial here,
-stopped ones too, whatever its seconds. Effects of single blocks, which `ehvi` measures first, cost at most what two
-trials do: they count as two. With several workers as many trials run at a time.
+stopped ones too, whatever its seconds. Effects of single blocks, which `ehvi` measures first, cost at most what one
+trial does: they count as one. With several workers as many trials run at a time.
 
 It writes `search_trials.parquet` and `.md`.
 """
@@ -27,6 +27,8 @@ from rich.progress import track
 from search_efficiency import digits_grid
 from zero_shot_grid import zero_shot_grid
 
+from search.runner.effects import EFFECTS_TRIALS
+
 _GRIDS: dict[str, Callable[[], Grid]] = {
     "ResNet-8 on digits, trained": digits_grid,
     "ResNet-20 on CIFAR-10, zero-shot": zero_shot_grid,
@@ -41,7 +43,6 @@ _SEARCHES: dict[str, Callable[[Grid, int, int], Replay]] = {
     "ehvi, 8 workers": lambda grid, *given: ours(grid, "ehvi", 0.0, *given, effects=True, workers=8),
     "ehvi, 64 workers": lambda grid, *given: ours(grid, "ehvi", 0.0, *given, effects=True, workers=64),
 }
-_EFFECTS_TRIALS = 2
 _AT = (10, 20, 40, 80)
 
 
@@ -68,7 +69,7 @@ def _replay(run: tuple[str, str, int]) -> list[dict[str, Any]]:
     name, search, seed = run
     torch.set_num_threads(1)
     grid, whole = _grid(name)
-    charged = _EFFECTS_TRIALS if search.startswith("ehvi") and "without" not in search else 0
+    charged = EFFECTS_TRIALS if search.startswith("ehvi") and "without" not in search else 0
     known, rows = [], []
     for number, spent in enumerate(_SEARCHES[search](grid, seed, max(_AT)), start=1 + charged):
         known.append(spent.losses)
@@ -84,7 +85,7 @@ def _write(rows: pd.DataFrame, out: Path) -> None:
         "# Share of a grid's hypervolume by trials",
         "",
         f"Means over n = {rows.seed.nunique()} seeds, with standard errors; effects of single blocks count as "
-        f"{_EFFECTS_TRIALS} trials. optuna {version('optuna')}.",
+        f"{EFFECTS_TRIALS}. optuna {version('optuna')}.",
     ]
     for name, group in rows.groupby("grid", sort=False):
         lines += ["", f"## {name}", "", "| search | " + " | ".join(f"{count} trials" for count in _AT) + " |"]

@@ -38,7 +38,7 @@ from trainers.runtime.threads import num_threads
 
 __all__ = ["EFFECTS_TRIALS", "ensure_effects", "known_effects", "planned_effects"]
 
-EFFECTS_TRIALS = 2
+EFFECTS_TRIALS = 1
 """Effects cost no more than so many trials."""
 _LEAST_SHARE = 4
 """Effects that make it worth to start a worker."""

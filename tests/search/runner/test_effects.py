@@ -26,7 +26,7 @@ RESOURCES = Resources(gpus_per_trial=0, concurrency=2)
 
 @pytest.fixture
 def plan(plan: StudyPlan) -> StudyPlan:
-    return replace(plan, epochs=2)
+    return replace(plan, epochs=8)
 
 
 @pytest.fixture
