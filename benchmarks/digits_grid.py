@@ -6,9 +6,10 @@ The ResNet-8 on scikit-learn's digits, a trial as `overtone search` runs it by d
 before fine-tuning, five epochs with validation after each. All 1,797 images are cut into five folds of equal classes;
 each config is trained five times on four of them, from a baseline that has seen only these four, and validated on the
 fifth. Each process has one thread, and seconds are those of its processor: what else the machine does tells in them
-little. Rows, one of each config and fold, are kept in `digits_grid.parquet` as they come, and the same command goes on
-from there; rows of networks that the configs no longer build are measured anew. What a study measures before its first
-trial, the effects of single blocks, is kept in `digits_effects.json`, a library for each fold.
+little. (Some 300 of the first rows in the file have wall-clock seconds, of a machine that was not busy.) Rows, one of
+each config and fold, are kept in `digits_grid.parquet` as they come, and the same command goes on from there; rows of
+networks that the configs no longer build are measured anew. What a study measures before its first trial, the effects
+of single blocks, is kept in `digits_effects.json`, a library for each fold.
 """
 
 import argparse

@@ -9,6 +9,9 @@ import pytest
 
 from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
+from search.optimize.ehvi import _Gain
+from search.optimize.forecast import Forecast
+from search.optimize.history import History
 from search.optimize.improvement import expected_hypervolume_improvement
 from search.optimize.sampler import ConfigSampler, Observation
 from search.optimize.surrogate import Surrogate, to_log_error, to_score
@@ -201,3 +204,10 @@ def test_optuna_sees_the_study_as_ours_does(candidates: Candidates) -> None:
     assert states == [complete, pruned, fail, pruned]
     assert drawing._study.trials[3].constraints == {"a": 0.5}
     assert [trial.number for trial in drawing._study.best_trials] == [0]
+
+
+def test_errors_that_leave_a_network_usable_take_half_of_the_scale(space: Space) -> None:
+    candidates = Candidates(space, Forecast(lambda block, config: 0.0, reference=0.9))
+    gain = _Gain(candidates, History(candidates, ["score", "size_bytes", "flops"], 0))
+    weighed = gain._weighed(np.array([0.0, 0.15, 0.3, 0.65, 1.0]))  # usable up to 2 x 0.1 + 0.1
+    assert weighed == pytest.approx([0.0, 0.325, 0.65, 0.825, 1.0])
