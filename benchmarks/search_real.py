@@ -96,7 +96,7 @@ class Subject:
             data = load_data(DataSpec(train_limit=128))
             baseline = random_network("resnet8", data, seed=0)
             train_model(baseline, data, RECIPES["baseline"], epochs=2, seed=0, device="cpu")
-            plan = StudyPlan(model="resnet8", weights="", data=DataSpec(train_limit=128), recipe=recipe, epochs=1)
+            plan = StudyPlan(model="resnet8", weights="", data=DataSpec(train_limit=128), recipe=recipe, epochs=4)
             return cls(plan, data, baseline.eval(), trials=4)
         spec = DataSpec(name=f"parquet:{arguments.data}", val_from="test", train_limit=arguments.train_limit)
         data = load_data(spec)
