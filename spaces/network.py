@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from layers import Cost, LayerForm, LayerShape, OvertoneWarning, UsageError, layer_cost, network_cost, remaining_cost
-from layers.form import Assignment, canonical_form, is_norm, stored_tensors
+from layers.form import Allocation, Assignment, canonical_form, is_norm, stored_tensors
 from layers.templates.count import template_count
 from spaces.blocks import NORMS_AND_BIASES, Granularity, find_blocks
 from spaces.config import BlockConfig, NetworkConfig
@@ -260,54 +260,54 @@ def _fields(form: LayerForm) -> dict[str, object]:
 
 @lru_cache(maxsize=1 << 16)
 def _layer_form(shape: LayerShape, block_config: BlockConfig, minimum_templates: int) -> LayerForm:
-    form = LayerForm(
-        activation_bits=block_config.activation_bits,
-        activation_block=block_config.activation_block or 1,
-        arithmetic=block_config.arithmetic or "float",
-    )
+    settings: dict[str, Any] = {
+        "activation_bits": block_config.activation_bits,
+        "activation_block": block_config.activation_block or 1,
+        "arithmetic": block_config.arithmetic or "float",
+    }
     if block_config.bits is not None:
-        form = dataclasses.replace(
-            form,
-            bits=block_config.bits,
-            exponent_block=block_config.exponent_block or 1,
-            exponent_axis=block_config.exponent_axis or "flat",
-        )
-        if block_config.scale is not None:
-            form = dataclasses.replace(form, exponent_block=1, exponent_axis="flat", scale=block_config.scale)
+        settings["bits"] = block_config.bits
+        if block_config.scale is None:
+            settings["exponent_block"] = block_config.exponent_block or 1
+            settings["exponent_axis"] = block_config.exponent_axis or "flat"
+        else:
+            settings["scale"] = block_config.scale
     if shape.kind == "conv2d":
-        form = _with_series(form, shape, block_config)
-        form = _with_templates(form, shape, block_config, minimum_templates)
+        templates = _templates(shape, block_config, minimum_templates)
+        settings |= templates | _series(shape, block_config, None if templates else block_config.allocation)
+    form = LayerForm(**settings)
     stored_tensors(shape, form)
     return canonical_form(shape, form)
 
 
-def _with_series(form: LayerForm, shape: LayerShape, block_config: BlockConfig) -> LayerForm:
+def _series(shape: LayerShape, block_config: BlockConfig, allocation: Allocation | None) -> dict[str, Any]:
     if block_config.harmonics is None:
-        return form
+        return {}
     from layers.series.sampling import first_equal_basis  # here, because it imports PyTorch
 
     y, x = block_config.harmonics
     harmonics = (min(y, shape.kernel[0]), min(x, shape.kernel[1]))
     if harmonics == shape.kernel:
-        return form
-    allocation = None if harmonics == (1, 1) else block_config.allocation  # every filter has one coefficient at least
+        return {}
+    allocation = None if harmonics == (1, 1) else allocation  # every filter has one coefficient at least
     sampled = harmonics if allocation is None else shape.kernel
     basis = None if block_config.basis is None else first_equal_basis(block_config.basis, shape.kernel, sampled)
-    return dataclasses.replace(form, basis=basis, harmonics=harmonics, allocation=allocation)
+    return {"basis": basis, "harmonics": harmonics, "allocation": allocation}
 
 
-def _with_templates(form: LayerForm, shape: LayerShape, block_config: BlockConfig, minimum: int) -> LayerForm:
+def _templates(shape: LayerShape, block_config: BlockConfig, minimum: int) -> dict[str, Any]:
     if block_config.pruning_rate is None:
-        return form
+        return {}
     templates = template_count(block_config.pruning_rate, shape.out_channels, minimum)
     if templates == shape.out_channels:
-        return form
+        return {}
     transform = block_config.transform or "scalar"
     if shape.kernel == (1, 1) and transform in ("rotation", "affine"):
         transform = "scalar"
-    if form.allocation is not None:
-        form = _with_series(form, shape, dataclasses.replace(block_config, allocation=None))
     assignment: Assignment | None = None if templates == 1 or transform == "zero" else "residual"
-    return dataclasses.replace(
-        form, templates=templates, groups=block_config.groups or 1, transform=transform, assignment=assignment
-    )
+    return {
+        "templates": templates,
+        "groups": block_config.groups or 1,
+        "transform": transform,
+        "assignment": assignment,
+    }

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import log2, prod
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from layers import Cost, LayerForm, LayerShape
 from layers.blockfloat import AXES
+from layers.cost import network_cost
 from layers.templates.transforms import TRANSFORMS
 from search.optimize.forecast import Forecast
 from spaces import BlockConfig, NetworkConfig, Space
@@ -28,6 +29,8 @@ __all__ = ["Candidates", "Floats", "Ints", "Points"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_DENSE = LayerForm()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +156,12 @@ class _Block:
         self._knobs = knobs
         lengths = [len(values) for values in knobs.values()]
         self._strides = np.array([prod(lengths[column + 1 :]) for column in range(len(lengths))], dtype=np.int64)
+        network = space.network
+        self._shapes = {name: network.shapes.get(name) or network.norms[name] for name in network.layers_in(block)}
+        self._whole = network_cost(self._shapes, {}, Cost()) if block == NORMS_AND_BIASES else Cost()
+        """What the costs of other blocks and of the rest of the network hold of this one."""
         self._rows = dict[int, Floats]()
+        self._described = dict[BlockConfig, Floats]()
         self._identities = dict[frozenset[tuple[str, LayerForm]], int]()
         self._canonical = dict[int, BlockConfig]()
 
@@ -180,17 +188,20 @@ class _Block:
 
     def _row(self, code: int) -> Floats:
         if code not in self._rows:
-            network = self._space.network
-            minimum_templates = self._space.minimum_templates
             config = self._spelled(code)
-            forms = network.block_forms(self._block, config, minimum_templates)
-            identity = self._identities.setdefault(frozenset(forms.items()), len(self._identities))
-            shapes = {name: network.shapes.get(name) or network.norms[name] for name in network.layers_in(self._block)}
-            features = np.mean([_features(shape, forms.get(n, LayerForm())) for n, shape in shapes.items()], axis=0)
-            costs = _by_name(network.block_cost(self._block, config, minimum_templates))
-            effects = () if self._forecast is None else self._forecast(self._block, config)
-            self._rows[code] = np.array([identity, *costs.values(), *effects, *features])
+            if config not in self._described:
+                self._described[config] = self._describe(config)
+            self._rows[code] = self._described[config]
         return self._rows[code]
+
+    def _describe(self, config: BlockConfig) -> Floats:
+        forms = self._space.network.block_forms(self._block, config, self._space.minimum_templates)
+        identity = self._identities.setdefault(frozenset(forms.items()), len(self._identities))
+        costs = _by_name(network_cost(self._shapes, forms, Cost()) - self._whole)
+        effects = () if self._forecast is None else self._forecast(self._block, config)
+        layers = [_features(shape, forms.get(name, _DENSE)) for name, shape in self._shapes.items()]
+        features = layers[0] if len(layers) == 1 else np.mean(layers, axis=0)
+        return np.array([identity, *costs.values(), *effects, *features])
 
 
 def _stages(space: Space) -> dict[str, list[str]]:
@@ -205,9 +216,10 @@ def _stages(space: Space) -> dict[str, list[str]]:
 
 
 def _by_name(cost: Cost) -> dict[str, int]:
-    return {**asdict(cost), "flops": cost.flops}
+    return {"parameters": cost.parameters, "size_bytes": cost.size_bytes, "macs": cost.macs, "flops": cost.flops}
 
 
+@lru_cache(maxsize=1 << 16)
 def _features(shape: LayerShape, form: LayerForm) -> tuple[float, ...]:
     error, input_error = _rounding_error(form.bits or form.vector_bits), _rounding_error(form.activation_bits)
     return (

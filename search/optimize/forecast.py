@@ -9,8 +9,11 @@ the study's trials tell how much of it stays (`search.optimize.surrogate`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from math import log1p, sqrt
+from operator import attrgetter
+from typing import Any
 
 from results.analysis.effects import EffectModel
 from spaces import BlockConfig
@@ -24,6 +27,7 @@ _KINDS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("activation_bits", "activation_block", "arithmetic"), 0.4),
 )
 """Knobs of one kind, and how much of their effect is expected to stay after training."""
+_VALUES = [attrgetter(*knobs) for knobs, _ in _KINDS]
 _CHANGED = 0.3
 """Share of images whose class changes, for each root of a nat by which outputs diverge."""
 _FLOOR = 0.01
@@ -52,6 +56,7 @@ class Forecast:
         """
         error = 1 - reference + _FLOOR
 
+        @lru_cache(maxsize=1 << 16)
         def effect(block: str, config: BlockConfig) -> float:
             return log1p(_CHANGED * sqrt(max(0.0, model.loss_increase(block, config))) / error)
 
@@ -62,13 +67,13 @@ class Forecast:
 
         Knobs of the config may be without effect.
         """
-        parts = [_only(config, knobs) for knobs, _ in _KINDS]
-        alone = [0.0 if part == BlockConfig() else self.effect(block, part) for part in parts]
-        several = sum(part != BlockConfig() for part in parts) > 1
+        parts = [_part(knobs, values(config)) for (knobs, _), values in zip(_KINDS, _VALUES, strict=True)]
+        alone = [0.0 if part is None else self.effect(block, part) for part in parts]
+        several = parts.count(None) < len(parts) - 1
         return (*alone, self.effect(block, config) - sum(alone) if several else 0.0)
 
 
-def _only(config: BlockConfig, knobs: tuple[str, ...]) -> BlockConfig:
-    """Return the config without all knobs but these."""
-    others = [name for kind, _ in _KINDS for name in kind if kind != knobs]
-    return replace(config, **dict.fromkeys(others))
+@lru_cache(maxsize=1 << 12)
+def _part(knobs: tuple[str, ...], values: tuple[Any, ...]) -> BlockConfig | None:
+    """Return the config that has these knobs alone, None if they do nothing."""
+    return BlockConfig(**dict(zip(knobs, values, strict=True))) if any(v is not None for v in values) else None

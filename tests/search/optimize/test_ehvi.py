@@ -1,11 +1,13 @@
 """What promises most: against brute force, and on spaces where the answer is known."""
 
 import itertools
+from typing import Any
 
 import moocore
 import numpy as np
 import optuna
 import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
 
 from results.objectives import parse_objectives
 from search.optimize.candidates import Candidates
@@ -104,19 +106,37 @@ def test_the_surrogate_forecasts_what_it_has_not_seen(candidates: Candidates, np
     assert (deviation > 0).all()
 
 
-def test_what_is_left_out_is_forecast_by_the_others(candidates: Candidates, np_rng: np.random.Generator) -> None:
-    """Against a process of the same kernel, fitted without the trial."""
-    every = candidates.all_points
-    rows = np_rng.permutation(len(every.indices))[:15]
-    accuracies = np_rng.uniform(0.8, 0.99, 15)
-    surrogate = Surrogate(every.features[rows], accuracies, np.zeros(15))
-    process = surrogate._process
-    for left in range(15):
-        kept = np.arange(15) != left
-        gram = process.kernel_(process.X_train_) + np.eye(15) * process.alpha
-        weights = np.linalg.solve(gram[np.ix_(kept, kept)], process.y_train_[kept])
-        alone = gram[left, kept] @ weights * surrogate._unit + surrogate._offset
-        assert surrogate.left_out()[left] == pytest.approx(alone, abs=1e-6)
+@pytest.mark.parametrize("forecast", [None, Forecast(lambda *_: 0.1, 0.9)])
+@pytest.mark.parametrize("trials", [3, 15])
+def test_the_process_is_that_of_scikit_learn(
+    candidates: Candidates, np_rng: np.random.Generator, trials: int, forecast: Forecast | None
+) -> None:
+    """And what is left out in turn is forecast by the same process fitted without it."""
+    points = Candidates(candidates.space, forecast).all_points.features
+    inputs, new = points[np_rng.permutation(len(points))[:trials]], points[:40]
+    scores, variance = np_rng.uniform(0.8, 0.99, trials), np_rng.choice([0.0, 0.1], trials)
+    surrogate = Surrogate(inputs, scores, variance, forecast)
+    slopes = np.zeros(inputs.shape[1])
+    slopes[: 0 if forecast is None else len(forecast.slopes)] = () if forecast is None else forecast.slopes
+    base = 0.0 if forecast is None else to_log_error(np.array(0.9))
+
+    def process(kept: Any) -> Any:
+        noise = 1e-8 + variance[kept] / surrogate._unit**2
+        fitted = GaussianProcessRegressor(surrogate.kernel, alpha=noise, optimizer=None)
+        residuals = to_log_error(scores[kept]) - base - inputs[kept] @ slopes
+        return fitted.fit(surrogate._scaled(inputs[kept]), (residuals - surrogate._offset) / surrogate._unit)
+
+    mean, deviation = process(np.arange(trials)).predict(surrogate._scaled(new), return_std=True)
+    expected = mean * surrogate._unit + surrogate._offset + base + new @ slopes
+    noise = surrogate.kernel.k2.noise_level
+    told, unsure = surrogate.predict(new)
+    assert told == pytest.approx(expected, abs=1e-6)
+    assert surrogate.mean(new) == pytest.approx(expected, abs=1e-6)
+    assert unsure == pytest.approx(np.sqrt(np.maximum(deviation**2 - noise, 1e-8)) * surrogate._unit, rel=1e-4)
+    for left in range(trials):
+        alone = process(np.arange(trials) != left).predict(surrogate._scaled(inputs[[left]])).item()
+        expected = alone * surrogate._unit + surrogate._offset + base + inputs[left] @ slopes
+        assert surrogate.left_out()[left] == pytest.approx(expected, abs=1e-6)
 
 
 def _search(candidates: Candidates, sampler: str, trials: int, budget: Budget | None = None) -> list[NetworkConfig]:
