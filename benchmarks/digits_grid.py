@@ -49,7 +49,7 @@ from trainers.train import random_network, train_model
 from trainers.training.recipe import RECIPES
 from trainers.trial import Trial
 
-__all__ = ["EFFECTS", "EPOCHS", "FOLDS", "TABLE", "grid_configs", "grid_network", "grid_space"]
+__all__ = ["EFFECTS", "EPOCHS", "FOLDS", "TABLE", "grid_configs", "grid_network", "grid_space", "load_fold"]
 
 FOLDS = 5
 EPOCHS = 5
@@ -117,7 +117,7 @@ def _prepare() -> None:
 
 
 @cache
-def _fold(number: int) -> tuple[Data, nn.Module, Network]:
+def load_fold(number: int) -> tuple[Data, nn.Module, Network]:
     """Return a fold's data, its trained baseline, and the baseline's `Network`."""
     pixels, classes = load_digits(return_X_y=True)
     images = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
@@ -134,7 +134,7 @@ def _fold(number: int) -> tuple[Data, nn.Module, Network]:
 
 def _effects(fold: int) -> dict[str, Any]:
     """Return the effects that a study of this fold would measure, as JSON data."""
-    data, baseline, network = _fold(fold)
+    data, baseline, network = load_fold(fold)
     space = grid_space(network)
     planned = islice(effect_plan(space), affordable_effects(data, trials=EFFECTS_TRIALS, epochs=EPOCHS))
     minimum = space.minimum_templates
@@ -142,7 +142,7 @@ def _effects(fold: int) -> dict[str, Any]:
 
 
 def _run(point: Mapping[str, Value], config: NetworkConfig, fold: int) -> dict[str, Any]:
-    data, baseline, network = _fold(fold)
+    data, baseline, network = load_fold(fold)
     spec = TrialSpec(
         model="resnet8",
         weights=f"fold {fold}",

@@ -142,14 +142,16 @@ class Space:
         """
         spelled = in_blocks(self.network, config)
         blocks = (spelled if spelled is config else self.network.canonical(spelled)).blocks
-        values = {
-            f"{block}.{knob}": self._encoded(block, knob, blocks.get(block, BlockConfig()))
-            for block, knobs in self.choices.items()
-            for knob in knobs
-        }
+        values: dict[str, Value] = {}
+        for block in self.choices:
+            values |= self.encode_block(block, blocks.get(block, BlockConfig()))
         if self.network.forms(self.decode(values)) != self.network.forms(config):
             raise UsageError("the config lies outside the space: a knob that the space holds fixed differs")
         return values
+
+    def encode_block(self, block: str, block_config: BlockConfig) -> dict[str, Value]:
+        """Return the values of one block's knobs, as `encode` does, of a canonical config that the space holds."""
+        return {f"{block}.{knob}": self._encoded(block, knob, block_config) for knob in self.choices[block]}
 
     def spelled(self, config: NetworkConfig) -> NetworkConfig:
         """Return the canonical config of the same network in the space's blocks, as `decode` does.

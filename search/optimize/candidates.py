@@ -121,6 +121,14 @@ class Candidates:
         values = self.space.encode(config)
         return np.array([choices.index(values[name]) for name, choices in self.knobs.items()], dtype=np.int64)
 
+    def canonical(self, point: Ints) -> Ints:
+        """Return the point (knobs,) as its canonical config is encoded."""
+        canonical = point.copy()
+        for name, block in self._blocks.items():
+            columns = self.columns[name]
+            canonical[columns] = block.encoded(point[columns])
+        return canonical
+
     def describe(self, indices: Ints) -> Points:
         """Return the points (m, knobs) with their identity, costs and features."""
         blocks = {name: block.describe(indices[:, self.columns[name]]) for name, block in self._blocks.items()}
@@ -164,6 +172,7 @@ class _Block:
         self._described = dict[BlockConfig, Floats]()
         self._identities = dict[frozenset[tuple[str, LayerForm]], int]()
         self._canonical = dict[int, BlockConfig]()
+        self._encoded = dict[int, Ints]()
 
     def describe(self, choices: Ints) -> Floats:
         """Return the rows of the choices (m, knobs): (m, columns)."""
@@ -180,6 +189,15 @@ class _Block:
             blocks = self._space.network.canonical(spelled).blocks
             self._canonical[code] = blocks.get(self._block, BlockConfig())
         return self._canonical[code]
+
+    def encoded(self, choice: Ints) -> Ints:
+        """Return the choice (knobs,) that stands for the same config as its canonical spelling does."""
+        code = int(choice @ self._strides)
+        if code not in self._encoded:
+            values = self._space.encode_block(self._block, self.canonical(choice))
+            indices = [allowed.index(values[name]) for name, allowed in self._knobs.items()]
+            self._encoded[code] = np.array(indices, dtype=np.int64)
+        return self._encoded[code]
 
     def _spelled(self, code: int) -> BlockConfig:
         indices = (code // int(stride) % len(v) for stride, v in zip(self._strides, self._knobs.values(), strict=True))

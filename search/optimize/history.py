@@ -39,7 +39,7 @@ class History:
 
         It is kept as its canonical config spells it, as the ledger has it: a study that was stopped goes on alike.
         """
-        described = self._candidates.describe(self._candidates.point(self._candidates.config(point))[None])
+        described = self._candidates.describe(self._candidates.canonical(point)[None])
         place = len(self._points)
         self._points.append(described)
         self._values.append(None)

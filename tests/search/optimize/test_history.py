@@ -51,3 +51,12 @@ def test_a_latency_has_the_worst_so_far_as_its_reference(candidates: Candidates)
     for latency in (4.0, 8.0, 2.0):
         history.end(history.add(np.zeros(len(candidates.knobs), dtype=np.int64)), [0.9, latency])
     assert history.losses(np.array([[0.9, 4.0]])) == pytest.approx(np.array([[0.1, 0.5]]))
+
+
+def test_a_point_is_spelled_as_its_canonical_config(space: Space, small: Space, np_rng: np.random.Generator) -> None:
+    for candidates in (Candidates(space), Candidates(small)):
+        choices = [len(values) for values in candidates.knobs.values()]
+        for point in np_rng.integers(choices, size=(60, len(choices))):
+            canonical = candidates.canonical(point)
+            assert canonical.tolist() == candidates.point(candidates.config(point)).tolist()
+            assert candidates.canonical(canonical).tolist() == canonical.tolist()
