@@ -58,6 +58,8 @@ class Grid:
     space: Space
     found: Mapping[str, Measured]
     effects: Sequence[Effects]
+    images: int
+    """Images that accuracies are measured on."""
 
     @property
     def network(self) -> Network:
@@ -112,7 +114,7 @@ def ours(
     candidates, limits = Candidates(grid.space, forecast), extremes(grid.space, Budget())
     searcher = FrontSearcher(
         candidates,
-        ConfigSampler(candidates, _OBJECTIVES, sampler=sampler, seed=seed),
+        ConfigSampler(candidates, _OBJECTIVES, sampler=sampler, seed=seed, images=grid.images),
         ConformalPruner(_OBJECTIVES, miss_rate=miss_rate, forecast=forecast),
         budget=Budget(),
         cheapest=limits[0],

@@ -55,7 +55,8 @@ def digits_grid(table: Path = TABLE) -> Grid:
     """Return the grid of the ResNet-8 on digits, means over its folds."""
     space = grid_space(grid_network())
     network = space.network
-    rows = pd.read_parquet(table).groupby("config_digest")
+    trained = pd.read_parquet(table)
+    rows, images = trained.groupby("config_digest"), int(trained.groupby("fold").val_images.first().sum())
     seconds = rows[["compress_s", "evaluate_s", *(f"epoch_s_{epoch}" for epoch in range(1, EPOCHS + 1))]].median()
     accuracies, costs = rows[list(_ACCURACIES)].mean(), rows[["size_bytes", "flops"]].first()
     found = {}
@@ -72,7 +73,7 @@ def digits_grid(table: Path = TABLE) -> Grid:
             f"{table} lacks {lacking} configs of the space; `python benchmarks/digits_grid.py` trains them."
         )
     libraries = [Effects.from_json(library) for library in json.loads(EFFECTS.read_text())]
-    return Grid("resnet8", space, found, libraries)
+    return Grid("resnet8", space, found, libraries, images)
 
 
 _SEARCHES: dict[str, Callable[[Grid, int, int], Replay]] = {

@@ -265,7 +265,7 @@ def run_search(study: str, subject: Subject, studies: Studies, seed: int, scratc
     limits = extremes(space, Budget())
     forecast, effects_s = _forecast(studies.folder / f"{study}-{seed}.effects.json", workload, space, plan, clock)
     learned = [_as_ledger_row(row, plan, workload) for row in past]
-    searcher = make_searcher(plan, space, limits, workload.hashes(), learned, forecast)
+    searcher = make_searcher(plan, space, limits, workload, learned, forecast)
     first = first_configs(space, plan.model, limits, forecast=forecast is not None)
     searcher.begin(plan.trials - len(past), first=first)
     for trial in map(str, range(len(past), plan.trials)):

@@ -97,7 +97,8 @@ def zero_shot_grid() -> Grid:
     lacking = sum(space.network.digest(config) not in found for _, config in zero_shot_configs(space))
     if lacking:
         raise SystemExit(f"{TABLE} lacks {lacking} configs of the space; `benchmarks/zero_shot_grid.py` measures them.")
-    return Grid("resnet20", space, found, [Effects.from_json(library) for library in json.loads(EFFECTS.read_text())])
+    libraries = [Effects.from_json(library) for library in json.loads(EFFECTS.read_text())]
+    return Grid("resnet20", space, found, libraries, _IMAGES)
 
 
 def main() -> None:

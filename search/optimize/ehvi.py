@@ -24,7 +24,7 @@ from scipy.stats import norm
 from search.optimize.candidates import Candidates, Floats, Ints, Points
 from search.optimize.history import History
 from search.optimize.improvement import expected_hypervolume_improvement
-from search.optimize.surrogate import LEARNS_FROM, Surrogate, to_score
+from search.optimize.surrogate import LEARNS_FROM, Surrogate, sampling_deviation, to_score
 from search.study.budget import Budget
 
 __all__ = ["EHVISampler"]
@@ -64,14 +64,19 @@ class EHVISampler(BaseSampler):
         budget: Budget,
         distributions: Mapping[str, BaseDistribution],
         starts: Sequence[Ints],
+        images: int | None,
         seed: int,
     ) -> None:
-        """Take what is shared; `starts` are points (knobs,) that are looked at at every draw, until they were drawn."""
+        """Take what is shared; `starts` are points (knobs,) that are looked at at every draw, until they were drawn.
+
+        `images` are those that scores are measured on, if these are shares of them.
+        """
         self._starts = starts
         self._candidates = candidates
         self._history = history
         self._budget = budget
         self._distributions = dict(distributions)
+        self._images = images
         self._random = np.random.default_rng(seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -105,7 +110,7 @@ class EHVISampler(BaseSampler):
             return None
         if history.finished < LEARNS_FROM and self._candidates.forecast is None:
             return pool.indices[self._random.integers(len(pool.indices))]
-        gain = _Gain(self._candidates, history)
+        gain = _Gain(self._candidates, history, self._images)
         gains = gain(pool)
         if self._candidates.size > _ALL:
             for _ in range(_ROUNDS):
@@ -141,10 +146,12 @@ class EHVISampler(BaseSampler):
 class _Gain:
     """The expected gain in hypervolume of points, by what the history teaches.
 
-    A running trial counts as if it had finished with its forecast score.
+    A running trial counts as if it had finished with its forecast score. A score is as uncertain as its forecast, and
+    besides as a share of so many images.
     """
 
-    def __init__(self, candidates: Candidates, history: History) -> None:
+    def __init__(self, candidates: Candidates, history: History, images: int | None = None) -> None:
+        self._images = images
         self._history = history
         features, scores, measured = history.scored()
         self._measured = history.measured()
@@ -164,6 +171,8 @@ class _Gain:
     def __call__(self, points: Points) -> Floats:
         """Return the expected gain of each point (m,)."""
         mean, deviation = self._surrogate.predict(points.features)
+        if self._images is not None:
+            deviation = np.hypot(deviation, sampling_deviation(mean, self._images))
         scores = to_score(mean[:, None] - deviation[:, None] * _NODES)
         certain = self._losses(points, scores[:, 0])[:, 1:]
         return expected_hypervolume_improvement(self._dominated, self._weighed(1 - scores), certain, _WEIGHTS)

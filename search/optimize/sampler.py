@@ -73,7 +73,9 @@ class ConfigSampler:
         sampler: str,
         seed: int,
         budget: Budget | None = None,
+        images: int | None = None,
     ) -> None:
+        """`images` are those that scores are measured on, if these are shares of them."""
         check_sampler(sampler)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._seed = seed
@@ -83,7 +85,7 @@ class ConfigSampler:
         self._starts: list[Ints] = []
         self._history = History(candidates, columns, score)
         self._make_sampler = SAMPLERS[sampler] or partial(
-            EHVISampler, candidates, self._history, budget or Budget(), self._distributions, self._starts
+            EHVISampler, candidates, self._history, budget or Budget(), self._distributions, self._starts, images
         )
         self._study = optuna.create_study(
             directions=["maximize" if o.direction == "max" else "minimize" for o in objectives]

@@ -23,7 +23,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern,
 from search.optimize.candidates import Floats
 from search.optimize.forecast import Forecast
 
-__all__ = ["LEARNS_FROM", "Surrogate", "recent", "to_log_error", "to_score"]
+__all__ = ["LEARNS_FROM", "Surrogate", "recent", "sampling_deviation", "to_log_error", "to_score"]
 
 LEARNS_FROM = 8
 """Trials from which on the kernel is fitted to them; fewer move a forecast from effects by a fixed one."""
@@ -58,6 +58,16 @@ def to_log_error(scores: Floats) -> Floats:
 def to_score(log_errors: Floats) -> Floats:
     """Return the inverse of `to_log_error`, clipped to [0, 1]."""
     return np.clip(1 + _FLOOR - np.exp(log_errors), 0.0, 1.0)
+
+
+def sampling_deviation(log_errors: Floats, images: int) -> Floats:
+    """Return by how much a measured log error is off, as a standard deviation, since the images are so few.
+
+    Of independent images each is wrong with the same probability, and the measured error is their share.
+    """
+    errors = np.clip(np.exp(log_errors) - _FLOOR, 1 / images, 0.5)
+    deviation: Floats = np.sqrt(errors * (1 - errors) / images) / (errors + _FLOOR)
+    return deviation
 
 
 class Surrogate:
@@ -178,10 +188,14 @@ _FIXED = ConstantKernel(0.3) * DotProduct(1.0) + ConstantKernel(0.5) * Matern(3.
 
 @lru_cache(maxsize=8)
 def _kernel(inputs: bytes, targets: bytes, features: int) -> Any:
-    """Return the kernel of highest likelihood for these trials."""
+    """Return the kernel of highest likelihood for these trials.
+
+    Its bounds keep some of a trend, and forms alike: of few trials, whose scores are uncertain by their images alone,
+    the likelihood would often have it that nothing can be learnt of others.
+    """
     kernel = (
-        ConstantKernel(1.0, (1e-2, 1e2)) * DotProduct(1.0, (1e-2, 1e2))
-        + ConstantKernel(0.5, (1e-2, 1e2)) * Matern(3.0, (0.3, 1e2), nu=2.5)
+        ConstantKernel(1.0, (1e-1, 1e2)) * DotProduct(1.0, (1e-2, 1e2))
+        + ConstantKernel(0.5, (1e-2, 1e2)) * Matern(3.0, (3.0, 1e2), nu=2.5)
         + WhiteKernel(0.1, (1e-3, 1.0))
     )
     process = GaussianProcessRegressor(kernel)

@@ -166,7 +166,7 @@ def _run(
             forecast = _forecast(setup, plan, resources, console, claim)
         except KeyboardInterrupt:  # what was measured is kept
             return SearchResult(done=len(past), wanted=plan.trials, exhausted=False)
-        searcher = make_searcher(plan, setup.space, setup.limits, setup.workload.hashes(), past, forecast)
+        searcher = make_searcher(plan, setup.space, setup.limits, setup.workload, past, forecast)
         callback = _make_callback(setup, plan, searcher, observers, claim, gpus=gpus)
         place = plan.place(cpus=resources.cpus_per_trial, gpu=gpus > 0)
         callback.measured = finished_rows(comparable_studies(study), plan.parsed_objectives(), place)
@@ -216,14 +216,14 @@ def make_searcher(
     plan: StudyPlan,
     space: Space,
     limits: tuple[NetworkConfig, NetworkConfig],
-    hashes: Mapping[str, str],
+    workload: Workload,
     past: Iterable[Mapping[str, Any]],
     forecast: Forecast | None = None,
 ) -> FrontSearcher:
     """Return the searcher of a plan in its space, which has learned from the study's past rows.
 
-    `limits` are the space's extremes within the budget, `hashes` those of the workload. The `forecast` is what the
-    effects of single blocks say, if they are known.
+    `limits` are the space's extremes within the budget. The `forecast` is what the effects of single blocks say, if
+    they are known.
     """
     candidates = Candidates(space, forecast)
     objectives = plan.parsed_objectives()
@@ -233,7 +233,9 @@ def make_searcher(
         sampler=plan.sampler,
         seed=plan.seed,
         budget=plan.budget,
+        images=len(workload.data.val),
     )
+    hashes = workload.hashes()
     searcher = FrontSearcher(
         candidates,
         sampler,
