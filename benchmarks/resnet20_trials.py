@@ -40,6 +40,9 @@ Run = dict[str, Any]
 _STARTS = {"identity": "least_squares", "least_squares": "least_squares"}
 """What a trial's start is called where it is not calibrated, by a run's; the identity is put in its place."""
 
+_RECIPE = ("lr", "batch_size", "distillation", "precision")
+"""Settings of the recipe that a run may have of its own."""
+
 _shared: dict[str, Any] = {}
 
 
@@ -126,7 +129,7 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         data=_shared["spec"],
         data_fingerprint=data.fingerprint,
         config=config,
-        recipe=replace(RECIPE, gradual_pruning=run.get("gradual", 0.0)),
+        recipe=replace(RECIPE, gradual_pruning=run.get("gradual", 0.0), **{k: run[k] for k in _RECIPE if k in run}),
         init=_STARTS.get(run.get("start", ""), "calibrated"),
         saliency=run.get("saliency", "magnitude"),
         epochs=arguments.epochs,

@@ -10,15 +10,15 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 
 from results.objectives import parse_objectives
-from search.optimize.candidates import Candidates
+from search.optimize.candidates import Candidates, Floats, Points
 from search.optimize.ehvi import _Gain
 from search.optimize.forecast import Forecast
 from search.optimize.history import History
 from search.optimize.improvement import expected_hypervolume_improvement
 from search.optimize.sampler import ConfigSampler, Observation
-from search.optimize.surrogate import Surrogate, to_log_error, to_score
+from search.optimize.surrogate import Surrogate, sampling_deviation, to_log_error, to_score
 from search.study.budget import Budget
-from spaces import NetworkConfig, Space
+from spaces import BlockConfig, NetworkConfig, Space
 
 OBJECTIVES = parse_objectives(("val_top1", "size_bytes", "flops"), score_name="val_top1")
 SMALL = {
@@ -231,3 +231,44 @@ def test_errors_that_leave_a_network_usable_take_half_of_the_scale(space: Space)
     gain = _Gain(candidates, History(candidates, ["score", "size_bytes", "flops"], 0))
     weighed = gain._weighed(np.array([0.0, 0.15, 0.3, 0.65, 1.0]))  # usable up to 2 x 0.1 + 0.1
     assert weighed == pytest.approx([0.0, 0.325, 0.65, 0.825, 1.0])
+
+
+def test_a_share_of_few_images_is_uncertain(np_rng: np.random.Generator) -> None:
+    for error, images in ((0.1, 400), (0.3, 2000), (0.02, 5000)):
+        measured = to_log_error(1 - np_rng.binomial(images, error, size=20_000) / images)
+        told = sampling_deviation(to_log_error(np.array([1 - error])), images)
+        assert told.item() == pytest.approx(measured.std(), rel=0.1)
+
+
+def test_the_fewer_images_the_more_a_point_beside_the_front_promises(candidates: Candidates) -> None:
+    history = History(candidates, ["score", "size_bytes", "flops"], 0)
+    for config in _search(candidates, "random", 25):
+        cost = candidates.space.network.cost(config)
+        history.end(history.add(candidates.point(config)), [_accuracy(config), cost.size_bytes, cost.flops])
+    points = candidates.all_points.take(history.is_new(candidates.all_points))
+    exact, *sampled = (_Gain(candidates, history, images)(points) for images in (None, 10_000, 100))
+    least = np.argsort(exact)[: len(exact) // 2]
+    assert exact[least].mean() < sampled[0][least].mean() < sampled[1][least].mean()
+
+
+def test_what_is_offered_is_looked_at_until_it_is_drawn(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a space that is too large to look at each point."""
+    candidates = Candidates(space, Forecast(lambda block, config: 0.1, reference=0.95))
+    every = BlockConfig(basis="cosine", harmonics=(2, 2), allocation="filter", bits=4, exponent_block=16)
+    wanted = space.network.canonical(NetworkConfig(blocks=dict.fromkeys(space.network.blocks, every)))
+    best = candidates.describe(candidates.point(wanted)[None])
+    promising = False
+
+    def gain(self: _Gain, points: Points) -> Floats:
+        return (points.identity == best.identity).all(axis=1) * (1.0 if promising else -1.0)
+
+    monkeypatch.setattr(_Gain, "__call__", gain)
+    for offered in (True, False):
+        drawing = ConfigSampler(candidates, OBJECTIVES, sampler="ehvi", seed=0)
+        if offered:
+            drawing.offer(candidates.point(wanted))
+        drawn = []
+        for number in range(4):
+            promising = number > 1
+            drawn.append(candidates.config(drawing.ask(number)[1]) == wanted)
+        assert drawn == [False, False, offered, False]
