@@ -176,6 +176,8 @@ class _Block:
 
     def describe(self, choices: Ints) -> Floats:
         """Return the rows of the choices (m, knobs): (m, columns)."""
+        if len(choices) == 1:
+            return self._row(int(choices[0] @ self._strides))[None]
         codes, rows = np.unique(choices @ self._strides, return_inverse=True)
         return np.array([self._row(code) for code in codes.tolist()]).reshape(len(codes), len(self._row(0)))[rows]
 

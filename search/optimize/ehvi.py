@@ -146,8 +146,9 @@ class EHVISampler(BaseSampler):
 class _Gain:
     """The expected gain in hypervolume of points, by what the history teaches.
 
-    A running trial counts as if it had finished with its forecast score. A score is as uncertain as its forecast, and
-    besides as a share of so many images.
+    A running trial counts as if it had finished with its forecast score, and makes what is near it surer: so workers
+    spread over what promises something (kriging believer: Ginsbourger, Le Riche & Carraro 2010). A score is as
+    uncertain as its forecast, and besides as a share of so many images.
     """
 
     def __init__(self, candidates: Candidates, history: History, images: int | None = None) -> None:
@@ -162,9 +163,10 @@ class _Gain:
             self._usable = min(1.0, _ERRORS * (1 - candidates.forecast.reference) + _MARGIN)
         first, others = history.score, [i for i in range(len(history.columns)) if i != history.score]
         self._order = [first, *others]
-        underway = [
-            self._losses(points, to_score(self._surrogate.mean(points.features))) for points in history.running()
-        ]
+        running = history.running()
+        underway = [self._losses(points, to_score(self._surrogate.mean(points.features))) for points in running]
+        if running:
+            self._surrogate.await_scores(np.concatenate([points.features for points in running]))
         self._dominated = np.concatenate([history.losses(history.front()[1])[:, self._order], *underway])
         self._dominated[:, 0] = self._weighed(self._dominated[:, 0])
 

@@ -84,6 +84,8 @@ class ConfigSampler:
         score = [objective.direction for objective in objectives].index("max")
         self._starts: list[Ints] = []
         self._history = History(candidates, columns, score)
+        self._learns_from_study = SAMPLERS[sampler] is not None
+        """Optuna's samplers do; ours has the history."""
         self._make_sampler = SAMPLERS[sampler] or partial(
             EHVISampler, candidates, self._history, budget or Budget(), self._distributions, self._starts, images
         )
@@ -121,13 +123,14 @@ class ConfigSampler:
 
     def replay(self, point: Ints, observation: Observation) -> None:
         """Learn from an earlier trial, which was at this point (knobs,)."""
-        trial = create_trial(
-            state=observation.state,
-            params=self._params(point),
-            distributions=self._distributions,
-            values=None if observation.values is None else list(observation.values),
-        )
-        self._study.add_trial(trial)
+        if self._learns_from_study:
+            trial = create_trial(
+                state=observation.state,
+                params=self._params(point),
+                distributions=self._distributions,
+                values=None if observation.values is None else list(observation.values),
+            )
+            self._study.add_trial(trial)
         self._history.end(self._history.add(point), observation.values, observation.forecast)
 
     def _params(self, point: Ints) -> dict[str, int]:

@@ -104,18 +104,35 @@ class Surrogate:
             self.kernel = _FIXED
         self._covariance = _Covariance.of(self.kernel)
         self._inputs, self._targets = inputs, targets
-        covariance = self._covariance(inputs, inputs)
-        covariance[np.diag_indices(len(scores))] += self._covariance.noise + 1e-8 + variance / self._unit**2
-        self._factor = cholesky(covariance, lower=True)
+        self._noise = self._covariance.noise + 1e-8 + variance / self._unit**2
+        self._factor = self._factored(inputs, self._noise)
         self._weights = cho_solve((self._factor, True), targets)
+        self._known, self._sharp = inputs, self._factor
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the log error (m,) that training would give, without its noise."""
         points = self._scaled(features)
-        covariance = self._covariance(points, self._inputs)
-        told = solve_triangular(self._factor, covariance.T, lower=True)
+        covariance = self._covariance(points, self._known)
+        told = solve_triangular(self._sharp, covariance.T, lower=True)
         variance = self._covariance.variance(points) - (told**2).sum(axis=0)
-        return self._unscaled(covariance @ self._weights, features), np.sqrt(np.maximum(variance, 1e-8)) * self._unit
+        mean = self._unscaled(covariance[:, : len(self._inputs)] @ self._weights, features)
+        return mean, np.sqrt(np.maximum(variance, 1e-8)) * self._unit
+
+    def await_scores(self, features: Floats) -> None:
+        """Be as sure from now on as when trials (m, d) that are under way will have been measured.
+
+        Means stay: the scores that these are expected to have move none.
+        """
+        self._known = np.vstack([self._inputs, self._scaled(features)])
+        noise = np.full(len(features), self._covariance.noise + 1e-8)
+        self._sharp = self._factored(self._known, np.concatenate([self._noise, noise]))
+
+    def _factored(self, inputs: Floats, noise: Floats) -> Floats:
+        """Return the lower Cholesky factor of the covariance of measured inputs."""
+        covariance = self._covariance(inputs, inputs)
+        covariance[np.diag_indices(len(inputs))] += noise
+        factor: Floats = cholesky(covariance, lower=True)
+        return factor
 
     def mean(self, features: Floats) -> Floats:
         """Return the mean log error (m,) alone, which is quicker."""

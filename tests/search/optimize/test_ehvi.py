@@ -139,6 +139,28 @@ def test_the_process_is_that_of_scikit_learn(
         assert surrogate.left_out()[left] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("forecast", [None, Forecast(lambda *_: 0.1, 0.9)])
+def test_what_is_under_way_makes_forecasts_surer_and_moves_none(
+    candidates: Candidates, np_rng: np.random.Generator, forecast: Forecast | None
+) -> None:
+    """As if it had been measured to be what is forecast."""
+    points = Candidates(candidates.space, forecast).all_points.features
+    order = np_rng.permutation(len(points))
+    seen, underway, new = points[order[:12]], points[order[12:20]], points[order[20:]]
+    surrogate = Surrogate(seen, np_rng.uniform(0.8, 0.99, 12), np.zeros(12), forecast)
+    mean, before = surrogate.predict(new)
+    surrogate.await_scores(underway)
+    same, after = surrogate.predict(new)
+    assert same == pytest.approx(mean)
+    inputs = surrogate._scaled(np.vstack([seen, underway]))
+    process = GaussianProcessRegressor(surrogate.kernel, alpha=1e-8, optimizer=None).fit(inputs, np.zeros(20))
+    _, expected = process.predict(surrogate._scaled(new), return_std=True)
+    noise = surrogate.kernel.k2.noise_level
+    assert after == pytest.approx(np.sqrt(np.maximum(expected**2 - noise, 1e-8)) * surrogate._unit, rel=1e-4)
+    assert (after <= before + 1e-9).all()
+    assert after.mean() < before.mean()
+
+
 def _search(candidates: Candidates, sampler: str, trials: int, budget: Budget | None = None) -> list[NetworkConfig]:
     drawing = ConfigSampler(candidates, OBJECTIVES, sampler=sampler, seed=3, budget=budget)
     drawn = []
