@@ -149,7 +149,7 @@ def _run(point: Mapping[str, Value], config: NetworkConfig, fold: int) -> dict[s
         weights_sha256=state_sha256(baseline),
         data_fingerprint=data.fingerprint,
         config=config,
-        recipe=RECIPES["finetune"],
+        recipe=replace(RECIPES["finetune"], distillation=0.0),
         epochs=EPOCHS,
         seed=fold,
     )

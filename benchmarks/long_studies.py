@@ -160,8 +160,8 @@ def main() -> None:
     lines = [
         "# Long studies",
         "",
-        f"ResNet-20, default space, processor time of one thread, medians of {arguments.draws} draws and of 3 statuses; "
-        f"{device()}, numpy {version('numpy')}.",
+        f"ResNet-20, default space, processor time of one thread, medians of {arguments.draws} draws and of 3 "
+        f"statuses; {device()}, numpy {version('numpy')}.",
         "",
         "| blocks | trials | learned, when resumed | one draw | one told trial |",
         "|---|---|---|---|---|",

@@ -91,7 +91,7 @@ class Subject:
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> "Subject":
         """Load what the options name; for `--tiny` train a ResNet-8 on digits."""
-        recipe = replace(RECIPES["finetune"], distillation=0.5)
+        recipe = RECIPES["finetune"]
         if arguments.tiny:
             data = load_data(DataSpec(train_limit=128))
             baseline = random_network("resnet8", data, seed=0)

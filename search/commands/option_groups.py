@@ -149,8 +149,11 @@ class BaselineRecipeOptions:
     setting: options.Settings = None
 
     def training_recipe(self) -> TrainingRecipe:
-        """Return the recipe; raises and warns as `read_recipe` does."""
-        values = asdict(self)
+        """Return the recipe, without distillation where there is no network to learn from.
+
+        Raises and warns as `read_recipe` does.
+        """
+        values = {"distillation": 0.0, **asdict(self)}
         return read_recipe(values.pop("recipe"), values.pop("setting"), **values)
 
 

@@ -159,7 +159,7 @@ class TrainingRecipe:
 
 
 RECIPES = {
-    "finetune": TrainingRecipe(),
+    "finetune": TrainingRecipe(distillation=0.5),
     "approxconv": TrainingRecipe(lr=1e-4, batch_size=128, lr_schedule="step"),
     "approxconv-convnext": TrainingRecipe(lr=5e-5, batch_size=128, lr_schedule="step", drop_path_rate=0.1),
     "baseline": TrainingRecipe(lr=0.1, nesterov=True),
