@@ -70,20 +70,19 @@ class CompressedConv2d(FilterLayer):
         return chosen
 
     @torch.no_grad()
-    def set_coefficients(self, coefficients: Tensor, weight: Tensor, template_index: Tensor | None = None) -> None:
+    def set_coefficients(
+        self, coefficients: Tensor, weight: Tensor | None = None, template_index: Tensor | None = None
+    ) -> None:
         """Set the coefficients (M, C / groups, n_y, n_x) of the templates, of all filters if there are no templates.
 
         Coefficients that are allocated to filters are given for all K_y K_x harmonics, and those within each filter's
-        support are taken. Transforms are set to those that bring the templates nearest to the filters `weight`
-        (N, C / groups, K_y, K_x). A form that assigns templates takes `template_index` (N - M,), or else the nearest.
+        support are taken. Where templates are transformed, transforms are set to those that bring the templates nearest
+        to the filters `weight` (N, C / groups, K_y, K_x). A form that assigns templates takes `template_index`
+        (N - M,), or else the nearest.
         """
-        if self.support_index is not None:
-            self.coefficients.copy_(coefficients.permute(0, 2, 3, 1).flatten(0, 2)[self.support_index])
-            return
-        by_group = coefficients.unflatten(1, (self.form.groups, -1)).transpose(0, 1).flatten(0, 1)
-        self.coefficients.copy_(by_group)
+        self.coefficients.copy_(self.stored(coefficients))
         parameters = self.transforms()
-        if self.template_mask is None or parameters is None:
+        if self.template_mask is None or parameters is None or weight is None:
             return
         target = (self._transform(), weight, self.templates(), self.template_mask)
         if self.template_index is not None:
@@ -92,9 +91,19 @@ class CompressedConv2d(FilterLayer):
 
     def get_coefficients(self) -> Tensor:
         """Return the coefficients as `set_coefficients` takes them, unrounded."""
+        return self.rearranged(self.coefficients)
+
+    def stored(self, coefficients: Tensor) -> Tensor:
+        """Return numbers in the order of `set_coefficients` in that of what is stored."""
         if self.support_index is not None:
-            return self._expanded(self.coefficients)
-        return self.coefficients.unflatten(0, (self.form.groups, -1)).transpose(0, 1).flatten(1, 2)
+            return coefficients.permute(0, 2, 3, 1).flatten(0, 2)[self.support_index]
+        return coefficients.unflatten(1, (self.form.groups, -1)).transpose(0, 1).flatten(0, 1)
+
+    def rearranged(self, stored: Tensor) -> Tensor:
+        """Return numbers in the order of what is stored in that of `set_coefficients`; 0 outside supports."""
+        if self.support_index is not None:
+            return self._expanded(stored)
+        return stored.unflatten(0, (self.form.groups, -1)).transpose(0, 1).flatten(1, 2)
 
     @torch.no_grad()
     def defer_pruning(self, weight: Tensor, saliency: Tensor | None = None) -> None:

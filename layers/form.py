@@ -131,8 +131,8 @@ class LayerForm:
     def _check_running(self) -> None:
         for name in ("activation_bits", "vector_bits"):
             bits = getattr(self, name)
-            if bits is not None and (type(bits) is not int or not 2 <= bits <= 16):
-                raise UsageError(f"{name} (={bits!r}) must be a whole number from 2 to 16")
+            if bits is not None and (type(bits) is not int or not 1 <= bits <= 16):
+                raise UsageError(f"{name} (={bits!r}) must be a whole number from 1 to 16")
         if self.activation_bits is None and self.activation_block != 1:
             raise UsageError(f"activation_block (={self.activation_block!r}) must be 1 without activation_bits")
         if self.arithmetic not in ARITHMETICS:

@@ -35,6 +35,29 @@ class CompressedLinear(QuantizedLayer):
         """Return the weight (N, C) as the layer computes with it: in its format, then in that of its arithmetic."""
         return self.computed_filters(self._stored_weight())
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """Round the input (..., C) as the product does."""
+        form = self.form.activation_format
+        rounded = x if form is None else self.quantized(x.reshape(-1, x.shape[-1]), form).view(x.shape)
+        return self.computed_input(rounded)
+
+    @torch.no_grad()
+    def set_coefficients(self, coefficients: Tensor) -> None:
+        """Set the stored weight (N, C, 1, 1)."""
+        self.coefficients.copy_(coefficients)
+
+    def get_coefficients(self) -> Tensor:
+        """Return the stored weight (N, C, 1, 1), unrounded."""
+        return self.coefficients
+
+    def stored(self, coefficients: Tensor) -> Tensor:
+        """Return numbers (N, C, 1, 1) as they are stored."""
+        return coefficients
+
+    def rearranged(self, stored: Tensor) -> Tensor:
+        """Return stored numbers as `get_coefficients` does."""
+        return stored
+
     def filter_codes(self) -> tuple[Tensor, Tensor]:
         """Return the weight's codes (N, C) and scales (N,) in int8."""
         return filter_codes(self._stored_weight())

@@ -14,7 +14,7 @@ from layers.templates.transforms import TRANSFORMS, Transform
 
 __all__ = ["BlockConfig", "NetworkConfig"]
 
-_BITS, _BLOCKS = (2, 16), (1, 128)
+_BITS, _BLOCKS = (1, 16), (1, 128)
 _RANGES = {
     "groups": (1, 1 << 16),
     "bits": _BITS,

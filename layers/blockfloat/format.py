@@ -27,7 +27,7 @@ class BlockFormat:
     """How a tensor is held in block floating point."""
 
     bits: int
-    """Mantissa bits, 2..16, sign not counted."""
+    """Mantissa bits, 1..16, sign not counted."""
     block: int = 1
     """Values that share an exponent, 1..128."""
     exponent_bits: int = 7
@@ -40,7 +40,7 @@ class BlockFormat:
     """What a tensor is packed to."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("bits", 2, 16), ("block", 1, 128), ("exponent_bits", 2, 7)):
+        for name, low, high in (("bits", 1, 16), ("block", 1, 128), ("exponent_bits", 2, 7)):
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
                 raise UsageError(f"{name} (={value!r}) must be a whole number from {low} to {high}")

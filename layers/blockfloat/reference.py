@@ -22,7 +22,7 @@ def _round_each(x: Tensor, form: BlockFormat) -> Tensor:
     drop = 24 - form.bits
     rounded = F.hardshrink(x, 2.0**form.lowest * (1 - 2.0**-24))
     patterns = rounded.view(torch.int32)
-    patterns = (patterns + ((patterns >> drop) & 1) + ((1 << (drop - 1)) - 1)) & -(1 << drop)
+    patterns = (patterns + _odd(patterns, form) + ((1 << (drop - 1)) - 1)) & -(1 << drop)
     return patterns.view(torch.float32).masked_fill(~(x.abs() < _overflow(form)), torch.nan)
 
 
@@ -31,10 +31,15 @@ def _round_blocks(x: Tensor, form: BlockFormat) -> Tensor:
     blocks = cut_blocks(x, form)
     largest = blocks.abs().amax(2, keepdim=True)
     patterns, drop = largest.view(torch.int32), 24 - form.bits
-    exponents = (patterns + ((patterns >> drop) & 1) + ((1 << (drop - 1)) - 1)) >> 23
+    exponents = (patterns + _odd(patterns, form) + ((1 << (drop - 1)) - 1)) >> 23
     anchors = (((exponents + drop) << 23) + (1 << 22)).view(torch.float32)
     rounded = ((blocks + anchors) - anchors).masked_fill(largest < 2.0**form.lowest, 0.0)
     return join_blocks(rounded.masked_fill(~(largest < _overflow(form)), torch.nan), x.shape, form)
+
+
+def _odd(patterns: Tensor, form: BlockFormat) -> Tensor | int:
+    """Return 1 where the last digit that stays is odd, so that a tie is rounded up: a single digit always is."""
+    return 1 if form.bits == 1 else (patterns >> (24 - form.bits)) & 1
 
 
 def _overflow(form: BlockFormat) -> float:

@@ -14,21 +14,20 @@ ridge, a share of the mean energy, draws each fit to where it started.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from layers.blockfloat.format import BlockFormat
+from layers.calibration.inputs import chunks, seen_by_filters
+from layers.calibration.rounding import block_steps, round_in_turn
 from layers.conv import CompressedConv2d
 from layers.errors import OvertoneError, UsageError
-from layers.series.harmonic import padded
 from layers.templates.fit import least_squares_gains
 
 __all__ = ["TemplateRegression"]
-
-_CHUNK_VALUES = 1 << 24
-"""Values under filters held at a time: 64 MiB of float32."""
 
 
 class TemplateRegression:
@@ -55,14 +54,11 @@ class TemplateRegression:
         if bias is not None:
             outputs = outputs - bias[:, None, None]
         values = parts * self._gram.shape[1] * outputs.shape[2] * outputs.shape[3]
-        step = max(1, _CHUNK_VALUES // max(values, 1))
-        for inputs, targets in zip(x.split(step), outputs.split(step), strict=True):
-            inputs, padding = padded(layer.rounded(inputs), layer.margins, layer.padding_mode)
-            patches = F.unfold(inputs, layer.shape.kernel, layer.dilations, padding, layer.strides)
-            patches = patches.transpose(0, 1).flatten(1).unflatten(0, (parts, -1))
-            by_part = targets.flatten(2).transpose(0, 1).flatten(1).unflatten(0, (parts, -1))
-            self._gram += (patches @ patches.mT).double()
-            self._cross += (by_part @ patches.mT).double().flatten(0, 1)
+        for inputs, targets in chunks(x, outputs, values):
+            for pair in seen_by_filters(layer, inputs, targets):
+                patches, by_part = (columns.unflatten(0, (parts, -1)) for columns in pair)
+                self._gram += (patches @ patches.mT).double()
+                self._cross += (by_part @ patches.mT).double().flatten(0, 1)
 
     @torch.no_grad()
     def apply(self, weight: Tensor) -> None:
@@ -86,14 +82,27 @@ class TemplateRegression:
         start = self.layer.get_coefficients()
         cross_by_part = self._by_part(self._cross, self.template_mask)
         start_by_part = start.double().flatten(1).split([len(part) for part in cross_by_part])
-        fitted = []
+        fitted, moments = [], []
         for gram, cross, part in zip(self._gram, cross_by_part, start_by_part, strict=True):
             gram, cross = _by_tap(gram, self.layer), cross.unflatten(1, (self.layer.shape.filter_channels, -1))
             if self.layer.form.basis is not None:
                 phi = torch.kron(*(phi.double() for phi in self.layer.bases()))
                 gram, cross = torch.einsum("ctdu,ta,ub->cadb", gram, phi, phi), cross @ phi
-            fitted.append(self._fit(gram.flatten(2).flatten(0, 1)[None], cross.flatten(1)[None], part[None])[0])
-        return torch.cat(fitted).view(start.shape).to(start.dtype)
+            moments.append(gram.flatten(2).flatten(0, 1))
+            fitted.append(self._fit(moments[-1][None], cross.flatten(1)[None], part[None])[0])
+        return self._rounded_templates(fitted, moments).view(start.shape).to(start.dtype)
+
+    def _rounded_templates(self, fitted: Sequence[Tensor], moments: Sequence[Tensor]) -> Tensor:
+        """Round fitted templates (rows, d) of each part so that their own outputs change least."""
+        form, values = self.layer.form.weight_format, torch.cat(list(fitted))
+        if not isinstance(form, BlockFormat):
+            return values
+        like = self.layer.get_coefficients().shape
+        energy = torch.cat([gram.diagonal().expand_as(rows) for rows, gram in zip(fitted, moments, strict=True)])
+        steps = block_steps(self.layer.stored(values.view(like)), self.layer.stored(energy.view(like)), form)
+        by_part = self.layer.rearranged(steps).flatten(1).split([len(rows) for rows in fitted])
+        parts = zip(fitted, moments, by_part, strict=True)
+        return torch.cat([round_in_turn(rows[None], m[None], s[None], form.bits)[0] for rows, m, s in parts])
 
     def _fit_gains(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the templates (N - M,) of pruned filters, and their gains (N - M, G, K_y, K_x)."""
@@ -102,13 +111,24 @@ class TemplateRegression:
         cross = self._by_part(self._cross, ~self.template_mask)
         template_index = self.layer.assignment().split([len(part) for part in filters])
         parts = zip(self._gram, filters, cross, template_index, strict=True)
-        indices, gains = zip(*(self._fit_gains_of_part(templates, *part) for part in parts), strict=True)
-        return torch.cat(indices), torch.cat(gains)
+        indices, gains, moments = zip(*(self._fit_gains_of_part(templates, *part) for part in parts), strict=True)
+        return torch.cat(indices), self._rounded_gains(torch.cat(gains), torch.cat(moments))
+
+    def _rounded_gains(self, gains: Tensor, moments: Tensor) -> Tensor:
+        """Round gains (N - M, G, K_y, K_x), with the moments (N - M, n, n) of what each multiplies."""
+        form = self.layer.form.weight_format
+        if not isinstance(form, BlockFormat) or not len(gains):
+            return gains
+        steps = block_steps(gains, moments.diagonal(dim1=1, dim2=2).reshape(gains.shape), form)
+        rows, steps = gains.flatten(1)[:, None], steps.flatten(1)[:, None]
+        return round_in_turn(rows, moments, steps, form.bits).view_as(gains)
 
     def _fit_gains_of_part(
         self, templates: Tensor, gram: Tensor, filters: Tensor, cross: Tensor, template_index: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the same for a part's filters (R, C / P, K_y, K_x), which have the templates `template_index` (R,).
+
+        And the moments (R, n, n) of what gains multiply.
 
         If the form assigns templates, each filter gets the one whose gains leave its outputs the least squared error.
         """
@@ -123,7 +143,7 @@ class TemplateRegression:
         start = least_squares_gains(templates.transpose(0, 1)[template_index], filters).double().flatten(1)
         products = products[template_index, torch.arange(len(template_index), device=template_index.device)]
         gains = self._fit(moments[template_index], products[:, None], start[:, None])
-        return template_index, gains.view(-1, groups, *kernel)
+        return template_index, gains.view(-1, groups, *kernel), moments[template_index]
 
     def _moments(self, gram: Tensor, templates: Tensor) -> Tensor:
         """Return the moments of the responses to each template in a part, (M, n, n), n = G K_y K_x."""

@@ -34,10 +34,11 @@ static void single_values(const Part *part) {
     int drop = DIGITS > part->bits ? DIGITS - part->bits : 0;
     Bits small = (127 + part->lowest) << (DIGITS - 1), large = (127 - part->lowest) << (DIGITS - 1);
     Bits last = drop > 0 ? 1u << drop : 0, half = last / 2, stay = ~0u << drop, sign = 0x80000000u >> CUT;
+    Bits odd = part->bits == 1 ? ~0u : last; /* a single digit that stays is odd, a tie is rounded up */
     for (int64_t i = 0; i < values; i++) {
         Bits all;
         memcpy(&all, x + i, sizeof all);
-        Bits magnitude = all & ~sign, even = magnitude & last ? 0 : half > 0, up = (magnitude + half - even) & stay;
+        Bits magnitude = all & ~sign, even = magnitude & odd ? 0 : half > 0, up = (magnitude + half - even) & stay;
         Bits found = up >= large ? NOT_A_NUMBER >> CUT : up | (all & sign);
         found = magnitude < small ? 0 : found;
         memcpy(y + i, &found, sizeof found);

@@ -59,7 +59,8 @@ EACH Pattern larger(Pattern magnitude, float x) {
 /* The anchor of a block by its largest magnitude: NaN if that is too large; if too small, one that rounds it to 0. */
 EACH float anchor(Pattern largest, int bits, int lowest) {
     Pattern drop = 24 - bits;
-    Pattern exponent = (largest + (1u << (drop - 1)) - 1 + ((largest >> drop) & 1)) >> 23;
+    Pattern odd = bits == 1 ? 1 : (largest >> drop) & 1; /* the last digit that stays, of one digit the leading one */
+    Pattern exponent = (largest + (1u << (drop - 1)) - 1 + odd) >> 23;
     Pattern found = (exponent + drop) << 23 | 0x400000u;
     found = largest < (Pattern)(127 + lowest) << 23 ? (Pattern)(127 + lowest + 25) << 23 | 0x400000u : found;
     return value(exponent >= (Pattern)(127 - lowest) ? NOT_A_NUMBER : found);

@@ -116,13 +116,13 @@ def random_form(rng: random.Random) -> Callable[..., LayerForm]:
             if chosen["templates"] > 1 and chosen["transform"] != "zero" and rng.random() < 0.6:
                 chosen |= {"assignment": "residual"}
         if rng.random() < 0.6:
-            chosen |= {"bits": rng.randint(2, 16), "exponent_block": rng.choice([1, 2, 5, 16, 128])}
+            chosen |= {"bits": rng.randint(1, 16), "exponent_block": rng.choice([1, 2, 5, 16, 128])}
             chosen |= {"exponent_bits": rng.randint(6, 7)}  # least-squares gains have a heavy tail
             chosen |= {"exponent_axis": rng.choice(AXES)}
         elif rng.random() < 0.4:
             chosen |= {"bits": rng.randint(2, 7), "scale": "bfloat16"}
         if rng.random() < 0.5:
-            chosen |= {"activation_bits": rng.randint(2, 16), "activation_block": rng.choice([1, 1, 2, 5, 16])}
+            chosen |= {"activation_bits": rng.randint(1, 16), "activation_block": rng.choice([1, 1, 2, 5, 16])}
         return LayerForm(**chosen)
 
     return draw

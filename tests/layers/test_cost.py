@@ -132,7 +132,7 @@ def test_calls_are_summed_and_a_layer_never_called_costs_no_macs():
 def test_cost_of_a_linear_layer(_, rng, fill, normal, count_macs):
     linear = fill(nn.Linear(rng.randint(1, 30), rng.randint(1, 30), bias=rng.random() < 0.5))
     shared = {"exponent_axis": rng.choice(AXES), "activation_bits": 5, "activation_block": rng.randint(1, 40)}
-    form = rng.choice([LayerForm(), LayerForm(bits=rng.randint(2, 16), exponent_block=rng.randint(1, 128), **shared)])
+    form = rng.choice([LayerForm(), LayerForm(bits=rng.randint(1, 16), exponent_block=rng.randint(1, 128), **shared)])
     rows = rng.randint(1, 5)
     cost = layer_cost(LayerShape.from_module(linear, (((1, rows), (1, rows)),)), form)
     layer = compress_layer(linear, form)

@@ -32,16 +32,16 @@ LINEAR = LayerShape(kind="linear", in_channels=12, out_channels=20, bias=True)
         ({"templates": 4, "transform": "scalar", "groups": 0}, r"groups \(=0\) must be a whole number of at least 1$"),
         ({"templates": 4, "transform": "scalar", "groups": -2}, r"groups \(=-2\) must be a whole number"),
         ({"templates": 4, "transform": "scalar", "groups": 2.0}, r"groups \(=2\.0\) must be a whole number"),
-        ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16$"),
+        ({"bits": 0}, r"bits \(=0\) must be a whole number from 1 to 16$"),
         ({"bits": 4, "exponent_block": 0}, r"block \(=0\) must be a whole number from 1 to 128$"),
         ({"bits": 4, "exponent_bits": 9}, r"exponent_bits \(=9\) must be a whole number from 2 to 7$"),
         ({"bits": 4, "exponent_axis": "row"}, r"axis \(='row'\) must be one of flat, filter, channel$"),
         ({"activation_bits": 4, "activation_block": 0}, r"block \(=0\) must be a whole number from 1 to 128$"),
         ({"exponent_axis": "filter"}, r"exponent_axis \(='filter'\) must be 'flat' without bits$"),
         ({"bits": 4, "activation_block": 4}, r"activation_block \(=4\) must be 1 without activation_bits$"),
-        ({"activation_bits": 17}, r"^activation_bits \(=17\) must be a whole number from 2 to 16$"),
-        ({"activation_bits": True}, r"^activation_bits \(=True\) must be a whole number from 2 to 16$"),
-        ({"vector_bits": 1}, r"^vector_bits \(=1\) must be a whole number from 2 to 16$"),
+        ({"activation_bits": 17}, r"^activation_bits \(=17\) must be a whole number from 1 to 16$"),
+        ({"activation_bits": True}, r"^activation_bits \(=True\) must be a whole number from 1 to 16$"),
+        ({"vector_bits": 0}, r"^vector_bits \(=0\) must be a whole number from 1 to 16$"),
         *(
             (asked, r"^scale \(='.*'\) must be bfloat16, of weights with bits that share no exponent$")
             for asked in (

@@ -114,7 +114,7 @@ def test_norms_and_biases_are_limited_like_other_blocks(wide_space):
     assert wide_space.restrict({"all": {"bits": [3], "groups": [1]}}).choices["norms_and_biases"] == {"bits": (3,)}
     limited = wide_space.restrict({"norms_and_biases": {"bits": [5, "none"]}})
     assert limited.choices == {**wide_space.choices, "norms_and_biases": {"bits": (5, None)}}
-    with pytest.raises(UsageError, match=r"cannot take space\.norms_and_biases\.bits = 1: .* from 2 to 16"):
+    with pytest.raises(UsageError, match=r"cannot take space\.norms_and_biases\.bits = 1: .* from 1 to 16"):
         wide_space.restrict({"norms_and_biases": {"bits": [1]}})
     with pytest.raises(UsageError, match=r"knob \(='groups'\) of space\.norms_and_biases must be one of bits"):
         wide_space.restrict({"norms_and_biases": {"groups": [1]}})

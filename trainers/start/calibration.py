@@ -38,7 +38,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from layers import CompressedConv1d, CompressedConv2d, OvertoneError, UsageError, compressed_layers
+from layers import (
+    CompressedConv1d,
+    CompressedConv2d,
+    CompressedLinear,
+    OvertoneError,
+    UsageError,
+    compressed_layers,
+)
+from layers.blockfloat.format import BlockFormat
 from layers.calibration.series import OutputRegression
 from layers.calibration.templates import TemplateRegression
 from layers.errors import first_line
@@ -50,6 +58,8 @@ from trainers.start.norm_statistics import InputMoments, NormStatistics, correct
 
 __all__ = ["Objective", "calibrate", "match_outputs"]
 
+_COARSE = 8
+"""Mantissa bits up to which filters that are stored as they are get fitted and rounded to their outputs."""
 _PIECE_PIXELS = 1 << 19
 """Pixels of the images in one piece: 512 of 32 x 32, 10 of 224 x 224."""
 
@@ -127,9 +137,11 @@ class _TakenApart(Ended):
 class _PairedPass:
     """State of a paired pass that its modules share."""
 
-    def __init__(self, original: OriginalPass, batching: Batching) -> None:
+    def __init__(self, original: OriginalPass, batching: Batching, total: int) -> None:
         self.original = original
         self.batching = batching
+        self.total = total
+        """Images of the batch."""
         self.pieces = 1
         """Pieces of the batch."""
         self.images = 1
@@ -195,6 +207,8 @@ class _PairedLayer(_PairedModule):
             self._regression = TemplateRegression(self.module)
         elif isinstance(self.module, CompressedConv2d) and self.module.form.basis is not None:
             self._regression = OutputRegression(self.module)
+        elif isinstance(self.module, CompressedConv2d | CompressedLinear) and _is_coarse(self.module):
+            self._regression = OutputRegression(self.module, images=self.paired.total)
 
     def observe(self, x: Tensor, original_x: Tensor, original_outputs: Tensor) -> None:
         self.paired.compressed_before = True
@@ -210,17 +224,16 @@ class _PairedLayer(_PairedModule):
         self._regression.add(inputs, outputs)
 
     def finish(self) -> None:
-        if self._regression is not None and isinstance(self.module, CompressedConv2d):
-            dense = self.original.get_parameter("weight")
-            weight = dense.view(len(dense), -1, *self.module.shape.kernel)
-            try:
-                if isinstance(self._regression, TemplateRegression):
-                    self._regression.apply(weight)
-                else:
-                    self.module.set_coefficients(self._regression.solve(self._importance()), weight)
-            except OvertoneError as error:
-                raise OvertoneError(f"layer {self.name!r}: {error}") from error
-            self._regression = None
+        try:
+            if isinstance(self._regression, TemplateRegression):
+                dense = self.original.get_parameter("weight")
+                self._regression.apply(dense.view(len(dense), -1, *self._regression.layer.shape.kernel))
+            elif self._regression is not None:
+                coefficients = self._regression.solve(self._importance())
+                self._regression.layer.set_coefficients(self._regression.rounded(coefficients))
+        except OvertoneError as error:
+            raise OvertoneError(f"layer {self.name!r}: {error}") from error
+        self._regression = None
 
     def _importance(self) -> Tensor | None:
         """Return the cost of a unit of squared error in each output behind the norm that follows, None without one."""
@@ -230,6 +243,12 @@ class _PairedLayer(_PairedModule):
         variance = norm.get_buffer("running_var").double()
         scale = getattr(norm, "weight", None)
         return (1.0 if scale is None else scale.detach().square()) / (variance + getattr(norm, "eps", 0.0))
+
+
+def _is_coarse(layer: CompressedConv2d | CompressedLinear) -> bool:
+    """Return whether rounding a layer's weights changes its outputs by more than next to nothing."""
+    form = layer.form.weight_format
+    return isinstance(form, BlockFormat) and form.bits <= _COARSE
 
 
 class _PairedNorm(_PairedModule):
@@ -279,7 +298,7 @@ def _paired(
     batching = Batching(original, modules, images)
     hooks: list[RemovableHandle] = []
     with OriginalPass(original, modules, images.device) as passes:
-        paired = _PairedPass(passes, batching)
+        paired = _PairedPass(passes, batching, len(images))
         for layer, norm in _norms_behind(original, images[:1]).items():
             if layer in modules:
                 paired.norm_behind[original.get_submodule(layer)] = original.get_submodule(norm)

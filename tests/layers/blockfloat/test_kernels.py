@@ -25,7 +25,7 @@ def without_kernel(without_compiler):
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("bits", range(2, 17))
+@pytest.mark.parametrize("bits", range(1, 17))
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("dtype", BIT_PATTERNS)
 def test_kernel_equals_plain_pytorch_bit_for_bit(bits, axis, dtype, rng: random.Random, generator):
@@ -39,7 +39,7 @@ def test_kernel_equals_plain_pytorch_bit_for_bit(bits, axis, dtype, rng: random.
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("bits", range(2, 17))
+@pytest.mark.parametrize("bits", range(1, 17))
 def test_every_bfloat16_is_rounded_as_the_float32_that_it_is(bits, rng, generator):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     mixed = every[torch.randperm(len(every), generator=generator)]

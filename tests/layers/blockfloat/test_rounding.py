@@ -14,7 +14,7 @@ from layers.blockfloat import ROUNDINGS, BlockFormat, quantize
 from layers.blockfloat.format import AXES
 from layers.blockfloat.pack import pack_blocks, unpack_blocks
 
-BITS = range(2, 17)
+BITS = range(1, 17)
 BLOCKS = (1, 2, 3, 7, 16, 31, 128)
 
 
@@ -130,7 +130,7 @@ def random_tensors(draw: st.DrawFn) -> tuple[Tensor, BlockFormat]:
     count = math.prod(shape)
     values = draw(st.lists(st.floats(width=32), min_size=count, max_size=count))
     form = BlockFormat(
-        bits=draw(st.integers(2, 16)), block=draw(st.integers(1, 9)), exponent_bits=draw(st.integers(2, 7)), axis=axis
+        bits=draw(st.integers(1, 16)), block=draw(st.integers(1, 9)), exponent_bits=draw(st.integers(2, 7)), axis=axis
     )
     return torch.tensor(values, dtype=torch.float32).view(shape), form
 
@@ -153,7 +153,7 @@ def test_any_shape_axis_and_block_agree_with_rational_arithmetic_and_have_a_pack
 @settings(max_examples=150, deadline=None)
 @given(
     values=st.lists(st.floats(width=32), min_size=1, max_size=40),
-    bits=st.integers(2, 16),
+    bits=st.integers(1, 16),
     block=st.integers(1, 128),
     exponent_bits=st.integers(2, 7),
 )
@@ -170,10 +170,11 @@ def test_any_float32_values_agree_with_rational_arithmetic_and_stay_when_quantis
 @pytest.mark.parametrize("bits", BITS)
 def test_block_of_one_rounds_to_significant_bits_ties_to_even(bits, rng):
     for _ in range(30):
-        odd = 2 * rng.randrange(2 ** (bits - 2), 2 ** (bits - 1)) + 1
+        odd = 1 if bits == 1 else 2 * rng.randrange(2 ** (bits - 2), 2 ** (bits - 1)) + 1
         scale = 2.0 ** rng.randint(-20, 20)
         x = torch.tensor([(odd - 0.5) * scale, (odd + 0.5) * scale, odd * scale])
-        assert quantize(x, BlockFormat(bits=bits)).tolist() == [(odd - 1) * scale, (odd + 1) * scale, odd * scale]
+        below = 0.5 if bits == 1 else odd - 1
+        assert quantize(x, BlockFormat(bits=bits)).tolist() == [below * scale, (odd + 1) * scale, odd * scale]
 
 
 def test_error_is_at_most_half_a_step_of_the_blocks_largest_value(rng, normal):
@@ -339,7 +340,7 @@ def test_blocks_of_one_and_of_channels_keep_channels_last(rounding, normal):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"bits": 1}, r"bits \(=1\) must be a whole number from 2 to 16$"),
+        ({"bits": 0}, r"bits \(=0\) must be a whole number from 1 to 16$"),
         ({"bits": 17}, r"bits \(=17\) must be"),
         ({"bits": 8.0}, r"bits \(=8\.0\) must be"),
         ({"bits": 8, "block": 0}, r"block \(=0\) must be a whole number from 1 to 128$"),

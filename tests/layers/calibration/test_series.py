@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers import CompressedConv2d, LayerForm, OvertoneError, UsageError
-from layers.calibration import series as calibration
+from layers.calibration import inputs
 from layers.calibration.series import OutputRegression
 from layers.series.allocation import supports
 from layers.series.basis import BASES
@@ -107,7 +107,7 @@ def test_batches_and_chunks_make_no_difference(series, images, normal, monkeypat
     x = images(conv, 7)
     outputs = normal(*conv(x).shape)
     at_once = fit(layer, x, outputs)
-    monkeypatch.setattr(calibration, "_CHUNK_VALUES", 1)
+    monkeypatch.setattr(inputs, "_CHUNK_VALUES", 1)
     regression = OutputRegression(layer)
     for part in (slice(0, 2), slice(2, 3), slice(3, 7)):
         regression.add(x[part], outputs[part])

@@ -92,7 +92,7 @@ def test_more_bits_taps_and_filters_never_cost_more(network, truth):
     effects = [_effect(block, config, truth(block, config)) for block in BLOCKS for config in (BITS[1], SERIES[1])]
     model = EffectModel.fit(_library(*effects), network)
     ladders = (
-        [BlockConfig(bits=bits) for bits in range(2, 17)],
+        [BlockConfig(bits=bits) for bits in range(1, 17)],
         [BlockConfig(basis="cosine", harmonics=pair) for pair in ((1, 1), (1, 2), (1, 3), (2, 2), (2, 3))],
         [BlockConfig(pruning_rate=rate) for rate in (0.875, 0.75, 0.5, 0.25)],
     )

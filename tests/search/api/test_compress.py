@@ -242,7 +242,7 @@ def test_calibration_comes_closer_to_a_networks_outputs(session_seed):
         ({"stem": {"bit": 6}}, r"knobs \(=bit\) of 'stem' must be among basis, harmonics, .*, arithmetic$"),
         ({"all": {"bit": 6}}, r"knobs \(=bit\) of 'all' must be among basis"),
         ({"stem": {1: 6}}, r"knobs \(=1\) of 'stem' must be among basis"),
-        ({"stem": {"bits": 99}}, r"bits \(=99\) must be a whole number from 2 to 16, or left out$"),
+        ({"stem": {"bits": 99}}, r"bits \(=99\) must be a whole number from 1 to 16, or left out$"),
         ({"all": {"bits": "6"}}, r"bits \(='6'\) must be a whole number"),
         *(
             ({"stem": {"harmonics": value}}, r"harmonics \(=.*\) must be two whole numbers of at least 1, \(y, x\)$")
