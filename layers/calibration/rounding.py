@@ -83,7 +83,7 @@ class _Turns:
         self._most = 2**bits - 1
         energy = gram.diagonal(dim1=1, dim2=2)
         self._damping = torch.where(energy.any(1), _DAMPING * energy.mean(1), 1.0)
-        self._curvature = energy + self._damping[:, None]
+        self._curvature = torch.where(energy > 0, energy, 1.0)
         self._blocks = [slice(start, start + _COLUMNS) for start in range(0, values.shape[2], _COLUMNS)]
 
     def pass_errors_on(self) -> None:

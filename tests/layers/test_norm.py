@@ -130,5 +130,5 @@ def test_what_is_no_norm_of_vectors():
         assert not is_norm(module)
         with pytest.raises(UsageError, match=r"must be a Conv2d, a Conv1d, a Linear or a norm$"):
             compress_layer(module, FORM)
-    with pytest.raises(UsageError, match=r"bits \(=1\) must be a whole number from 1 to 16$"):
-        LayerForm(vector_bits=1)
+    with pytest.raises(UsageError, match=r"bits \(=0\) must be a whole number from 1 to 16$"):
+        LayerForm(vector_bits=0)

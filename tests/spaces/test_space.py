@@ -114,8 +114,8 @@ def test_norms_and_biases_are_limited_like_other_blocks(wide_space):
     assert wide_space.restrict({"all": {"bits": [3], "groups": [1]}}).choices["norms_and_biases"] == {"bits": (3,)}
     limited = wide_space.restrict({"norms_and_biases": {"bits": [5, "none"]}})
     assert limited.choices == {**wide_space.choices, "norms_and_biases": {"bits": (5, None)}}
-    with pytest.raises(UsageError, match=r"cannot take space\.norms_and_biases\.bits = 1: .* from 1 to 16"):
-        wide_space.restrict({"norms_and_biases": {"bits": [1]}})
+    with pytest.raises(UsageError, match=r"cannot take space\.norms_and_biases\.bits = 0: .* from 1 to 16"):
+        wide_space.restrict({"norms_and_biases": {"bits": [0]}})
     with pytest.raises(UsageError, match=r"knob \(='groups'\) of space\.norms_and_biases must be one of bits"):
         wide_space.restrict({"norms_and_biases": {"groups": [1]}})
 
@@ -212,7 +212,7 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
             r"cannot take space.layer1.exponent_axis = 'row': exponent_axis \(='r",
         ),
         ({"layer1": {"activation_block": [129]}}, r"cannot take space.layer1.activation_block = 129: activation_block"),
-        ({"layer1": {"activation_bits": [1]}}, r"cannot take space.layer1.activation_bits = 1: activation_bits \(=1\)"),
+        ({"layer1": {"activation_bits": [0]}}, r"cannot take space.layer1.activation_bits = 0: activation_bits \(=0\)"),
         ({"layer1": {"scale": ["float8"]}}, r"cannot take space.layer1.scale = 'float8': scale \(='float8'\) must be"),
         ({"all": {"scale": ["bfloat16"]}}, r"bits \(=8\) of 'conv1' must be at most 7 beside a scale$"),
         ({"layer1": {"arithmetic": ["int4"]}}, r"cannot take space.layer1.arithmetic = 'int4': arithmetic \(='int4'\)"),

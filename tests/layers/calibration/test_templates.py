@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from layers import LayerForm, OvertoneError, UsageError
-from layers.calibration import templates
+from layers.calibration import inputs
 from layers.calibration.templates import TemplateRegression
 from layers.conv import CompressedConv2d
 
@@ -92,7 +92,7 @@ def test_kept_filters_are_those_of_plain_least_squares(parts, case):
 def test_batches_add_up(case, monkeypatch):
     conv, form, x, outputs = case(groups=2, bits=6)
     at_once = placed(conv, form, x, outputs)
-    monkeypatch.setattr(templates, "_CHUNK_VALUES", 1)
+    monkeypatch.setattr(inputs, "_CHUNK_VALUES", 1)
     layer = CompressedConv2d(conv, form)
     regression = TemplateRegression(layer)
     for part in (slice(0, 5), slice(5, 6), slice(6, 24)):

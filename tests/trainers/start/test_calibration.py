@@ -89,14 +89,14 @@ def move_statistics(norm: nn.BatchNorm2d, inputs: Tensor, before: Tensor) -> Non
 def by_hand(baseline: nn.Module, x: Tensor) -> nn.Module:
     """One pass of each network before every layer and norm in turn: slow, and without pairs."""
     model, original = compress_model(baseline, FORMS).eval(), record(baseline, x)
-    for name in ("first", "norm", "inner.second", "inner.norm"):
+    for name in ("first", "norm", "inner.second", "inner.norm", "last"):
         inputs, part = record(model, x)[name][0], model.get_submodule(name)
         if isinstance(part, nn.BatchNorm2d):
             move_statistics(part, inputs, original[name][0])
         else:
             regression = OutputRegression(part)
             regression.add(inputs, original[name][1])
-            part.set_coefficients(regression.solve(), baseline.get_parameter(f"{name}.weight"))
+            part.set_coefficients(regression.rounded(regression.solve()))
     return model
 
 
