@@ -2,8 +2,8 @@
 
     python benchmarks/finetune_recipes.py --data CIFAR10-FOLDER --weights RESNET20.safetensors [--seeds 3]
 
-Configs written by hand (`search_real.py`), one that loses little, one that loses some and one that loses much, are
-fine-tuned as trials are, in float32. Writes finetune_recipes.md beside the table of all runs
+Three configs written by hand, of which calibration leaves one nearly as it was, one a little and one much less
+accurate, are fine-tuned as trials are, in float32. Writes finetune_recipes.md beside the table of all runs
 (finetune_recipes.parquet).
 """
 
@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pandas as pd
 from resnet20_trials import Run, about, parser, run_trials
-from search_real import hand_configs
+from search_real import everywhere
 
-_FORMS = ("2 x 2 per filter, 4 bits", "rate 0.5, 4 bits", "rate 0.75, 4 bits")
+from spaces import NetworkConfig
+
+_FORMS: dict[str, NetworkConfig] = {
+    "2 bits": everywhere((3, 3, 3, 3), 2),
+    "2 x 2 per filter, 2 bits": everywhere((2, 2, 2, 2), 2, allocation="filter"),
+    "rate 0.5, 2 bits": everywhere((3, 3, 3, 3), 2, rate=0.5),
+}
 _RECIPES = [
-    {"lr": lr, "batch_size": batch_size, "distillation": distillation}
-    for lr, batch_size, distillation in [
-        *product((1e-2, 3e-3), (64,), (0.0, 0.5, 1.0)),
-        *product((1e-2, 3e-2), (128,), (1.0,)),
-    ]
+    {"lr": lr, "batch_size": 64, "distillation": distillation}
+    for lr, distillation in [*product((1e-2, 3e-3, 1e-3), (1.0, 0.5)), (1e-2, 0.0), (3e-3, 0.0)]
 ]
 
 
@@ -31,8 +34,7 @@ def main() -> None:
         {"form": form, **recipe, "precision": "fp32", "seed": seed}
         for seed, recipe, form in product(range(arguments.seeds), _RECIPES, _FORMS)
     ]
-    configs = hand_configs()
-    run_trials(arguments, "finetune_recipes", runs, lambda run: configs[run["form"]], _write)
+    run_trials(arguments, "finetune_recipes", runs, lambda run: _FORMS[run["form"]], _write)
 
 
 def _write(rows: pd.DataFrame, out: Path) -> None:

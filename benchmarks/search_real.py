@@ -212,20 +212,20 @@ class Clock:
 def hand_configs() -> dict[str, NetworkConfig]:
     """Ten configs that a practitioner would write down; norms and biases have 8 bits in all."""
     return {
-        "2 x 2 per filter, 4 bits": _everywhere((2, 2, 2, 2), 4, allocation="filter"),
-        "2 x 2 per filter, 3 bits": _everywhere((2, 2, 2, 2), 3, allocation="filter"),
-        "8 bits": _everywhere((3, 3, 3, 3), 8),
-        "4 bits": _everywhere((3, 3, 3, 3), 4),
-        "3 bits": _everywhere((3, 3, 3, 3), 3),
-        "rate 0.5, 4 bits": _everywhere((3, 3, 3, 3), 4, rate=0.5),
-        "rate 0.75, 4 bits": _everywhere((3, 3, 3, 3), 4, rate=0.75),
-        "3,3,3,2, 4 bits": _everywhere((3, 3, 3, 2), 4),
-        "3,3,2,2, 4 bits": _everywhere((3, 3, 2, 2), 4),
-        "3,2,2,2, 4 bits": _everywhere((3, 2, 2, 2), 4),
+        "2 x 2 per filter, 4 bits": everywhere((2, 2, 2, 2), 4, allocation="filter"),
+        "2 x 2 per filter, 3 bits": everywhere((2, 2, 2, 2), 3, allocation="filter"),
+        "8 bits": everywhere((3, 3, 3, 3), 8),
+        "4 bits": everywhere((3, 3, 3, 3), 4),
+        "3 bits": everywhere((3, 3, 3, 3), 3),
+        "rate 0.5, 4 bits": everywhere((3, 3, 3, 3), 4, rate=0.5),
+        "rate 0.75, 4 bits": everywhere((3, 3, 3, 3), 4, rate=0.75),
+        "3,3,3,2, 4 bits": everywhere((3, 3, 3, 2), 4),
+        "3,3,2,2, 4 bits": everywhere((3, 3, 2, 2), 4),
+        "3,2,2,2, 4 bits": everywhere((3, 2, 2, 2), 4),
     }
 
 
-def _everywhere(
+def everywhere(
     harmonics: Sequence[int], bits: int, *, allocation: Any = None, rate: float | None = None
 ) -> NetworkConfig:
     plain = BlockConfig(bits=bits, exponent_block=16)

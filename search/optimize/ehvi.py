@@ -50,6 +50,9 @@ _WEIGHTS = np.append(np.full(4, 0.2499), 0.0004)
 """Their probabilities."""
 _ERRORS, _MARGIN = 2.0, 0.1
 """A network counts as usable up to so many errors for each of the uncompressed one, and so many more."""
+_BEYOND = 1.05
+"""Costs count up to so many of the uncompressed network's: at just as many, what saves only one of two would gain
+nothing."""
 _UNSURE = 0.25
 """Standard deviation of the log error of a trial that was stopped early."""
 
@@ -169,6 +172,7 @@ class _Gain:
             self._surrogate.await_scores(np.concatenate([points.features for points in running]))
         self._dominated = np.concatenate([history.losses(history.front()[1])[:, self._order], *underway])
         self._dominated[:, 0] = self._weighed(self._dominated[:, 0])
+        self._dominated[:, 1:] /= _BEYOND
 
     def __call__(self, points: Points) -> Floats:
         """Return the expected gain of each point (m,)."""
@@ -176,7 +180,7 @@ class _Gain:
         if self._images is not None:
             deviation = np.hypot(deviation, sampling_deviation(mean, self._images))
         scores = to_score(mean[:, None] - deviation[:, None] * _NODES)
-        certain = self._losses(points, scores[:, 0])[:, 1:]
+        certain = self._losses(points, scores[:, 0])[:, 1:] / _BEYOND
         return expected_hypervolume_improvement(self._dominated, self._weighed(1 - scores), certain, _WEIGHTS)
 
     def _weighed(self, errors: Floats) -> Floats:
