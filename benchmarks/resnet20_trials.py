@@ -10,12 +10,14 @@ command goes on from there.
 import argparse
 import multiprocessing
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -23,12 +25,15 @@ from rich.progress import track
 from torch import nn
 
 from layers import CompressedConv2d, LayerForm, compressed_layers
+from layers.calibration.series import OutputRegression
+from layers.calibration.templates import TemplateRegression
 from spaces import Network, NetworkConfig, state_sha256
 from spaces.blocks import Granularity
 from trainers.data import Data, DataSpec, Split, load_data
 from trainers.evaluation import evaluate
 from trainers.runtime.device import keep_freed_memory
 from trainers.spec import TrialSpec
+from trainers.start import calibration
 from trainers.training.recipe import TrainingRecipe
 from trainers.trial import Trial, load_baseline
 
@@ -135,7 +140,8 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         epochs=arguments.epochs,
         seed=run["seed"],
     )
-    trial = Trial(spec, data=data, baseline=_shared["baseline"], network=network, device="cpu")
+    with _rounding(run.get("rounding", "outputs")):
+        trial = Trial(spec, data=data, baseline=_shared["baseline"], network=network, device="cpu")
     if run.get("start") == "identity":
         _set_identity(trial.model)
     before = {split: _top1(trial, images) for split, images in (("val", data.val), ("test", data.test))}
@@ -160,6 +166,22 @@ def _run(run: Run, config: NetworkConfig) -> Run:
         "device": device(),
         "torch": version("torch"),
     }
+
+
+@contextmanager
+def _rounding(kind: str) -> Iterator[None]:
+    """Let starts round each value to its nearest, as `values`, or as they do."""
+    if kind == "outputs":
+        yield
+        return
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(calibration, "_COARSE", 0))
+        patches.enter_context(patch.object(OutputRegression, "rounded", lambda _, coefficients: coefficients))
+        patches.enter_context(
+            patch.object(TemplateRegression, "_rounded_templates", lambda _, rows, __: torch.cat(rows))
+        )
+        patches.enter_context(patch.object(TemplateRegression, "_rounded_gains", lambda _, gains, __: gains))
+        yield
 
 
 class _Modulo(Network):

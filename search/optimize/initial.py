@@ -24,7 +24,7 @@ _PRESETS = 4
 """Papers' rows that a search begins with at most."""
 _ROWS = 8
 """Papers' rows of the ladder at most, before bits."""
-_FEW_BITS = (4, 3)
+_FEW_BITS = (3, 2)
 _RATES = (0.5, 0.75)
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ def _rungs(space: Space, model: str) -> Iterator[tuple[str, NetworkConfig]]:
             name = f"{row.name} per filter" if series else row.name
             yield f"{name}, {bits} bits", _config({**plain, **_per_filter(row)}, bits, minimum)
     for rate, blocks in pruned.items():
-        yield f"rate {rate:g}, 4 bits", _config(blocks, 4, minimum)
+        yield f"rate {rate:g}, {_FEW_BITS[0]} bits", _config(blocks, _FEW_BITS[0], minimum)
         yield f"rate {rate:g}", _config(blocks, None, minimum)
     for row in rows:
         yield row.name, row.config

@@ -73,7 +73,7 @@ def test_the_papers_rows_are_tried_in_the_blocks_of_the_space(
 
 @pytest.mark.parametrize("granularity", ["stage", "layer"])
 @pytest.mark.parametrize(
-    ("model", "count"), [("resnet20", 23), ("vgg16", 32), ("mobilenet_v3_small", 28), ("perceptron", 4)]
+    ("model", "count"), [("resnet20", 25), ("vgg16", 34), ("mobilenet_v3_small", 30), ("perceptron", 6)]
 )
 def test_the_ladder_has_networks_of_the_space_each_once(
     model: str, count: int, granularity: Granularity, made: Callable[[str, Granularity], Space]
@@ -87,14 +87,14 @@ def test_the_ladder_has_networks_of_the_space_each_once(
 
 
 def test_the_ladder_is_what_a_person_would_write(made: Callable[[str, Granularity], Space]) -> None:
-    bits = BlockConfig(bits=4, exponent_block=16)
+    bits = BlockConfig(bits=2, exponent_block=16)
     norms = {"norms_and_biases": BlockConfig(bits=8)}
-    series = BlockConfig(basis="cosine", harmonics=(2, 2), allocation="filter", bits=4, exponent_block=16)
+    series = BlockConfig(basis="cosine", harmonics=(2, 2), allocation="filter", bits=2, exponent_block=16)
     stages = ("conv1", "layer1", "layer2", "layer3")
     written = {
-        "K - 1 harmonics per filter, 4 bits": dict.fromkeys(stages, series) | {"linear": bits} | norms,
-        "4 bits": dict.fromkeys((*stages, "linear"), bits) | norms,
-        "cos-3,3,3,2 per filter, 4 bits": dict.fromkeys((*stages, "linear"), bits) | {"layer3": series} | norms,
+        "K - 1 harmonics per filter, 2 bits": dict.fromkeys(stages, series) | {"linear": bits} | norms,
+        "2 bits": dict.fromkeys((*stages, "linear"), bits) | norms,
+        "cos-3,3,3,2 per filter, 2 bits": dict.fromkeys((*stages, "linear"), bits) | {"layer3": series} | norms,
         "rate 0.75": {stage: BlockConfig(pruning_rate=0.75, groups=1) for stage in stages},
         "cos-3,3,3,2": {"layer3": BlockConfig(basis="cosine", harmonics=(2, 2))},
     }
@@ -115,8 +115,8 @@ def test_in_a_restricted_space_the_nearest_choices_are_taken(
     layer = "" if granularity == "stage" else ".0.conv1"
     bits = {name: rungs[name][f"layer1{layer}.bits"] for name in ("8 bits", "6 bits", "4 bits", "3 bits")}
     assert bits == {"8 bits": 6, "6 bits": 6, "4 bits": 5, "3 bits": 5}
-    assert rungs["K - 1 harmonics per filter, 4 bits"][f"layer2{layer}.harmonics_y"] == 2
-    assert "rate 0.5, 4 bits" not in rungs  # without rates it is the network of 4 bits
+    assert rungs["K - 1 harmonics per filter, 2 bits"][f"layer2{layer}.harmonics_y"] == 2
+    assert "rate 0.5, 3 bits" not in rungs  # without rates it is the network of 3 bits
     for _ in range(5):
         limits = {
             block: {knob: rng.sample(values, rng.randint(1, len(values))) for knob, values in knobs.items()}
