@@ -4,9 +4,9 @@
 
 Trials are those of `resnet20_trials.py`. Both sides have the same form, so the same bytes, the same calibration images
 and norms re-estimated on them; series and templates are fitted to outputs in both. `values` rounds each value to its
-nearest; `outputs` is the calibrated start (`layers.calibration.rounding`). Seconds are those of the start alone, as
-many at a time as run. Writes output_rounding.md beside the table of all runs (output_rounding.parquet); `--epochs 0` trains
-nothing, in minutes.
+nearest; `outputs` is the calibrated start (`layers.calibration.rounding`). Seconds are those of the start, with as
+many runs at a time as are told. Writes output_rounding.md beside the table of all runs (output_rounding.parquet);
+`--epochs 0` trains nothing, in minutes.
 """
 
 from itertools import product

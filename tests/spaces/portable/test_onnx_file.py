@@ -67,13 +67,13 @@ def skeleton(session_seed: int) -> Skeleton:
 def random_form(rng: random.Random, layer: nn.Module) -> LayerForm:
     """Any legal form of the layer."""
     shape = LayerShape.from_module(layer)
-    vector_bits = rng.choice([None, rng.randint(2, 16)])
+    vector_bits = rng.choice([None, rng.randint(1, 16)])
     if shape.kind == "norm":
         return LayerForm(vector_bits=vector_bits)
     form = LayerForm(vector_bits=vector_bits if shape.bias else None)
     if rng.random() < 0.6:
         form = replace(
-            form, bits=rng.randint(2, 16), exponent_block=rng.randint(1, 40), exponent_bits=rng.randint(6, 7)
+            form, bits=rng.randint(1, 16), exponent_block=rng.randint(1, 40), exponent_bits=rng.randint(6, 7)
         )
     elif rng.random() < 0.6:
         form = replace(form, bits=rng.randint(2, 7), scale="bfloat16")
@@ -186,7 +186,7 @@ def test_inputs_are_rounded_as_the_layers_round_them(
     block: int,
 ) -> None:
     net, skeleton = rounding_skeletons[kind]
-    form = LayerForm(activation_bits=rng.randint(2, 16), activation_block=block, exponent_bits=rng.randint(3, 7))
+    form = LayerForm(activation_bits=rng.randint(1, 16), activation_block=block, exponent_bits=rng.randint(3, 7))
     model = compress_model(net, {"0": form}).eval()
     spread = torch.randint(-12, 3, (2, 11, 1, 11), generator=generator)
     images = torch.randn(2, 11, 6, 11, generator=generator) * torch.exp2(spread.float())

@@ -20,7 +20,7 @@ def _forms(rng: random.Random, channels: int) -> dict[str, LayerForm]:
         if rng.random() < 0.3:
             return {"bits": rng.randint(2, 7), "scale": "bfloat16"}
         return {
-            "bits": rng.randint(2, 16),
+            "bits": rng.randint(1, 16),
             "exponent_bits": rng.choice((6, 7)),
             "exponent_block": rng.randint(1, block),
             "exponent_axis": rng.choice(axes),
@@ -31,9 +31,9 @@ def _forms(rng: random.Random, channels: int) -> dict[str, LayerForm]:
     template = {"templates": rng.randint(2, 5), "transform": rng.choice(TRANSFORMS[:3]), "assignment": "residual"}
     return {
         "0": LayerForm(**series, **numbers()),
-        "1": LayerForm(vector_bits=rng.randint(2, 16)),
+        "1": LayerForm(vector_bits=rng.randint(1, 16)),
         "2": LayerForm(**template, **numbers(), groups=rng.choice((1, channels))),
-        "3": LayerForm(**series, allocation="filter", **numbers(axes=("flat",)), vector_bits=rng.randint(2, 16)),
+        "3": LayerForm(**series, allocation="filter", **numbers(axes=("flat",)), vector_bits=rng.randint(1, 16)),
         "4": LayerForm(**numbers(8)),
     }
 

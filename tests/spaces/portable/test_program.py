@@ -143,8 +143,8 @@ class _Rounding(nn.Module):
 
 
 def test_rounding_is_exported_bit_for_bit(rng: random.Random, generator: torch.Generator) -> None:
-    forms = [BlockFormat(bits=rng.randint(2, 16), exponent_bits=bits) for bits in (3, 7)]
-    forms += [BlockFormat(bits=rng.randint(2, 16), block=block, axis="channel") for block in (2, 3, 16)]
+    forms = [BlockFormat(bits=rng.randint(1, 16), exponent_bits=bits) for bits in (3, 7)]
+    forms += [BlockFormat(bits=rng.randint(1, 16), block=block, axis="channel") for block in (2, 3, 16)]
     example = (torch.zeros(2, 20, 4, 4),)
     with torch.no_grad():
         program = torch.export.export(_Rounding(*forms), example, dynamic_shapes=({0: torch.export.Dim("batch")},))
