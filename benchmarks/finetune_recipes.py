@@ -23,7 +23,7 @@ _FORMS: dict[str, NetworkConfig] = {
 }
 _RECIPES = [
     {"lr": lr, "batch_size": 64, "distillation": distillation}
-    for distillation, lr in product((1.0, 0.5, 0.0), (1e-2, 3e-3, 1e-3))
+    for lr, distillation in product((3e-3, 1e-2, 1e-3), (1.0, 0.5, 0.0))
 ]
 
 

@@ -206,7 +206,7 @@ def test_a_network_may_have_more_outputs_than_the_images_have_labels(
         ({"sampler": "luck"}, r"sampler \(='luck'\) must be one of"),
         ({"recipe": "best"}, r"recipe \(='best'\) must be one of finetune, .*, or a TrainingRecipe"),
         ({"space": "none.yaml"}, r"space \(='none.yaml'\) must be a readable YAML file"),
-        ({"space": {"conv": {"bits": [1]}}}, "cannot take space.conv.bits = 1: bits"),
+        ({"space": {"conv": {"bits": [0]}}}, "cannot take space.conv.bits = 0: bits"),
         ({"max_size": "tiny"}, r"max_size \(='tiny'\) must be an amount above 0"),
         ({"max_size": 10}, "no config of the space meets the budget"),
         ({"trials": 0}, r"trials \(=0\) must be at least 1"),

@@ -40,8 +40,8 @@ def test_a_record_without_a_setting_is_refused(plan: StudyPlan) -> None:
 def test_a_setting_that_differs_is_named(plan: StudyPlan) -> None:
     record = {**plan.to_record(), "name": "s"}
     check_same_settings(record, dataclasses.replace(plan, trials=99, weights="elsewhere").to_record())
-    other = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, distillation=0.5))
-    with pytest.raises(UsageError, match=r"study 's' exists with recipe.distillation 0.0, 0.5 was given"):
+    other = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, distillation=0.75))
+    with pytest.raises(UsageError, match=r"study 's' exists with recipe.distillation 0.5, 0.75 was given"):
         check_same_settings(record, other.to_record())
 
 
