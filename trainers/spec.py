@@ -79,9 +79,11 @@ class TrialSpec:
     def identity(self, network: Network) -> dict[str, Any]:
         """Return what the result depends on, as plain JSON data; equal for two spellings of one compressed network.
 
-        Saliency counts only if the network has templates.
+        Saliency counts only if the network has templates. What calibrated starts round for is named: they once rounded
+        each value to its nearest, and such results are others.
         """
         return {
+            **({"rounds_for": "outputs"} if self.init == "calibrated" else {}),
             **({"saliency": self.saliency} if self.has_templates(network) else {}),
             "model": self.model,
             "weights": self.weights_sha256,

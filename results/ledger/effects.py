@@ -20,7 +20,7 @@ from spaces.identity import network_difference
 
 __all__ = ["EffectsLibrary"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Of the file, and of how effects are measured: libraries of another format are other libraries."""
 _IDENTITY = ("weights_sha256", "data_fingerprint", "init", "saliency", "minimum_templates", "seed")
 """Keys of a study's record that effects depend on, besides what the network computes."""

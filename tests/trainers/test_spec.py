@@ -105,6 +105,7 @@ def test_the_identity_is_the_content_of_all_that_decides_the_result(network: Net
         "network": network.digest(spec.config),
         "recipe": recipe,
         "init": "calibrated",
+        "rounds_for": "outputs",
         "epochs": 5,
         "seed": 0,
     }
