@@ -198,7 +198,7 @@ def test_limits_hold_for_one_block_or_all_and_the_more_special_wins(resnet8_spac
             {"layer1": {"basis": ["sine"]}},
             r"cannot take space.layer1.basis = 'sine': basis \(='sine'\) must be cosine or",
         ),
-        ({"layer1": {"bits": []}}, r"space.layer1.bits \(=\[\]\) must be a list of values among 1, 2, 3, 4, 6, 8, none$"),
+        ({"layer1": {"bits": []}}, r"layer1.bits \(=\[\]\) must be a list of values among 1, 2, 3, 4, 6, 8, none$"),
         ({"layer1": {"bits": [8, 40]}}, r"cannot take space.layer1.bits = 40: bits \(=40\) must be a whole number"),
         ({"layer1": {"bits": ["8"]}}, r"cannot take space.layer1.bits = '8': bits \(='8'\) must be a whole number"),
         ({"layer1": {"bits": [[8]]}}, r"space.layer1.bits \(=\[\[8\]\]\) must be a list of plain values$"),
@@ -298,7 +298,7 @@ def test_any_choices_in_any_order_decode_and_encode(space, draw, rng):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (NetworkConfig(blocks={"layer1": BlockConfig(bits=5)}), r"layer1.bits \(=5\) must be one of 1, 2, 3, 4, 6, 8, none$"),
+        (NetworkConfig(blocks={"layer1": BlockConfig(bits=5)}), r"bits \(=5\) must be one of 1, 2, 3, 4, 6, 8, none$"),
         (NetworkConfig(blocks={"layer1": BlockConfig(pruning_rate=0.3)}), r"layer1.pruning_rate \(=0\.3\) must be one"),
         (NetworkConfig(blocks={"linear": BlockConfig(bits=4, exponent_block=2)}), r"linear.exponent_block \(=2\) must"),
         (NetworkConfig(blocks={"linear": BlockConfig(bits=4)}), r"the config lies outside the space: a knob"),
