@@ -38,20 +38,21 @@ _LOWER = 3
 def block_steps(values: Tensor, weights: Tensor, form: BlockFormat) -> Tensor:
     """Return the step (like `values`) of each value's block: what a mantissa of 1 stands for, 0 where all is zero.
 
-    The exponent of a block is the one that leaves the least squared error of rounding, weighted by `weights`.
+    The exponent of a block is the one that leaves the least squared error of rounding, weighted by `weights`. A block
+    whose values are not finite, or too large for an exponent, has NaN.
     """
     blocks = cut_blocks(values.contiguous(), form)
     weighted = cut_blocks(weights.contiguous().to(values.dtype), form)
     most = 2**form.bits - 1
-    largest = round_reference(blocks.abs().amax(2).flatten().float(), replace(form, block=1, axis="flat"))
-    _, exponents = torch.frexp(largest.view_as(blocks[:, :, 0]).to(values.dtype))
-    highest = torch.ldexp(torch.ones_like(blocks[:, :, 0]), exponents - form.bits)
+    single = replace(form, block=1, axis="flat")
+    largest = round_reference(blocks.abs().amax(2).flatten().float(), single).view_as(blocks[:, :, 0])
+    highest = torch.ldexp(torch.ones_like(blocks[:, :, 0]), torch.frexp(largest).exponent - form.bits)
     lowest = 2.0 ** (form.lowest - form.bits + 1)
-    steps = torch.where(largest.view_as(highest) > 0, highest, 0.0)
+    steps = torch.where(largest > 0, highest, largest.to(values.dtype))
     best, least = steps, torch.full_like(steps, torch.inf)
     for lower in range(_LOWER):
         tried = (steps * 2.0**-lower).unsqueeze(2)
-        rounded = torch.where(tried > 0, (blocks / tried).round().clamp(-most, most) * tried, 0.0)
+        rounded = torch.where(tried == 0, 0.0, (blocks / tried).round().clamp(-most, most) * tried)
         error = ((rounded - blocks).square() * weighted).sum(2)
         better = (error < least) & (tried.squeeze(2) >= lowest)
         best, least = torch.where(better, tried.squeeze(2), best), torch.where(better, error, least)
@@ -121,4 +122,4 @@ class _Turns:
     def _rounded(self, column: Tensor, index: int) -> Tensor:
         """Round a column (K, R)."""
         steps = self._steps[:, :, index]
-        return torch.where(steps > 0, (column / steps).round().clamp(-self._most, self._most) * steps, 0.0)
+        return torch.where(steps == 0, 0.0, (column / steps).round().clamp(-self._most, self._most) * steps)

@@ -120,7 +120,7 @@ class OutputRegression:
         for part, gram in enumerate(self._gram):
             for support in taken[part].unique():
                 filters = (taken[part] == support).nonzero().squeeze(1)
-                columns = (steps[part, filters] > 0).any(0).nonzero().squeeze(1)
+                columns = (steps[part, filters] != 0).any(0).nonzero().squeeze(1)
                 place = part, filters[:, None], columns
                 found = round_in_turn(rows[place][None], gram[columns][:, columns][None], steps[place][None], bits)
                 rounded[place] = found[0]

@@ -90,6 +90,15 @@ def test_each_block_has_the_exponent_of_least_error(bits, axis, normal, rng):
         assert (error(step) <= error(highest * 2.0**-lower) * (1 + 1e-9)).all()
 
 
+def test_a_block_beyond_the_largest_exponent_stays_no_number(normal):
+    """As by plain rounding: packing refuses it, and nothing turns it into zeros."""
+    form = BlockFormat(bits=4, block=3, exponent_bits=2)
+    values = torch.tensor([[0.5, 1.0, 0.25, 9.0, 0.5, 0.5]], dtype=torch.float64)
+    steps = block_steps(values, torch.ones_like(values), form)
+    assert quantize(values, form).isnan().tolist() == steps.isnan().tolist() == [[False] * 3 + [True] * 3]
+    assert round_in_turn(values[None], torch.eye(6, dtype=torch.float64)[None], steps[None], 4)[0, 0, 3:].isnan().all()
+
+
 @pytest.mark.parametrize("_", range(30))
 def test_what_is_rounded_so_is_what_the_layer_computes_with(_, rng, fill, normal):
     """For raw filters, series, allocated ones, templates and gains, whatever shares an exponent."""
