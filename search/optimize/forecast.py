@@ -54,13 +54,7 @@ class Forecast:
         A divergence of outputs grows with the square of how far they move, and the images whose class changes about
         with the distance itself. That is taken as a share of the error that the network has anyway.
         """
-        error = 1 - reference + _FLOOR
-
-        @lru_cache(maxsize=1 << 16)
-        def effect(block: str, config: BlockConfig) -> float:
-            return log1p(_CHANGED * sqrt(max(0.0, model.loss_increase(block, config))) / error)
-
-        return cls(effect, reference)
+        return cls(_Rise(model, 1 - reference + _FLOOR), reference)
 
     def __call__(self, block: str, config: BlockConfig) -> tuple[float, ...]:
         """Return what each kind of knob of a block does alone, and what they do together beyond that.
@@ -71,6 +65,20 @@ class Forecast:
         alone = [0.0 if part is None else self.effect(block, part) for part in parts]
         several = parts.count(None) < len(parts) - 1
         return (*alone, self.effect(block, config) - sum(alone) if several else 0.0)
+
+
+class _Rise:
+    """The rise of a network's log error that a block's effect brings, each computed once; Ray Tune pickles it."""
+
+    def __init__(self, model: EffectModel, error: float) -> None:
+        self._model, self._error = model, error
+        self._known = dict[tuple[str, BlockConfig], float]()
+
+    def __call__(self, block: str, config: BlockConfig) -> float:
+        if (block, config) not in self._known:
+            moved = sqrt(max(0.0, self._model.loss_increase(block, config)))
+            self._known[block, config] = log1p(_CHANGED * moved / self._error)
+        return self._known[block, config]
 
 
 @lru_cache(maxsize=1 << 12)

@@ -1,5 +1,6 @@
 """What the effects of single blocks add up to, and how far a surrogate trusts it."""
 
+import pickle
 from math import log1p, sqrt
 
 import numpy as np
@@ -40,6 +41,12 @@ def test_effects_in_nats_become_shares_of_the_error() -> None:
     forecast = Forecast.of(_Model(), reference=0.89)  # type: ignore[arg-type]
     assert forecast.effect("layer1", BITS) == pytest.approx(log1p(0.3 * sqrt(0.09) / 0.12))
     assert forecast.effect("layer1", SERIES) == 0.0
+
+
+def test_a_forecast_can_be_kept_by_ray_tune() -> None:
+    """It pickles its searcher, and all that this knows."""
+    forecast = Forecast.of(_Model(), reference=0.89)  # type: ignore[arg-type]
+    assert pickle.loads(pickle.dumps(forecast))("layer1", BOTH) == forecast("layer1", BOTH)
 
 
 def test_the_forecasts_of_blocks_add_up_whatever_the_blocks_are(space: Space) -> None:
