@@ -172,7 +172,7 @@ def test_a_study_lives_in_an_object_store(bucket: str, cluster: Cluster, weights
     ledger = Ledger(Store(bucket))
     _check_whole(ledger, 5)
     _finish(_overtone("export", *where, "--pick", "best", "--out", tmp_path / "best", "--json"))
-    best = max(ledger.trials("s").to_pylist(), key=lambda row: row["score"])
+    best = max(ledger.trials("s").to_pylist(), key=lambda row: (row["score"], -row["size_bytes"]))
     assert json.loads((tmp_path / "best" / "config.json").read_text())
     assert (tmp_path / "best" / "model.safetensors").stat().st_size >= best["size_bytes"]
     files, prefix = pafs.FileSystem.from_uri(bucket)
