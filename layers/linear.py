@@ -37,9 +37,7 @@ class CompressedLinear(QuantizedLayer):
 
     def rounded(self, x: Tensor) -> Tensor:
         """Round the input (..., C) as the product does."""
-        form = self.form.activation_format
-        rounded = x if form is None else self.quantized(x.reshape(-1, x.shape[-1]), form).view(x.shape)
-        return self.computed_input(rounded)
+        return self.computed_input(self._in_format(x))
 
     @torch.no_grad()
     def set_coefficients(self, coefficients: Tensor) -> None:
@@ -65,14 +63,17 @@ class CompressedLinear(QuantizedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply; the input is rounded first if the form says so."""
         with hidden_calls():
-            form = self.form.activation_format
-            rounded = x if form is None else self.quantized(x.reshape(-1, x.shape[-1]), form).view(x.shape)
+            rounded = self._in_format(x)
             product = self.product(rounded.reshape(-1, x.shape[-1]), F.linear)
             if product is None or torch.is_grad_enabled():
                 y = F.linear(self.computed_input(rounded), self.filters(), self.rounded_bias())
             else:
                 y = product.values().view(*x.shape[:-1], -1)
         return layer_call(self, x, y, product if x.dim() == 2 else None)
+
+    def _in_format(self, x: Tensor) -> Tensor:
+        form = self.form.activation_format
+        return x if form is None else self.quantized(x.reshape(-1, x.shape[-1]), form).view(x.shape)
 
     def _stored_weight(self) -> Tensor:
         return self.quantized(self.coefficients.view(self.shape.out_channels, -1), self.form.weight_format)
