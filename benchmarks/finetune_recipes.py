@@ -54,9 +54,10 @@ def _write(rows: pd.DataFrame, out: Path) -> None:
         after = same.groupby("form").after.mean().reindex(_FORMS)
         if len(same):
             settings = " | ".join(f"{value:g}" for value in recipe.values())
-            cells = " | ".join(f"{value:.2f}" for value in after)
+            cells = " | ".join("" if pd.isna(value) else f"{value:.2f}" for value in after)
+            mean = "" if after.isna().any() else f"{after.mean():.2f}"
             count = same.groupby("form").size().min()
-            lines.append(f"| {settings} | {count} | {cells} | {after.mean():.2f} |")
+            lines.append(f"| {settings} | {count} | {cells} | {mean} |")
     (out / "finetune_recipes.md").write_text("\n".join([*lines, ""]))
 
 
